@@ -1,0 +1,155 @@
+"""Posed images in memory, and the table of readers that make them from a folder or file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from hashfield.errors import ConfigError, DataError, ShapeError
+from hashfield.geometry.cameras import Camera
+from hashfield.geometry.spaces import Spaces, is_aabb_scale
+
+GIB: Final = 1024**3
+
+
+@dataclass(frozen=True)
+class PosedImages:
+    """Views with their cameras.
+
+    Raises:
+        ShapeError: counts differ, or an image is not uint8 RGBA of its camera's size.
+    """
+
+    cameras: tuple[Camera, ...]
+    """In the world; width and height are those of the image."""
+    images: tuple[np.ndarray, ...]
+    """uint8 [height, width, 4], RGBA in sRGB with straight alpha; sizes may differ."""
+    names: tuple[str, ...]
+    """File names relative to the data file, with forward slashes."""
+
+    def __post_init__(self) -> None:
+        if not len(self.cameras) == len(self.images) == len(self.names):
+            counts = f"{len(self.cameras)} cameras, {len(self.images)} images, {len(self.names)} names"
+            raise ShapeError(f"PosedImages: {counts}")
+        for camera, image, name in zip(self.cameras, self.images, self.names, strict=True):
+            if image.dtype != np.uint8 or image.shape != (camera.height, camera.width, 4):
+                raise ShapeError(
+                    f"PosedImages: {name}: expected uint8 ({camera.height}, {camera.width}, 4), "
+                    f"got {image.dtype} {image.shape}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels of all images together."""
+        return sum(camera.width * camera.height for camera in self.cameras)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A data set, read."""
+
+    name: str
+    path: Path
+    """What the user named, resolved."""
+    form: str
+    """In which form the data lay there, e.g. "instant-ngp"."""
+    spaces: Spaces
+    has_alpha: bool
+    """Whether any image that was read has a pixel with alpha below 255: then empty space is known, not
+    guessed."""
+    splits: Mapping[str, PosedImages]
+    """"train" and "test" (never trained on), "val" where the data has one; only those asked for."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user: what was found, chosen, skipped. Those that begin with "warning: " need a look."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read a data set.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    downscale: int = 1
+    """Whole number that divides widths and heights."""
+    max_image_memory: int = 4 * GIB
+    """Bytes that decoded images may take, 4 a pixel."""
+    aabb_scale: int | None = None
+    """Replaces the side of the training box, a power of two in 1..128; None: the file's, or chosen."""
+    splits: tuple[str, ...] = field(default=("train", "test"))
+    """Which of train, val and test to decode."""
+
+    def __post_init__(self) -> None:
+        for name in ("downscale", "max_image_memory"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}: expected a whole number >= 1, got {value!r}")
+        if self.aabb_scale is not None and not is_aabb_scale(self.aabb_scale):
+            raise ConfigError(f"aabb_scale: expected a power of two in 1..128, got {self.aabb_scale!r}")
+        unknown = [name for name in self.splits if name not in ("train", "val", "test")]
+        if unknown or not self.splits:
+            raise ConfigError(f"splits: expected some of train, val, test, got {self.splits!r}")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One form of data on disk."""
+
+    name: str
+    looks_for: str
+    """What `matches` wants to see, in words for the error message."""
+    matches: Callable[[Path], bool]
+    """Whether a folder or file is of this form, from what lies there; cheap."""
+    read: Callable[[Path, ReadOptions], Scene]
+
+
+READERS: list[Reader] = []
+"""Tried in order; the first that matches reads. `hashfield.data` fills it, others may append."""
+
+
+def load_scene(path: Path, options: ReadOptions | None = None) -> Scene:
+    """The data set in a folder or file, read by the first of `READERS` that knows the form.
+
+    Args:
+        path: folder or data file.
+        options: default `ReadOptions()`.
+
+    Raises:
+        DataError: nothing there, no reader knows it, or the data are wrong; one line naming file, frame and
+        field.
+    """
+    given = Path(path).expanduser()
+    options = ReadOptions() if options is None else options
+    if not given.exists():
+        raise DataError(f"{path}: no such file or folder")
+    resolved = given.resolve()
+    for reader in READERS:
+        if reader.matches(resolved):
+            return reader.read(resolved, options)
+    wanted = "; ".join(f"{reader.looks_for} ({reader.name})" for reader in READERS)
+    raise DataError(f"{path}: no data set that can be read here; looked for {wanted}{_hint(resolved)}")
+
+
+_PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic")
+
+
+def _hint(path: Path) -> str:
+    """What lies there instead, where that explains the failure."""
+    if not path.is_dir():
+        return ""
+    below = sorted(path.glob("*/transforms*.json"))
+    if below:
+        return f"; {below[0].parent.name}/{below[0].name} lies one folder deeper"
+    if (path / "poses_bounds.npy").exists():
+        return "; this is an LLFF data set (poses_bounds.npy), which is not read yet"
+    models = ("", "sparse", "sparse/0", "colmap/sparse/0")
+    if any((path / model / f"cameras{end}").exists() for model in models for end in (".bin", ".txt")):
+        return "; this is a COLMAP model, which is not read yet"
+    pictures = sum(entry.suffix.lower() in _PICTURES for entry in (*path.glob("*"), *path.glob("images/*")))
+    return f"; there are {pictures} pictures but no camera poses" if pictures else ""

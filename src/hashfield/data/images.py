@@ -1,0 +1,215 @@
+"""Photos in: headers, decoding to uint8 RGBA, downscaling. The only reader of image files in the package."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from hashfield.errors import ConfigError, DataError
+
+EXTENSIONS: Final = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tga", ".pic", ".pnm", ".psd", ".exr"),
+    *(".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif", ".hdr"),
+)
+"""Endings tried where a file is named without one, in this order: instant-ngp's, then more that Pillow
+reads."""
+
+_Result = TypeVar("_Result")
+
+_HDR: Final = (".exr", ".hdr")
+_WIDE_GREY: Final = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_EXIF_ORIENTATION: Final = 0x0112
+_DECODERS: Final = 8  # more threads only wait for memory
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says about its picture without decoding it."""
+
+    width: int
+    height: int
+    reduction: str | None
+    """What is lost or converted on the way to 8-bit RGB, in words; None for ordinary pictures."""
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Size and kind of an image file; pixels are not decoded.
+
+    Raises:
+        DataError: not an image, or not readable.
+    """
+    return _with_image(path, _header)
+
+
+def decode_rgba(path: Path, downscale: int = 1) -> UInt8[np.ndarray, "height width 4"]:
+    """Pixels as uint8 RGBA with straight alpha, 255 where the file has none.
+
+    Grey is repeated, palettes and transparent colours are looked up, 16-bit values are divided by 257 and
+    rounded (colour PNGs with 16 bits keep their high byte, as Pillow reads them), CMYK and YCbCr become RGB
+    without colour profiles. The stored pixels are taken as they are: the EXIF orientation is never applied,
+    because poses and intrinsics refer to stored pixels.
+
+    Args:
+        path: any file that Pillow reads; of several pictures in it, the first.
+        downscale: see `downscale_rgba`.
+
+    Raises:
+        DataError: not an image, truncated, or of a kind without an 8-bit meaning (floating point).
+    """
+    pixels = _with_image(path, _pixels)
+    if downscale == 1:
+        return pixels
+    if min(pixels.shape[:2]) < downscale:
+        raise DataError(
+            f"{path}: {pixels.shape[1]}x{pixels.shape[0]} is too small for --downscale {downscale}"
+        )
+    return downscale_rgba(pixels, downscale)
+
+
+def decode_all(
+    paths: Sequence[Path], downscale: int = 1, explain: Callable[[int, DataError], DataError] | None = None
+) -> list[np.ndarray]:
+    """`decode_rgba` of many files by a small pool of threads (Pillow's decoders run outside Python's lock).
+
+    Args:
+        paths: image files.
+        downscale: see `downscale_rgba`.
+        explain: turns the error of the file with this index into the one to raise.
+
+    Raises:
+        DataError: that of the first file in order that cannot be decoded; the rest is then given up.
+    """
+    pool = ThreadPoolExecutor(min(_DECODERS, _n_cpus(), max(1, len(paths))), thread_name_prefix="decode")
+    try:
+        pending = [pool.submit(decode_rgba, path, downscale) for path in paths]
+        images = []
+        for index, future in enumerate(pending):
+            try:
+                images.append(future.result())
+            except DataError as error:
+                if explain is None:
+                    raise
+                raise explain(index, error) from error
+        return images
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def downscale_rgba(
+    image: UInt8[np.ndarray, "height width 4"], factor: int
+) -> UInt8[np.ndarray, "small_height small_width 4"]:
+    """Mean over blocks of factor x factor pixels, colours weighted by alpha so that the colour of transparent
+    pixels does not bleed into their neighbours; a wholly transparent block is (0, 0, 0, 0).
+
+    Rows and columns left over at the bottom and right are dropped, so the result's pixels cover exactly
+    factor x factor stored ones and intrinsics are divided by exactly `factor`. Values are averaged as stored
+    (sRGB).
+
+    Raises:
+        ConfigError: `factor` is below 1 or larger than the image.
+    """
+    height, width = (
+        image.shape[0] // factor if factor >= 1 else 0,
+        image.shape[1] // factor if factor >= 1 else 0,
+    )
+    if height < 1 or width < 1:
+        raise ConfigError(f"downscale: {factor} does not fit an image of {image.shape[1]}x{image.shape[0]}")
+    if factor == 1:
+        return image
+    blocks = image[: height * factor, : width * factor]
+    count = factor * factor
+    # 255 * 255 * count must fit
+    wide = np.uint32 if factor <= 256 else np.uint64
+    is_opaque = bool((blocks[..., 3] == 255).all())
+    color = np.zeros((height, width, 3), wide)
+    alpha = np.zeros((height, width, 1), wide)
+    for row in range(factor):
+        for column in range(factor):
+            part = blocks[row::factor, column::factor]
+            if is_opaque:
+                color += part[..., :3]
+            else:
+                weight = part[..., 3:].astype(wide)
+                color += part[..., :3] * weight
+                alpha += weight
+    small = np.empty((height, width, 4), np.uint8)
+    if is_opaque:
+        small[..., :3] = (color + count // 2) // count
+        small[..., 3] = 255
+    else:
+        small[..., :3] = (color + alpha // 2) // np.maximum(alpha, 1)
+        small[..., 3:] = (alpha + count // 2) // count
+        small[small[..., 3] == 0] = 0
+    return small
+
+
+def exif_orientation(path: Path) -> int:
+    """The file's EXIF orientation, 1 (as stored) to 8; 1 where it has none or is unreadable."""
+    try:
+        return int(_with_image(path, lambda image: image.getexif().get(_EXIF_ORIENTATION, 1)))
+    except (DataError, TypeError, ValueError):
+        return 1
+
+
+def _with_image(path: Path, action: Callable[[Image.Image], _Result]) -> _Result:
+    """The action's result on the opened image; whatever Pillow raises becomes one DataError."""
+    try:
+        with Image.open(path) as image:
+            return action(image)
+    except (DataError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except UnidentifiedImageError as error:
+        if path.suffix.lower() in _HDR:
+            raise DataError(f"{path}: HDR images ({path.suffix}) are not supported yet") from error
+        raise DataError(f"{path}: not an image that can be read here") from error
+    except Exception as error:  # decoders of broken files raise nearly every type there is
+        raise DataError(f"{path}: the image cannot be decoded: {' '.join(str(error).split())}") from error
+
+
+def _header(image: Image.Image) -> ImageHeader:
+    return ImageHeader(*image.size, reduction=_reduction(image))
+
+
+def _reduction(image: Image.Image) -> str | None:
+    if image.mode in _WIDE_GREY or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        return "16 bits a channel reduced to 8"
+    if image.mode == "CMYK":
+        return "CMYK converted to RGB without its colour profile"
+    return None
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        raise DataError(f"{image.filename}: floating-point images are not supported yet")
+    if image.mode in _WIDE_GREY:
+        return _from_wide_grey(image)
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "La"):
+        image = image.convert("RGB")  # CMYK, YCbCr, HSV, RGBX: no direct way to RGBA
+    # copied: an array over Pillow's bytes is read-only, which torch warns about
+    return np.array(image if image.mode == "RGBA" else image.convert("RGBA"))
+
+
+def _from_wide_grey(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(f"{image.filename}: grey values beyond 16 bits have no 8-bit meaning")
+    pixels = np.empty((*values.shape, 4), np.uint8)
+    pixels[..., :3] = ((values + 128) // 257)[..., None]
+    pixels[..., 3] = 255
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        pixels[values == transparent, 3] = 0
+    return pixels
+
+
+def _n_cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,353 @@
+"""One frame of a transforms.json: its image file, its pose and its intrinsics, checked.
+
+Fields that would change rays or what is learned from a pixel, and that are not supported, are refused by name
+(`REFUSED`). Others that some program knows and this one ignores are listed (`IGNORED`); unknown ones are
+nobody's business.
+"""
+
+import math
+import posixpath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from hashfield.data.files import Folder, natural_key, normalized
+from hashfield.data.images import ImageHeader, exif_orientation
+from hashfield.data.json_fields import Fields, kind, one_line
+from hashfield.errors import DataError
+from hashfield.geometry.cameras import MAX_COEFFICIENT, Camera, Lens, flip_opengl
+
+# --- what is refused, what is ignored
+
+
+def _is_present(value: object) -> bool:
+    return value is not None
+
+
+def _is_on(value: object) -> bool:
+    return value is not None and value is not False and value != 0
+
+
+def _has_non_zero(value: object) -> bool:
+    return any(map(_has_non_zero, value)) if isinstance(value, list) else _is_on(value)
+
+
+_RATIONAL: Final = "the rational lens model (k4, k5, k6 as a denominator) is not supported yet"
+_MOVING: Final = "moving cameras (rolling shutter) are not supported yet"
+_MITSUBA: Final = "Mitsuba's axis convention is not supported yet"
+_COLOR_KEY: Final = "a colour that stands for transparency is not supported yet"
+
+REFUSED: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
+    **{f"ftheta_p{power}": (_is_present, "f-theta lenses are not supported yet") for power in range(5)},
+    "latlong": (_is_on, "panoramic images are not supported yet"),
+    "equirectangular": (_is_on, "panoramic images are not supported yet"),
+    "orthographic": (_is_on, "orthographic cameras are not supported yet"),
+    "rolling_shutter": (_has_non_zero, _MOVING),
+    "transform_matrix_start": (_is_present, _MOVING),
+    "transform_matrix_end": (_is_present, _MOVING),
+    "k5": (_is_on, _RATIONAL),
+    "k6": (_is_on, _RATIONAL),
+    "from_mitsuba": (_is_on, _MITSUBA),
+    "normal_mts_args": (_is_present, _MITSUBA),
+    "white_transparent": (_is_on, _COLOR_KEY),
+    "black_transparent": (_is_on, _COLOR_KEY),
+    "mask_path": (_is_present, "masks are not supported yet; without the field, whole images are learned"),
+}
+"""Field -> (whether its value takes effect, why it cannot be read). At the top level and in frames alike."""
+
+IGNORED: Final = (
+    *("depth_path", "depth_file_path", "integer_depth_scale", "driver_parameters", "n_extra_learnable_dims"),
+    *("sharpen", "sharpness_discard_threshold", "render_aabb", "orientation_override"),
+)
+"""Fields that change something in other programs and nothing here."""
+
+
+def refuse(fields: Fields) -> None:
+    """Nothing; raises for the first field of `REFUSED` that takes effect."""
+    for name, (takes_effect, reason) in REFUSED.items():
+        if name in fields.values and takes_effect(fields.values[name]):
+            raise fields.fail(name, reason)
+
+
+# --- frames
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One entry of `frames`."""
+
+    fields: Fields
+    top: Fields
+    """The object around it, whose values stand in for missing ones."""
+    file_path: str
+    """As the file says, normalised."""
+    image: Path | None
+    """The image file, None where it is missing."""
+    is_elsewhere: bool
+    """Whether it was found in images/ by its name only."""
+
+    @property
+    def path(self) -> Path:
+        """The image file of a frame that has one."""
+        assert self.image is not None
+        return self.image
+
+
+@dataclass
+class Tally:
+    """What was mended on the way, to be said once."""
+
+    scaled: list[Frame] = field(default_factory=list)
+    """Rotations that held a uniform scale."""
+    resized: list[tuple[Frame, str]] = field(default_factory=list)
+    """Images of another size than stated, and both sizes in words."""
+    r8: list[Frame] = field(default_factory=list)
+    """Lenses with a k4 that are no fisheye."""
+    reduced: dict[str, list[Frame]] = field(default_factory=dict)
+    """What was lost in decoding -> images."""
+
+
+def read_frames(top: Fields, folder: Folder) -> list[Frame]:
+    """All frames in natural order of file_path, cut to n_frames; images are looked up, nothing else is read.
+
+    Raises:
+        DataError: a frame is no object or names no file; the top level has a refused field.
+    """
+    refuse(top)
+    if isinstance(top.values.get("camera"), list):
+        raise top.fail("camera", "the old hdf5 layout of instant-ngp is not supported")
+    frames = []
+    for index, entry in enumerate(top.values["frames"]):
+        place = f"{top.place}: frame {index}"
+        if not isinstance(entry, dict):
+            raise DataError(f"{place}: expected an object, got {kind(entry)}")
+        stated = entry.get("file_path")
+        if not isinstance(stated, str) or not stated.strip() or "\0" in stated:
+            got = kind(stated) if "file_path" in entry else "nothing"
+            raise Fields(entry, place).fail("file_path", f"expected the name of an image file, got {got}")
+        file_path = normalized(stated)
+        image, is_elsewhere = folder.find_image(file_path)
+        frames.append(Frame(Fields(entry, f"{place} ({stated})"), top, file_path, image, is_elsewhere))
+    frames.sort(key=lambda frame: natural_key(frame.file_path))
+    n_frames = top.whole("n_frames")
+    if n_frames is not None and n_frames < 1:
+        raise top.fail("n_frames", f"expected at least 1, got {n_frames}")
+    return frames[:n_frames]
+
+
+def refuse_companions(frame: Frame, folder: Folder) -> None:
+    """Nothing; raises where files beside the image would change its rays, its alpha or which pixels count."""
+    stem, ending = frame.path.stem, frame.path.suffix
+    companions = [
+        (f"dynamic_mask_{stem}.png", "masks are not supported yet"),
+        (
+            f"{posixpath.basename(frame.file_path)}.alpha{ending}",
+            "separate alpha files are not supported yet",
+        ),
+    ]
+    if frame.top.boolean("enable_ray_loading") is not False:
+        companions.append((f"rays_{stem}.dat", "ray files are not supported yet"))
+    for name, reason in companions:
+        if folder.has_beside(frame.path, name):
+            raise frame.fields.fail("file_path", f"{name} lies beside the image: {reason}")
+
+
+def camera_of(frame: Frame, header: ImageHeader, downscale: int, tally: Tally) -> Camera:
+    """The frame's camera for its image as it will lie in memory, divided by `downscale`.
+
+    Raises:
+        DataError: a field is missing, wrong or refused, or the image does not have the stated shape.
+    """
+    refuse(frame.fields)
+    pose = _pose(frame, tally)
+    _check_size(frame, header, tally)
+    focal = _focal(frame.fields, frame.top, header) or _focal(frame.top, frame.fields, header)
+    if focal is None:
+        place = frame.fields.place
+        raise DataError(
+            one_line(f"{place}: no focal length: expected one of 'fl_x', 'camera_angle_x', 'x_fov'")
+        )
+    cx, cy = _principal_point(frame, header)
+    lens, distortion = _lens(frame, tally)
+    width, height = header.width // downscale, header.height // downscale
+    if min(width, height) < 1:
+        size = f"{header.width}x{header.height}"
+        raise frame.fields.fail("file_path", f"{size} is too small for --downscale {downscale}")
+    pixels = (value / downscale for value in (*focal, cx, cy))
+    return Camera(pose, width, height, *pixels, lens, distortion)
+
+
+# --- pose
+
+_SHEAR: Final = 0.02  # cosine between two axes, or difference of their lengths: 1 degree, 2 %
+_SCALE_SAID: Final = 0.01  # a determinant this far from 1 is said to be scaled, as instant-ngp does
+_EXACT: Final = 1e-5  # rotations nearer to orthonormal than this are taken as they are
+
+
+def _pose(frame: Frame, tally: Tally) -> Tensor:
+    """Camera-to-world with OpenCV camera axes, 3x4 float64, a uniform scale and rounding removed."""
+    fields, name = frame.fields, "transform_matrix"
+    value = fields.values.get(name)
+    if not isinstance(value, list) or len(value) not in (3, 4):
+        got = "nothing" if name not in fields.values else kind(value)
+        got = f"{len(value)} rows" if isinstance(value, list) else got
+        raise fields.fail(name, f"expected 3 or 4 rows of 4 numbers, got {got}")
+    rows = [fields.row(name, row, 4, f" in row {index}") for index, row in enumerate(value)]
+    if len(rows) == 4 and any(
+        abs(got - want) > 1e-4 for got, want in zip(rows[3], (0, 0, 0, 1), strict=True)
+    ):
+        raise fields.fail(name, f"the last row must be 0 0 0 1, got {rows[3]} (is the matrix transposed?)")
+    pose = torch.tensor(rows[:3], dtype=torch.float64)
+    axes, identity = pose[:, :3], torch.eye(3, dtype=torch.float64)
+    lengths = axes.norm(dim=0)
+    if not float(lengths.min()) > 1e-9:
+        raise fields.fail(name, "the rotation is singular: an axis has length 0")
+    cosine = float(((axes / lengths).T @ (axes / lengths) - identity).abs().max())
+    if cosine > _SHEAR or float(lengths.max() / lengths.min()) - 1 > _SHEAR:
+        shown = " ".join(f"{length:.4g}" for length in lengths.tolist())
+        angle = math.degrees(math.asin(min(1.0, cosine)))
+        raise fields.fail(
+            name, f"the rotation is sheared: axes of length {shown}, {angle:.3g} degrees off right angles"
+        )
+    determinant = float(torch.linalg.det(axes))
+    if determinant < 0:
+        raise fields.fail(
+            name,
+            "the rotation is mirrored (determinant < 0): expected a right-handed camera-to-world matrix with "
+            "OpenGL camera axes (x right, y up, looking along -z)",
+        )
+    if abs(determinant - 1) > _SCALE_SAID:
+        tally.scaled.append(frame)
+    if float((axes.T @ axes - identity).abs().max()) > _EXACT:
+        # the nearest rotation: the orthogonal factor of the polar decomposition, exact for a uniform scale
+        left, _, right = torch.linalg.svd(axes)
+        pose = torch.cat([left @ right, pose[:, 3:]], dim=1)
+    return flip_opengl(pose)
+
+
+# --- intrinsics
+
+
+def _stated_size(first: Fields, second: Fields) -> tuple[float | None, float | None]:
+    """Width and height that pixel quantities of `first` refer to: its own, else those of `second`."""
+
+    def stated(name: str) -> float | None:
+        own = first.number(name, above=0)
+        return own if own is not None else second.number(name, above=0)
+
+    return stated("w"), stated("h")
+
+
+def _has_same_aspect(size: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether one size is the other scaled by one factor, its sides rounded down, up or to the nearest."""
+    small, large = sorted((size, other), key=lambda sides: sides[0] * sides[1])
+    shape = large[1] / large[0]
+    return abs(small[0] * shape - small[1]) < max(1.0, shape)
+
+
+def _check_size(frame: Frame, header: ImageHeader, tally: Tally) -> None:
+    """Raises where the image is not the stated one at another resolution."""
+    width, height = _stated_size(frame.fields, frame.top)
+    real = (header.width, header.height)
+    if width is None or height is None or (width, height) == real:
+        return
+    sizes = f"{width:g}x{height:g} stated, {header.width}x{header.height} found"
+    if _has_same_aspect(real, (width, height)):
+        tally.resized.append((frame, sizes))
+        return
+    cause = ""
+    if _has_same_aspect(real, (height, width)):
+        tag = exif_orientation(frame.path)
+        cause = "; width and height are swapped, probably by a rotation that only the EXIF tag asks for"
+        cause += f" (it is {tag} here)" if tag > 1 else ""
+    raise frame.fields.fail("w, h", f"another shape than the image: {sizes}{cause}")
+
+
+def _focal(scope: Fields, other: Fields, header: ImageHeader) -> tuple[float, float] | None:
+    """Focal lengths in pixels of the image file, None where this scope states none; one axis serves both."""
+    size = _stated_size(scope, other)
+    found = []
+    for axis, pixels, stated in (("x", header.width, size[0]), ("y", header.height, size[1])):
+        degrees = scope.number(f"{axis}_fov", above=0, below=180)
+        in_pixels = scope.number(f"fl_{axis}", above=0)
+        radians = scope.number(f"camera_angle_{axis}", above=0, below=math.pi)
+        if degrees is not None:
+            found.append(0.5 * pixels / math.tan(math.radians(degrees) / 2))
+        elif in_pixels is not None:
+            found.append(in_pixels * _ratio(pixels, stated))
+        elif radians is not None:
+            found.append(0.5 * pixels / math.tan(radians / 2))
+        else:
+            found.append(None)
+    fx, fy = found
+    if fx is None:
+        return None if fy is None else (fy, fy)
+    return fx, fx if fy is None else fy
+
+
+def _ratio(real: int, stated: float | None) -> float:
+    return 1.0 if stated is None else real / stated
+
+
+def _principal_point(frame: Frame, header: ImageHeader) -> tuple[float, float]:
+    """In pixels of the image file; its centre where nothing is stated."""
+    point = []
+    for axis, name in enumerate(("cx", "cy")):
+        pixels = (header.width, header.height)[axis]
+        scope, other = (frame.fields, frame.top) if frame.fields.has(name) else (frame.top, frame.fields)
+        value = scope.number(name)
+        ratio = _ratio(pixels, _stated_size(scope, other)[axis])
+        point.append(0.5 * pixels if value is None else value * ratio)
+    return point[0], point[1]
+
+
+_CAMERA_MODELS: Final[Mapping[str, bool]] = {
+    # name -> whether it is a fisheye; which coefficients there are is told by the coefficients
+    **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE", "PERSPECTIVE"), False),
+    **dict.fromkeys(("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"), False),
+    **dict.fromkeys(("SIMPLE_FISHEYE", "FISHEYE", "OPENCV_FISHEYE"), True),
+    **dict.fromkeys(("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"), True),
+}
+
+
+def _coefficients(scope: Fields) -> list[float]:
+    """k1, k2, k3, k4, p1, p2 of one scope, 0 where absent."""
+    listed = scope.values.get("distortion_params")
+    if isinstance(listed, list) and len(listed) == 12:
+        raise scope.fail("distortion_params", "12 values (the FISHEYE624 lens) are not supported yet")
+    if listed is not None:
+        return scope.row("distortion_params", listed, 6)
+    limits = {"above": -MAX_COEFFICIENT, "below": MAX_COEFFICIENT}
+    return [scope.number(name, **limits) or 0.0 for name in ("k1", "k2", "k3", "k4", "p1", "p2")]
+
+
+def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
+    own = _coefficients(frame.fields)
+    # as in instant-ngp: a frame cannot switch distortion off
+    values = own if any(own) else _coefficients(frame.top)
+    is_fisheye = frame.fields.boolean("is_fisheye")
+    if is_fisheye is None:
+        is_fisheye = bool(frame.top.boolean("is_fisheye"))
+    scope = frame.fields if frame.fields.has("camera_model") else frame.top
+    model = scope.values.get("camera_model")
+    if model is not None:
+        if not isinstance(model, str):
+            raise scope.fail("camera_model", f"expected a name, got {kind(model)}")
+        if model.upper() not in _CAMERA_MODELS:
+            raise scope.fail(
+                "camera_model", f"{model} is not supported; supported are {', '.join(_CAMERA_MODELS)}"
+            )
+        if model.upper() == "FULL_OPENCV" and values[3]:
+            raise frame.fields.fail("k4", _RATIONAL)
+        is_fisheye = is_fisheye or _CAMERA_MODELS[model.upper()]
+    if is_fisheye:
+        return "fisheye", (*values[:4], 0.0, 0.0)
+    if not any(values):
+        return "pinhole", ()
+    if values[3]:
+        tally.r8.append(frame)
+    return "opencv", tuple(values)

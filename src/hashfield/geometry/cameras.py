@@ -1,0 +1,523 @@
+"""Cameras and lenses: pixel -> ray and point -> pixel, in plain torch.
+
+Camera axes are OpenCV's (x right, y down, z forward). Pixel (i, j) has its centre at (i + 0.5, j + 0.5), so
+an image spans [0, width] x [0, height] and principal points are measured from its top left corner.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, Self, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from hashfield.errors import ConfigError, ShapeError
+
+Lens = Literal["pinhole", "opencv", "fisheye"]
+LENSES: Final[tuple[Lens, ...]] = get_args(Lens)
+
+TABLE_COLUMNS: Final = 24
+MAX_RADIUS: Final = 1000.0
+"""Largest radius of plane coordinates that the radial-tangential lens model is inverted to (89.94
+degrees)."""
+
+MAX_COEFFICIENT: Final = 1e6
+"""Largest lens coefficient that is taken for one."""
+
+_ORTHONORMAL: Final = 1e-3  # a rotation may be this far from orthonormal: rounding in files, not shear
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """One posed camera with its lens.
+
+    Lens models act on plane coordinates (u, v) = (x/z, y/z); r2 = u^2 + v^2.
+    "opencv": rad = k1 r2 + k2 r2^2 + k3 r2^3 + k4 r2^4, u_d = u (1 + rad) + 2 p1 u v + p2 (r2 + 2 u^2),
+    v_d = v (1 + rad) + 2 p2 u v + p1 (r2 + 2 v^2). "fisheye": theta = angle to the axis,
+    |(u_d, v_d)| = theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8), good beyond 90 degrees.
+    The pixel is (fx u_d + cx, fy v_d + cy).
+
+    Raises:
+        ShapeError: `camera_to_world` is not a 3x4 float64 tensor.
+        ConfigError: any other field is out of range.
+    """
+
+    camera_to_world: Float64[Tensor, "3 4"]
+    """Rotation columns are the camera's right, down and forward axes; the last column is its position."""
+    width: int
+    height: int
+    fx: float
+    """Focal lengths in pixels."""
+    fy: float
+    cx: float
+    """Principal point in pixels from the top left corner of the image."""
+    cy: float
+    lens: Lens = "pinhole"
+    distortion: tuple[float, ...] = ()
+    """k1, k2, k3, k4, p1, p2; empty for a pinhole. A fisheye has no p1, p2: they must be 0."""
+
+    def __post_init__(self) -> None:
+        pose = self.camera_to_world
+        if not isinstance(pose, Tensor) or pose.shape != (3, 4) or pose.dtype != torch.float64:
+            got = f"{pose.dtype} {tuple(pose.shape)}" if isinstance(pose, Tensor) else type(pose).__name__
+            raise ShapeError(f"camera_to_world: expected a float64 tensor of shape (3, 4), got {got}")
+        pose = pose.detach().cpu().contiguous()
+        if not bool(torch.isfinite(pose).all()):
+            raise ConfigError("camera_to_world: not finite")
+        if rotation_fault(pose[:, :3]) > _ORTHONORMAL:
+            raise ConfigError(
+                "camera_to_world: columns 0-2 are not a rotation (orthonormal, determinant +1, OpenCV axes)"
+            )
+        for name in ("width", "height"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or int(value) != value or value < 1:
+                raise ConfigError(f"{name}: expected a whole number of pixels >= 1, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        for name in ("fx", "fy", "cx", "cy"):
+            value = float(getattr(self, name))
+            if not math.isfinite(value) or (name[0] == "f" and value <= 0):
+                raise ConfigError(
+                    f"{name}: expected a finite{' positive' * (name[0] == 'f')} number, got {value}"
+                )
+            object.__setattr__(self, name, value)
+        if self.lens not in LENSES:
+            raise ConfigError(f"lens: expected one of {', '.join(LENSES)}, got {self.lens!r}")
+        object.__setattr__(self, "camera_to_world", pose)
+        object.__setattr__(self, "distortion", _checked_distortion(self.lens, self.distortion))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Camera) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(
+            (self.width, self.height, self.fx, self.fy, tuple(self.camera_to_world.flatten().tolist()))
+        )
+
+    @property
+    def position(self) -> Float64[Tensor, " 3"]:
+        """Camera centre, world units."""
+        return self.camera_to_world[:, 3]
+
+    @property
+    def forward(self) -> Float64[Tensor, " 3"]:
+        """Unit direction of the optical axis in the world."""
+        return self.camera_to_world[:, 2]
+
+    @property
+    def up(self) -> Float64[Tensor, " 3"]:
+        """Unit direction of the image's upward axis in the world."""
+        return -self.camera_to_world[:, 1]
+
+    def resized(self, width: int, height: int) -> Self:
+        """The same camera with another number of pixels: the view stays, intrinsics scale per axis."""
+        return self._replaced(
+            width=width,
+            height=height,
+            fx=self.fx * width / self.width,
+            cx=self.cx * width / self.width,
+            fy=self.fy * height / self.height,
+            cy=self.cy * height / self.height,
+        )
+
+    def moved(self, camera_to_world: Float64[Tensor, "3 4"]) -> Self:
+        """The same camera at another pose."""
+        return self._replaced(camera_to_world=camera_to_world)
+
+    def _replaced(self, **changes: Any) -> Self:
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return type(self)(**{**fields, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The camera as plain JSON values; exact, `from_dict` gives an equal camera."""
+        return {
+            "camera_to_world": self.camera_to_world.tolist(),
+            "width": self.width,
+            "height": self.height,
+            "fx": self.fx,
+            "fy": self.fy,
+            "cx": self.cx,
+            "cy": self.cy,
+            "lens": self.lens,
+            "distortion": list(self.distortion),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The camera written by `to_dict`.
+
+        Raises:
+            ConfigError: a field is missing, unknown or of the wrong type.
+        """
+        names = set(cls.__dataclass_fields__)
+        wrong = sorted(names ^ set(values))
+        if wrong:
+            raise ConfigError(f"camera: missing or unknown field {', '.join(map(repr, wrong))}")
+        try:
+            pose = torch.tensor(values["camera_to_world"], dtype=torch.float64)
+            distortion = tuple(float(value) for value in values["distortion"])
+            return cls(**{**values, "camera_to_world": pose, "distortion": distortion})
+        except (TypeError, ValueError) as error:
+            # ShapeError and ConfigError are ValueErrors too: their text already names the field
+            raise ConfigError(f"camera: {error}") from error
+
+
+def _checked_distortion(lens: Lens, distortion: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(float(value) for value in distortion)
+    if not all(math.isfinite(value) for value in values):
+        raise ConfigError(f"distortion: not finite: {values}")
+    if any(abs(value) > MAX_COEFFICIENT for value in values):
+        raise ConfigError(f"distortion: beyond {MAX_COEFFICIENT:g}: {values}")
+    if lens == "pinhole":
+        if any(values):
+            raise ConfigError(f"distortion: a pinhole has none, got {values}")
+        return ()
+    if len(values) not in (0, 6):
+        raise ConfigError(f"distortion: expected 6 values k1 k2 k3 k4 p1 p2, got {len(values)}")
+    if lens == "fisheye" and any(values[4:]):
+        raise ConfigError("distortion: a fisheye has no p1, p2")
+    return values or (0.0,) * 6
+
+
+def rotation_fault(rotation: Float64[Tensor, "3 3"]) -> float:
+    """How far a matrix is from a rotation: largest entry of |R^T R - 1|, or infinity for a mirror image."""
+    if not float(torch.linalg.det(rotation)) > 0:
+        return math.inf
+    return float((rotation.T @ rotation - torch.eye(3, dtype=rotation.dtype)).abs().max())
+
+
+def flip_opengl(pose: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*batch rows columns"]:
+    """A camera-to-world matrix (3x4 or 4x4) with its camera axes turned from OpenGL's (x right, y up, z
+    backward) to OpenCV's, or back: columns 1 and 2 change sign, the world stays."""
+    sign = pose.new_tensor([1.0, -1.0, -1.0, 1.0])
+    return pose * sign[: pose.shape[-1]]
+
+
+def look_at(
+    position: Sequence[float] | Tensor,
+    target: Sequence[float] | Tensor,
+    up: Sequence[float] | Tensor = (0.0, 0.0, 1.0),
+) -> Float64[Tensor, "3 4"]:
+    """Camera-to-world (OpenCV axes) of a camera at `position` that looks at `target` with `up` upward in the
+    image.
+
+    Args:
+        position: camera centre, world units.
+        target: point in the middle of the image; must differ from `position`.
+        up: need not be unit length or orthogonal; where it is parallel to the view, another axis is taken.
+
+    Raises:
+        ConfigError: `position` and `target` coincide.
+    """
+    origin = torch.as_tensor(position, dtype=torch.float64)
+    forward = torch.as_tensor(target, dtype=torch.float64) - origin
+    length = float(forward.norm())
+    if not length > 0:
+        raise ConfigError(f"look_at: position and target coincide at {origin.tolist()}")
+    forward = forward / length
+    upward = torch.as_tensor(up, dtype=torch.float64)
+    right = torch.linalg.cross(forward, upward)
+    if float(right.norm()) <= 1e-9 * max(float(upward.norm()), 1e-300):
+        upward = torch.eye(3, dtype=torch.float64)[int(forward.abs().argmin())]
+        right = torch.linalg.cross(forward, upward)
+    right = right / right.norm()
+    down = torch.linalg.cross(forward, right)
+    return torch.stack([right, down / down.norm(), forward, origin], dim=1)
+
+
+# --- camera table
+
+
+def lens_limit(lens: Lens, distortion: Sequence[float]) -> float:
+    """How far a lens model can be inverted: the smallest radius (opencv; in plane coordinates, without p1 and
+    p2) or angle (fisheye; radians) at which the distorted radius stops growing, at most `MAX_RADIUS` or pi; 0
+    for a pinhole.
+
+    The distorted radius is f(x) = x (1 + k1 x^2 + ... + k4 x^8), so the limit is the first root of f'.
+    """
+    if lens == "pinhole":
+        return 0.0
+    k1, k2, k3, k4 = (*distortion[:4], 0.0, 0.0, 0.0, 0.0)[:4]
+    roots = np.roots(np.trim_zeros([9 * k4, 7 * k3, 5 * k2, 3 * k1, 1.0], "f"))
+    real = [root.real for root in roots if abs(root.imag) < 1e-9 * max(1.0, abs(root)) and root.real > 0]
+    limit = math.sqrt(min(real)) if real else math.inf
+    return min(limit, MAX_RADIUS if lens == "opencv" else math.pi)
+
+
+def camera_table(cameras: Sequence[Camera]) -> Float64[Tensor, "n_cameras 24"]:
+    """Cameras as rows of numbers, the form that kernels take.
+
+    Columns: 0-11 camera_to_world row by row (3x4), 12-15 fx fy cx cy, 16 lens (0 pinhole, 1 opencv, 2
+    fisheye), 17-20 k1..k4, 21-22 p1 p2, 23 `lens_limit` (0: none known).
+    """
+    rows = torch.zeros(len(cameras), TABLE_COLUMNS, dtype=torch.float64)
+    for row, camera in zip(rows, cameras, strict=True):
+        row[:12] = camera.camera_to_world.reshape(12)
+        row[12:16] = torch.tensor([camera.fx, camera.fy, camera.cx, camera.cy], dtype=torch.float64)
+        row[16] = LENSES.index(camera.lens)
+        if camera.distortion:
+            row[17:23] = torch.tensor(camera.distortion, dtype=torch.float64)
+            row[23] = lens_limit(camera.lens, camera.distortion)
+    return rows
+
+
+class _Rows(NamedTuple):
+    """Columns of a camera table, each of shape [n] or, for one camera shared by all pixels, [1]."""
+
+    rotation: Tensor  # [n, 3, 3]
+    position: Tensor  # [n, 3]
+    fx: Tensor
+    fy: Tensor
+    cx: Tensor
+    cy: Tensor
+    lens: Tensor
+    k: tuple[Tensor, Tensor, Tensor, Tensor]
+    p1: Tensor
+    p2: Tensor
+    limit: Tensor
+
+
+def _rows(rows: Tensor) -> _Rows:
+    pose = rows[:, :12].reshape(-1, 3, 4)
+    fx, fy, cx, cy, lens, k1, k2, k3, k4, p1, p2, limit = rows[:, 12:].unbind(1)
+    # A table made elsewhere may leave the limit at 0; the radius then is bounded by the model's own maximum
+    limit = torch.where(limit > 0, limit, torch.where(lens == 2, math.pi, MAX_RADIUS))
+    return _Rows(
+        pose[:, :, :3], pose[:, :, 3], fx, fy, cx, cy, lens, (k1, k2, k3, k4), p1, p2, limit.detach()
+    )
+
+
+def _check_table(table: Tensor) -> None:
+    if table.ndim != 2 or table.shape[1] != TABLE_COLUMNS or not table.is_floating_point():
+        raise ShapeError(
+            f"table: expected floats of shape (n_cameras, 24), got {table.dtype} {tuple(table.shape)}"
+        )
+
+
+# --- lens models
+
+
+def _radial(x: Tensor, k: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """f(x) = x (1 + k1 x^2 + k2 x^4 + k3 x^6 + k4 x^8) and its derivative."""
+    k1, k2, k3, k4 = k
+    s = x * x
+    value = x * (1 + s * (k1 + s * (k2 + s * (k3 + s * k4))))
+    slope = 1 + s * (3 * k1 + s * (5 * k2 + s * (7 * k3 + s * 9 * k4)))
+    return value, slope
+
+
+def _invert_radial(value: Tensor, k: tuple[Tensor, ...], limit: Tensor) -> Tensor:
+    """x in [0, limit] with f(x) = value, or the limit where value lies beyond f(limit).
+
+    Newton inside a shrinking bracket: f grows on [0, limit], so a step that leaves the bracket is replaced by
+    its middle and the search cannot fail, however strong the distortion. Gradient: none.
+    """
+    value = torch.minimum(value, _radial(limit, k)[0])
+    low, high = torch.zeros_like(value), limit.expand_as(value).clone()
+    x = torch.minimum(value, high)
+    tolerance = 4 * torch.finfo(value.dtype).eps
+    for _ in range(80):
+        reached, slope = _radial(x, k)
+        below = reached <= value
+        low, high = torch.where(below, x, low), torch.where(below, high, x)
+        step = x - (reached - value) / slope
+        following = torch.where((step >= low) & (step <= high), step, 0.5 * (low + high))
+        moved = (following - x).abs() > tolerance * (1 + x)
+        x = following
+        if not bool(moved.any()):
+            break
+    return x
+
+
+def _distort(u: Tensor, v: Tensor, rows: _Rows) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Radial-tangential distortion of plane coordinates and its Jacobian (du_d/du, du_d/dv = dv_d/du,
+    dv_d/dv)."""
+    k1, k2, k3, k4 = rows.k
+    p1, p2 = rows.p1, rows.p2
+    r2 = u * u + v * v
+    scale = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
+    growth = k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4))  # d scale / d r2
+    u_d = u * scale + 2 * p1 * u * v + p2 * (r2 + 2 * u * u)
+    v_d = v * scale + 2 * p2 * u * v + p1 * (r2 + 2 * v * v)
+    j_uu = scale + 2 * u * u * growth + 2 * p1 * v + 6 * p2 * u
+    j_uv = 2 * u * v * growth + 2 * p1 * u + 2 * p2 * v
+    j_vv = scale + 2 * v * v * growth + 6 * p1 * v + 2 * p2 * u
+    return u_d, v_d, (j_uu, j_uv, j_vv)
+
+
+def _newton_step(u: Tensor, v: Tensor, u_d: Tensor, v_d: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
+    """Newton's step towards the point that is distorted to (u_d, v_d); 0 where the Jacobian is nearly
+    singular."""
+    reached_u, reached_v, jacobian = _distort(u, v, rows)
+    j_uu, j_uv, j_vv = (part.detach() for part in jacobian)
+    determinant = j_uu * j_vv - j_uv * j_uv
+    usable = determinant > 1e-3
+    inverse = torch.where(usable, 1 / torch.where(usable, determinant, 1.0), 0.0)
+    miss_u, miss_v = u_d - reached_u, v_d - reached_v
+    return (j_vv * miss_u - j_uv * miss_v) * inverse, (j_uu * miss_v - j_uv * miss_u) * inverse
+
+
+def _undistort(u_d: Tensor, v_d: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
+    """Plane coordinates that radial-tangential distortion maps to (u_d, v_d).
+
+    The radius alone is inverted first, which cannot fail; Newton in two dimensions then adds p1 and p2.
+    Beyond the model's range (corners of wide lenses with strong k1) the radius is held at the limit.
+
+    Gradient: first order in everything, by one more Newton step from the solution (implicit differentiation).
+    """
+    with torch.no_grad():
+        rho = torch.hypot(u_d, v_d)
+        limit = rows.limit.expand_as(rho)
+        within = rho <= _radial(limit, rows.k)[0]
+        ratio = _invert_radial(rho, rows.k, limit) / torch.where(rho > 0, rho, 1.0)
+        ratio = torch.where(rho > 0, ratio, 1.0)
+        u, v = u_d * ratio, v_d * ratio
+        tolerance = 4 * torch.finfo(u.dtype).eps
+        for _ in range(20 if bool(((rows.p1 != 0) | (rows.p2 != 0)).any()) else 0):
+            step_u, step_v = _newton_step(u, v, u_d, v_d, rows)
+            u, v = torch.where(within, u + step_u, u), torch.where(within, v + step_v, v)
+            radius = torch.hypot(u, v)
+            shrink = torch.where(radius > limit, limit / radius, 1.0)
+            u, v = u * shrink, v * shrink
+            moved = torch.where(within, torch.hypot(step_u, step_v), 0.0)
+            if not bool((moved > tolerance * (1 + radius)).any()):
+                break
+    if not u_d.requires_grad:  # as u_d comes from pixel and table, it tells for both
+        return u, v
+    step_u, step_v = _newton_step(u, v, u_d, v_d, rows)
+    return torch.where(within, u + step_u, u), torch.where(within, v + step_v, v)
+
+
+def _fisheye_direction(u_d: Tensor, v_d: Tensor, rows: _Rows) -> Tensor:
+    """Unit direction whose fisheye image is (u_d, v_d); angles up to `lens_limit`, 90 degrees and more
+    included.
+
+    Gradient: first order, as in `_undistort`; on the axis itself the image is a pinhole's to first order.
+    """
+    squared = u_d * u_d + v_d * v_d
+    off_axis = squared > 0
+    rho = torch.sqrt(torch.where(off_axis, squared, 1.0))
+    with torch.no_grad():
+        limit = rows.limit.expand_as(rho)
+        target = torch.where(off_axis, rho, 0.0)
+        theta = _invert_radial(target, rows.k, limit)
+        _, slope = _radial(theta, rows.k)
+        usable = (target <= _radial(limit, rows.k)[0]) & (slope > 1e-6) & off_axis
+        inverse = torch.where(usable, 1 / torch.where(usable, slope, 1.0), 0.0)
+    theta = theta + (rho - _radial(theta, rows.k)[0]) * inverse
+    lateral = torch.where(off_axis, torch.sin(theta) / rho, 1.0)
+    return torch.stack([lateral * u_d, lateral * v_d, torch.where(off_axis, torch.cos(theta), 1.0)], dim=-1)
+
+
+def _pixels_to_camera(rows: _Rows, pixel: Tensor) -> Tensor:
+    """Unit directions in the camera's own axes, [n, 3]."""
+    u_d = (pixel[:, 0] - rows.cx) / rows.fx
+    v_d = (pixel[:, 1] - rows.cy) / rows.fy
+    lens = rows.lens.expand_as(u_d)
+    is_opencv, is_fisheye = lens == 1, lens == 2
+    u, v = u_d, v_d
+    if bool(is_opencv.any()):
+        undistorted = _undistort(u_d, v_d, rows)
+        u, v = (torch.where(is_opencv, new, old) for new, old in zip(undistorted, (u, v), strict=True))
+    plane = torch.stack([u, v, torch.ones_like(u)], dim=-1)
+    direction = plane / plane.norm(dim=-1, keepdim=True)
+    if bool(is_fisheye.any()):
+        direction = torch.where(is_fisheye[:, None], _fisheye_direction(u_d, v_d, rows), direction)
+    return direction
+
+
+def _rays(rows: _Rows, pixel: Tensor) -> tuple[Tensor, Tensor]:
+    direction = _pixels_to_camera(rows, pixel)
+    direction = (rows.rotation @ direction[:, :, None])[:, :, 0]
+    return rows.position.expand_as(direction), direction / direction.norm(dim=-1, keepdim=True)
+
+
+def rays_from_pixels(
+    table: Float[Tensor, "n_cameras 24"],
+    camera_index: Int[Tensor, " n_rays"],
+    pixel: Float[Tensor, "n_rays 2"],
+) -> tuple[Float[Tensor, "n_rays 3"], Float[Tensor, "n_rays 3"]]:
+    """Origin and unit direction of the ray through each pixel position, in the space of the table's poses.
+
+    This is the reference: float64 in, errors near 1e-15 for ordinary lenses. Pixels that no direction maps to
+    (beyond `lens_limit`) get the ray at the limit.
+
+    Args:
+        table: from `camera_table`, or that moved into scene space.
+        camera_index: row of the table, 0 .. n_cameras - 1.
+        pixel: x right, y down in pixels; the first pixel's centre is (0.5, 0.5). Cast to the table's dtype.
+
+    Returns:
+        (origin, direction), of the table's dtype.
+
+    Gradient: first order in the table (poses, intrinsics, distortion) and in `pixel`.
+
+    Source: lens models of OpenCV (calib3d); inverse by Newton with the analytic Jacobian.
+    """
+    _check_table(table)
+    if pixel.ndim != 2 or pixel.shape[1] != 2 or camera_index.shape != pixel.shape[:1]:
+        raise ShapeError(
+            f"expected pixel (n_rays, 2) and camera_index (n_rays), got {tuple(pixel.shape)} and "
+            f"{tuple(camera_index.shape)}"
+        )
+    return _rays(_rows(table[camera_index.long()]), pixel.to(table.dtype))
+
+
+def pixel_centers(width: int, height: int, dtype: torch.dtype = torch.float64) -> Float[Tensor, "n_pixels 2"]:
+    """Centres (i + 0.5, j + 0.5) of all pixels, row by row."""
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=dtype) + 0.5, torch.arange(width, dtype=dtype) + 0.5, indexing="ij"
+    )
+    return torch.stack([x.reshape(-1), y.reshape(-1)], dim=1)
+
+
+def camera_rays(
+    camera: Camera, dtype: torch.dtype = torch.float32
+) -> tuple[Float[Tensor, "n_pixels 3"], Float[Tensor, "n_pixels 3"]]:
+    """Origin and unit direction of the rays through all pixel centres of a camera, row by row, in world
+    space.
+
+    The lens is inverted in float64 whatever `dtype` the result has.
+    """
+    pixel = pixel_centers(camera.width, camera.height)
+    origin, direction = _rays(_rows(camera_table([camera])), pixel)
+    return origin.to(dtype), direction.to(dtype)
+
+
+def project(
+    table: Float[Tensor, "n_cameras 24"],
+    camera_index: Int[Tensor, " n_points"],
+    points: Float[Tensor, "n_points 3"],
+) -> tuple[Float[Tensor, "n_points 2"], Bool[Tensor, " n_points"]]:
+    """Pixel position of each point in the image of its camera, and whether the lens model holds there.
+
+    The inverse of `rays_from_pixels`. The flag is False behind a pinhole or radial-tangential lens (z <= 0),
+    at the camera centre, and beyond `lens_limit`; it says nothing about the image's border. Such pixels are
+    NaN.
+
+    Args:
+        table: from `camera_table`; rotations must be orthonormal.
+        camera_index: row of the table.
+        points: in the space of the table's poses.
+    """
+    _check_table(table)
+    rows = _rows(table[camera_index.long()])
+    local = (rows.rotation.mT @ (points.to(table.dtype) - rows.position)[:, :, None])[:, :, 0]
+    x, y, z = local.unbind(1)
+    is_fisheye = rows.lens == 2
+    in_front = z > 0
+    depth = torch.where(in_front, z, 1.0)
+    u, v = x / depth, y / depth
+    is_valid = in_front & ((rows.lens == 0) | (torch.hypot(u, v) <= rows.limit))
+    distorted_u, distorted_v, _ = _distort(u, v, rows)
+    u_d, v_d = (torch.where(rows.lens == 1, new, old) for new, old in ((distorted_u, u), (distorted_v, v)))
+    lateral = torch.hypot(x, y)
+    off_axis = lateral > 0
+    theta = torch.atan2(lateral, z)
+    ratio = torch.where(off_axis, _radial(theta, rows.k)[0] / torch.where(off_axis, lateral, 1.0), 1 / depth)
+    u_d, v_d = torch.where(is_fisheye, x * ratio, u_d), torch.where(is_fisheye, y * ratio, v_d)
+    is_valid = torch.where(is_fisheye, (theta <= rows.limit) & (off_axis | in_front), is_valid)
+    pixel = torch.stack([u_d * rows.fx + rows.cx, v_d * rows.fy + rows.cy], dim=1)
+    return torch.where(is_valid[:, None], pixel, math.nan), is_valid

@@ -1,0 +1,181 @@
+"""Rays of pixels on CPUs, and training batches: pixel choice, ray, box entry and wanted colour in one pass."""
+
+import math
+
+import numpy as np
+import torch
+
+from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, part, share
+
+
+@inline
+def radial(x, k1, k2, k3, k4):
+    """f(x) = x (1 + k1 x^2 + k2 x^4 + k3 x^6 + k4 x^8) and its derivative."""
+    s = x * x
+    return (
+        x * (1.0 + s * (k1 + s * (k2 + s * (k3 + s * k4)))),
+        1.0 + s * (3.0 * k1 + s * (5.0 * k2 + s * (7.0 * k3 + s * 9.0 * k4))),
+    )
+
+
+@part
+def invert_radial(value, k1, k2, k3, k4, limit):
+    """x in [0, limit] with f(x) = value: Newton inside a shrinking bracket, as in the reference."""
+    value = min(value, radial(limit, k1, k2, k3, k4)[0])
+    low, high, x = 0.0, limit, min(value, limit)
+    for _ in range(60):
+        reached, slope = radial(x, k1, k2, k3, k4)
+        if reached <= value:
+            low = x
+        else:
+            high = x
+        step = x - (reached - value) / slope
+        if not low <= step <= high:
+            step = 0.5 * (low + high)
+        moved = abs(step - x)
+        x = step
+        if moved < 1e-14 * (1.0 + x):
+            break
+    return x
+
+
+@part
+def undistort(u_d, v_d, k1, k2, k3, k4, p1, p2, limit):
+    """Plane coordinates that OpenCV's radial-tangential lens maps to (u_d, v_d)."""
+    rho = math.hypot(u_d, v_d)
+    ratio = invert_radial(rho, k1, k2, k3, k4, limit) / rho if rho > 0.0 else 1.0
+    u, v = u_d * ratio, v_d * ratio
+    if (p1 == 0.0 and p2 == 0.0) or rho > radial(limit, k1, k2, k3, k4)[0]:
+        return u, v
+    for _ in range(20):
+        r2 = u * u + v * v
+        scale = 1.0 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
+        growth = k1 + r2 * (2.0 * k2 + r2 * (3.0 * k3 + r2 * 4.0 * k4))
+        miss_u = u_d - (u * scale + 2.0 * p1 * u * v + p2 * (r2 + 2.0 * u * u))
+        miss_v = v_d - (v * scale + 2.0 * p2 * u * v + p1 * (r2 + 2.0 * v * v))
+        a = scale + 2.0 * u * u * growth + 2.0 * p1 * v + 6.0 * p2 * u
+        b = 2.0 * u * v * growth + 2.0 * p1 * u + 2.0 * p2 * v
+        d = scale + 2.0 * v * v * growth + 6.0 * p1 * v + 2.0 * p2 * u
+        det = a * d - b * b
+        if det <= 1e-3:
+            break
+        step_u, step_v = (d * miss_u - b * miss_v) / det, (a * miss_v - b * miss_u) / det
+        u, v = u + step_u, v + step_v
+        radius = math.hypot(u, v)
+        if radius > limit:
+            u, v = u * limit / radius, v * limit / radius
+        if math.hypot(step_u, step_v) < 1e-14 * (1.0 + radius):
+            break
+    return u, v
+
+
+@part
+def pixel_direction(camera, px, py):
+    """Unit direction, in the space of the pose, of the ray through a pixel position."""
+    u, v = (px - camera[14]) / camera[12], (py - camera[15]) / camera[13]
+    w = 1.0
+    lens, limit = camera[16], camera[23]
+    if lens == 1.0:
+        u, v = undistort(
+            u, v, camera[17], camera[18], camera[19], camera[20], camera[21], camera[22],
+            limit if limit > 0.0 else 1e3,
+        )  # fmt: skip
+    elif lens == 2.0:
+        rho = math.hypot(u, v)
+        if rho > 0.0:
+            theta = invert_radial(
+                rho, camera[17], camera[18], camera[19], camera[20], limit if limit > 0.0 else math.pi
+            )
+            u, v, w = u * math.sin(theta) / rho, v * math.sin(theta) / rho, math.cos(theta)
+    x = camera[0] * u + camera[1] * v + camera[2] * w
+    y = camera[4] * u + camera[5] * v + camera[6] * w
+    z = camera[8] * u + camera[9] * v + camera[10] * w
+    length = math.sqrt(x * x + y * y + z * z)
+    return x / length, y / length, z / length
+
+
+@inline
+def slab(o, d, low, high, near, far):
+    """The part of [near, far] in which o + t d lies between two planes."""
+    if d == 0.0:
+        return (near, far) if low <= o <= high else (near, -1.0)
+    a, b = (low - o) / d, (high - o) / d
+    return max(near, min(a, b)), min(far, max(a, b))
+
+
+@inline
+def box_range(ox, oy, oz, dx, dy, dz, box):
+    """(t_min >= 0, t_max) inside the box [x0, y0, z0, x1, y1, z1]; (0, 0) for a miss."""
+    near, far = slab(ox, dx, box[0], box[3], 0.0, 1e30)
+    near, far = slab(oy, dy, box[1], box[4], near, far)
+    near, far = slab(oz, dz, box[2], box[5], near, far)
+    return (near, far) if far > near else (0.0, 0.0)
+
+
+@kernel
+def _camera_rays(table, camera_index, pixel, origin, direction, thread, threads):
+    n = camera_index.size
+    for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
+        camera = table[camera_index[i]]
+        x, y, z = pixel_direction(camera, pixel[i, 0], pixel[i, 1])
+        direction[i, 0], direction[i, 1], direction[i, 2] = x, y, z
+        origin[i, 0], origin[i, 1], origin[i, 2] = camera[3], camera[7], camera[11]
+
+
+@kernel
+def _training_rays(
+    chosen, spans, span_ends, image_starts, widths, pixels, table, box, origin, direction, t_min, t_max, target,
+    image_index, thread, threads,
+):  # fmt: skip
+    """Rays of pixels drawn from row spans.
+
+    chosen [n] in [0, total): which pixel of the pool. The pool is a list of spans (runs of pixels in one image
+    row): spans [m, 3] = image, first pixel within the image, length; span_ends [m] their running total.
+    """
+    n = chosen.size
+    for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
+        low, high = 0, span_ends.size - 1
+        while low < high:  # the first span whose end lies beyond the chosen number
+            middle = (low + high) >> 1
+            if span_ends[middle] > chosen[i]:
+                high = middle
+            else:
+                low = middle + 1
+        image = spans[low, 0]
+        inside = spans[low, 1] + (chosen[i] - (span_ends[low] - spans[low, 2]))
+        row, column = inside // widths[image], inside % widths[image]
+        camera = table[image]
+        x, y, z = pixel_direction(camera, column + 0.5, row + 0.5)
+        direction[i, 0], direction[i, 1], direction[i, 2] = x, y, z
+        origin[i, 0], origin[i, 1], origin[i, 2] = camera[3], camera[7], camera[11]
+        near, far = box_range(camera[3], camera[7], camera[11], x, y, z, box)
+        t_min[i], t_max[i] = near, far
+        image_index[i] = image
+        at = image_starts[image] + inside
+        for c in range(4):
+            target[i, c] = np.float32(pixels[at, c]) * np.float32(1.0 / 255.0)
+
+
+def camera_rays_forward(table, camera_index, pixel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Origin and unit direction [n, 3] float32 of each pixel's ray; see `hashfield.ops.camera_rays`."""
+    n = camera_index.shape[0]
+    origin, direction = torch.empty((n, 3)), torch.empty((n, 3))
+    if n:
+        launch(
+            _camera_rays, as_array(table.double().contiguous()), as_array(camera_index.long().contiguous()),
+            as_array(pixel.double().contiguous()), as_array(origin), as_array(direction),
+        )  # fmt: skip
+    return origin, direction
+
+
+def training_rays(chosen, spans, span_ends, image_starts, widths, pixels, table, box):
+    """origin, direction, t_min, t_max, target [n, 4], image_index of a batch; numpy arrays in, tensors out."""
+    n = chosen.size
+    origin, direction, target = torch.empty((n, 3)), torch.empty((n, 3)), torch.empty((n, 4))
+    t_min, t_max, image_index = torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.int64)
+    if n:
+        launch(
+            _training_rays, chosen, spans, span_ends, image_starts, widths, pixels, table, box,
+            *map(as_array, (origin, direction, t_min, t_max, target, image_index)),
+        )  # fmt: skip
+    return origin, direction, t_min, t_max, target, image_index

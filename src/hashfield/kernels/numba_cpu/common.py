@@ -1,0 +1,231 @@
+"""What every CPU kernel shares: compile cache, threads, denormals, small vector functions."""
+
+import hashlib
+import os
+import platform
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import llvmlite
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import config, njit, types
+from numba.extending import intrinsic, overload
+
+from hashfield.kernels.numba_cpu import simd
+from hashfield.kernels.numba_cpu.simd import LANES, fma, floor, maximum, minimum, splat, to_int_fast
+from hashfield.kernels.numba_cpu.target import PATH, host_features
+
+# --- compile cache -----------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """The user's folder of compiled kernels, named by everything that decides what the machine code is.
+
+    Numba's own cache looks only at the file of the compiled function, so a change in a file that generates
+    vector code would go unnoticed; hence one folder per hash of all kernel sources.
+    """
+    base = os.environ.get("HASHFIELD_CACHE")
+    if base:
+        root = Path(base)
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "hashfield"
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches" / "hashfield"
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hashfield"
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    features = ",".join(name for name, on in sorted(host_features().items()) if on)
+    digest.update(f"{numba.__version__} {llvmlite.__version__} {PATH} {LANES} {features}".encode())
+    digest.update(f"{sys.version_info[:2]} {platform.machine()}".encode())
+    return root / f"kernels-{digest.hexdigest()[:16]}"
+
+
+_CACHE = cache_folder()
+
+
+def _usable_cache() -> bool:
+    try:
+        _CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.name == "posix":
+            if _CACHE.stat().st_uid != os.getuid():
+                return False  # someone else's machine code is never loaded
+            _CACHE.chmod(0o700)
+        return os.access(_CACHE, os.W_OK)
+    except OSError:
+        return False
+
+
+_CACHE_USABLE = _usable_cache()
+
+
+def is_cache_warm() -> bool:
+    """Whether compiled kernels of this very version lie in the cache (all of them or only some)."""
+    return _CACHE_USABLE and next(_CACHE.rglob("*.nbc"), None) is not None
+
+
+def kernel(function):
+    """`@njit` with the cache in the user's own folder, without changing the process's Numba settings.
+
+    A kernel's last two parameters are `thread` and `threads`: it does that share of the work. See `launch`.
+    """
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(_CACHE)
+    try:
+        return njit(function, cache=_CACHE_USABLE, nogil=True, error_model="numpy")
+    finally:
+        config.CACHE_DIR = before
+
+
+_CALLED = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inline = njit(forceinline=True, **_CALLED)  # part of the kernel that calls it
+
+
+def overloaded(function):
+    """Turn a function that picks an implementation from Numba types into one that kernels can call."""
+
+    def stub(*args):
+        raise NotImplementedError(f"{function.__name__} runs only inside compiled code")
+
+    overload(stub, strict=False, inline="never", jit_options={"forceinline": True})(function)
+    return stub
+
+
+part = njit(nogil=True, **_CALLED)  # its own machine code within the kernel that calls it
+
+
+# --- threads -----------------------------------------------------------------------------------------------
+# Kernels release the interpreter lock, so ordinary Python threads run them side by side. Against Numba's own
+# parallel loops this costs some 30 us a launch, nothing for kernels of milliseconds, and gains: half the compile
+# time, no OpenMP runtime that dies after a fork, no threading layer that aborts when two threads enter it.
+
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+_pool_lock = threading.Lock()
+
+
+def _forget_pool() -> None:
+    global _pool, _pool_size
+    _pool, _pool_size = None, 0  # a forked child has none of its parent's threads
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def n_threads() -> int:
+    """Threads that a kernel uses: torch's number (`torch.set_num_threads`, OMP_NUM_THREADS)."""
+    return torch.get_num_threads()
+
+
+def launch(function, *arguments, threads: int | None = None) -> None:
+    """Run a kernel's shares side by side; the caller's thread takes the first. Errors reach the caller."""
+    global _pool, _pool_size
+    threads = threads or n_threads()
+    if threads == 1:
+        function(*arguments, 0, 1)
+        return
+    with _pool_lock:
+        if _pool is None or _pool_size < threads - 1:
+            _pool, _pool_size = ThreadPoolExecutor(threads - 1, "hashfield"), threads - 1
+        others = [_pool.submit(function, *arguments, k, threads) for k in range(1, threads)]
+    try:
+        function(*arguments, 0, threads)
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
+
+
+# --- denormals ---------------------------------------------------------------------------------------------
+
+_IS_X86 = platform.machine().lower() in ("x86_64", "amd64", "i686", "i386")
+
+
+@intrinsic
+def flush_denormals(typingctx):
+    """Switch this thread to flush-to-zero and denormals-are-zero; returns the setting to restore.
+
+    A table with subnormal numbers in it made the encoder ten times slower. x86 only; elsewhere nothing.
+    """
+
+    def codegen(context, builder, sig, args):
+        if not _IS_X86:
+            return ir.Constant(simd.I32, 0)
+        slot = builder.alloca(simd.I32)
+        pointer = builder.bitcast(slot, ir.PointerType())
+        simd._call(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), [pointer])
+        old = builder.load(slot, typ=simd.I32)
+        builder.store(builder.or_(old, ir.Constant(simd.I32, 0x8040)), slot)
+        simd._call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [pointer])
+        return old
+
+    return types.uint32(), codegen
+
+
+@intrinsic
+def restore_denormals(typingctx, old):
+    """Undo `flush_denormals`."""
+
+    def codegen(context, builder, sig, args):
+        if _IS_X86:
+            slot = builder.alloca(simd.I32)
+            builder.store(args[0], slot)
+            simd._call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [builder.bitcast(slot, ir.PointerType())])
+        return context.get_dummy_value()
+
+    return types.void(types.uint32), codegen
+
+
+# --- vector functions --------------------------------------------------------------------------------------
+
+
+@inline
+def exp(x):
+    """e^x to about 2 units in the last place; below -87 it is 0 or tiny, above 88 it is about 1.7e38.
+
+    Range reduction x = n ln 2 + r, then a polynomial in r of degree 6 (Taylor coefficients suffice for
+    abs(r) <= 0.347).
+    """
+    x = maximum(minimum(x, splat(88.0)), splat(-87.3))
+    n = floor(fma(x, splat(1.44269504), splat(0.5)))
+    r = fma(n, splat(-0.693359375), x)
+    r = fma(n, splat(2.12194440e-4), r)
+    p = splat(1.9875691500e-4)
+    p = fma(p, r, splat(1.3981999507e-3))
+    p = fma(p, r, splat(8.3334519073e-3))
+    p = fma(p, r, splat(4.1665795894e-2))
+    p = fma(p, r, splat(1.6666665459e-1))
+    p = fma(p, r, splat(5.0000001201e-1))
+    p = fma(p, r * r, r + splat(1.0))
+    two_to_n = simd.bits_to_float((to_int_fast(n) + simd.splat_int(127)) << simd.splat_int(23))
+    return p * two_to_n
+
+
+@inline
+def sigmoid(x):
+    """1 / (1 + e^-x)."""
+    one = splat(1.0)
+    return one / (one + exp(splat(0.0) - x))
+
+
+@inline
+def share(n, part_index, parts):
+    """First element of one of `parts` contiguous shares of n elements."""
+    return part_index * n // parts
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple that is not below n."""
+    return -(-n // multiple) * multiple
+
+
+def as_array(tensor) -> np.ndarray:
+    """The tensor's memory as a numpy array, detached."""
+    return tensor.detach().numpy()

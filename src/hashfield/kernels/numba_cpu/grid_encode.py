@@ -1,0 +1,500 @@
+"""Multiresolution grid encoding on CPUs: forward, backward to the table, backward to positions.
+
+One call works on blocks of points. For a block and a level, `corners` computes with vectors the table index
+and the weight of each of the 2^D corners into a small scratch; then features are read corner by corner. The
+next block's indices are computed, and its lines asked for, before this block is read, so that the reads
+overlap. The table's gradient is race-free by ownership: every level is written by one thread.
+"""
+
+import numpy as np
+import torch
+from numba import types
+
+from hashfield.geometry.grid_layout import HASH_PRIMES, GridLayout
+from hashfield.kernels.numba_cpu.common import (
+    as_array,
+    flush_denormals,
+    inline,
+    kernel,
+    launch,
+    n_threads,
+    overloaded,
+    part,
+    restore_denormals,
+    round_up,
+    share,
+)
+from hashfield.kernels.numba_cpu.simd import (
+    FEATURES,
+    LANES,
+    absolute,
+    floor,
+    fma,
+    load,
+    prefetch,
+    splat,
+    splat_int,
+    store,
+    store_int,
+    to_int_fast,
+    unsigned_minimum,
+    where,
+)
+
+BLOCK = max(16, LANES)  # points whose corner indices and weights are held at once
+_PRIME_Y, _PRIME_Z = np.uint32(HASH_PRIMES[1]), np.uint32(HASH_PRIMES[2])
+_LIMIT = np.float32(2.0**31)
+
+
+@inline
+def cell_and_fraction(x, scale):
+    """Integer cell and fraction of q = scale*x + 0.5 along one axis.
+
+    A position that is not finite, or whose cell does not fit 32 bits, is given cell 0 and fraction 0.
+    """
+    q = fma(x, scale, splat(0.5))
+    q = where(absolute(q) < splat(_LIMIT), q, splat(0.0))
+    cell = floor(q)
+    return to_int_fast(cell), q - cell
+
+
+@inline
+def eased(f, smoothstep):
+    """The interpolation weight of the upper corner: f, or f^2 (3 - 2f)."""
+    if smoothstep:
+        return f * f * fma(splat(-2.0), f, splat(3.0))
+    return f
+
+
+@inline
+def wrap(index, size):
+    """Dense index modulo the level's entries, for indices below twice that size."""
+    return unsigned_minimum(index, index - size)
+
+
+@inline
+def corners3(positions, stride, start, scale, resolution, size, hashed, smoothstep, index, weight, at):
+    """Indices and weights of the 8 corners of BLOCK points in 3-D. `positions` is [3, stride]."""
+    scale_v, one, one_i = splat(scale), splat(1.0), splat_int(1)
+    size_v = splat_int(size)
+    for i in range(0, BLOCK, LANES):
+        ix, fx = cell_and_fraction(load(positions, start + i), scale_v)
+        iy, fy = cell_and_fraction(load(positions, stride + start + i), scale_v)
+        iz, fz = cell_and_fraction(load(positions, 2 * stride + start + i), scale_v)
+        fx, fy, fz = eased(fx, smoothstep), eased(fy, smoothstep), eased(fz, smoothstep)
+        gx, gy, gz = one - fx, one - fy, one - fz
+        w00, w10, w01, w11 = gy * gz, fy * gz, gy * fz, fy * fz
+        j = at + i
+        store(weight, j, gx * w00)
+        store(weight, j + BLOCK, fx * w00)
+        store(weight, j + 2 * BLOCK, gx * w10)
+        store(weight, j + 3 * BLOCK, fx * w10)
+        store(weight, j + 4 * BLOCK, gx * w01)
+        store(weight, j + 5 * BLOCK, fx * w01)
+        store(weight, j + 6 * BLOCK, gx * w11)
+        store(weight, j + 7 * BLOCK, fx * w11)
+        if hashed:
+            mask = size_v - one_i
+            ix1 = ix + one_i
+            y0 = iy * splat_int(_PRIME_Y)
+            z0 = iz * splat_int(_PRIME_Z)
+            y1, z1 = y0 + splat_int(_PRIME_Y), z0 + splat_int(_PRIME_Z)
+            h00, h10, h01, h11 = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
+            store_int(index, j, (ix ^ h00) & mask)
+            store_int(index, j + BLOCK, (ix1 ^ h00) & mask)
+            store_int(index, j + 2 * BLOCK, (ix ^ h10) & mask)
+            store_int(index, j + 3 * BLOCK, (ix1 ^ h10) & mask)
+            store_int(index, j + 4 * BLOCK, (ix ^ h01) & mask)
+            store_int(index, j + 5 * BLOCK, (ix1 ^ h01) & mask)
+            store_int(index, j + 6 * BLOCK, (ix ^ h11) & mask)
+            store_int(index, j + 7 * BLOCK, (ix1 ^ h11) & mask)
+        else:
+            row = splat_int(resolution)
+            plane = splat_int(resolution * resolution)
+            k = ix + iy * row + iz * plane
+            store_int(index, j, wrap(k, size_v))
+            store_int(index, j + BLOCK, wrap(k + one_i, size_v))
+            store_int(index, j + 2 * BLOCK, wrap(k + row, size_v))
+            store_int(index, j + 3 * BLOCK, wrap(k + row + one_i, size_v))
+            k = k + plane
+            store_int(index, j + 4 * BLOCK, wrap(k, size_v))
+            store_int(index, j + 5 * BLOCK, wrap(k + one_i, size_v))
+            store_int(index, j + 6 * BLOCK, wrap(k + row, size_v))
+            store_int(index, j + 7 * BLOCK, wrap(k + row + one_i, size_v))
+
+
+@inline
+def corners2(positions, stride, start, scale, resolution, size, hashed, smoothstep, index, weight, at):
+    """Indices and weights of the 4 corners of BLOCK points in 2-D. `positions` is [2, stride]."""
+    scale_v, one, one_i = splat(scale), splat(1.0), splat_int(1)
+    size_v = splat_int(size)
+    for i in range(0, BLOCK, LANES):
+        ix, fx = cell_and_fraction(load(positions, start + i), scale_v)
+        iy, fy = cell_and_fraction(load(positions, stride + start + i), scale_v)
+        fx, fy = eased(fx, smoothstep), eased(fy, smoothstep)
+        gx, gy = one - fx, one - fy
+        j = at + i
+        store(weight, j, gx * gy)
+        store(weight, j + BLOCK, fx * gy)
+        store(weight, j + 2 * BLOCK, gx * fy)
+        store(weight, j + 3 * BLOCK, fx * fy)
+        if hashed:
+            mask = size_v - one_i
+            ix1 = ix + one_i
+            y0 = iy * splat_int(_PRIME_Y)
+            y1 = y0 + splat_int(_PRIME_Y)
+            store_int(index, j, (ix ^ y0) & mask)
+            store_int(index, j + BLOCK, (ix1 ^ y0) & mask)
+            store_int(index, j + 2 * BLOCK, (ix ^ y1) & mask)
+            store_int(index, j + 3 * BLOCK, (ix1 ^ y1) & mask)
+        else:
+            row = splat_int(resolution)
+            k = ix + iy * row
+            store_int(index, j, wrap(k, size_v))
+            store_int(index, j + BLOCK, wrap(k + one_i, size_v))
+            store_int(index, j + 2 * BLOCK, wrap(k + row, size_v))
+            store_int(index, j + 3 * BLOCK, wrap(k + row + one_i, size_v))
+
+
+@part
+def reduce_indices(index, at, n, size):
+    """Indices modulo the level's size, for points outside the unit box where one subtraction is not enough."""
+    for i in range(at, at + n):
+        if index[i] >= size:
+            index[i] = index[i] % size
+
+
+@part
+def corners(positions, n_dims, stride, start, level, levels, scales, smoothstep, index, weight, at):
+    """Fill the scratch at `at` for one block and level. `levels` rows: resolution, entries, is_hashed, offset."""
+    size = levels[level, 1]
+    hashed = levels[level, 2] != 0
+    if n_dims == 3:
+        corners3(
+            positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at
+        )
+    else:
+        corners2(
+            positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at
+        )
+    if not hashed:
+        n = BLOCK << n_dims
+        over = False
+        for i in range(at, at + n):
+            over |= index[i] >= size
+        if over:
+            reduce_indices(index, at, n, np.uint32(size))
+
+
+def _readers(n: int, n_corners: int, is_bf16: bool):
+    load_features, load_features_bf16, splat_features, store_features = FEATURES[n]
+    fetch = load_features_bf16 if is_bf16 else load_features
+
+    @inline
+    def read(table, offset, index, weight, at, ahead, count, out, start, row):
+        for i in range(count):
+            total = splat_features(np.float32(0.0))
+            for c in range(n_corners):  # a constant, so the loop is unrolled
+                k = c * BLOCK + i
+                prefetch(table, (offset + index[ahead + k]) * n)
+                total = fma(splat_features(weight[at + k]), fetch(table, (offset + index[at + k]) * n), total)
+            store_features(out, start + i * row, total)
+
+    return read
+
+
+_READERS = {(n, c, h): _readers(n, c, h) for n in (1, 2, 4, 8) for c in (4, 8) for h in (False, True)}
+
+
+@overloaded
+def read_block(table, n_features, n_dims, offset, index, weight, at, ahead, count, out, start, row):
+    """out[start + i*row + f] = sum over corners of weight * table[index, f]. A uint16 table holds bfloat16.
+
+    The corners' indices lie at index[at:]; the lines of those at index[ahead:] are asked for on the way.
+    """
+    is_bf16 = table.dtype == types.uint16
+    one, two, four, eight = (_READERS[n, 8, is_bf16] for n in (1, 2, 4, 8))
+    one2, two2, four2, eight2 = (_READERS[n, 4, is_bf16] for n in (1, 2, 4, 8))
+
+    def read(table, n_features, n_dims, offset, index, weight, at, ahead, count, out, start, row):
+        if n_dims == 3:
+            if n_features == 4:
+                four(table, offset, index, weight, at, ahead, count, out, start, row)
+            elif n_features == 2:
+                two(table, offset, index, weight, at, ahead, count, out, start, row)
+            elif n_features == 8:
+                eight(table, offset, index, weight, at, ahead, count, out, start, row)
+            else:
+                one(table, offset, index, weight, at, ahead, count, out, start, row)
+        elif n_features == 4:
+            four2(table, offset, index, weight, at, ahead, count, out, start, row)
+        elif n_features == 2:
+            two2(table, offset, index, weight, at, ahead, count, out, start, row)
+        elif n_features == 8:
+            eight2(table, offset, index, weight, at, ahead, count, out, start, row)
+        else:
+            one2(table, offset, index, weight, at, ahead, count, out, start, row)
+
+    return read
+
+
+@inline
+def encode_range(
+    positions, n_dims, stride, begin, end, table, n_features, levels, scales, smoothstep, out, row, index, weight
+):
+    """Encode points begin to end, all levels in turn; point i goes to out[(i - begin)*row:]."""
+    n_corners = 1 << n_dims
+    half = n_corners * BLOCK
+    for level in range(scales.size):
+        offset = levels[level, 3]
+        at = 0
+        corners(positions, n_dims, stride, begin, level, levels, scales, smoothstep, index, weight, at)
+        for start in range(begin, end, BLOCK):
+            following = start + BLOCK
+            if following < end:
+                corners(
+                    positions, n_dims, stride, following, level, levels, scales, smoothstep, index, weight, half - at
+                )
+            count = min(BLOCK, end - start)
+            where_to = (start - begin) * row + level * n_features
+            read_block(
+                table, n_features, n_dims, offset, index, weight, at, half - at, count, out, where_to, row
+            )
+            at = half - at
+
+
+@kernel
+def _forward(positions, n_dims, n, table, n_features, levels, scales, smoothstep, out, chunk, thread, threads):
+    stride = positions.size // n_dims
+    row = scales.size * n_features
+    mode = flush_denormals()
+    index = np.zeros((2 * BLOCK) << n_dims, np.uint32)
+    weight = np.empty((2 * BLOCK) << n_dims, np.float32)
+    first, last = share(n, thread, threads), share(n, thread + 1, threads)
+    for begin in range(first, last, chunk):
+        end = min(last, begin + chunk)
+        encode_range(
+            positions, n_dims, stride, begin, end, table, n_features, levels, scales, smoothstep,
+            out[begin * row :], row, index, weight,
+        )  # fmt: skip
+    restore_denormals(mode)
+
+
+def _adders(n: int, n_corners: int):
+    load_features, _, splat_features, store_features = FEATURES[n]
+
+    @inline
+    def add(grad, offset, index, weight, at, ahead, count, low, high, cotangent, start, row):
+        is_whole = low == 0 and high < 0
+        for i in range(count):
+            g = load_features(cotangent, start + i * row)
+            for c in range(n_corners):
+                k = c * BLOCK + i
+                prefetch(grad, (offset + index[ahead + k]) * n)
+                if is_whole or low <= index[at + k] < high:
+                    entry = (offset + index[at + k]) * n
+                    store_features(grad, entry, fma(splat_features(weight[at + k]), g, load_features(grad, entry)))
+
+    return add
+
+
+_add1, _add2, _add4, _add8 = (_adders(n, 8) for n in (1, 2, 4, 8))
+_add1_2d, _add2_2d, _add4_2d, _add8_2d = (_adders(n, 4) for n in (1, 2, 4, 8))
+
+
+@inline
+def add_level(
+    positions, n_dims, stride, begin, end, grad, n_features, levels, scales, smoothstep, level, low, high,
+    cotangent, start, row, index, weight,
+):  # fmt: skip
+    """Add one level's table gradient for points begin to end: entries low to high of the level, or, where low
+    is 0 and high negative, all of them.
+
+    Point i's cotangent starts at cotangent[start + (i - begin)*row].
+    """
+    n_corners = 1 << n_dims
+    half = n_corners * BLOCK
+    offset = levels[level, 3]
+    at = 0
+    corners(positions, n_dims, stride, begin, level, levels, scales, smoothstep, index, weight, at)
+    for point in range(begin, end, BLOCK):
+        following = point + BLOCK
+        if following < end:
+            corners(
+                positions, n_dims, stride, following, level, levels, scales, smoothstep, index, weight, half - at
+            )
+        count = min(BLOCK, end - point)
+        first = start + (point - begin) * row
+        ahead = half - at
+        if n_dims == 3:
+            if n_features == 4:
+                _add4(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+            elif n_features == 2:
+                _add2(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+            elif n_features == 8:
+                _add8(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+            else:
+                _add1(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+        elif n_features == 4:
+            _add4_2d(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+        elif n_features == 2:
+            _add2_2d(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+        elif n_features == 8:
+            _add8_2d(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+        else:
+            _add1_2d(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+        at = ahead
+
+
+@kernel
+def _backward_table(positions, n_dims, n, grad, n_features, levels, scales, smoothstep, cotangent, parts, thread, threads):
+    stride = positions.size // n_dims
+    n_levels = scales.size
+    row = n_levels * n_features
+    mode = flush_denormals()
+    index = np.zeros((2 * BLOCK) << n_dims, np.uint32)
+    weight = np.empty((2 * BLOCK) << n_dims, np.float32)
+    for task in range(thread, n_levels * parts, threads):
+        level, piece = task % n_levels, task // n_levels
+        size = levels[level, 1]
+        low, high = share(size, piece, parts), share(size, piece + 1, parts)
+        if parts == 1:
+            high = -1  # the whole level: nothing to compare
+        add_level(
+            positions, n_dims, stride, 0, n, grad, n_features, levels, scales, smoothstep, level, low, high,
+            cotangent, level * n_features, row, index, weight,
+        )  # fmt: skip
+    restore_denormals(mode)
+
+
+@inline
+def slope(f, smoothstep):
+    """Derivative of `eased`: 1, or 6 f (1 - f)."""
+    if smoothstep:
+        return splat(6.0) * f * (splat(1.0) - f)
+    return splat(1.0)
+
+
+@kernel
+def _backward_positions(
+    positions, n_dims, n, table, n_features, levels, scales, smoothstep, cotangent, grad, thread, threads
+):
+    """grad [D, stride] += scale * S'(f_d) * sum over the other axes' corners of weights * (right - left).cotangent."""
+    stride = positions.size // n_dims
+    n_levels = scales.size
+    row = n_levels * n_features
+    n_corners = 1 << n_dims
+    n_blocks = (n + BLOCK - 1) // BLOCK
+    mode = flush_denormals()
+    index = np.empty(BLOCK << n_dims, np.uint32)
+    weight = np.empty(BLOCK << n_dims, np.float32)
+    dot = np.zeros(BLOCK << n_dims, np.float32)
+    for block in range(share(n_blocks, thread, threads), share(n_blocks, thread + 1, threads)):
+        start = block * BLOCK
+        count = min(BLOCK, n - start)
+        for level in range(n_levels):
+            corners(positions, n_dims, stride, start, level, levels, scales, smoothstep, index, weight, 0)
+            for c in range(n_corners):
+                for i in range(count):
+                    entry = (levels[level, 3] + index[c * BLOCK + i]) * n_features
+                    first = (start + i) * row + level * n_features
+                    total = np.float32(0.0)
+                    for f in range(n_features):
+                        total += table[entry + f] * cotangent[first + f]
+                    dot[c * BLOCK + i] = total
+            scale, one = splat(scales[level]), splat(1.0)
+            for i in range(0, BLOCK, LANES):
+                _, fx = cell_and_fraction(load(positions, start + i), scale)
+                _, fy = cell_and_fraction(load(positions, stride + start + i), scale)
+                sx, sy = slope(fx, smoothstep) * scale, slope(fy, smoothstep) * scale
+                fx, fy = eased(fx, smoothstep), eased(fy, smoothstep)
+                gx, gy = one - fx, one - fy
+                d0, d1 = load(dot, i), load(dot, BLOCK + i)
+                d2, d3 = load(dot, 2 * BLOCK + i), load(dot, 3 * BLOCK + i)
+                if n_dims == 2:
+                    px = gy * (d1 - d0) + fy * (d3 - d2)
+                    py = gx * (d2 - d0) + fx * (d3 - d1)
+                else:
+                    _, fz = cell_and_fraction(load(positions, 2 * stride + start + i), scale)
+                    sz = slope(fz, smoothstep) * scale
+                    fz = eased(fz, smoothstep)
+                    gz = one - fz
+                    d4, d5 = load(dot, 4 * BLOCK + i), load(dot, 5 * BLOCK + i)
+                    d6, d7 = load(dot, 6 * BLOCK + i), load(dot, 7 * BLOCK + i)
+                    px = gz * (gy * (d1 - d0) + fy * (d3 - d2)) + fz * (gy * (d5 - d4) + fy * (d7 - d6))
+                    py = gz * (gx * (d2 - d0) + fx * (d3 - d1)) + fz * (gx * (d6 - d4) + fx * (d7 - d5))
+                    pz = gy * (gx * (d4 - d0) + fx * (d5 - d1)) + fy * (gx * (d6 - d2) + fx * (d7 - d3))
+                    j = 2 * stride + start + i
+                    store(grad, j, load(grad, j) + sz * pz)
+                j = start + i
+                store(grad, j, load(grad, j) + sx * px)
+                j = stride + start + i
+                store(grad, j, load(grad, j) + sy * py)
+    restore_denormals(mode)
+
+
+# --- entry points ------------------------------------------------------------------------------------------
+
+
+def level_table(layout: GridLayout) -> np.ndarray:
+    """The layout as the kernels read it: per level resolution, entries, is_hashed, first entry (int64)."""
+    columns = (layout.resolutions, layout.entries, layout.is_hashed, layout.level_offsets[:-1])
+    return np.stack([np.asarray(c).astype(np.int64) for c in columns], axis=1)
+
+
+def to_planes(positions: np.ndarray) -> np.ndarray:
+    """Positions [n, D] as one padded plane per axis, flat: the kernels read whole vectors."""
+    n, n_dims = positions.shape
+    planes = np.zeros((n_dims, round_up(n, BLOCK) + 2 * BLOCK), np.float32)
+    planes[:, :n] = positions.T
+    return planes.reshape(-1)
+
+
+def bf16_words(table: torch.Tensor) -> np.ndarray:
+    """The table rounded to bfloat16 (nearest even), flat, as the uint16 the kernels read."""
+    return table.detach().to(torch.bfloat16).reshape(-1).view(torch.int16).numpy().view(np.uint16)  # no copy if bf16
+
+
+def grid_encode_forward(positions, table, layout: GridLayout, interpolation: str, precision: str) -> torch.Tensor:
+    """Features [n, L*F] of positions [n, D]; see `hashfield.ops.grid_encode`."""
+    n = positions.shape[0]
+    out = torch.empty((n, layout.n_output), dtype=torch.float32)
+    flat = bf16_words(table) if precision == "bfloat16" else as_array(table).reshape(-1)
+    if n:
+        # A level of a large table stays in cache only while many points read it in turn; a small table stays
+        # anyway, and then small chunks keep the output in cache.
+        chunk = 2048 if flat.nbytes < 8 << 20 else 65536
+        launch(
+            _forward, to_planes(as_array(positions)), layout.n_dims, n, flat, layout.n_features_per_level,
+            level_table(layout), layout.scales, interpolation == "smoothstep", as_array(out).reshape(-1), chunk,
+        )  # fmt: skip
+    return out
+
+
+def grid_encode_backward(
+    positions, table, layout: GridLayout, interpolation: str, precision: str, grad_output,
+    needs_table: bool, needs_positions: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    """Gradients to the table and the positions for the cotangent [n, L*F]."""
+    n, n_dims = positions.shape
+    planes, levels = to_planes(as_array(positions)), level_table(layout)
+    smoothstep, cotangent = interpolation == "smoothstep", as_array(grad_output).reshape(-1)
+    grad_table = grad_positions = None
+    if needs_table:
+        grad_table = torch.zeros((layout.n_entries, layout.n_features_per_level), dtype=torch.float32)
+        parts = -(-n_threads() // layout.n_levels)
+        if n:
+            launch(
+                _backward_table, planes, n_dims, n, as_array(grad_table).reshape(-1), layout.n_features_per_level,
+                levels, layout.scales, smoothstep, cotangent, parts,
+            )  # fmt: skip
+    if needs_positions:
+        values = table.detach().to(torch.bfloat16).float() if precision == "bfloat16" else table
+        planes_grad = np.zeros_like(planes)
+        if n:
+            launch(
+                _backward_positions, planes, n_dims, n, as_array(values).reshape(-1), layout.n_features_per_level,
+                levels, layout.scales, smoothstep, cotangent, planes_grad,
+            )  # fmt: skip
+        grad_positions = torch.from_numpy(np.ascontiguousarray(planes_grad.reshape(n_dims, -1)[:, :n].T))
+    return grad_table, grad_positions

@@ -1,0 +1,304 @@
+"""Small fully connected networks on CPUs, whole blocks of samples at a time.
+
+Activations are sample-major, `ROWS` samples to a block, and never leave the cache: a backward call computes
+the forward again. All three products of a layer are one register tile with other strides (`simd.product_tile`):
+
+    outputs          Y[s, o] = sum_i X[s, i] W[o, i]     A = X,   B = W^T
+    input gradient  dX[s, i] = sum_o dY[s, o] W[o, i]    A = dY,  B = W
+    weight gradient dW[o, i] = sum_s dY[s, o] X[s, i]    A = dY read down a column, B = X
+
+Widths are padded to whole vectors with zeros; the padding of a weight never receives a gradient that is read.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hashfield.kernels.numba_cpu.common import (
+    as_array,
+    exp,
+    flush_denormals,
+    inline,
+    kernel,
+    launch,
+    n_threads,
+    part,
+    restore_denormals,
+    round_up,
+    share,
+    sigmoid,
+)
+from hashfield.kernels.numba_cpu.simd import LANES, load, product_tile, splat, store
+from hashfield.kernels.numba_cpu.simd import where as simd_where
+
+ROWS = 96  # samples to a block: a multiple of the tile's rows, small enough for the activations to stay in L2
+STORE, RELU, ADD, GATE = 0, 1, 2, 3  # what a product does with its sums; see simd.product_tile
+_WIDE = 4 if LANES >= 16 else 2  # vectors to a register tile: 6 x 4 of 32 registers, 6 x 2 of 16
+
+
+def _column_products(mode: int, vectors: int):
+    """C[:, vectors of one column tile] for any number of rows, in tiles of 6 rows and what remains."""
+
+    @inline
+    def columns(
+        a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_rows, depth, gate, gate_start
+    ):
+        r = 0
+        while r + 6 <= n_rows:
+            product_tile(
+                6, vectors, a, a_start + r * a_row, a_row, a_step, b, b_start, b_step,
+                c, c_start + r * c_row, c_row, depth, mode, gate, gate_start + r * c_row,
+            )  # fmt: skip
+            r += 6
+        while r + 2 <= n_rows:
+            product_tile(
+                2, vectors, a, a_start + r * a_row, a_row, a_step, b, b_start, b_step,
+                c, c_start + r * c_row, c_row, depth, mode, gate, gate_start + r * c_row,
+            )  # fmt: skip
+            r += 2
+        if r < n_rows:
+            product_tile(
+                1, vectors, a, a_start + r * a_row, a_row, a_step, b, b_start, b_step,
+                c, c_start + r * c_row, c_row, depth, mode, gate, gate_start + r * c_row,
+            )  # fmt: skip
+
+    return columns
+
+
+def _product(mode: int):
+    wide, narrow = _column_products(mode, _WIDE), _column_products(mode, 1)
+
+    @part
+    def product(
+        a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_rows, n_columns, depth, gate, gate_start
+    ):
+        v = 0
+        while v + _WIDE * LANES <= n_columns:
+            wide(
+                a, a_start, a_row, a_step, b, b_start + v, b_step, c, c_start + v, c_row, n_rows, depth, gate,
+                gate_start + v,
+            )
+            v += _WIDE * LANES
+        while v < n_columns:
+            narrow(
+                a, a_start, a_row, a_step, b, b_start + v, b_step, c, c_start + v, c_row, n_rows, depth, gate,
+                gate_start + v,
+            )
+            v += LANES
+
+    return product
+
+
+product_store, product_relu, product_add, product_gate = (_product(mode) for mode in (STORE, RELU, ADD, GATE))
+
+
+@inline
+def clear(array, start, count):
+    """Set elements to zero."""
+    for i in range(start, start + count):
+        array[i] = np.float32(0.0)
+
+
+# --- any network: the op ------------------------------------------------------------------------------------
+
+
+@inline
+def activate(values, start, count, activation):
+    """0 none, 1 relu, 2 sigmoid, 3 exp, in place; `count` is a multiple of LANES."""
+    if activation == 1:
+        for i in range(start, start + count, LANES):
+            x = load(values, i)
+            store(values, i, where_positive(x, x))
+    elif activation == 2:
+        for i in range(start, start + count, LANES):
+            store(values, i, sigmoid(load(values, i)))
+    elif activation == 3:
+        for i in range(start, start + count, LANES):
+            store(values, i, exp(load(values, i)))
+
+
+@inline
+def where_positive(condition, value):
+    """value where condition > 0, else 0."""
+    return simd_where(condition > splat(0.0), value, splat(0.0))
+
+
+@part
+def forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_activation):
+    """All layers of one block; layer k's input lies at acts[starts[k]:], ROWS x padded[k]."""
+    n_layers = dims.size - 1
+    for k in range(n_layers):
+        is_last = k == n_layers - 1
+        if not is_last and activation == 1:
+            product_relu(
+                acts, starts[k], padded[k], 1, wt, wt_starts[k], padded[k + 1],
+                acts, starts[k + 1], padded[k + 1], ROWS, padded[k + 1], dims[k], acts, 0,
+            )  # fmt: skip
+        else:
+            product_store(
+                acts, starts[k], padded[k], 1, wt, wt_starts[k], padded[k + 1],
+                acts, starts[k + 1], padded[k + 1], ROWS, padded[k + 1], dims[k], acts, 0,
+            )  # fmt: skip
+        if is_last:
+            activate(acts, starts[k + 1], ROWS * padded[k + 1], output_activation)
+
+
+@inline
+def load_block(x, begin, end, width, acts, row):
+    """Copy rows begin to end of x [n, width] to the block's input, zeros elsewhere."""
+    clear(acts, 0, ROWS * row)
+    for s in range(begin, end):
+        for i in range(width):
+            acts[(s - begin) * row + i] = x[s * width + i]
+
+
+@kernel
+def _forward(x, n, dims, padded, starts, wt, wt_starts, activation, output_activation, out, thread, threads):
+    n_layers = dims.size - 1
+    n_out = dims[n_layers]
+    n_blocks = (n + ROWS - 1) // ROWS
+    mode = flush_denormals()
+    acts = np.empty(starts[n_layers + 1], np.float32)
+    for block in range(share(n_blocks, thread, threads), share(n_blocks, thread + 1, threads)):
+        begin = block * ROWS
+        end = min(n, begin + ROWS)
+        load_block(x, begin, end, dims[0], acts, padded[0])
+        forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_activation)
+        for s in range(begin, end):
+            for o in range(n_out):
+                out[s * n_out + o] = acts[starts[n_layers] + (s - begin) * padded[n_layers] + o]
+    restore_denormals(mode)
+
+
+@kernel
+def _backward(
+    x, n, dims, padded, starts, wt, wt_starts, w, w_starts, activation, output_activation, grad_out, grad_x,
+    grad_w, thread, threads,
+):  # fmt: skip
+    """grad_w [threads, ...] holds each thread's own sums, laid out as w; grad_x may be empty."""
+    n_layers = dims.size - 1
+    n_out = dims[n_layers]
+    n_blocks = (n + ROWS - 1) // ROWS
+    mode = flush_denormals()
+    acts = np.empty(starts[n_layers + 1], np.float32)
+    grads = np.empty(starts[n_layers + 1], np.float32)
+    own = grad_w[thread]
+    for block in range(share(n_blocks, thread, threads), share(n_blocks, thread + 1, threads)):
+        begin = block * ROWS
+        end = min(n, begin + ROWS)
+        load_block(x, begin, end, dims[0], acts, padded[0])
+        forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_activation)
+        top, top_row = starts[n_layers], padded[n_layers]
+        clear(grads, top, ROWS * top_row)
+        for s in range(begin, end):
+            for o in range(n_out):
+                k = top + (s - begin) * top_row + o
+                g, y = grad_out[s * n_out + o], acts[k]
+                if output_activation == 1:
+                    g = g if y > 0 else np.float32(0.0)
+                elif output_activation == 2:
+                    g = g * y * (np.float32(1.0) - y)
+                elif output_activation == 3:
+                    g = g * y
+                grads[k] = g
+        for k in range(n_layers - 1, -1, -1):
+            product_add(
+                grads, starts[k + 1], 1, padded[k + 1], acts, starts[k], padded[k],
+                own, w_starts[k], padded[k], dims[k + 1], padded[k], end - begin, acts, 0,
+            )  # fmt: skip
+            if k > 0 and activation == 1:
+                product_gate(
+                    grads, starts[k + 1], padded[k + 1], 1, w, w_starts[k], padded[k],
+                    grads, starts[k], padded[k], ROWS, padded[k], dims[k + 1], acts, starts[k],
+                )  # fmt: skip
+            elif k > 0 or grad_x.size > 0:
+                product_store(
+                    grads, starts[k + 1], padded[k + 1], 1, w, w_starts[k], padded[k],
+                    grads, starts[k], padded[k], ROWS, padded[k], dims[k + 1], acts, 0,
+                )  # fmt: skip
+        if grad_x.size > 0:
+            for s in range(begin, end):
+                for i in range(dims[0]):
+                    grad_x[s * dims[0] + i] = grads[(s - begin) * padded[0] + i]
+    restore_denormals(mode)
+
+
+class PackedWeights:
+    """A network's weights padded to whole vectors, as they are and transposed, flat, with where each begins."""
+
+    def __init__(self, weights: Sequence[torch.Tensor]):
+        arrays = [as_array(w) for w in weights]
+        self.shapes = [a.shape for a in arrays]
+        self.dims = np.array([arrays[0].shape[1], *[a.shape[0] for a in arrays]], np.int64)
+        self.padded = np.array([round_up(int(d), LANES) for d in self.dims], np.int64)
+        self.w, self.w_starts = self._pack(arrays, transposed=False)
+        self.wt, self.wt_starts = self._pack(arrays, transposed=True)
+        self.starts = np.concatenate([[0], np.cumsum(ROWS * self.padded)]).astype(np.int64)
+
+    def _pack(self, arrays, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
+        blocks, starts, at = [], [], 0
+        for a in arrays:
+            m = a.T if transposed else a
+            block = np.zeros((m.shape[0], round_up(m.shape[1], LANES)), np.float32)
+            block[:, : m.shape[1]] = m
+            blocks.append(block.reshape(-1))
+            starts.append(at)
+            at += block.size
+        return np.concatenate(blocks), np.array(starts, np.int64)
+
+    def unpack(self, flat: np.ndarray) -> list[torch.Tensor]:
+        """Weights laid out as `w` back as tensors [out, in]."""
+        out = []
+        for (rows, columns), start in zip(self.shapes, self.w_starts, strict=True):
+            row = round_up(columns, LANES)
+            block = flat[start : start + rows * row].reshape(rows, row)[:, :columns]
+            out.append(torch.from_numpy(np.ascontiguousarray(block)))
+        return out
+
+
+ACTIVATIONS = {"none": 0, "relu": 1, "sigmoid": 2, "exp": 3}
+
+
+def mlp_forward(x, weights, activation: str, output_activation: str) -> torch.Tensor:
+    """Outputs [n, n_out]; see `hashfield.ops.mlp`."""
+    packed = PackedWeights(weights)
+    n = x.shape[0]
+    out = torch.empty((n, int(packed.dims[-1])), dtype=torch.float32)
+    if n:
+        launch(
+            _forward, as_array(x).reshape(-1), n, packed.dims, packed.padded, packed.starts, packed.wt,
+            packed.wt_starts, ACTIVATIONS[activation], ACTIVATIONS[output_activation], as_array(out).reshape(-1),
+        )  # fmt: skip
+    return out
+
+
+def mlp_backward(
+    x, weights, activation: str, output_activation: str, grad_out, needs_x: bool
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    """Gradients to x (or None) and to every weight for the cotangent [n, n_out]."""
+    packed = PackedWeights(weights)
+    n, threads = x.shape[0], n_threads()
+    grad_x = torch.empty_like(x) if needs_x else torch.empty(0)
+    grad_w = np.zeros((threads, packed.w.size), np.float32)
+    if n:
+        launch(
+            _backward, as_array(x).reshape(-1), n, packed.dims, packed.padded, packed.starts, packed.wt,
+            packed.wt_starts, packed.w, packed.w_starts, ACTIVATIONS[activation], ACTIVATIONS[output_activation],
+            as_array(grad_out).reshape(-1), as_array(grad_x).reshape(-1), grad_w,
+            threads=threads,
+        )  # fmt: skip
+    return (grad_x if needs_x else None), packed.unpack(grad_w.sum(axis=0))
+
+
+def pack_networks(density_weights, color_weights) -> tuple[tuple, PackedWeights, PackedWeights]:
+    """Both networks as the kernels read them, and the packings that know how to undo it."""
+    d, c = PackedWeights(density_weights), PackedWeights(color_weights)
+
+    def parts_of(p: PackedWeights, flat: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
+        return np.split(flat, starts[1:])
+
+    width, n_in = int(d.dims[1]), int(d.dims[0])
+    density_net = (*parts_of(d, d.w, d.w_starts), *parts_of(d, d.wt, d.wt_starts), width, n_in)
+    color_net = (*parts_of(c, c.w, c.w_starts), *parts_of(c, c.wt, c.wt_starts), int(c.dims[1]))
+    return (density_net, color_net, int(c.padded[-1]), int(d.padded[0])), d, c

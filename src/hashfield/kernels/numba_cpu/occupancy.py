@@ -1,0 +1,251 @@
+"""Upkeep of the occupancy grid on CPUs: refresh from densities, bits with mips, carving from silhouettes."""
+
+import math
+
+import numpy as np
+import torch
+
+from hashfield.kernels.numba_cpu.common import (
+    as_array,
+    exp,
+    flush_denormals,
+    inline,
+    kernel,
+    launch,
+    part,
+    restore_denormals,
+    share,
+)
+from hashfield.kernels.numba_cpu.field import N_GEOMETRY
+from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range, level_table
+from hashfield.kernels.numba_cpu.march import GRID_SIZE
+from hashfield.kernels.numba_cpu.mlp import ROWS, product_relu, product_store
+from hashfield.kernels.numba_cpu.simd import LANES, load, splat, store
+
+CELLS = GRID_SIZE**3
+CHUNK = 2048  # positions encoded at once
+
+
+@inline
+def compact_bits(v):
+    """Every third bit of a Morton number, packed."""
+    v &= 0x09249249
+    v = (v ^ (v >> 2)) & 0x030C30C3
+    v = (v ^ (v >> 4)) & 0x0300F00F
+    v = (v ^ (v >> 8)) & 0xFF0000FF
+    return (v ^ (v >> 16)) & 0x3FF
+
+
+@part
+def query_density(
+    positions, stride, n, table, n_features, levels, scales, index, weight, features, row, net, hidden, geometry, raw
+):  # fmt: skip
+    """Logarithm of density, before the bias, of n <= CHUNK positions [3, stride]."""
+    w1t, w2t, width, n_in = net[2], net[3], net[4], net[5]
+    n_out = geometry.size // ROWS
+    encode_range(positions, 3, stride, 0, n, table, n_features, levels, scales, False, features, row, index, weight)
+    for begin in range(0, n, ROWS):
+        rows = min(ROWS, n - begin)
+        product_relu(features, begin * row, row, 1, w1t, 0, width, hidden, 0, width, rows, width, n_in, hidden, 0)
+        product_store(hidden, 0, width, 1, w2t, 0, N_GEOMETRY, geometry, 0, n_out, rows, n_out, width, hidden, 0)
+        for s in range(rows):
+            raw[begin + s] = geometry[s * n_out]
+
+
+@kernel
+def _refresh(
+    values, cells, noise, decay, n_cascades, table, n_features, levels, scales, net, row, bias, step, thread, threads
+):
+    """values[c] = max(decay * values[c], density at one point of cell c, times the finest step)."""
+    n = cells.size
+    side = float(1 << (n_cascades - 1))
+    mode = flush_denormals()
+    stride = CHUNK + 2 * BLOCK
+    positions = np.zeros(3 * stride, np.float32)
+    index, weight = np.empty((2 * BLOCK) << 3, np.uint32), np.empty((2 * BLOCK) << 3, np.float32)
+    features = np.zeros(CHUNK * row, np.float32)
+    hidden, geometry = np.empty(ROWS * net[4], np.float32), np.empty(ROWS * max(LANES, 1), np.float32)
+    raw = np.zeros(CHUNK + LANES, np.float32)
+    last = share(n, thread + 1, threads)
+    for first in range(share(n, thread, threads), last, CHUNK):
+        m = min(CHUNK, last - first)
+        for i in range(m):
+            cell = cells[first + i]
+            code = cell & (CELLS - 1)
+            scale = float(1 << (cell // CELLS)) / side
+            for axis in range(3):
+                x = (compact_bits(code >> axis) + noise[first + i, axis]) / GRID_SIZE
+                positions[axis * stride + i] = (x - 0.5) * scale + 0.5
+        for i in range(m, m + 2 * BLOCK):
+            for axis in range(3):
+                positions[axis * stride + i] = np.float32(0.0)
+        query_density(
+            positions, stride, m, table, n_features, levels, scales, index, weight, features, row, net, hidden,
+            geometry, raw,
+        )  # fmt: skip
+        for i in range(0, m, LANES):
+            store(raw, i, exp(load(raw, i) + splat(bias)) * splat(step))
+        for i in range(m):
+            cell = cells[first + i]
+            values[cell] = max(decay * values[cell], raw[i])
+    restore_denormals(mode)
+
+
+@kernel
+def _decay(values, factor, thread, threads):
+    for i in range(share(values.size, thread, threads), share(values.size, thread + 1, threads)):
+        if values[i] > np.float32(0.0):
+            values[i] *= factor
+
+
+@kernel
+def _pack(values, threshold, bits, thread, threads):
+    """One byte for eight cells: bit k of a byte is the cell at address 8*byte + k."""
+    for byte in range(share(bits.size, thread, threads), share(bits.size, thread + 1, threads)):
+        word = 0
+        for k in range(8):
+            if values[8 * byte + k] > threshold:
+                word |= 1 << k
+        bits[byte] = word
+
+
+@kernel
+def _cover(bits, n_cascades):
+    """Set the coarser cascade's central cells wherever one of their 2x2x2 finer cells is set."""
+    bytes_per_cascade = CELLS // 8
+    for cascade in range(n_cascades - 1):
+        for byte in range(bytes_per_cascade):
+            if bits[cascade * bytes_per_cascade + byte]:
+                x, y, z = compact_bits(byte) + 32, compact_bits(byte >> 1) + 32, compact_bits(byte >> 2) + 32
+                code = 0
+                for b in range(7):
+                    code |= ((x >> b) & 1) << (3 * b) | ((y >> b) & 1) << (3 * b + 1) | ((z >> b) & 1) << (3 * b + 2)
+                bits[(cascade + 1) * bytes_per_cascade + (code >> 3)] |= np.uint8(1 << (code & 7))
+
+
+@part
+def project(camera, x, y, z):
+    """Pixel position of a point in the space of the camera's pose; (-1, -1) behind the camera."""
+    x, y, z = x - camera[3], y - camera[7], z - camera[11]
+    u = camera[0] * x + camera[4] * y + camera[8] * z
+    v = camera[1] * x + camera[5] * y + camera[9] * z
+    w = camera[2] * x + camera[6] * y + camera[10] * z
+    k1, k2, k3, k4 = camera[17], camera[18], camera[19], camera[20]
+    if camera[16] == 2.0:
+        r = math.hypot(u, v)
+        theta = math.atan2(r, w)
+        if camera[23] > 0.0 and theta > camera[23]:
+            return -1.0, -1.0
+        s = theta * theta
+        ratio = theta * (1.0 + s * (k1 + s * (k2 + s * (k3 + s * k4)))) / r if r > 0.0 else 1.0 / w
+        return camera[12] * u * ratio + camera[14], camera[13] * v * ratio + camera[15]
+    if w <= 1e-6:
+        return -1.0, -1.0
+    u, v = u / w, v / w
+    if camera[16] == 1.0:
+        r2 = u * u + v * v
+        if camera[23] > 0.0 and r2 > camera[23] * camera[23]:
+            return -1.0, -1.0
+        scale = 1.0 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
+        p1, p2 = camera[21], camera[22]
+        u, v = (
+            u * scale + 2.0 * p1 * u * v + p2 * (r2 + 2.0 * u * u),
+            v * scale + 2.0 * p2 * u * v + p1 * (r2 + 2.0 * v * v),
+        )
+    return camera[12] * u + camera[14], camera[13] * v + camera[15]
+
+
+@kernel
+def _carve(table, widths, heights, mask_starts, masks, has_masks, n_cascades, alive, thread, threads):
+    """A cell lives if some camera sees it and no camera that sees it finds its centre outside the mask."""
+    n = n_cascades * CELLS
+    n_cameras = table.shape[0]
+    blocks = n // 512
+    for block in range(thread, blocks, threads):
+        remembered = 0  # neighbours are mostly refused by the same camera: ask it first
+        for cell in range(block * 512, (block + 1) * 512):
+            code, scale = cell & (CELLS - 1), float(1 << (cell // CELLS))
+            x = ((compact_bits(code) + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
+            y = ((compact_bits(code >> 1) + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
+            z = ((compact_bits(code >> 2) + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
+            is_seen, is_outside = False, False
+            for k in range(n_cameras):
+                c = (remembered + k) % n_cameras
+                px, py = project(table[c], x, y, z)
+                if 0.0 <= px < widths[c] and 0.0 <= py < heights[c]:
+                    is_seen = True
+                    if not has_masks:
+                        break
+                    if masks[mask_starts[c] + int(py) * widths[c] + int(px)] == 0:
+                        is_outside = True
+                        remembered = c
+                        break
+            alive[cell] = is_seen and not is_outside
+
+
+@kernel
+def _silhouettes(pixels, starts, widths, heights, radius, out, thread, threads):
+    """out = whether a pixel with alpha > 0 lies within the square of this radius; one image at a time."""
+    for image in range(thread, starts.size, threads):
+        w, h, start = widths[image], heights[image], starts[image]
+        reach = np.empty(max(w, h) + 1, np.int64)
+        across = np.empty(w * h, np.uint8)
+        for y in range(h):
+            row = start + y * w
+            reach[0] = 0
+            for x in range(w):
+                reach[x + 1] = reach[x] + (pixels[row + x, 3] > 0)
+            for x in range(w):
+                across[y * w + x] = reach[min(w, x + radius + 1)] > reach[max(0, x - radius)]
+        column = np.zeros(w, np.int64)
+        for y in range(min(radius, h)):
+            for x in range(w):
+                column[x] += across[y * w + x]
+        for y in range(h):
+            if y + radius < h:
+                for x in range(w):
+                    column[x] += across[(y + radius) * w + x]
+            if y - radius - 1 >= 0:
+                for x in range(w):
+                    column[x] -= across[(y - radius - 1) * w + x]
+            for x in range(w):
+                out[start + y * w + x] = column[x] > 0
+
+
+def refresh(values, cells, noise, decay: float, n_cascades: int, layout, table, net, row: int, bias: float) -> None:
+    """Refresh `cells` of the grid in place, one random point each. Others are not touched."""
+    if cells.size:
+        launch(
+            _refresh, values, cells, noise, np.float32(decay), n_cascades, table, layout.n_features_per_level,
+            level_table(layout), layout.scales, net, row, np.float32(bias), np.float32(math.sqrt(3) / 1024),
+        )  # fmt: skip
+
+
+def decay_all(values: np.ndarray, factor: float) -> None:
+    """Multiply every positive value; dead cells (negative) stay."""
+    launch(_decay, values, np.float32(factor))
+
+
+def pack(values: np.ndarray, threshold: float, bits: np.ndarray, n_cascades: int) -> None:
+    """Write the bit field of the values above a threshold, coarser cascades covering finer ones."""
+    launch(_pack, values, np.float32(threshold), bits)
+    if n_cascades > 1:
+        _cover(bits, n_cascades)
+
+
+def silhouettes(pixels, starts, widths, heights, radius: int) -> np.ndarray:
+    """Masks of alpha > 0 grown by a square of `radius` pixels, flat like the images."""
+    out = np.empty(pixels.shape[0], np.uint8)
+    launch(_silhouettes, pixels, starts, widths, heights, radius, out)
+    return out
+
+
+def carve(table: torch.Tensor, widths, heights, starts, masks: np.ndarray | None, n_cascades: int) -> np.ndarray:
+    """Which cells live, in Morton order: seen by a camera and inside every silhouette that sees them."""
+    alive = np.empty(n_cascades * CELLS, np.bool_)
+    nothing = np.zeros(1, np.uint8)
+    launch(
+        _carve, as_array(table), widths, heights, starts, nothing if masks is None else masks, masks is not None,
+        n_cascades, alive,
+        )  # fmt: skip
+    return alive

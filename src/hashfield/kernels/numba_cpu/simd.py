@@ -1,0 +1,572 @@
+"""Vector values inside Numba: `<LANES x float>` and friends with operators, loads, gathers and register tiles.
+
+Plain Numba loops come out scalar (the assembly shows no gather and no wide multiply-add), so the kernels
+of this folder are written over the vector values defined here. A vector is a Numba extension type whose
+LLVM representation is a generic vector; LLVM lowers it for whatever CPU is there. `LANES` is a constant of
+the process (16 for AVX-512, 8 for AVX2, 4 for NEON and SSE, 1 for the scalar twin), so one kernel source
+serves them all.
+
+Every function here works only inside `@njit` code. Arrays are one-dimensional, C-contiguous; indices count
+elements and are not bounds-checked.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model
+
+from hashfield.kernels.numba_cpu.target import LANES
+
+I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_ELEMENT_IR = {"f32": F32, "i32": I32, "i64": I64, "i1": I1}
+
+
+class VectorType(types.Type):
+    """`lanes` values of one element kind ("f32", "i32", "i64", "i1") held in a vector register."""
+
+    def __init__(self, kind: str, lanes: int):
+        self.kind, self.lanes = kind, lanes
+        super().__init__(name=f"{kind}x{lanes}")
+
+    @property
+    def ir_type(self) -> ir.VectorType:
+        return ir.VectorType(_ELEMENT_IR[self.kind], self.lanes)
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, fe_type.ir_type)
+
+
+f32v, i32v, i64v, maskv = (VectorType(kind, LANES) for kind in ("f32", "i32", "i64", "i1"))
+
+
+def _constant(vector_type: VectorType, value) -> ir.Constant:
+    return ir.Constant(vector_type.ir_type, [value] * vector_type.lanes)
+
+
+def _data_pointer(context, builder, array_type, array):
+    return context.make_array(array_type)(context, builder, array).data
+
+
+def _element_address(context, builder, array_type, array, index):
+    return builder.gep(_data_pointer(context, builder, array_type, array), [index], inbounds=False)
+
+
+def _call(builder, name: str, result: ir.Type, arguments, flags=()):
+    """Call an LLVM intrinsic, declaring it on first use."""
+    function_type = ir.FunctionType(result, [a.type for a in arguments])
+    function = cgutils.get_or_insert_function(builder.module, function_type, name)
+    return builder.call(function, arguments, fastmath=flags)
+
+
+def _suffix(vector_type: VectorType) -> str:
+    return f"v{vector_type.lanes}{vector_type.kind}"
+
+
+# --- operators -------------------------------------------------------------------------------------------
+
+_ARITHMETIC = {
+    operator.add: ("fadd", "add"),
+    operator.sub: ("fsub", "sub"),
+    operator.mul: ("fmul", "mul"),
+    operator.truediv: ("fdiv", None),
+    operator.and_: (None, "and_"),
+    operator.or_: (None, "or_"),
+    operator.xor: (None, "xor"),
+    operator.lshift: (None, "shl"),
+    operator.rshift: (None, "lshr"),  # logical: the integers are bit patterns and hashes
+}
+_COMPARISON = {operator.lt: "<", operator.le: "<=", operator.gt: ">", operator.ge: ">=", operator.eq: "=="}
+
+
+def _register_arithmetic(function, float_op, int_op):
+    @infer_global(function)
+    class _Template(AbstractTemplate):
+        def generic(self, args, kws):
+            if len(args) == 2 and isinstance(args[0], VectorType) and args[0] == args[1]:
+                if (float_op if args[0].kind == "f32" else int_op) is None:
+                    return None
+                return signature(args[0], *args)
+            return None
+
+    @lower_builtin(function, VectorType, VectorType)
+    def _lower(context, builder, sig, args):
+        return getattr(builder, float_op if sig.args[0].kind == "f32" else int_op)(*args)
+
+
+def _register_comparison(function, symbol):
+    @infer_global(function)
+    class _Template(AbstractTemplate):
+        def generic(self, args, kws):
+            if len(args) == 2 and isinstance(args[0], VectorType) and args[0] == args[1]:
+                return signature(VectorType("i1", args[0].lanes), *args)
+            return None
+
+    @lower_builtin(function, VectorType, VectorType)
+    def _lower(context, builder, sig, args):
+        if sig.args[0].kind == "f32":
+            return builder.fcmp_ordered(symbol, *args)
+        return builder.icmp_signed(symbol, *args)
+
+
+for _function, (_float_op, _int_op) in _ARITHMETIC.items():
+    _register_arithmetic(_function, _float_op, _int_op)
+for _function, _symbol in _COMPARISON.items():
+    _register_comparison(_function, _symbol)
+
+
+# --- making, loading, storing ------------------------------------------------------------------------------
+
+
+def _splat(builder, value, vector_type: VectorType):
+    undefined = ir.Constant(vector_type.ir_type, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
+    zeros = ir.Constant(ir.VectorType(I32, vector_type.lanes), [0] * vector_type.lanes)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+@intrinsic
+def splat(typingctx, value):
+    """f32v of one float32."""
+
+    def codegen(context, builder, sig, args):
+        return _splat(builder, context.cast(builder, args[0], sig.args[0], types.float32), f32v)
+
+    return f32v(value), codegen
+
+
+@intrinsic
+def splat_int(typingctx, value):
+    """i32v of one integer, taken modulo 2^32."""
+
+    def codegen(context, builder, sig, args):
+        number = args[0]
+        if number.type.width > 32:
+            number = builder.trunc(number, I32)
+        elif number.type.width < 32:
+            number = builder.zext(number, I32)
+        return _splat(builder, number, i32v)
+
+    return i32v(value), codegen
+
+
+@intrinsic
+def lane_numbers(typingctx):
+    """i32v holding 0, 1, 2, ..."""
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(i32v.ir_type, list(range(LANES)))
+
+    return i32v(), codegen
+
+
+def _load(vector_type):
+    def typer(typingctx, array, index):
+        def codegen(context, builder, sig, args):
+            address = _element_address(context, builder, sig.args[0], args[0], args[1])
+            return builder.load(
+                builder.bitcast(address, vector_type.ir_type.as_pointer()), align=4, typ=vector_type.ir_type
+            )
+
+        return vector_type(array, types.intp), codegen
+
+    return typer
+
+
+def _store(vector_type):
+    def typer(typingctx, array, index, value):
+        def codegen(context, builder, sig, args):
+            address = _element_address(context, builder, sig.args[0], args[0], args[1])
+            builder.store(args[2], builder.bitcast(address, vector_type.ir_type.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, vector_type), codegen
+
+    return typer
+
+
+load = intrinsic(_load(f32v))  # f32v from a float32 array at an element index
+load_int = intrinsic(_load(i32v))  # i32v from a 32-bit integer array
+store = intrinsic(_store(f32v))
+store_int = intrinsic(_store(i32v))
+
+
+# --- arithmetic --------------------------------------------------------------------------------------------
+
+
+def _unary(name):
+    def typer(typingctx, a):
+        def codegen(context, builder, sig, args):
+            return _call(builder, f"llvm.{name}.{_suffix(a)}", a.ir_type, args)
+
+        return a(a), codegen
+
+    return typer
+
+
+def _binary(name):
+    def typer(typingctx, a, b):
+        def codegen(context, builder, sig, args):
+            return _call(builder, f"llvm.{name}.{_suffix(a)}", a.ir_type, args)
+
+        return a(a, b), codegen
+
+    return typer
+
+
+floor = intrinsic(_unary("floor"))
+sqrt = intrinsic(_unary("sqrt"))
+absolute = intrinsic(_unary("fabs"))
+minimum = intrinsic(_binary("minnum"))
+maximum = intrinsic(_binary("maxnum"))
+unsigned_minimum = intrinsic(_binary("umin"))
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a*b + c, rounded once."""
+
+    def codegen(context, builder, sig, args):
+        return _call(builder, f"llvm.fma.{_suffix(a)}", a.ir_type, args)
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def where(typingctx, mask, a, b):
+    """Lane-wise a where the mask is set, else b."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(*args)
+
+    return a(mask, a, b), codegen
+
+
+@intrinsic
+def to_int(typingctx, a):
+    """Truncation to 32-bit integers; saturating, so that NaN (0) and huge values stay defined."""
+
+    def codegen(context, builder, sig, args):
+        name = f"llvm.fptosi.sat.v{a.lanes}i32.v{a.lanes}f32"
+        return _call(builder, name, ir.VectorType(I32, a.lanes), args)
+
+    return VectorType("i32", a.lanes)(a), codegen
+
+
+@intrinsic
+def to_int_fast(typingctx, a):
+    """Truncation to 32-bit integers for values known to lie within their range."""
+
+    def codegen(context, builder, sig, args):
+        return builder.fptosi(args[0], ir.VectorType(I32, a.lanes))
+
+    return VectorType("i32", a.lanes)(a), codegen
+
+
+@intrinsic
+def to_float(typingctx, a):
+    """Signed 32-bit integers to float32."""
+
+    def codegen(context, builder, sig, args):
+        return builder.sitofp(args[0], ir.VectorType(F32, a.lanes))
+
+    return VectorType("f32", a.lanes)(a), codegen
+
+
+@intrinsic
+def bits_to_float(typingctx, a):
+    """The float32 values whose bit patterns these are."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], ir.VectorType(F32, a.lanes))
+
+    return VectorType("f32", a.lanes)(a), codegen
+
+
+@intrinsic
+def float_to_bits(typingctx, a):
+    """The bit patterns of these float32 values."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], ir.VectorType(I32, a.lanes))
+
+    return VectorType("i32", a.lanes)(a), codegen
+
+
+@intrinsic
+def lane(typingctx, a, k):
+    """One lane as a scalar; `k` may be a variable."""
+    scalar = {"f32": types.float32, "i32": types.uint32, "i64": types.int64}[a.kind]
+
+    def codegen(context, builder, sig, args):
+        return builder.extract_element(args[0], builder.trunc(args[1], I32))
+
+    return scalar(a, types.intp), codegen
+
+
+@intrinsic
+def reduce_add(typingctx, a):
+    """Sum of the lanes (pairwise order, fixed)."""
+
+    def codegen(context, builder, sig, args):
+        name = f"llvm.vector.reduce.fadd.{_suffix(a)}"
+        return _call(builder, name, F32, [ir.Constant(F32, -0.0), args[0]], flags=("reassoc",))
+
+    return types.float32(a), codegen
+
+
+# --- gathers -----------------------------------------------------------------------------------------------
+
+
+class _VectorGep(ir.instructions.Instruction):
+    """getelementptr of a scalar base with a vector of indices, which llvmlite's builder does not offer."""
+
+    def __init__(self, parent, element_type, base, indices):
+        result = ir.VectorType(ir.PointerType(), indices.type.count)
+        super().__init__(parent, result, "getelementptr", [base, indices])
+        self.element_type = element_type
+
+    def descr(self, buf):
+        base, indices = self.operands
+        buf.append(
+            f"getelementptr {self.element_type}, ptr {base.get_reference()}, "
+            f"{indices.type} {indices.get_reference()}\n"
+        )
+
+
+def _gather(builder, base, indices, element_type, vector_type):
+    base = builder.bitcast(base, ir.PointerType())
+    addresses = _VectorGep(builder.block, element_type, base, indices)
+    builder._insert(addresses)
+    all_lanes = ir.Constant(ir.VectorType(I1, vector_type.lanes), [1] * vector_type.lanes)
+    arguments = [addresses, ir.Constant(I32, 4), all_lanes, ir.Constant(vector_type.ir_type, ir.Undefined)]
+    name = f"llvm.masked.gather.{_suffix(vector_type)}.v{vector_type.lanes}p0"
+    return _call(builder, name, vector_type.ir_type, arguments)
+
+
+@intrinsic
+def gather(typingctx, array, indices):
+    """f32v of array[indices] for non-negative i32v indices into a float32 array."""
+
+    def codegen(context, builder, sig, args):
+        return _gather(builder, _data_pointer(context, builder, sig.args[0], args[0]), args[1], F32, f32v)
+
+    return f32v(array, indices), codegen
+
+
+# --- feature vectors -------------------------------------------------------------------------------------------
+# The F features of a table entry as one short vector, whatever LANES is.
+
+
+def _feature_functions(n: int):
+    """(load, load_bf16, splat, store) for vectors of n features."""
+    vector = VectorType("f32", n)
+
+    @intrinsic
+    def load_features(typingctx, array, index):
+        def codegen(context, builder, sig, args):
+            address = _element_address(context, builder, sig.args[0], args[0], args[1])
+            pointer = builder.bitcast(address, vector.ir_type.as_pointer())
+            return builder.load(pointer, align=4, typ=vector.ir_type)
+
+        return vector(array, types.intp), codegen
+
+    @intrinsic
+    def load_features_bf16(typingctx, array, index):
+        def codegen(context, builder, sig, args):
+            halves = ir.VectorType(ir.IntType(16), n)
+            address = _element_address(context, builder, sig.args[0], args[0], args[1])
+            packed = builder.load(builder.bitcast(address, halves.as_pointer()), align=2, typ=halves)
+            wide = builder.zext(packed, ir.VectorType(I32, n))
+            shifted = builder.shl(wide, ir.Constant(ir.VectorType(I32, n), [16] * n))
+            return builder.bitcast(shifted, vector.ir_type)
+
+        return vector(array, types.intp), codegen
+
+    @intrinsic
+    def splat_features(typingctx, value):
+        def codegen(context, builder, sig, args):
+            return _splat(builder, context.cast(builder, args[0], sig.args[0], types.float32), vector)
+
+        return vector(value), codegen
+
+    @intrinsic
+    def store_features(typingctx, array, index, value):
+        def codegen(context, builder, sig, args):
+            address = _element_address(context, builder, sig.args[0], args[0], args[1])
+            builder.store(args[2], builder.bitcast(address, vector.ir_type.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, vector), codegen
+
+    return load_features, load_features_bf16, splat_features, store_features
+
+
+FEATURES = {n: _feature_functions(n) for n in (1, 2, 4, 8)}
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line that holds array[index], to be written soon."""
+
+    def codegen(context, builder, sig, args):
+        address = builder.bitcast(
+            _element_address(context, builder, sig.args[0], args[0], args[1]), ir.PointerType()
+        )
+        arguments = [address, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)]
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+# --- register tiles ----------------------------------------------------------------------------------------
+
+
+@intrinsic(prefer_literal=True)
+def product_tile(
+    typingctx, rows, vectors, a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, depth, mode, gate, gate_start
+):
+    """C[r, v] = sum over k < depth of A[r, k] * B[k, v] for `rows` x `vectors`*LANES values held in registers.
+
+    A is read one scalar at a time at a_start + r*a_row + k*a_step, B by vectors at b_start + k*b_step, C lies
+    at c_start + r*c_row. The three products of a layer (outputs, input gradient, weight gradient) are this
+    one with other strides, because each is "a scalar of A times a row vector of B".
+
+    `rows`, `vectors`, `mode` are literals. Modes: 0 store; 1 store max(0, .) (ReLU); 2 add to C;
+    3 store where gate > 0, else 0 (ReLU's derivative; `gate` has C's row length and begins at gate_start).
+    """
+    if not all(isinstance(x, types.IntegerLiteral) for x in (rows, vectors, mode)):
+        return None  # Numba asks again with the literals kept
+    n_rows, n_vectors, n_mode = (x.literal_value for x in (rows, vectors, mode))
+
+    def codegen(context, builder, sig, args):
+        def pointer(k):
+            return _data_pointer(context, builder, sig.args[k], args[k])
+
+        a_data, b_data, c_data, gate_data = pointer(2), pointer(6), pointer(9), pointer(14)
+        a_first, a_row_, a_step_, b_first, b_step_, c_first, c_row_, depth_ = (
+            args[k] for k in (3, 4, 5, 7, 8, 10, 11, 12)
+        )
+        vector, intp = f32v.ir_type, I64
+        zero = ir.Constant(intp, 0)
+
+        def load_vector(data, index):
+            return builder.load(builder.bitcast(builder.gep(data, [index]), vector.as_pointer()), align=4, typ=vector)
+
+        def c_index(r, v):
+            row = builder.add(c_first, builder.mul(c_row_, ir.Constant(intp, r)))
+            return builder.add(row, ir.Constant(intp, v * LANES))
+
+        a_starts = [builder.add(a_first, builder.mul(a_row_, ir.Constant(intp, r))) for r in range(n_rows)]
+        before = builder.block
+        loop = builder.append_basic_block("tile.loop")
+        done = builder.append_basic_block("tile.done")
+        builder.cbranch(builder.icmp_signed(">", depth_, zero), loop, done)
+        builder.position_at_end(loop)
+        k = builder.phi(intp)
+        k.add_incoming(zero, before)
+        sums = [[builder.phi(vector) for _ in range(n_vectors)] for _ in range(n_rows)]
+        b_index = builder.add(b_first, builder.mul(k, b_step_))
+        b_values = [load_vector(b_data, builder.add(b_index, ir.Constant(intp, v * LANES))) for v in range(n_vectors)]
+        a_offset = builder.mul(k, a_step_)
+        new = []
+        for r in range(n_rows):
+            scalar = builder.load(builder.gep(a_data, [builder.add(a_starts[r], a_offset)]), typ=F32)
+            a_value = _splat(builder, scalar, f32v)
+            name = f"llvm.fma.{_suffix(f32v)}"
+            new.append([_call(builder, name, vector, [a_value, b_values[v], sums[r][v]]) for v in range(n_vectors)])
+        k_next = builder.add(k, ir.Constant(intp, 1))
+        k.add_incoming(k_next, loop)
+        for r in range(n_rows):
+            for v in range(n_vectors):
+                sums[r][v].add_incoming(_constant(f32v, 0.0), before)
+                sums[r][v].add_incoming(new[r][v], loop)
+        builder.cbranch(builder.icmp_signed("<", k_next, depth_), loop, done)
+        builder.position_at_end(done)
+        for r in range(n_rows):
+            for v in range(n_vectors):
+                value = builder.phi(vector)
+                value.add_incoming(_constant(f32v, 0.0), before)
+                value.add_incoming(new[r][v], loop)
+                sums[r][v] = value
+        for r in range(n_rows):
+            for v in range(n_vectors):
+                value, index = sums[r][v], c_index(r, v)
+                if n_mode == 1:
+                    value = _call(builder, f"llvm.maxnum.{_suffix(f32v)}", vector, [value, _constant(f32v, 0.0)])
+                elif n_mode == 2:
+                    value = builder.fadd(value, load_vector(c_data, index))
+                elif n_mode == 3:
+                    gate_index = builder.add(builder.sub(index, c_first), args[15])
+                    is_on = builder.fcmp_ordered(">", load_vector(gate_data, gate_index), _constant(f32v, 0.0))
+                    value = builder.select(is_on, value, _constant(f32v, 0.0))
+                builder.store(value, builder.bitcast(builder.gep(c_data, [index]), vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(rows, vectors, a, n, n, n, b, n, n, c, n, n, n, mode, gate, n), codegen
+
+
+# --- bfloat16 ----------------------------------------------------------------------------------------------
+
+
+def _round_bf16(builder, bits, constant):
+    """The upper halves of float32 bit patterns, rounded to nearest even. NaN is not expected here."""
+    lowest = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    return builder.lshr(builder.add(bits, builder.add(lowest, constant(0x7FFF))), constant(16))
+
+
+@intrinsic
+def store_bf16(typingctx, array, index, value):
+    """Store a float32 vector, rounded to bfloat16, into a uint16 array."""
+
+    def codegen(context, builder, sig, args):
+        wide = ir.VectorType(I32, value.lanes)
+        halves = ir.VectorType(ir.IntType(16), value.lanes)
+        bits = builder.bitcast(args[2], wide)
+        rounded = builder.trunc(_round_bf16(builder, bits, lambda c: ir.Constant(wide, [c] * value.lanes)), halves)
+        address = _element_address(context, builder, sig.args[0], args[0], args[1])
+        builder.store(rounded, builder.bitcast(address, halves.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+@intrinsic
+def to_bf16(typingctx, value):
+    """One float32 rounded to the uint16 of a bfloat16."""
+
+    def codegen(context, builder, sig, args):
+        bits = builder.bitcast(args[0], I32)
+        return builder.trunc(_round_bf16(builder, bits, lambda c: ir.Constant(I32, c)), ir.IntType(16))
+
+    return types.uint16(types.float32), codegen
+
+
+@intrinsic
+def any_nonzero(typingctx, a):
+    """Whether any lane of a float32 vector is other than zero."""
+
+    def codegen(context, builder, sig, args):
+        nonzero = builder.fcmp_unordered("!=", args[0], _constant(a, 0.0))
+        name = f"llvm.vector.reduce.or.v{a.lanes}i1"
+        return _call(builder, name, I1, [nonzero])
+
+    return types.boolean(a), codegen
+
+
+@intrinsic
+def cycles(typingctx):
+    """The processor's time stamp counter, for the split of a step by stage; 0 where there is none."""
+
+    def codegen(context, builder, sig, args):
+        return _call(builder, "llvm.readcyclecounter", I64, [])
+
+    return types.int64(), codegen

@@ -1,0 +1,100 @@
+"""Configurations of encodings, networks and fields: frozen, checked when made."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from hashfield.errors import ConfigError
+from hashfield.geometry.grid_layout import GridLayout, GridType, per_level_scale_between
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """A multiresolution grid encoding, under tiny-cuda-nn's names. Any number of dimensions."""
+
+    type: GridType = "Hash"
+    """Hash: levels above 2^log2_hashmap_size entries share them; Dense: none does; Tiled: they repeat."""
+    n_levels: int = 8
+    """L, number of resolutions."""
+    n_features_per_level: int = 4
+    """F: 1, 2, 4 or 8."""
+    log2_hashmap_size: int = 19
+    """log2 T, T being the most entries of a level."""
+    base_resolution: int = 16
+    """N_min, vertices per axis of the coarsest level."""
+    per_level_scale: float = 2.0
+    """b, growth of the resolution from level to level."""
+    interpolation: Literal["linear", "smoothstep", "nearest"] = "linear"
+    """Between the corners of a cell; smoothstep has continuous first derivatives."""
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in ("linear", "smoothstep", "nearest"):
+            raise ConfigError(
+                f"interpolation: expected 'linear', 'smoothstep' or 'nearest', got {self.interpolation!r}"
+            )
+        # The sizes depend on the dimensions; two are the mildest case and check every field by itself.
+        self.layout(2)
+
+    def layout(self, n_dims: int) -> GridLayout:
+        """The sizes of this grid's levels over positions of n_dims components.
+
+        Raises:
+            ConfigError: a level is too fine for so many dimensions.
+        """
+        return GridLayout(
+            n_dims=n_dims,
+            n_levels=self.n_levels,
+            n_features_per_level=self.n_features_per_level,
+            log2_hashmap_size=self.log2_hashmap_size,
+            base_resolution=self.base_resolution,
+            per_level_scale=self.per_level_scale,
+            type=self.type,
+        )
+
+    def reaching(self, finest_resolution: float) -> "GridConfig":
+        """The same grid with the per-level scale that ends at about finest_resolution vertices per axis."""
+        scale = per_level_scale_between(self.base_resolution, finest_resolution, self.n_levels)
+        return replace(self, per_level_scale=scale)
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """A fully connected network without biases, ReLU between the layers."""
+
+    n_neurons: int = 64
+    """Width of the hidden layers."""
+    n_hidden_layers: int = 1
+    """Hidden layers; 0 makes the network one matrix."""
+
+    def __post_init__(self) -> None:
+        if self.n_neurons < 1:
+            raise ConfigError(f"n_neurons: expected at least 1, got {self.n_neurons}")
+        if self.n_hidden_layers < 0:
+            raise ConfigError(f"n_hidden_layers: expected at least 0, got {self.n_hidden_layers}")
+
+
+@dataclass(frozen=True)
+class RadianceFieldConfig:
+    """Position and direction to density and colour: a grid, a density network and a colour network."""
+
+    encoding: GridConfig = field(default_factory=GridConfig)
+    """Of the position."""
+    density_network: MLPConfig = MLPConfig(n_neurons=64, n_hidden_layers=1)
+    """From the grid's features to n_features, the first of which is the log-density."""
+    color_network: MLPConfig = MLPConfig(n_neurons=64, n_hidden_layers=2)
+    """From those features and the direction to colour."""
+    n_features: int = 16
+    """Outputs of the density network, all of which feed the colour network."""
+    direction_degree: int = 4
+    """Degree of the direction's spherical harmonics, 1 to 4."""
+    density_bias: float = 0.0
+    """Added to the log-density: exp(density_bias) is the density everywhere before training."""
+
+    def __post_init__(self) -> None:
+        if self.n_features < 1:
+            raise ConfigError(f"n_features: expected at least 1, got {self.n_features}")
+        if self.direction_degree not in (1, 2, 3, 4):
+            raise ConfigError(f"direction_degree: expected 1, 2, 3 or 4, got {self.direction_degree}")
+        # Written so that NaN fails too. Beyond 80 the density leaves float32.
+        if not -80.0 <= self.density_bias <= 80.0:
+            raise ConfigError(f"density_bias: expected -80 to 80, got {self.density_bias!r}")
+        self.encoding.layout(3)

@@ -1,0 +1,115 @@
+"""Small fully connected network without biases."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hashfield.errors import ShapeError
+from hashfield.ops.backend import Backend, Choice, choose
+from hashfield.ops.checks import Checker, one_of
+from hashfield.ops.grid_encode import Precision
+
+Activation = Literal["none", "relu", "sigmoid", "exp"]
+_ACTIVATIONS = ("none", "relu", "sigmoid", "exp")
+
+
+def mlp(
+    x: Float[Tensor, "n n_in"],
+    weights: Sequence[Tensor],
+    *,
+    activation: Activation = "relu",
+    output_activation: Activation = "none",
+    precision: Precision = "float32",
+    backend: Backend | None = None,
+) -> Float[Tensor, "n n_out"]:
+    """Output of a network without biases: matrices with an activation between them and one at the end.
+
+    Args:
+        x: Input features.
+        weights: Matrices [n_out, n_in], first layer first; at least one.
+        activation: Between the layers. The fast backends cover "relu".
+        output_activation: After the last layer: "none", "sigmoid" or "exp" ("relu" in the reference only).
+        precision: "bfloat16" rounds every matrix and every layer's input to the nearest bfloat16; sums and
+            the output keep x's dtype.
+        backend: Implementation; chosen by device if None.
+
+    Raises:
+        ShapeError: an argument has the wrong shape or dtype, or two matrices do not fit each other.
+        BackendError: the backend asked for cannot take the call.
+
+    Gradient:
+        To x and every matrix; second order with backend="reference". Rounding passes gradients unchanged.
+
+    Source: tiny-cuda-nn src/network.cu.
+
+    >>> mlp(torch.tensor([[1.0, -2.0]]), [torch.eye(2), torch.ones(1, 2)], backend="reference")
+    tensor([[1.]])
+    """
+    check_mlp("mlp", "weights", weights, x.shape[1] if x.ndim == 2 else None, like=("x", x))
+    one_of("mlp", "activation", activation, _ACTIVATIONS)
+    one_of("mlp", "output_activation", output_activation, _ACTIVATIONS)
+    one_of("mlp", "precision", precision, ("float32", "bfloat16"))
+
+    def limit(name: Backend) -> str | None:
+        if name == "reference":
+            return None
+        if precision != "float32":
+            return f"precision {precision!r}, it covers 'float32'"
+        if activation != "relu" and len(weights) > 1:
+            return f"activation {activation!r}, it covers 'relu'"
+        if output_activation == "relu":
+            return "output_activation 'relu'"
+        return None
+
+    choice = choose("mlp", backend, x, *weights, limit=limit)
+    if choice.is_reference:
+        return choice.kernels.mlp(x, weights, activation, output_activation, precision)
+    return _MLP.apply(x, activation, output_activation, choice, *weights)  # pyright: ignore[reportReturnType]
+
+
+def check_mlp(
+    op: str, name: str, weights: Sequence[Tensor], n_in: int | None, like: tuple[str, Tensor]
+) -> None:
+    """Check that matrices fit each other and the input they get.
+
+    Args:
+        op: Name that begins every message.
+        name: Of the argument.
+        weights: Matrices [n_out, n_in], first layer first.
+        n_in: Width of the input, None if that is for `like` to tell.
+        like: Name and value of the tensor whose dtype and device they must share.
+
+    Raises:
+        ShapeError: they do not.
+    """
+    if len(weights) == 0:
+        raise ShapeError(f"{op}: {name}: expected at least one matrix, got none")
+    check = Checker(op)
+    check(*like, tuple(f"axis {i}" for i in range(like[1].ndim)) if n_in is not None else ("n", "n_in"))
+    for i, weight in enumerate(weights):
+        check(f"{name}[{i}]", weight, (f"n_out of {name}[{i}]", "n_in" if n_in is None else n_in))
+        n_in = weight.shape[0]
+
+
+class _MLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, activation: str, output_activation: str, choice: Choice, *weights: Tensor
+    ) -> Tensor:
+        x, weights = x.contiguous(), tuple(w.contiguous() for w in weights)
+        ctx.save_for_backward(x, *weights)
+        ctx.options, ctx.kernels = (activation, output_activation), choice.kernels
+        return choice.kernels.mlp_forward(x, list(weights), activation, output_activation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, *weights = ctx.saved_tensors
+        grad_x, grad_weights = ctx.kernels.mlp_backward(
+            x, weights, *ctx.options, grads[0].contiguous(), ctx.needs_input_grad[0]
+        )
+        return grad_x, None, None, None, *grad_weights

@@ -1,0 +1,78 @@
+"""Colour and density of points in a radiance field."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.ops.backend import Backend
+from hashfield.ops.color_mlp import color_mlp
+from hashfield.ops.encoded_mlp import encoded_mlp
+from hashfield.ops.grid_encode import Interpolation, Precision
+
+
+class RadianceFieldResult(NamedTuple):
+    """What a radiance field says about a batch of points."""
+
+    color: Float[Tensor, "n n_channels"]
+    """In (0, 1), in the space of the photos (sRGB)."""
+    density: Float[Tensor, " n"]
+    """At least 0, per scene unit of length."""
+
+
+def radiance_field(
+    positions_unit: Float[Tensor, "n 3"],
+    directions: Float[Tensor, "n 3"],
+    table: Float[Tensor, "n_entries n_features"],
+    density_weights: Sequence[Tensor],
+    color_weights: Sequence[Tensor],
+    layout: GridLayout,
+    *,
+    density_bias: float = 0.0,
+    degree: int = 4,
+    interpolation: Interpolation = "linear",
+    precision: Precision = "float32",
+    backend: Backend | None = None,
+) -> RadianceFieldResult:
+    """Colour and density of each point seen from a direction.
+
+    h = density network of the grid's features; density = exp(h_0 + density_bias); colour = colour network of
+    [h | spherical harmonics of the direction]. h_0 feeds the colour network like the rest, without the bias.
+
+    Args:
+        positions_unit: As for `grid_encode`.
+        directions: Unit length, from the camera to the point.
+        table: As for `grid_encode`.
+        density_weights: Matrices of the density network; `layout.n_output` inputs.
+        color_weights: Matrices of the colour network; n_out of the density network + degree^2 inputs.
+        layout: Sizes of the levels.
+        density_bias: Added to the log-density; 3 starts an object's hull opaque, 0 is instant-ngp's start.
+        degree: Of the spherical harmonics, 1 to 4.
+        interpolation: Of the grid.
+        precision: Of lookup and networks. The log-density is never rounded.
+        backend: Implementation of every stage; each is chosen by device if None.
+
+    Raises:
+        ShapeError: an argument has the wrong shape or dtype.
+        BackendError: the backend asked for cannot take one of the stages.
+
+    Gradient:
+        To positions, directions, table and every matrix; second order with backend="reference". The density's
+        is that of exp, not clamped.
+
+    Source: instant-ngp nerf_network.h; the bias is ours.
+    """
+    h = encoded_mlp(
+        positions_unit,
+        table,
+        density_weights,
+        layout,
+        interpolation=interpolation,
+        precision=precision,
+        backend=backend,
+    )
+    color = color_mlp(h, directions, color_weights, degree=degree, precision=precision, backend=backend)
+    return RadianceFieldResult(color, torch.exp(h[:, 0] + density_bias))

@@ -1,0 +1,142 @@
+"""Volume rendering of a radiance field along rays: march, evaluate, composite, without leaving the chip."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from hashfield.errors import ShapeError
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.rays import Rays
+from hashfield.ops.backend import Backend, choose
+from hashfield.ops.checks import Checker
+
+
+@dataclass(frozen=True)
+class FieldParameters:
+    """The numbers of a radiance field as the fused ops take them: grid, density network, colour network.
+
+    h = density network of the grid's features, 16 values; density = exp(h_0 + density_bias); colour = sigmoid of
+    the colour network of [h | 16 spherical harmonics of the direction].
+    """
+
+    layout: GridLayout
+    """Three dimensions, interpolated linearly."""
+    table: Float[Tensor, "n_entries n_features"]
+    """float32."""
+    density_weights: tuple[Tensor, ...]
+    """[width, L*F] and [16, width]."""
+    color_weights: tuple[Tensor, ...]
+    """[width, 32], [width, width] and [3, width]."""
+    density_bias: float = 0.0
+    """Added to the log-density."""
+    table_bf16: Tensor | None = None
+    """The table rounded to bfloat16; where given, lookups read it (half the memory traffic)."""
+
+    def check(self, op: str) -> None:
+        """Raise a ShapeError that names the field where the shapes do not fit each other."""
+        layout = self.layout
+        wanted = {"table": (self.table, (layout.n_entries, layout.n_features_per_level))}
+        if self.table_bf16 is not None:
+            wanted["table_bf16"] = (self.table_bf16, wanted["table"][1])
+        if len(self.density_weights) != 2 or len(self.color_weights) != 3:
+            raise ShapeError(
+                f"{op}: expected 2 density and 3 colour matrices, got {len(self.density_weights)} and "
+                f"{len(self.color_weights)}"
+            )
+        inner, width = self.density_weights[0].shape[0], self.color_weights[0].shape[0]
+        shapes = ((inner, layout.n_output), (16, inner), (width, 32), (width, width), (3, width))
+        for k, (weight, shape) in enumerate(
+            zip((*self.density_weights, *self.color_weights), shapes, strict=True)
+        ):
+            wanted[f"density_weights[{k}]" if k < 2 else f"color_weights[{k - 2}]"] = (weight, shape)
+        for name, (tensor, shape) in wanted.items():
+            if tuple(tensor.shape) != shape:
+                raise ShapeError(f"{op}: {name}: expected shape {shape}, got {tuple(tensor.shape)}")
+
+    def limit(self, backend: Backend) -> str | None:
+        """Why a fast backend cannot take this field, or None."""
+        if backend == "reference":
+            return None
+        if self.layout.n_dims != 3:
+            return f"the grid has {self.layout.n_dims} dimensions, it needs 3"
+        for weight in (self.density_weights[0], self.color_weights[0]):
+            if weight.shape[0] % 16:
+                return f"a hidden layer has {weight.shape[0]} neurons, it needs a multiple of 16"
+        return None
+
+
+@dataclass(frozen=True)
+class MarchOptions:
+    """Where and how finely rays are sampled."""
+
+    aabb_scale: int
+    """Side of the box, a power of two."""
+    cone_angle: float = 0.0
+    """Growth of the step with distance; 1/256 where aabb_scale > 1, as instant-ngp."""
+    step_scale: float = 1.0
+    """Makes every step this much longer than sqrt(3)/1024."""
+    min_transmittance: float = 1e-4
+    """A ray ends once less light than this passes; the background is then not added."""
+
+
+class RenderResult(NamedTuple):
+    """What rays see."""
+
+    color: Float[Tensor, "n_rays 3"]
+    """Sum of weight * colour: premultiplied, without background."""
+    opacity: Float[Tensor, " n_rays"]
+    """Sum of weights, 0 to 1."""
+    depth: Float[Tensor, " n_rays"]
+    """Sum of weight * t, scene units; divide by opacity for the mean distance."""
+
+
+@torch.no_grad()
+def render_rays(
+    field: FieldParameters,
+    rays: Rays,
+    bits: UInt8[Tensor, " n_bytes"],
+    options: MarchOptions,
+    *,
+    jitter: Float[Tensor, " n_rays"] | None = None,
+    backend: Backend | None = None,
+) -> RenderResult:
+    """Colour, opacity and depth of each ray.
+
+    Args:
+        field: What is rendered.
+        rays: Scene space, t_min and t_max within the box.
+        bits: Occupied cells, as `pack_bits` makes them.
+        options: Sampling.
+        jitter: Fraction of a step by which each ray's lattice is shifted; None means 0.5.
+        backend: Implementation; chosen by device if None.
+
+    Raises:
+        ShapeError: an argument has the wrong shape or dtype.
+        BackendError: the backend asked for cannot take the call.
+
+    Gradient: none; see `train_rays`.
+
+    Source: instant-ngp src/testbed_nerf.cu; marching in waves is ours (few samples first, so that none are spent
+    behind a surface).
+    """
+    field.check("render_rays")
+    jitter = check_rays("render_rays", rays, bits, options, jitter)
+    choice = choose("render_rays", backend, field.table, rays.origin, bits, limit=field.limit)
+    return RenderResult(*choice.kernels.render_rays(field, rays, bits, options, jitter))
+
+
+def check_rays(op: str, rays: Rays, bits: Tensor, options: MarchOptions, jitter: Tensor | None) -> Tensor:
+    """The jitter to use, after the shapes of rays, bits and jitter were checked."""
+    check = Checker(op)
+    check("rays.origin", rays.origin, ("n_rays", 3))
+    check("rays.direction", rays.direction, ("n_rays", 3))
+    check("rays.t_min", rays.t_min, ("n_rays",))
+    check("rays.t_max", rays.t_max, ("n_rays",))
+    check("bits", bits, (options.aabb_scale.bit_length() * 128**3 // 8,), "uint8")
+    if jitter is None:
+        jitter = torch.full_like(rays.t_min, 0.5)
+    check("jitter", jitter, ("n_rays",))
+    return jitter

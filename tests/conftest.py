@@ -1,0 +1,122 @@
+"""What all tests share: shape checks at run time, poisoned buffers, seeds, the backends, real data."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401  the hook finds it as an attribute of `tests`
+
+# Before the first import of the modules named. Left out are those that check their arguments themselves, with
+# messages that tests read (ops, configurations), and compiled kernels: the hook would decorate functions that
+# Numba and Triton must see bare.
+install_import_hook(
+    [
+        "hashfield.geometry.rays",
+        "hashfield.kernels.reference",
+        "hashfield.nn.encodings",
+        "hashfield.nn.fields",
+        "hashfield.nn.networks",
+    ],
+    "tests.typecheck.checked",
+)
+
+from hashfield.ops.backend import BACKENDS, ENVIRONMENT_VARIABLE, Backend, why_not  # noqa: E402
+
+SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+TEST_BACKENDS = "HASHFIELD_TEST_BACKENDS"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data sets; tests that need it are skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the folder of real data sets is not beside this checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A generator with a fixed seed, for this test alone."""
+    return torch.Generator().manual_seed(20220715)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Give every test the same start of the global generators."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def automatic_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that name no backend see the automatic choice, whatever the shell says."""
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def poisoned_empty() -> Iterator[None]:
+    """Fill what the library gets from torch.empty and its kin with NaN or huge integers.
+
+    An element that a kernel forgets to write then shows. (numpy.empty is left alone: Numba must recognise
+    it.)
+    """
+    patch = pytest.MonkeyPatch()
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        patch.setattr(owner, name, _poisoned(getattr(owner, name)))
+    yield
+    patch.undo()
+
+
+def _poisoned(function: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        tensor = function(*args, **kwargs)
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("hashfield."):
+            with torch.no_grad():
+                poison(tensor)
+        return tensor
+
+    return wrapper
+
+
+def poison(tensor: torch.Tensor) -> None:
+    """Overwrite a tensor with NaN, or with the largest integer of its type."""
+    if tensor.dtype.is_floating_point:
+        tensor.fill_(torch.nan)
+    elif tensor.dtype != torch.bool:
+        tensor.fill_(torch.iinfo(tensor.dtype).max)
+
+
+def backend_params(op: str, backends: tuple[Backend, ...] = BACKENDS) -> list[Any]:
+    """One pytest parameter per backend of an op; those that cannot run here are skipped with the reason.
+
+    A backend named in the environment variable HASHFIELD_TEST_BACKENDS (comma-separated) is never skipped.
+    """
+    insisted = os.environ.get(TEST_BACKENDS, "").split(",")
+    params = []
+    for backend in backends:
+        reason = why_not(op, backend)
+        if reason is None and backend == "triton" and not torch.cuda.is_available():
+            reason = "no CUDA device"
+        skip = reason is not None and backend not in insisted
+        marks = [pytest.mark.skip(reason=f"{op}, {backend}: {reason}")] if skip else []
+        params.append(pytest.param(backend, id=backend, marks=marks))
+    return params
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker below."""
+    config.addinivalue_line("markers", "op(name): run once per backend of this op, given as `backend`")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `backend` to tests marked with @pytest.mark.op."""
+    marker = metafunc.definition.get_closest_marker("op")
+    if marker is not None and "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", backend_params(marker.args[0]))

@@ -1,0 +1,350 @@
+"""Inputs on which every backend of an op must agree with the reference. A mended bug adds its input here."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from hashfield import ops
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.rays import RaySamples
+
+SIZES = (0, 1, 63, 64, 65, 1000)
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One input of one op."""
+
+    op: str
+    """Name of the op, as its file."""
+    name: str
+    """Of the case, unique within the op."""
+    make: Callable[[Generator], dict[str, Any]]
+    """Arguments of `call`: float32 tensors, lists of them, options."""
+    call: Callable[..., dict[str, Tensor]]
+    """Runs the op with `backend=` and those arguments."""
+    grads: tuple[str, ...] = ()
+    """Arguments whose gradients are compared."""
+    position_like: tuple[str, ...] = ()
+    """Those among them whose gradient loses digits to cancellation."""
+
+    @property
+    def id(self) -> str:
+        """For the test's name."""
+        return f"{self.op}-{self.name}"
+
+
+def uniform(generator: Generator, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Uniform float32 numbers."""
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def unit_vectors(generator: Generator, n: int) -> Tensor:
+    """Uniform directions."""
+    return torch.nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=1)
+
+
+def _grid_call(backend: Any, positions: Tensor, table: Tensor, **options: Any) -> dict[str, Tensor]:
+    return {"features": ops.grid_encode(positions, table, backend=backend, **options)}
+
+
+def _grid(
+    name: str,
+    layout: GridLayout,
+    n: int = 200,
+    positions: Callable[[Generator, int, GridLayout], Tensor] | None = None,
+    table: Callable[[Generator, GridLayout], Tensor] | None = None,
+    position_gradient: bool = True,
+    **options: Any,
+) -> OpCase:
+    def make(generator: Generator) -> dict[str, Any]:
+        x = positions(generator, n, layout) if positions else uniform(generator, n, layout.n_dims)
+        shape = (layout.n_entries, layout.n_features_per_level)
+        values = table(generator, layout) if table else uniform(generator, *shape, low=-1.0)
+        return {"positions": x, "table": values, "layout": layout, **options}
+
+    grads = ("positions", "table") if position_gradient else ("table",)
+    return OpCase("grid_encode", name, make, _grid_call, grads, position_like=("positions",))
+
+
+def on_faces(generator: Generator, n: int, layout: GridLayout) -> Tensor:
+    """Positions on cell faces of some level, on 0 and on 1."""
+    level = torch.randint(layout.n_levels, (n, layout.n_dims), generator=generator)
+    scale = torch.from_numpy(layout.scales.copy())[level]
+    vertex = torch.floor(torch.rand(n, layout.n_dims, generator=generator) * (scale + 1))
+    x = ((vertex - 0.5) / scale.clamp(min=1)).clamp(0, 1)
+    x[: n // 4] = torch.randint(2, (n // 4, layout.n_dims), generator=generator).float()
+    return x
+
+
+def outside(generator: Generator, n: int, layout: GridLayout) -> Tensor:
+    """Positions around the unit cube, negative ones included, and far from it."""
+    x = torch.randn(n, layout.n_dims, generator=generator) * 3
+    x[::7] *= 1e4
+    x[::11] = -x[::11].abs()
+    return x
+
+
+def not_numbers(generator: Generator, n: int, layout: GridLayout) -> Tensor:
+    """Positions of which some coordinates are NaN, infinite or too large for any cell."""
+    x = uniform(generator, n, layout.n_dims)
+    for i, value in enumerate((torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e12, -1e10)):
+        x[i::9, i % layout.n_dims] = value
+    return x
+
+
+def _every_other_column(generator: Generator, n: int, layout: GridLayout) -> Tensor:
+    return uniform(generator, n, 2 * layout.n_dims)[:, ::2]
+
+
+def _transposed_table(generator: Generator, layout: GridLayout) -> Tensor:
+    return uniform(generator, layout.n_features_per_level, layout.n_entries, low=-1.0).T
+
+
+def _subnormal_table(generator: Generator, layout: GridLayout) -> Tensor:
+    return uniform(generator, layout.n_entries, layout.n_features_per_level, low=-1.0) * 1e-40
+
+
+HASH_3D = GridLayout(
+    n_dims=3, n_levels=6, n_features_per_level=4, log2_hashmap_size=10, base_resolution=5, per_level_scale=1.7
+)
+HASH_3D_F2 = GridLayout(
+    n_dims=3, n_levels=5, n_features_per_level=2, log2_hashmap_size=9, base_resolution=4, per_level_scale=2.0
+)
+HASH_2D = GridLayout(
+    n_dims=2, n_levels=6, n_features_per_level=2, log2_hashmap_size=8, base_resolution=4, per_level_scale=1.8
+)
+FINE = GridLayout(n_dims=3, n_levels=8, n_features_per_level=4, log2_hashmap_size=12)
+
+
+def _features(n_features: int, n_dims: int = 3) -> GridLayout:
+    return GridLayout(
+        n_dims=n_dims,
+        n_levels=3,
+        n_features_per_level=n_features,
+        log2_hashmap_size=8,
+        base_resolution=4,
+        per_level_scale=2.5,
+    )
+
+
+def _typed(kind: Any, n_dims: int) -> GridLayout:
+    return GridLayout(n_dims, 3, 2, 8, 5, 1.6, kind)
+
+
+GRID_CASES = [
+    *(_grid(f"3d_hash_n{n}", HASH_3D, n) for n in SIZES),
+    _grid("3d_hash_f2", HASH_3D_F2),
+    *(_grid(f"2d_hash_n{n}", HASH_2D, n) for n in (1, 65, 1000)),
+    *(_grid(f"3d_f{f}", _features(f)) for f in (1, 2, 4, 8)),
+    *(_grid(f"2d_f{f}", _features(f, 2)) for f in (1, 2, 4, 8)),
+    *(_grid(f"3d_{k.lower()}", _typed(k, 3)) for k in ("Dense", "Tiled")),
+    *(_grid(f"2d_{k.lower()}", _typed(k, 2)) for k in ("Dense", "Tiled")),
+    _grid("4d_hash", GridLayout(4, 3, 2, 9, 4, 1.6), 65),
+    _grid("3d_base_json", FINE, 500),
+    _grid("3d_one_level", GridLayout(3, 1, 4, 10, 7, 1.0)),
+    _grid("3d_one_vertex", GridLayout(3, 2, 2, 6, 1, 2.0)),
+    _grid("3d_smoothstep", HASH_3D, interpolation="smoothstep"),
+    _grid("2d_smoothstep", HASH_2D, interpolation="smoothstep"),
+    _grid("3d_nearest", HASH_3D, interpolation="nearest", position_gradient=False),
+    _grid("3d_bfloat16", HASH_3D, precision="bfloat16"),
+    _grid("3d_bfloat16_f2", HASH_3D_F2, precision="bfloat16"),
+    _grid("2d_bfloat16_smoothstep", HASH_2D, precision="bfloat16", interpolation="smoothstep"),
+    _grid("3d_on_faces", HASH_3D, positions=on_faces),
+    _grid("2d_on_faces", HASH_2D, positions=on_faces),
+    _grid("3d_outside", HASH_3D, positions=outside),
+    _grid("2d_outside", HASH_2D, positions=outside),
+    _grid("3d_dense_outside", _typed("Dense", 3), positions=outside),
+    _grid("3d_tiled_outside", _typed("Tiled", 3), positions=outside),
+    _grid("3d_not_numbers", HASH_3D, positions=not_numbers),
+    _grid("2d_not_numbers", HASH_2D, positions=not_numbers),
+    _grid("3d_not_contiguous", HASH_3D, positions=_every_other_column, table=_transposed_table),
+    # Differences of subnormals times the scale lie on both sides of the smallest normal number.
+    _grid("3d_subnormal_table", HASH_3D, table=_subnormal_table, position_gradient=False),
+]
+
+
+def _sh_call(backend: Any, directions: Tensor, degree: int) -> dict[str, Tensor]:
+    return {"values": ops.spherical_harmonics(directions, degree=degree, backend=backend)}
+
+
+def _sh(name: str, n: int, degree: int, *, strided: bool = False) -> OpCase:
+    def make(generator: Generator) -> dict[str, Any]:
+        directions = unit_vectors(generator, n)
+        if n >= 6:
+            directions[:6] = torch.cat([torch.eye(3), -torch.eye(3)])
+        return {"directions": directions.T.contiguous().T if strided else directions, "degree": degree}
+
+    # Degree 1 is a constant and has no gradient.
+    return OpCase("spherical_harmonics", name, make, _sh_call, ("directions",) if degree > 1 else ())
+
+
+SH_CASES = [
+    *(_sh(f"degree4_n{n}", n, 4) for n in SIZES),
+    *(_sh(f"degree{d}", 65, d) for d in (1, 2, 3)),
+    _sh("not_contiguous", 65, 4, strided=True),
+]
+
+
+def _mlp_call(backend: Any, x: Tensor, weights: list[Tensor], **options: Any) -> dict[str, Tensor]:
+    return {"out": ops.mlp(x, weights, backend=backend, **options)}
+
+
+def _mlp(
+    name: str,
+    widths: tuple[int, ...],
+    n: int = 65,
+    *,
+    x_gradient: bool = True,
+    strided: bool = False,
+    **options: Any,
+) -> OpCase:
+    def make(generator: Generator) -> dict[str, Any]:
+        x = uniform(generator, n, widths[0], low=-1.0)
+        weights = []
+        for n_in, n_out in itertools.pairwise(widths):
+            weight = uniform(generator, n_out, n_in, low=-1.0) * (6 / (n_in + n_out)) ** 0.5
+            weights.append(weight.T.contiguous().T if strided else weight)
+        return {"x": x.T.contiguous().T if strided else x, "weights": weights, **options}
+
+    return OpCase("mlp", name, make, _mlp_call, ("x", "weights") if x_gradient else ("weights",))
+
+
+DENSITY, COLOR = (32, 64, 16), (32, 64, 64, 3)
+MLP_CASES = [
+    *(_mlp(f"density_n{n}", DENSITY, n) for n in SIZES),
+    *(_mlp(f"color_n{n}", COLOR, n, output_activation="sigmoid") for n in (1, 64, 1000)),
+    _mlp("density_exp", (32, 64, 1), output_activation="exp"),
+    _mlp("no_input_gradient", DENSITY, x_gradient=False),
+    _mlp("one_matrix", (32, 16)),
+    _mlp("odd_widths", (5, 7, 2), output_activation="sigmoid"),
+    _mlp("wide", (64, 128, 128, 16)),
+    _mlp("deep", (16, 32, 32, 32, 32, 4)),
+    _mlp("not_contiguous", DENSITY, strided=True),
+]
+
+
+def random_samples(
+    generator: Generator, n_rays: int, longest: int = 12, dt: float = 0.05
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed t, dt and ray offsets; about every fifth ray has no samples."""
+    counts = torch.randint(0, longest + 1, (n_rays,), generator=generator)
+    counts[torch.rand(n_rays, generator=generator) < 0.2] = 0
+    offsets = torch.zeros(n_rays + 1, dtype=torch.int64)
+    offsets[1:] = counts.cumsum(0)
+    place = torch.arange(int(offsets[-1])) - torch.repeat_interleave(offsets[:-1], counts)
+    step = uniform(generator, n_rays, low=0.5 * dt, high=dt)
+    start = uniform(generator, n_rays, low=0.1, high=1.0)
+    ray = torch.repeat_interleave(torch.arange(n_rays), counts)
+    return start[ray] + place * step[ray], step[ray].contiguous(), offsets
+
+
+def _composite_call(
+    backend: Any,
+    color: Tensor,
+    density: Tensor,
+    t: Tensor,
+    dt: Tensor,
+    ray_offsets: Tensor,
+    background: Tensor,
+    min_transmittance: float,
+) -> dict[str, Tensor]:
+    samples = RaySamples(t, dt, ray_offsets)
+    result = ops.composite(
+        color, density, samples, background, min_transmittance=min_transmittance, backend=backend
+    )
+    return result._asdict()
+
+
+def _composite(
+    name: str,
+    n_rays: int = 65,
+    *,
+    longest: int = 12,
+    min_transmittance: float = 0.0,
+    density: Callable[[Generator, int], Tensor] | None = None,
+    shared_background: bool = False,
+    strided: bool = False,
+) -> OpCase:
+    def make(generator: Generator) -> dict[str, Any]:
+        t, dt, offsets = random_samples(generator, n_rays, longest)
+        n = t.shape[0]
+        color = uniform(generator, 3, n).T if strided else uniform(generator, n, 3)
+        sigma = density(generator, n) if density else torch.exp(uniform(generator, n, low=-2.0, high=4.0))
+        background = uniform(generator, 3) if shared_background else uniform(generator, n_rays, 3)
+        return {
+            "color": color,
+            "density": sigma,
+            "t": t,
+            "dt": dt,
+            "ray_offsets": offsets,
+            "background": background,
+            "min_transmittance": min_transmittance,
+        }
+
+    return OpCase("composite", name, make, _composite_call, ("color", "density", "background"))
+
+
+def _extreme_density(generator: Generator, n: int) -> Tensor:
+    choice = torch.randint(4, (n,), generator=generator)
+    return torch.tensor([0.0, 1e-6, 1.0, 1e8])[choice]
+
+
+COMPOSITE_CASES = [
+    *(_composite(f"n{n}", n) for n in SIZES),
+    *(_composite(f"cut_n{n}", n, min_transmittance=0.05) for n in (1, 65, 1000)),
+    _composite("cut_long", 33, longest=300, min_transmittance=1e-4),
+    _composite("long", 33, longest=300),
+    _composite("no_samples", 7, longest=0),
+    _composite("zero_density", density=lambda generator, n: torch.zeros(n)),
+    _composite("extreme_density", density=_extreme_density),
+    _composite("extreme_density_cut", density=_extreme_density, min_transmittance=1e-4),
+    _composite("shared_background", shared_background=True),
+    _composite("not_contiguous", strided=True),
+]
+
+
+def _adam_call(
+    backend: Any, param: Tensor, grad: Tensor, moment1: Tensor, moment2: Tensor, **options: Any
+) -> dict[str, Tensor]:
+    param, moment1, moment2 = param.clone(), moment1.clone(), moment2.clone()
+    kept = grad.clone()
+    ops.adam(param, grad, moment1, moment2, backend=backend, **options)
+    assert torch.equal(grad, kept), "the gradient was changed"
+    return {"param": param, "moment1": moment1, "moment2": moment2}
+
+
+def _adam(name: str, shape: tuple[int, ...] = (65, 4), *, strided: bool = False, **options: Any) -> OpCase:
+    def make(generator: Generator) -> dict[str, Any]:
+        grad = torch.randn(shape, generator=generator) * 1e-3
+        grad[torch.rand(shape, generator=generator) < 0.5] = 0.0
+        if strided:
+            grad = grad.T.contiguous().T
+        return {
+            "param": torch.randn(shape, generator=generator),
+            "grad": grad,
+            "moment1": torch.randn(shape, generator=generator) * 1e-3,
+            "moment2": uniform(generator, *shape) * 1e-6,
+            "learning_rate": 1e-2,
+            **{"step": 3, **options},
+        }
+
+    return OpCase("adam", name, make, _adam_call)
+
+
+ADAM_CASES = [
+    *(_adam(f"n{n}", (n,)) for n in SIZES),
+    _adam("table", (1000, 4)),
+    _adam("first_step", step=1),
+    _adam("late_step", step=100_000),
+    _adam("all_scalars", skip_zero_gradient=False),
+    _adam("l2", skip_zero_gradient=False, l2=1e-2),
+    _adam("other_memory", beta1=0.5, beta2=0.999, epsilon=1e-8),
+    _adam("gradient_not_contiguous", strided=True),
+]
+
+CASES = [*GRID_CASES, *SH_CASES, *MLP_CASES, *COMPOSITE_CASES, *ADAM_CASES]
