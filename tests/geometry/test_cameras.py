@@ -149,10 +149,7 @@ def test_any_lens_is_inverted_inside_its_limit(
     limit = min(lens_limit(lens, distortion), 1.5)
     # tangential terms fold the image where the radial ones nearly do: stay off the edge then
     radius = fraction * limit
-    if lens == "fisheye":
-        plane = (math.sin(radius), math.cos(radius))
-    else:
-        plane = (radius, 1.0)
+    plane = (math.sin(radius), math.cos(radius)) if lens == "fisheye" else (radius, 1.0)
     point = torch.tensor([[plane[0] * math.cos(angle), plane[0] * math.sin(angle), plane[1]]]).double()
     wide = camera(lens, distortion, camera_to_world=IDENTITY)
     table, index = camera_table([wide]), torch.zeros(1, dtype=torch.long)
@@ -275,7 +272,9 @@ def test_project_flags_what_a_lens_cannot_see() -> None:
     fisheye = camera("fisheye", (), camera_to_world=IDENTITY)
     limited = camera("opencv", (-1.0, 0, 0, 0, 0, 0), camera_to_world=IDENTITY)
     table = camera_table([pinhole, fisheye, limited])
-    points = torch.tensor([[0.1, 0, 1], [0, 0, -1], [0, 0, 0], [0.1, 0, -1], [0.9, 0, 1]], dtype=torch.float64)
+    points = torch.tensor(
+        [[0.1, 0, 1], [0, 0, -1], [0, 0, 0], [0.1, 0, -1], [0.9, 0, 1]], dtype=torch.float64
+    )
     flags = []
     for number in range(3):
         pixel, is_valid = project(table, torch.full((5,), number), points)
@@ -294,7 +293,8 @@ def test_project_flags_what_a_lens_cannot_see() -> None:
 @lens_cases
 def test_gradients_of_rays(case: str) -> None:
     table = camera_table([camera(*LENS_CASES[case]), camera(*LENS_CASES[case], fx=37.0)])
-    lens, limit = table[:, 16:17], table[:, 23:]
+    # the limit belongs to k, which gradcheck moves: one that stays right for all
+    lens, limit = table[:, 16:17], table[:, 23:].clamp(max=1.5)
     pixel = torch.tensor([[3.0, 5.0], [31.0, 25.0], [60.0, 2.0], [40.0, 30.0]], dtype=torch.float64)
     index = torch.tensor([0, 1, 1, 0])
     if case.startswith("fisheye"):

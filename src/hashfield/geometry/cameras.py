@@ -7,7 +7,7 @@ an image spans [0, width] x [0, height] and principal points are measured from i
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, Self, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class Camera:
         """Unit direction of the image's upward axis in the world."""
         return -self.camera_to_world[:, 1]
 
-    def resized(self, width: int, height: int) -> Self:
+    def resized(self, width: int, height: int) -> "Camera":
         """The same camera with another number of pixels: the view stays, intrinsics scale per axis."""
         return self._replaced(
             width=width,
@@ -122,13 +122,13 @@ class Camera:
             cy=self.cy * height / self.height,
         )
 
-    def moved(self, camera_to_world: Float64[Tensor, "3 4"]) -> Self:
+    def moved(self, camera_to_world: Float64[Tensor, "3 4"]) -> "Camera":
         """The same camera at another pose."""
         return self._replaced(camera_to_world=camera_to_world)
 
-    def _replaced(self, **changes: Any) -> Self:
+    def _replaced(self, **changes: Any) -> "Camera":
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return type(self)(**{**fields, **changes})
+        return Camera(**{**fields, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """The camera as plain JSON values; exact, `from_dict` gives an equal camera."""
@@ -145,7 +145,7 @@ class Camera:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Camera":
         """The camera written by `to_dict`.
 
         Raises:
@@ -240,9 +240,10 @@ def lens_limit(lens: Lens, distortion: Sequence[float]) -> float:
     if lens == "pinhole":
         return 0.0
     k1, k2, k3, k4 = (*distortion[:4], 0.0, 0.0, 0.0, 0.0)[:4]
-    roots = np.roots(np.trim_zeros([9 * k4, 7 * k3, 5 * k2, 3 * k1, 1.0], "f"))
-    real = [root.real for root in roots if abs(root.imag) < 1e-9 * max(1.0, abs(root)) and root.real > 0]
-    limit = math.sqrt(min(real)) if real else math.inf
+    # In y = 1 / x^2 the leading coefficient is 1, so that tiny k3, k4 do not spoil the root that counts
+    roots = np.roots([1.0, 3 * k1, 5 * k2, 7 * k3, 9 * k4])
+    real = [root.real for root in roots if abs(root.imag) <= 1e-9 * abs(root) and root.real > 1e-12]
+    limit = 1 / math.sqrt(max(real)) if real else math.inf
     return min(limit, MAX_RADIUS if lens == "opencv" else math.pi)
 
 
@@ -250,7 +251,8 @@ def camera_table(cameras: Sequence[Camera]) -> Float64[Tensor, "n_cameras 24"]:
     """Cameras as rows of numbers, the form that kernels take.
 
     Columns: 0-11 camera_to_world row by row (3x4), 12-15 fx fy cx cy, 16 lens (0 pinhole, 1 opencv, 2
-    fisheye), 17-20 k1..k4, 21-22 p1 p2, 23 `lens_limit` (0: none known).
+    fisheye), 17-20 k1..k4, 21-22 p1 p2, 23 `lens_limit`, which belongs to k1..k4: whoever changes them
+    sets it anew, or to 0.
     """
     rows = torch.zeros(len(cameras), TABLE_COLUMNS, dtype=torch.float64)
     for row, camera in zip(rows, cameras, strict=True):
@@ -282,18 +284,25 @@ class _Rows(NamedTuple):
 def _rows(rows: Tensor) -> _Rows:
     pose = rows[:, :12].reshape(-1, 3, 4)
     fx, fy, cx, cy, lens, k1, k2, k3, k4, p1, p2, limit = rows[:, 12:].unbind(1)
-    # A table made elsewhere may leave the limit at 0; the radius then is bounded by the model's own maximum
-    limit = torch.where(limit > 0, limit, torch.where(lens == 2, math.pi, MAX_RADIUS))
     return _Rows(
         pose[:, :, :3], pose[:, :, 3], fx, fy, cx, cy, lens, (k1, k2, k3, k4), p1, p2, limit.detach()
     )
 
 
-def _check_table(table: Tensor) -> None:
+def _checked_table(table: Tensor) -> Tensor:
+    """The table, with the limits of its lenses filled in where it was made without them."""
     if table.ndim != 2 or table.shape[1] != TABLE_COLUMNS or not table.is_floating_point():
         raise ShapeError(
             f"table: expected floats of shape (n_cameras, 24), got {table.dtype} {tuple(table.shape)}"
         )
+    lacks = (table[:, 16] != 0) & (table[:, 23] == 0)
+    if not bool(lacks.any()):
+        return table
+    table = table.clone()
+    for index in lacks.nonzero()[:, 0].tolist():
+        lens, k = LENSES[int(table[index, 16])], table[index, 17:23].tolist()
+        table[index, 23] = lens_limit(lens, k)
+    return table
 
 
 # --- lens models
@@ -456,7 +465,7 @@ def rays_from_pixels(
 
     Source: lens models of OpenCV (calib3d); inverse by Newton with the analytic Jacobian.
     """
-    _check_table(table)
+    table = _checked_table(table)
     if pixel.ndim != 2 or pixel.shape[1] != 2 or camera_index.shape != pixel.shape[:1]:
         raise ShapeError(
             f"expected pixel (n_rays, 2) and camera_index (n_rays), got {tuple(pixel.shape)} and "
@@ -502,7 +511,7 @@ def project(
         camera_index: row of the table.
         points: in the space of the table's poses.
     """
-    _check_table(table)
+    table = _checked_table(table)
     rows = _rows(table[camera_index.long()])
     local = (rows.rotation.mT @ (points.to(table.dtype) - rows.position)[:, :, None])[:, :, 0]
     x, y, z = local.unbind(1)

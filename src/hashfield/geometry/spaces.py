@@ -11,7 +11,7 @@ aabb_scale / 2.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -176,7 +176,7 @@ class Spaces:
         return {"scale": self.scale, "offset": list(self.offset), "aabb_scale": self.aabb_scale}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Spaces":
         """The spaces written by `to_dict`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Rays of pixels on CPUs, and training batches: pixel choice, ray, box entry and wanted colour in one pass."""
+"""Rays of pixels on CPUs: lens models inverted in float64, one pixel at a time."""
 
 import math
 
@@ -94,24 +94,6 @@ def pixel_direction(camera, px, py):
     return x / length, y / length, z / length
 
 
-@inline
-def slab(o, d, low, high, near, far):
-    """The part of [near, far] in which o + t d lies between two planes."""
-    if d == 0.0:
-        return (near, far) if low <= o <= high else (near, -1.0)
-    a, b = (low - o) / d, (high - o) / d
-    return max(near, min(a, b)), min(far, max(a, b))
-
-
-@inline
-def box_range(ox, oy, oz, dx, dy, dz, box):
-    """(t_min >= 0, t_max) inside the box [x0, y0, z0, x1, y1, z1]; (0, 0) for a miss."""
-    near, far = slab(ox, dx, box[0], box[3], 0.0, 1e30)
-    near, far = slab(oy, dy, box[1], box[4], near, far)
-    near, far = slab(oz, dz, box[2], box[5], near, far)
-    return (near, far) if far > near else (0.0, 0.0)
-
-
 @kernel
 def _camera_rays(table, camera_index, pixel, origin, direction, thread, threads):
     n = camera_index.size
@@ -120,40 +102,6 @@ def _camera_rays(table, camera_index, pixel, origin, direction, thread, threads)
         x, y, z = pixel_direction(camera, pixel[i, 0], pixel[i, 1])
         direction[i, 0], direction[i, 1], direction[i, 2] = x, y, z
         origin[i, 0], origin[i, 1], origin[i, 2] = camera[3], camera[7], camera[11]
-
-
-@kernel
-def _training_rays(
-    chosen, spans, span_ends, image_starts, widths, pixels, table, box, origin, direction, t_min, t_max, target,
-    image_index, thread, threads,
-):  # fmt: skip
-    """Rays of pixels drawn from row spans.
-
-    chosen [n] in [0, total): which pixel of the pool. The pool is a list of spans (runs of pixels in one image
-    row): spans [m, 3] = image, first pixel within the image, length; span_ends [m] their running total.
-    """
-    n = chosen.size
-    for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
-        low, high = 0, span_ends.size - 1
-        while low < high:  # the first span whose end lies beyond the chosen number
-            middle = (low + high) >> 1
-            if span_ends[middle] > chosen[i]:
-                high = middle
-            else:
-                low = middle + 1
-        image = spans[low, 0]
-        inside = spans[low, 1] + (chosen[i] - (span_ends[low] - spans[low, 2]))
-        row, column = inside // widths[image], inside % widths[image]
-        camera = table[image]
-        x, y, z = pixel_direction(camera, column + 0.5, row + 0.5)
-        direction[i, 0], direction[i, 1], direction[i, 2] = x, y, z
-        origin[i, 0], origin[i, 1], origin[i, 2] = camera[3], camera[7], camera[11]
-        near, far = box_range(camera[3], camera[7], camera[11], x, y, z, box)
-        t_min[i], t_max[i] = near, far
-        image_index[i] = image
-        at = image_starts[image] + inside
-        for c in range(4):
-            target[i, c] = np.float32(pixels[at, c]) * np.float32(1.0 / 255.0)
 
 
 def camera_rays_forward(table, camera_index, pixel) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,16 +114,3 @@ def camera_rays_forward(table, camera_index, pixel) -> tuple[torch.Tensor, torch
             as_array(pixel.double().contiguous()), as_array(origin), as_array(direction),
         )  # fmt: skip
     return origin, direction
-
-
-def training_rays(chosen, spans, span_ends, image_starts, widths, pixels, table, box):
-    """origin, direction, t_min, t_max, target [n, 4], image_index of a batch; numpy arrays in, tensors out."""
-    n = chosen.size
-    origin, direction, target = torch.empty((n, 3)), torch.empty((n, 3)), torch.empty((n, 4))
-    t_min, t_max, image_index = torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.int64)
-    if n:
-        launch(
-            _training_rays, chosen, spans, span_ends, image_starts, widths, pixels, table, box,
-            *map(as_array, (origin, direction, t_min, t_max, target, image_index)),
-        )  # fmt: skip
-    return origin, direction, t_min, t_max, target, image_index

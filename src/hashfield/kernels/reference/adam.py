@@ -46,3 +46,15 @@ def adam_step(
     param.copy_(torch.where(touched, updated, param))
     moment1.copy_(torch.where(touched, m, moment1))
     moment2.copy_(torch.where(touched, v, moment2))
+
+
+def adam_table_step(
+    param: Tensor, grad: Tensor, moment1: Tensor, moment2: Tensor, param_bf16: Tensor, step: int,
+    learning_rate: float, beta1: float, beta2: float, epsilon: float,
+) -> None:  # fmt: skip
+    """`adam_step` with zero gradients skipped; then the gradient is cleared and the rounded copy refreshed."""
+    adam_step(
+        param, grad, moment1, moment2, None, step, learning_rate, beta1, beta2, epsilon, l2=0.0, skip_zero=True
+    )
+    grad.zero_()
+    param_bf16.copy_(param)

@@ -17,9 +17,9 @@ from hashfield.kernels.numba_cpu.common import (
     share,
 )
 from hashfield.kernels.numba_cpu.field import N_GEOMETRY
-from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range, level_table
+from hashfield.kernels.numba_cpu.grid_encode import BLOCK, bf16_words, encode_range, level_table
 from hashfield.kernels.numba_cpu.march import GRID_SIZE
-from hashfield.kernels.numba_cpu.mlp import ROWS, product_relu, product_store
+from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks, product_relu, product_store
 from hashfield.kernels.numba_cpu.simd import LANES, load, splat, store
 
 CELLS = GRID_SIZE**3
@@ -92,13 +92,6 @@ def _refresh(
 
 
 @kernel
-def _decay(values, factor, thread, threads):
-    for i in range(share(values.size, thread, threads), share(values.size, thread + 1, threads)):
-        if values[i] > np.float32(0.0):
-            values[i] *= factor
-
-
-@kernel
 def _pack(values, threshold, bits, thread, threads):
     """One byte for eight cells: bit k of a byte is the cell at address 8*byte + k."""
     for byte in range(share(bits.size, thread, threads), share(bits.size, thread + 1, threads)):
@@ -157,7 +150,9 @@ def project(camera, x, y, z):
 
 @kernel
 def _carve(table, widths, heights, mask_starts, masks, has_masks, n_cascades, alive, thread, threads):
-    """A cell lives if some camera sees it and no camera that sees it finds its centre outside the mask."""
+    """A cell lives if some camera sees it and no camera that sees it finds its centre outside the mask.
+
+    Without masks it is seen if its centre or one of its corners is."""
     n = n_cascades * CELLS
     n_cameras = table.shape[0]
     blocks = n // 512
@@ -165,21 +160,29 @@ def _carve(table, widths, heights, mask_starts, masks, has_masks, n_cascades, al
         remembered = 0  # neighbours are mostly refused by the same camera: ask it first
         for cell in range(block * 512, (block + 1) * 512):
             code, scale = cell & (CELLS - 1), float(1 << (cell // CELLS))
-            x = ((compact_bits(code) + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
-            y = ((compact_bits(code >> 1) + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
-            z = ((compact_bits(code >> 2) + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
+            i, j, l = compact_bits(code), compact_bits(code >> 1), compact_bits(code >> 2)
             is_seen, is_outside = False, False
-            for k in range(n_cameras):
-                c = (remembered + k) % n_cameras
-                px, py = project(table[c], x, y, z)
-                if 0.0 <= px < widths[c] and 0.0 <= py < heights[c]:
-                    is_seen = True
-                    if not has_masks:
-                        break
-                    if masks[mask_starts[c] + int(py) * widths[c] + int(px)] == 0:
-                        is_outside = True
-                        remembered = c
-                        break
+            for corner in range(1 if has_masks else 9):  # 0 is the centre
+                a, b, c = 0.5, 0.5, 0.5
+                if corner > 0:
+                    a, b, c = float((corner - 1) & 1), float((corner - 1) >> 1 & 1), float((corner - 1) >> 2 & 1)
+                x = ((i + a) / GRID_SIZE - 0.5) * scale + 0.5
+                y = ((j + b) / GRID_SIZE - 0.5) * scale + 0.5
+                z = ((l + c) / GRID_SIZE - 0.5) * scale + 0.5
+                for k in range(n_cameras):
+                    camera = (remembered + k) % n_cameras
+                    px, py = project(table[camera], x, y, z)
+                    if 0.0 <= px < widths[camera] and 0.0 <= py < heights[camera]:
+                        is_seen = True
+                        if not has_masks:
+                            remembered = camera
+                            break
+                        if masks[mask_starts[camera] + int(py) * widths[camera] + int(px)] == 0:
+                            is_outside = True
+                            remembered = camera
+                            break
+                if is_seen or is_outside:
+                    break
             alive[cell] = is_seen and not is_outside
 
 
@@ -212,40 +215,41 @@ def _silhouettes(pixels, starts, widths, heights, radius, out, thread, threads):
                 out[start + y * w + x] = column[x] > 0
 
 
-def refresh(values, cells, noise, decay: float, n_cascades: int, layout, table, net, row: int, bias: float) -> None:
-    """Refresh `cells` of the grid in place, one random point each. Others are not touched."""
-    if cells.size:
+def refresh_cells(values, cells, noise, field, aabb_scale: int, decay: float) -> None:
+    """See `hashfield.ops.occupancy_update`."""
+    net, _, _ = pack_networks(field.density_weights, field.color_weights)
+    table = as_array(field.table).reshape(-1) if field.table_bf16 is None else bf16_words(field.table_bf16)
+    layout = field.layout
+    if len(cells):
         launch(
-            _refresh, values, cells, noise, np.float32(decay), n_cascades, table, layout.n_features_per_level,
-            level_table(layout), layout.scales, net, row, np.float32(bias), np.float32(math.sqrt(3) / 1024),
+            _refresh, as_array(values), as_array(cells.contiguous()), as_array(noise.contiguous()),
+            np.float32(decay), aabb_scale.bit_length(), table, layout.n_features_per_level, level_table(layout),
+            layout.scales, net[0], net[3], np.float32(field.density_bias), np.float32(math.sqrt(3) / 1024),
         )  # fmt: skip
 
 
-def decay_all(values: np.ndarray, factor: float) -> None:
-    """Multiply every positive value; dead cells (negative) stay."""
-    launch(_decay, values, np.float32(factor))
+def occupied_bits(values, threshold: float, aabb_scale: int) -> torch.Tensor:
+    """See `hashfield.ops.occupancy_update`."""
+    bits = np.empty(values.shape[0] // 8, np.uint8)
+    launch(_pack, as_array(values.contiguous()), np.float32(threshold), bits)
+    if aabb_scale > 1:
+        _cover(bits, aabb_scale.bit_length())
+    return torch.from_numpy(bits)
 
 
-def pack(values: np.ndarray, threshold: float, bits: np.ndarray, n_cascades: int) -> None:
-    """Write the bit field of the values above a threshold, coarser cascades covering finer ones."""
-    launch(_pack, values, np.float32(threshold), bits)
-    if n_cascades > 1:
-        _cover(bits, n_cascades)
-
-
-def silhouettes(pixels, starts, widths, heights, radius: int) -> np.ndarray:
-    """Masks of alpha > 0 grown by a square of `radius` pixels, flat like the images."""
+def silhouettes(pixels, starts, widths, heights, radius: int) -> torch.Tensor:
+    """See `hashfield.ops.occupancy_update`."""
     out = np.empty(pixels.shape[0], np.uint8)
-    launch(_silhouettes, pixels, starts, widths, heights, radius, out)
-    return out
+    launch(_silhouettes, *map(as_array, (pixels, starts, widths, heights)), radius, out)
+    return torch.from_numpy(out)
 
 
-def carve(table: torch.Tensor, widths, heights, starts, masks: np.ndarray | None, n_cascades: int) -> np.ndarray:
-    """Which cells live, in Morton order: seen by a camera and inside every silhouette that sees them."""
+def carve(table, starts, widths, heights, masks, aabb_scale: int) -> torch.Tensor:
+    """See `hashfield.ops.occupancy_update`."""
+    n_cascades = aabb_scale.bit_length()
     alive = np.empty(n_cascades * CELLS, np.bool_)
-    nothing = np.zeros(1, np.uint8)
     launch(
-        _carve, as_array(table), widths, heights, starts, nothing if masks is None else masks, masks is not None,
-        n_cascades, alive,
-        )  # fmt: skip
-    return alive
+        _carve, as_array(table.contiguous()), *map(as_array, (widths, heights, starts)),
+        np.zeros(1, np.uint8) if masks is None else as_array(masks), masks is not None, n_cascades, alive,
+    )  # fmt: skip
+    return torch.from_numpy(alive)

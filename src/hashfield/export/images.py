@@ -1,0 +1,255 @@
+"""Pictures for people: PNG files, depth, normals and errors as colours, comparison sheets.
+
+Arrays in, arrays out; the only file access is in `write_png`.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from hashfield.errors import DataError, ShapeError
+
+Color = tuple[float, float, float]
+
+WHITE: Final[Color] = (1.0, 1.0, 1.0)
+BLACK: Final[Color] = (0.0, 0.0, 0.0)
+
+# Far to near; lightness rises steadily, so that the map also reads in grey.
+_DEPTH_COLORS: Final = np.array(
+    [
+        [0.05, 0.06, 0.20],
+        [0.16, 0.13, 0.43],
+        [0.32, 0.18, 0.56],
+        [0.51, 0.22, 0.58],
+        [0.70, 0.29, 0.53],
+        [0.86, 0.39, 0.44],
+        [0.95, 0.55, 0.35],
+        [0.98, 0.74, 0.35],
+        [0.98, 0.93, 0.60],
+    ],
+    np.float32,
+)
+
+_MARGIN: Final = 8  # pixels around and between the pictures of a sheet
+_CAPTION: Final = 24  # height of a caption's line, pixels
+
+
+def to_uint8(color: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Values in [0, 1] as bytes, rounded; outside values are clipped and not-a-numbers become 0."""
+    clipped = np.clip(np.nan_to_num(np.asarray(color, np.float32), nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
+    return (clipped * 255.0 + 0.5).astype(np.uint8)
+
+
+def over(image: UInt8[np.ndarray, "h w 4"], background: Color) -> Float[np.ndarray, "h w 3"]:
+    """A straight-alpha picture before one colour, in [0, 1], blended in the picture's own encoding (sRGB).
+
+    Args:
+        image: RGBA; colours under alpha 0 do not matter.
+        background: red, green, blue in [0, 1].
+    """
+    values = image.astype(np.float32) * np.float32(1.0 / 255.0)
+    alpha = values[..., 3:]
+    return values[..., :3] * alpha + np.asarray(background, np.float32) * (1.0 - alpha)
+
+
+def straight_alpha(
+    color: Float[np.ndarray, "h w 3"], opacity: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 4"]:
+    """RGBA with straight alpha, as PNG wants it, from a render without background (premultiplied colour)."""
+    alpha = np.clip(opacity, 0.0, 1.0)[..., None]
+    return to_uint8(np.concatenate([color / np.maximum(alpha, 1e-4) * (alpha > 1e-4), alpha], axis=-1))
+
+
+def depth_range(
+    depths: Sequence[Float[np.ndarray, "..."]], opacities: Sequence[Float[np.ndarray, "..."] | None]
+) -> tuple[float, float]:
+    """Nearest and farthest depth that matter in a set of pictures: 1st and 99th percentile of solid pixels.
+
+    Args:
+        depths: world units, at least one picture.
+        opacities: for each picture, or None; pixels below one half do not count.
+
+    Returns:
+        near < far; (0, 1) where nothing is solid.
+    """
+    solid = [d[_solid(d, o)] for d, o in zip(depths, opacities, strict=True)]
+    values = np.concatenate([part.reshape(-1) for part in solid]) if solid else np.zeros(0)
+    if values.size == 0:
+        return 0.0, 1.0
+    near, far = (float(v) for v in np.percentile(values, [1.0, 99.0]))
+    return near, far if far > near else near + max(abs(near), 1.0) * 1e-3
+
+
+def colorize_depth(
+    depth: Float[np.ndarray, "h w"],
+    opacity: Float[np.ndarray, "h w"] | None = None,
+    *,
+    near: float | None = None,
+    far: float | None = None,
+    empty: Color = WHITE,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Depth as colour: near is light yellow, far dark blue.
+
+    Args:
+        depth: any unit; infinite and 0 count as nothing where no opacity is given.
+        opacity: fades to `empty` where the picture is not solid.
+        near: depth of the lightest colour; default by `depth_range`.
+        far: depth of the darkest colour; default by `depth_range`.
+        empty: colour of nothing.
+    """
+    depth = np.asarray(depth, np.float32)
+    low, high = depth_range([depth], [opacity])
+    low, high = low if near is None else near, high if far is None else far
+    nearness = np.clip(1.0 - (np.nan_to_num(depth) - low) / max(high - low, 1e-12), 0.0, 1.0)
+    place = nearness * (len(_DEPTH_COLORS) - 1)
+    index = np.minimum(place.astype(np.int32), len(_DEPTH_COLORS) - 2)
+    share = (place - index)[..., None]
+    color = _DEPTH_COLORS[index] * (1.0 - share) + _DEPTH_COLORS[index + 1] * share
+    return to_uint8(_fade(color, _share(depth, opacity), empty))
+
+
+def colorize_normals(
+    normals: Float[np.ndarray, "h w 3"],
+    opacity: Float[np.ndarray, "h w"] | None = None,
+    *,
+    empty: Color = WHITE,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Unit normals as colour: (x, y, z) from [-1, 1] to red, green and blue.
+
+    Args:
+        normals: world axes; zero vectors count as nothing where no opacity is given.
+        opacity: fades to `empty` where the picture is not solid.
+        empty: colour of nothing.
+    """
+    normals = np.nan_to_num(np.asarray(normals, np.float32))
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    unit = normals / np.maximum(length, 1e-8)
+    share = (length[..., 0] > 1e-8).astype(np.float32) if opacity is None else opacity
+    return to_uint8(_fade(unit * 0.5 + 0.5, share, empty))
+
+
+def colorize_opacity(opacity: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Opacity as grey, 1 is white."""
+    return to_uint8(np.repeat(np.asarray(opacity, np.float32)[..., None], 3, axis=-1))
+
+
+def error_picture(
+    prediction: Float[np.ndarray, "h w 3"], target: Float[np.ndarray, "h w 3"], gain: float = 5.0
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Absolute difference per channel, times `gain`, on black."""
+    return to_uint8(np.abs(np.clip(prediction, 0.0, 1.0) - np.clip(target, 0.0, 1.0)) * gain)
+
+
+def comparison_sheet(
+    rows: Sequence[Sequence[tuple[str, UInt8[np.ndarray, "h w c"]]]], *, max_width: int | None = None
+) -> UInt8[np.ndarray, "sheet_h sheet_w 3"]:
+    """Pictures side by side, each below its caption, one row under the other on white.
+
+    Args:
+        rows: (caption, picture of 1, 3 or 4 channels); sizes may differ. Alpha is shown on white.
+        max_width: the sheet is scaled down to this many pixels where it would be wider.
+
+    Raises:
+        ShapeError: nothing to show, or a picture is not uint8 with 1, 3 or 4 channels.
+    """
+    if not rows or not all(rows):
+        raise ShapeError("comparison_sheet: expected at least one picture in every row")
+    heights = [max(picture.shape[0] for _, picture in row) for row in rows]
+    widths = [sum(picture.shape[1] + _MARGIN for _, picture in row) + _MARGIN for row in rows]
+    sheet = Image.new("RGB", (max(widths), sum(h + _CAPTION + _MARGIN for h in heights) + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = _MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        left = _MARGIN
+        for caption, picture in row:
+            sheet.paste(Image.fromarray(_rgb(picture)), (left, top + _CAPTION))
+            draw.text(
+                (left, top + 2),
+                _fitted(caption, picture.shape[1]),
+                fill=(40, 40, 40),
+                font=_font(_CAPTION - 10),
+            )
+            left += picture.shape[1] + _MARGIN
+        top += height + _CAPTION + _MARGIN
+    if max_width is not None and sheet.width > max_width:
+        size = (max_width, max(1, round(sheet.height * max_width / sheet.width)))
+        sheet = sheet.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(sheet)
+
+
+def shrunk(image: UInt8[np.ndarray, "h w c"], max_side: int) -> UInt8[np.ndarray, "h2 w2 c"]:
+    """The picture scaled so that no side is longer than `max_side`; smaller ones are returned as they are."""
+    height, width = image.shape[:2]
+    scale = max_side / max(height, width)
+    if scale >= 1.0:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def write_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> Path:
+    """The path, where a PNG file now lies; written aside and renamed, so that nobody reads half of it.
+
+    Args:
+        path: its folder is made where missing; an old file is replaced.
+        image: 1, 3 or 4 channels; alpha is straight.
+
+    Raises:
+        ShapeError: not uint8 with 1, 3 or 4 channels.
+        DataError: the file cannot be written.
+    """
+    picture = Image.fromarray(_checked(image))
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(aside, format="PNG", compress_level=4)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot write the picture: {error.strerror or error}") from error
+    return path
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4) or image.size == 0:
+        raise ShapeError(
+            f"picture: expected uint8 [height, width, 1, 3 or 4], got {image.dtype} {image.shape}"
+        )
+    return np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    image = _checked(image)
+    if image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=-1)
+    return to_uint8(over(image, WHITE)) if image.shape[2] == 4 else image
+
+
+def _solid(depth: np.ndarray, opacity: np.ndarray | None) -> Bool[np.ndarray, "..."]:
+    return np.isfinite(depth) & (depth > 0.0 if opacity is None else opacity > 0.5)
+
+
+def _share(depth: np.ndarray, opacity: np.ndarray | None) -> np.ndarray:
+    return (_solid(depth, None)).astype(np.float32) if opacity is None else opacity
+
+
+def _fade(color: np.ndarray, share: np.ndarray, empty: Color) -> np.ndarray:
+    weight = np.clip(share, 0.0, 1.0)[..., None]
+    return color * weight + np.asarray(empty, np.float32) * (1.0 - weight)
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _fitted(caption: str, width: int) -> str:
+    """The caption, cut where it is wider than its picture."""
+    font = _font(_CAPTION - 10)
+    while len(caption) > 1 and font.getlength(caption) > width:
+        caption = caption[:-2].rstrip() + "…"
+    return caption

@@ -1,0 +1,65 @@
+"""Reference of the occupancy grid's upkeep, in plain torch."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashfield.geometry.cameras import project
+from hashfield.kernels.reference.encoded_mlp import encoded_mlp
+from hashfield.kernels.reference.occupancy import CELLS_PER_CASCADE, GRID_SIZE, morton3_inverse, pack_bits
+
+
+def cell_points(cells: Tensor, offset: Tensor) -> Tensor:
+    """Scene positions of points within cells; offset in [0, 1]^3."""
+    side = torch.exp2((cells // CELLS_PER_CASCADE).to(offset.dtype))[:, None]
+    corner = morton3_inverse(cells % CELLS_PER_CASCADE).to(offset.dtype)
+    return ((corner + offset) / GRID_SIZE - 0.5) * side + 0.5
+
+
+def refresh_cells(
+    values: Tensor, cells: Tensor, noise: Tensor, field: Any, aabb_scale: int, decay: float
+) -> None:
+    """values[c] = max(decay * values[c], density at a point of c times sqrt(3)/1024)."""
+    position = (cell_points(cells, noise) - 0.5) / aabb_scale + 0.5
+    table = field.table if field.table_bf16 is None else field.table_bf16.to(field.table.dtype)
+    h = encoded_mlp(position, table, field.density_weights, field.layout, "linear", "relu", "none", "float32")
+    new = torch.exp(h[:, 0] + field.density_bias) * (math.sqrt(3) / 1024)
+    values[cells] = torch.maximum(decay * values[cells], new)
+
+
+def occupied_bits(values: Tensor, threshold: float, aabb_scale: int) -> Tensor:
+    """See `pack_bits`."""
+    return pack_bits(values, torch.tensor(threshold, dtype=values.dtype))
+
+
+def silhouettes(pixels: Tensor, starts: Tensor, widths: Tensor, heights: Tensor, radius: int) -> Tensor:
+    """Dilation by a square, image by image."""
+    out = torch.empty(pixels.shape[0], dtype=torch.uint8)
+    for start, w, h in zip(starts.tolist(), widths.tolist(), heights.tolist(), strict=True):
+        alpha = (pixels[start : start + w * h, 3] > 0).view(1, 1, h, w).float()
+        grown = torch.nn.functional.max_pool2d(alpha, 2 * radius + 1, stride=1, padding=radius)
+        out[start : start + w * h] = grown.view(-1).to(torch.uint8)
+    return out
+
+
+def carve(
+    table: Tensor, starts: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, aabb_scale: int
+) -> Tensor:
+    """Camera by camera over all cells."""
+    cells = torch.arange(aabb_scale.bit_length() * CELLS_PER_CASCADE)
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
+    offsets = [torch.full((3,), 0.5, dtype=torch.float64)] + ([] if masks is not None else list(corners))
+    seen, outside = torch.zeros(len(cells), dtype=torch.bool), torch.zeros(len(cells), dtype=torch.bool)
+    for k in range(len(table)):
+        for offset in offsets:
+            points = cell_points(cells, offset.expand(len(cells), 3))
+            pixel, valid = project(table, torch.full_like(cells, k), points)
+            w, h = int(widths[k]), int(heights[k])
+            inside = valid & (pixel >= 0).all(1) & (pixel[:, 0] < w) & (pixel[:, 1] < h)
+            seen |= inside
+            if masks is not None:
+                x, y = (torch.where(inside, pixel[:, a], 0.0).long() for a in range(2))
+                outside |= inside & (masks[int(starts[k]) + y * w + x] == 0)
+    return seen & ~outside

@@ -1,0 +1,104 @@
+"""Upkeep of the occupancy grid: which cells can hold anything, how dense they are, which bits are set."""
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
+from torch import Tensor
+
+from hashfield.ops.backend import Backend, choose
+from hashfield.ops.checks import Checker
+from hashfield.ops.render_rays import FieldParameters
+
+
+@torch.no_grad()
+def refresh_cells(
+    values: Float[Tensor, " n_cells"],
+    cells: Int64[Tensor, " n"],
+    noise: Float[Tensor, "n 3"],
+    field: FieldParameters,
+    *,
+    aabb_scale: int,
+    decay: float,
+    backend: Backend | None = None,
+) -> None:
+    """Nothing; values[c] = max(decay * values[c], optical thickness of the finest step at a point of cell c).
+
+    Args:
+        values: Of all cells, cascade by cascade in Morton order; changed in place.
+        cells: Numbers of the cells to ask, each at most once.
+        noise: Where in its cell each point lies, [0, 1)^3.
+        field: Asked for density.
+        aabb_scale: Side of the box; log2 + 1 cascades.
+        decay: Of what was known before.
+        backend: Implementation; chosen by device if None.
+
+    Source: instant-ngp src/testbed_nerf.cu (update_density_grid_nerf); the step is always the finest, s.
+    """
+    check = Checker("refresh_cells")
+    check("values", values, (aabb_scale.bit_length() * 128**3,))
+    check("cells", cells, ("n",), "int64")
+    check("noise", noise, ("n", 3))
+    choice = choose("occupancy_update", backend, field.table, values, noise, limit=field.limit)
+    choice.kernels.refresh_cells(values, cells, noise, field, aabb_scale, float(decay))
+
+
+@torch.no_grad()
+def occupied_bits(
+    values: Float[Tensor, " n_cells"], threshold: float, *, aabb_scale: int, backend: Backend | None = None
+) -> UInt8[Tensor, " n_bytes"]:
+    """The bit field of the cells above a threshold, each coarser cascade covering the finer ones.
+
+    The fast twin of `ops.occupancy.pack_bits`.
+    """
+    Checker("occupied_bits")("values", values, (aabb_scale.bit_length() * 128**3,))
+    choice = choose("occupancy_update", backend, values)
+    return choice.kernels.occupied_bits(values, float(threshold), aabb_scale)
+
+
+@torch.no_grad()
+def silhouettes(
+    pixels: UInt8[Tensor, "n_pixels 4"],
+    starts: Int64[Tensor, " n_images"],
+    widths: Int64[Tensor, " n_images"],
+    heights: Int64[Tensor, " n_images"],
+    radius: int,
+    *,
+    backend: Backend | None = None,
+) -> UInt8[Tensor, " n_pixels"]:
+    """1 where a pixel with alpha > 0 lies within the square of `radius` pixels around, else 0.
+
+    Args:
+        pixels: All images, one after another, row by row, RGBA.
+        starts: First pixel of each image.
+        widths, heights: Of each image.
+        radius: Pixels.
+        backend: Implementation; chosen by device if None.
+    """
+    choice = choose("occupancy_update", backend, pixels)
+    return choice.kernels.silhouettes(pixels, starts, widths, heights, int(radius))
+
+
+@torch.no_grad()
+def carve(
+    table: Float64[Tensor, "n_cameras 24"],
+    starts: Int64[Tensor, " n_cameras"],
+    widths: Int64[Tensor, " n_cameras"],
+    heights: Int64[Tensor, " n_cameras"],
+    masks: UInt8[Tensor, " n_pixels"] | None,
+    *,
+    aabb_scale: int,
+    backend: Backend | None = None,
+) -> Bool[Tensor, " n_cells"]:
+    """Which cells can hold anything: seen by a camera and, with masks, inside every silhouette that sees them.
+
+    A cell is judged by its centre (the visual hull); masks must therefore be grown by about half a cell's
+    projected diagonal. Without masks a cell lives if its centre or a corner is in some picture.
+
+    Args:
+        table: Cameras in scene space, see `geometry.cameras.camera_table`.
+        starts, widths, heights: Of each camera's mask.
+        masks: As `silhouettes` makes them, or None.
+        aabb_scale: Side of the box; log2 + 1 cascades.
+        backend: Implementation; chosen by device if None.
+    """
+    choice = choose("occupancy_update", backend, starts)
+    return choice.kernels.carve(table, starts, widths, heights, masks, aabb_scale)

@@ -1,0 +1,661 @@
+"""Radiance fields from posed photos: configuration, training task and trained model. Reads top to bottom.
+
+One step: pixels -> rays -> march -> encode -> networks -> composite -> loss -> gradients -> Adam -> occupancy.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hashfield.data.dataset import PosedImages, Scene
+from hashfield.data.pixel_sampler import PixelSampler
+from hashfield.errors import CheckpointError, ConfigError, HashfieldError
+from hashfield.geometry.cameras import Camera, camera_table, pixel_centers
+from hashfield.geometry.rays import Rays
+from hashfield.geometry.spaces import Spaces
+from hashfield.log import logger
+from hashfield.nn.config import GridConfig, RadianceFieldConfig
+from hashfield.nn.fields import RadianceField
+from hashfield.ops.camera_rays import camera_rays
+from hashfield.ops.occupancy_update import carve, silhouettes
+from hashfield.ops.ray_box import ray_box
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
+from hashfield.ops.train_rays import TrainWorkspace, train_rays
+from hashfield.render.occupancy import OccupancyGrid
+from hashfield.train.checkpoint import (
+    config_from_dict,
+    config_to_dict,
+    generator_state,
+    load_checkpoint,
+    read_metadata,
+    restore_generator,
+    tensor_shapes,
+)
+from hashfield.train.optim import TableOptimizer, learning_rate_at
+from hashfield.train.task import StepResult
+
+# --- configuration -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NerfTrainConfig:
+    """How a radiance field is trained. Every schedule is a fraction of the planned run."""
+
+    batch_samples: int = 2**16
+    """Samples kept (trained on) per step; the number of rays adapts to it."""
+    learning_rate: float = 2e-2
+    """Of table and networks until `flat_until`."""
+    final_learning_rate: float = 5e-4
+    """At the end of the run, reached by half a cosine."""
+    flat_until: float = 0.4
+    """Fraction of the run with the full learning rate."""
+    l2: float = 1e-6
+    """L2 on the networks' matrices."""
+    huber_delta: float = 0.0
+    """0: squared error; else the delta of instant-ngp's Huber loss (0.1 in the paper preset)."""
+    min_transmittance: float = 1e-2
+    """A training ray ends where less light than this is left."""
+    step_scales: tuple[float, ...] = (8.0, 2.0, 1.0)
+    """Length of the march's step, in units of sqrt(3)/1024, in each stage of the run."""
+    step_until: tuple[float, ...] = (0.1, 0.5, 1.0)
+    """Fraction of the run at which each stage ends."""
+
+    def __post_init__(self) -> None:
+        if not 256 <= self.batch_samples <= 2**24:
+            raise ConfigError(f"batch_samples: expected 256 to {2**24}, got {self.batch_samples}")
+        for name in ("learning_rate", "final_learning_rate"):
+            if not 0 < getattr(self, name) < 10:
+                raise ConfigError(f"{name}: expected a number in (0, 10), got {getattr(self, name)}")
+        if not 0 <= self.flat_until <= 1:
+            raise ConfigError(f"flat_until: expected a fraction, got {self.flat_until}")
+        if not 0 < self.min_transmittance < 1:
+            raise ConfigError(f"min_transmittance: expected a number in (0, 1), got {self.min_transmittance}")
+        if len(self.step_scales) != len(self.step_until) or not self.step_scales:
+            raise ConfigError("step_scales and step_until: expected equally many values, at least one")
+        if any(not 0.1 <= s <= 64 for s in self.step_scales):
+            raise ConfigError(f"step_scales: expected numbers in [0.1, 64], got {self.step_scales}")
+        if list(self.step_until) != sorted(self.step_until) or self.step_until[-1] < 1.0:
+            raise ConfigError(f"step_until: expected rising fractions that end at 1, got {self.step_until}")
+
+
+@dataclass(frozen=True)
+class OccupancyConfig:
+    """How the occupancy grid is kept. Values of None depend on whether the scene could be carved."""
+
+    use_alpha: bool = True
+    """Carve the grid from the photos' alpha, where they have any, before the first step."""
+    carve_margin_px: int = 9
+    """Silhouettes are grown by this before carving: about half a cell's projected diagonal at 800 px."""
+    pixel_margin_px: int = 14
+    """Rays are drawn within silhouettes grown by this; pixels farther out practically never meet anything."""
+    decay: float | None = None
+    """Of a cell's old value at each refresh; None: 0.6 carved, 0.9 not."""
+    most_steps: int = 32
+    """Steps between refreshes, at most; an eighth of the steps so far, at least 4, is taken if that is less."""
+    full_sweeps: int = 8
+    """Refreshes that ask every living cell, at the start of an uncarved run."""
+    max_cells: int = 2**17
+    """Cells asked by later refreshes of a grid with more living cells than this (and twice this if carved)."""
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and not 0 <= self.decay < 1:
+            raise ConfigError(f"decay: expected a number in [0, 1), got {self.decay}")
+        for name in ("carve_margin_px", "pixel_margin_px", "full_sweeps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        for name in ("most_steps", "max_cells"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class NerfConfig:
+    """Everything that decides how a scene becomes a model."""
+
+    preset: str = "default"
+    """Name of the preset this was made from."""
+    encoding: GridConfig = GridConfig(log2_hashmap_size=18)
+    """Of positions; per_level_scale follows from finest_resolution."""
+    finest_resolution: int = 2048
+    """Vertices per axis and unit of aabb_scale at the last level (N_max)."""
+    density_bias: float | None = None
+    """Added to the log-density. None: 3 where the scene was carved, so that hulls start opaque, else 1."""
+    width: int = 64
+    """Neurons of the hidden layers, one of the density network and two of the colour network."""
+    train: NerfTrainConfig = NerfTrainConfig()
+    """Batches, loss, schedules."""
+    occupancy: OccupancyConfig = OccupancyConfig()
+    """Empty-space skipping."""
+
+    def __post_init__(self) -> None:
+        if self.width % 16 or not 16 <= self.width <= 256:
+            raise ConfigError(f"width: expected a multiple of 16 up to 256, got {self.width}")
+        if self.finest_resolution < self.encoding.base_resolution:
+            raise ConfigError(
+                f"finest_resolution: expected at least base_resolution, got {self.finest_resolution}"
+            )
+
+    def field_config(self, aabb_scale: int, density_bias: float) -> RadianceFieldConfig:
+        """Sizes of the field for a box of this side."""
+        base = RadianceFieldConfig()
+        return RadianceFieldConfig(
+            encoding=self.encoding.reaching(self.finest_resolution * aabb_scale),
+            density_network=replace(base.density_network, n_neurons=self.width),
+            color_network=replace(base.color_network, n_neurons=self.width),
+            density_bias=density_bias,
+        )
+
+
+def _preset(name: str, log2_hashmap_size: int, batch_samples: int, **changes: Any) -> NerfConfig:
+    return NerfConfig(
+        preset=name,
+        encoding=GridConfig(log2_hashmap_size=log2_hashmap_size),
+        train=NerfTrainConfig(batch_samples=batch_samples, **changes),
+    )
+
+
+PRESETS: dict[str, NerfConfig] = {
+    # For about a minute: coarse steps to the end, a small table.
+    "fast": _preset("fast", 17, 2**15),
+    # For a few minutes.
+    "default": _preset("default", 18, 2**16),
+    # From five minutes on.
+    "quality": _preset("quality", 19, 2**17),
+    # The paper's encoding, loss and step, for comparisons; not the fastest on a CPU.
+    "paper": NerfConfig(
+        preset="paper",
+        encoding=GridConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
+        train=NerfTrainConfig(
+            batch_samples=2**16, huber_delta=0.1, min_transmittance=1e-4, step_scales=(8.0, 2.0, 1.0)
+        ),
+    ),
+}
+
+
+def preset_for(max_seconds: float | None, n_steps: int | None) -> str:
+    """The preset that suits a length of training, where the user names none."""
+    if max_seconds is not None:
+        return "fast" if max_seconds < 100 else "default" if max_seconds < 280 else "quality"
+    return "fast" if n_steps is None or n_steps <= 3000 else "default" if n_steps <= 8000 else "quality"
+
+
+def parse_background(text: str) -> tuple[float, float, float]:
+    """(r, g, b) in 0..1 of "white", "black" or "#rrggbb".
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    named = {"white": "#ffffff", "black": "#000000"}
+    code = named.get(text.lower(), text)
+    try:
+        if len(code) != 7 or code[0] != "#":
+            raise ValueError
+        r, g, b = (int(code[k : k + 2], 16) / 255 for k in (1, 3, 5))
+    except ValueError:
+        raise ConfigError(f"background: expected white, black or #rrggbb, got {text!r}") from None
+    return r, g, b
+
+
+def field_parameters(module: RadianceField, table_bf16: Tensor | None) -> FieldParameters:
+    """A field module's numbers as the fused ops take them."""
+    return FieldParameters(
+        layout=module.encoding.layout,
+        table=module.encoding.table.detach(),
+        density_weights=tuple(w.detach() for w in module.density_network.weights),
+        color_weights=tuple(w.detach() for w in module.color_network.weights),
+        density_bias=module.config.density_bias,
+        table_bf16=table_bf16,
+    )
+
+
+# --- the trained model -------------------------------------------------------------------------------------
+
+
+class NerfModel(nn.Module):
+    """A trained radiance field with its spaces, cameras and occupancy: stands alone, needs no photos."""
+
+    def __init__(
+        self,
+        module: RadianceField,
+        spaces: Spaces,
+        bits: Tensor,
+        box: Float[Tensor, " 6"],
+        *,
+        cameras: Mapping[str, Sequence[Camera]] | None = None,
+        background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        step_scale: float = 1.0,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        """Args:
+        module: The field; positions in unit space.
+        spaces: Of the scene.
+        bits: Occupied cells.
+        box: Scene space; nothing lies outside it.
+        cameras: World, by split.
+        background: Colour the scene was meant to be seen on.
+        step_scale: Of the march when rendering.
+        info: Names and figures, free-form.
+        """
+        super().__init__()
+        self.field = module.requires_grad_(False)
+        self.spaces = spaces
+        self.register_buffer("bits", bits)
+        self.register_buffer("box", box)
+        self.register_buffer("table_bf16", module.encoding.table.detach().to(torch.bfloat16))
+        self.cameras = {split: list(views) for split, views in (cameras or {}).items()}
+        self.background = background
+        self.step_scale = step_scale
+        self.info = info or {}
+
+    def density(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
+        """Density per world unit of length; 0 outside the training box."""
+        position = self.spaces.world_to_unit(positions_world).reshape(-1, 3)
+        density = self.spaces.density_scene_to_world(self.field.density(position.float()))
+        density = torch.where(((position >= 0) & (position <= 1)).all(-1), density, 0.0)
+        return density.reshape(positions_world.shape[:-1])
+
+    def forward(
+        self, positions_world: Float[Tensor, "*batch 3"], directions_world: Float[Tensor, "*batch 3"]
+    ) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
+        """(color, density) of points seen along unit directions (from the eye to the point)."""
+        position = self.spaces.world_to_unit(positions_world).reshape(-1, 3).float()
+        direction = self.spaces.direction_world_to_scene(directions_world).reshape(-1, 3).float()
+        color, density = self.field(position, direction)
+        density = torch.where(((position >= 0) & (position <= 1)).all(-1), density, 0.0)
+        density = self.spaces.density_scene_to_world(density)
+        batch = positions_world.shape[:-1]
+        return color.reshape(*batch, 3), density.reshape(batch)
+
+    @torch.no_grad()
+    def render(
+        self,
+        camera: Camera,
+        outputs: Sequence[str] = ("color", "depth"),
+        background: tuple[float, float, float] | None = None,
+        rays_at_once: int = 2**18,
+    ) -> dict[str, np.ndarray]:
+        """Pictures of the scene: float32 arrays by name.
+
+        Args:
+            camera: In the world; its width and height are the picture's.
+            outputs: Of "color", "opacity", "depth", "normals".
+            background: Composited behind the colour; None leaves the colour premultiplied by opacity.
+            rays_at_once: Bounds memory.
+
+        Returns:
+            color [h, w, 3] in sRGB; opacity [h, w]; depth [h, w], the mean distance along the unit ray in world
+            units, 0 where nothing is; normals [h, w, 3], unit vectors in the world, 0 where nothing is.
+
+        Raises:
+            ConfigError: an output is not known.
+        """
+        unknown = sorted(set(outputs) - {"color", "opacity", "depth", "normals"})
+        if unknown:
+            raise ConfigError(f"outputs: expected color, opacity, depth, normals; got {unknown[0]!r}")
+        field = field_parameters(self.field, self.table_bf16)
+        table = self.spaces.camera_table_to_scene(camera_table([camera]))
+        pixels = pixel_centers(camera.width, camera.height)
+        options = MarchOptions(self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale, 1e-4)
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in outputs}
+        for pixel in pixels.split(rays_at_once):
+            index = torch.zeros(len(pixel), dtype=torch.int64)
+            origin, direction = (x.float() for x in camera_rays(table, index, pixel))
+            box = self.box.to(origin.dtype)
+            t_min, t_max = ray_box(origin, direction, box[:3], box[3:])
+            found = render_rays(field, Rays(origin, direction, t_min, t_max), self.bits, options)
+            distance = torch.where(found.opacity > 1e-3, found.depth / found.opacity.clamp(min=1e-3), 0.0)
+            if "color" in parts:
+                color = found.color
+                if background is not None:
+                    color = color + (1 - found.opacity)[:, None] * color.new_tensor(background)
+                parts["color"].append(color.numpy())
+            if "opacity" in parts:
+                parts["opacity"].append(found.opacity.numpy())
+            if "depth" in parts:
+                parts["depth"].append(self.spaces.distance_scene_to_world(distance).numpy())
+            if "normals" in parts:
+                normal = self._normals(origin + distance[:, None] * direction, found.opacity > 0.1)
+                parts["normals"].append(normal.numpy())
+        shape = (camera.height, camera.width)
+        return {name: np.concatenate(p).reshape(*shape, *p[0].shape[1:]) for name, p in parts.items()}
+
+    def _normals(self, positions_scene: Tensor, is_hit: Tensor) -> Tensor:
+        """World normals -grad(density)/|grad| where a ray hits, from central differences over one cell of the
+        finest occupancy grid: the field's own gradient is rougher than the surface it describes."""
+        normals = torch.zeros_like(positions_scene)
+        points = positions_scene[is_hit]
+        reach = 0.5 / 128
+        gradient = torch.stack(
+            [
+                self._log_density(points + step) - self._log_density(points - step)
+                for step in reach * torch.eye(3, dtype=points.dtype)
+            ],
+            1,
+        )
+        normals[is_hit] = torch.nn.functional.normalize(-gradient, dim=1)
+        return self.spaces.direction_scene_to_world(normals)
+
+    def _log_density(self, positions_scene: Tensor) -> Tensor:
+        # the logarithm, since density itself spans many powers of ten across a surface
+        density = self.field.density(self.spaces.scene_to_unit(positions_scene))
+        return torch.log(density.clamp(1e-4, 1e4))
+
+
+def load_model(path: Path) -> NerfModel:
+    """The model in a checkpoint file, exported or not.
+
+    Raises:
+        CheckpointError: the file is missing, broken or does not describe a radiance field; the text names what.
+    """
+    metadata = read_metadata(path)
+    if metadata.get("task") != "nerf":
+        raise CheckpointError(f"{path}: task: expected 'nerf', got {metadata.get('task')!r}")
+    try:
+        config = config_from_dict(NerfConfig, metadata.get("config"), f"{path}: config")
+        spaces = Spaces.from_dict(_part(metadata, "spaces", dict, path))
+        bias = _part(metadata, "density_bias", float, path)
+        background = _part(metadata, "background", list, path)
+        step_scale = _part(metadata, "step_scale", float, path)
+        cameras = {
+            split: [Camera.from_dict(view) for view in views]
+            for split, views in _part(metadata, "cameras", dict, path).items()
+        }
+        field_config = config.field_config(spaces.aabb_scale, bias)
+    except CheckpointError:
+        raise
+    except HashfieldError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    expected = expected_shapes(field_config, spaces)
+    found = tensor_shapes(path)
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{path}: tensor {name!r} is missing")
+        if found[name][0] != shape:
+            raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
+    tensors, _ = load_checkpoint(path)
+    module = RadianceField(field_config, precision="bfloat16")
+    _restore_field(module, tensors, path)
+    if not bool(torch.isfinite(tensors["box"]).all()):
+        raise CheckpointError(f"{path}: tensor 'box' holds numbers that are not finite")
+    if len(background) != 3 or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in background):
+        raise CheckpointError(f"{path}: background: expected three numbers in 0..1, got {background!r}")
+    info = {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
+    return NerfModel(
+        module, spaces, tensors["bits"], tensors["box"].double(), cameras=cameras,
+        background=(background[0], background[1], background[2]), step_scale=step_scale, info=info,
+    )  # fmt: skip
+
+
+def expected_shapes(config: RadianceFieldConfig, spaces: Spaces) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the tensors that a checkpoint of such a field must hold."""
+    layout = config.encoding.layout(3)
+    n, c = config.density_network.n_neurons, config.color_network.n_neurons
+    return {
+        "field.encoding.table": (layout.n_entries, layout.n_features_per_level),
+        "field.density_network.weights.0": (n, layout.n_output),
+        "field.density_network.weights.1": (config.n_features, n),
+        "field.color_network.weights.0": (c, config.n_features + config.direction_degree**2),
+        "field.color_network.weights.1": (c, c),
+        "field.color_network.weights.2": (3, c),
+        "bits": (spaces.n_cascades * 128**3 // 8,),
+        "box": (6,),
+    }
+
+
+def _part(metadata: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
+    value = metadata.get(name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is float and not math.isfinite(value)):
+        raise CheckpointError(f"{path}: metadata: {name}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _restore_field(module: RadianceField, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    for name, parameter in module.named_parameters():
+        value = tensors.get(f"field.{name}")
+        if value is None or value.shape != parameter.shape:
+            raise CheckpointError(f"{path}: tensor 'field.{name}': missing or of the wrong shape")
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path}: tensor 'field.{name}' holds numbers that are not finite")
+        with torch.no_grad():
+            parameter.copy_(value)
+
+
+# --- the training task -------------------------------------------------------------------------------------
+
+
+class NerfTask:
+    """Training of a radiance field on one scene; see `hashfield.train.task.Task`."""
+
+    name = "nerf"
+
+    def __init__(self, config: NerfConfig, scene: Scene, *, seed: int = 0, background: str = "white") -> None:
+        """Args:
+        config: What to train and how.
+        scene: Photos with cameras; only the split "train" is used.
+        seed: Of every random choice.
+        background: Colour behind the scene in evaluation and rendering; training draws random ones.
+
+        Raises:
+            ConfigError: the background is not a colour.
+        """
+        self.config, self.scene, self.seed = config, scene, seed
+        self.background = parse_background(background)
+        self.spaces = scene.spaces
+        self.is_carved = config.occupancy.use_alpha and scene.has_alpha
+        self.density_bias = config.density_bias
+        if self.density_bias is None:
+            self.density_bias = 3.0 if self.is_carved else 1.0
+        self.decay = config.occupancy.decay
+        if self.decay is None:
+            self.decay = 0.6 if self.is_carved else 0.9
+        views: PosedImages = scene.splits["train"]
+        table = self.spaces.camera_table_to_scene(camera_table(views.cameras))
+        self.sampler = PixelSampler(views.images, table)
+        init = torch.Generator().manual_seed(seed)
+        self.field = RadianceField(
+            config.field_config(self.spaces.aabb_scale, self.density_bias), precision="bfloat16", generator=init
+        )
+        self.matrices = [*self.field.density_network.weights, *self.field.color_network.weights]
+        self.optimizer = TableOptimizer(self.field.encoding.table, self.matrices, l2=config.train.l2)
+        self.workspace = TrainWorkspace(self.parameters(), 2 * config.train.batch_samples)
+        seeds = np.random.SeedSequence(seed).spawn(3)
+        self.random = {
+            name: np.random.Generator(np.random.SFC64(s))
+            for name, s in zip(("pixels", "rays", "occupancy"), seeds, strict=True)
+        }
+        self.n_rays = max(16, config.train.batch_samples // 64)
+        self.next_refresh = 0
+        self.n_refreshes = 0
+        self.grid: OccupancyGrid | None = None
+        self.box: Tensor | None = None
+
+    def parameters(self) -> FieldParameters:
+        """The field's numbers as they are now."""
+        return field_parameters(self.field, self.optimizer.table_bf16)
+
+    # --- Task protocol
+
+    def warm_up(self) -> None:
+        """Compile every kernel of a run by calling it on next to nothing."""
+        s, spaces = self.sampler, self.spaces
+        generator = np.random.default_rng(0)
+        one = slice(0, 1)
+        tiny = torch.zeros((1, 4), dtype=torch.uint8)
+        ones, zeros = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        masks = silhouettes(tiny, zeros, ones, ones, 1)
+        if self.is_carved:
+            carve(s.table[one][:0], zeros[:0], ones[:0], ones[:0], masks, aabb_scale=spaces.aabb_scale)
+        dead = torch.zeros(spaces.n_cascades * 128**3, dtype=torch.bool)
+        dead[:1] = True
+        grid = OccupancyGrid.start(dead, spaces.aabb_scale)
+        field = self.parameters()
+        grid.refresh(field, generator, 0.5, 1)
+        batch = s.draw(2, torch.tensor([0.0, 0, 0, 1, 1, 1], dtype=torch.float64), generator)
+        workspace = TrainWorkspace(field, 1024)
+        options = MarchOptions(spaces.aabb_scale, spaces.cone_angle)
+        grads = train_rays(
+            field, batch.rays, batch.target, torch.zeros(2, 3), grid.bits, options, workspace, jitter=torch.zeros(2)
+        )  # fmt: skip
+        scratch = TableOptimizer(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
+        scratch.step(
+            torch.zeros_like(field.table), [*grads.grad_density_weights, *grads.grad_color_weights], 1e-3
+        )
+        camera = self.scene.splits["train"].cameras[0].resized(2, 2)
+        NerfModel(self.field, spaces, grid.bits, torch.tensor([0.0, 0, 0, 1, 1, 1]).double()).render(camera)
+        self.field.requires_grad_(True)
+
+    def begin(self) -> None:
+        """Carve the grid and choose the pixels to draw from."""
+        s, config = self.sampler, self.config.occupancy
+        masks = None
+        if self.is_carved:
+            masks = silhouettes(s.pixels, s.starts, s.widths, s.heights, config.carve_margin_px)
+        alive = carve(s.table, s.starts, s.widths, s.heights, masks, aabb_scale=self.spaces.aabb_scale)
+        if not bool(alive.any()):
+            raise ConfigError(
+                "nothing to train: no cell of the training box is seen by a camera"
+                + (" inside every silhouette (wrong poses, or an empty alpha channel?)" if self.is_carved else "")
+            )
+        self._choose_pixels()
+        self.grid = OccupancyGrid.start(alive, self.spaces.aabb_scale)
+        self.box = self.grid.living_box()
+
+    def _choose_pixels(self) -> None:
+        s = self.sampler
+        if self.is_carved:
+            s.use_masks(silhouettes(s.pixels, s.starts, s.widths, s.heights, self.config.occupancy.pixel_margin_px))
+
+    def step(self, step: int, fraction: float) -> StepResult:
+        """One batch of rays through the whole pipeline, and the grid's refresh when it is due."""
+        assert self.grid is not None and self.box is not None, "begin() or restore() comes first"
+        config, random = self.config.train, self.random
+        if step >= self.next_refresh and step > 0:
+            self._refresh(step)
+        n = self.n_rays
+        batch = self.sampler.draw(n, self.box, random["pixels"])
+        jitter = torch.from_numpy(random["rays"].random(n, dtype=np.float32))
+        background = torch.from_numpy(random["rays"].random((n, 3), dtype=np.float32))
+        options = MarchOptions(
+            self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale(fraction), config.min_transmittance
+        )
+        result = train_rays(
+            self.parameters(), batch.rays, batch.target, background, self.grid.bits, options, self.workspace,
+            jitter=jitter, huber_delta=config.huber_delta,
+        )  # fmt: skip
+        if math.isfinite(result.loss):
+            rate = learning_rate_at(fraction, config.learning_rate, config.final_learning_rate, config.flat_until)
+            grads = [*result.grad_density_weights, *result.grad_color_weights]
+            self.optimizer.step(self.workspace.grad_table, grads, rate)
+        # Rays of the next step: what the sample budget allows, at most twice as many.
+        wanted = result.n_rays * config.batch_samples / max(result.n_kept, 1)
+        self.n_rays = int(min(max(16, min(2 * result.n_rays, wanted)), 2**18))
+        return StepResult(result.loss, result.squared_error, result.n_rays, result.n_kept)
+
+    def step_scale(self, fraction: float) -> float:
+        """Length of the march's step at this point of the run."""
+        config = self.config.train
+        for scale, until in zip(config.step_scales, config.step_until, strict=True):
+            if fraction < until:
+                return scale
+        return config.step_scales[-1]
+
+    def _refresh(self, step: int) -> None:
+        assert self.grid is not None
+        config = self.config.occupancy
+        if self.is_carved:
+            max_cells = 2 * config.max_cells
+        else:
+            max_cells = len(self.grid.living) if self.n_refreshes < config.full_sweeps else config.max_cells
+        self.grid.refresh(self.parameters(), self.random["occupancy"], self.decay, max_cells)
+        self.n_refreshes += 1
+        self.next_refresh = step + max(4, min(config.most_steps, step // 8))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values that a resumed run needs, and that a model needs."""
+        assert self.grid is not None and self.box is not None
+        tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
+        tensors |= {"occupancy.values": self.grid.values, "bits": self.grid.bits, "box": self.box}
+        values = {
+            "optimizer_steps": self.optimizer.n_steps,
+            "n_rays": self.n_rays,
+            "next_refresh": self.next_refresh,
+            "n_refreshes": self.n_refreshes,
+            "samples_per_ray": self.workspace.samples_per_ray,
+            "threads": torch.get_num_threads(),
+            "random": {name: generator_state(g) for name, g in self.random.items()},
+        }
+        return tensors, values
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            CheckpointError: it does not fit this task's configuration.
+        """
+        _restore_field(self.field, tensors, "checkpoint")
+        for name in ("occupancy.values", "bits", "box"):
+            if name not in tensors:
+                raise CheckpointError(f"checkpoint: tensor {name!r} is missing")
+        n_cells = self.spaces.n_cascades * 128**3
+        if tensors["occupancy.values"].shape != (n_cells,) or tensors["bits"].shape != (n_cells // 8,):
+            raise CheckpointError("checkpoint: the occupancy grid has another size than this scene's")
+        try:
+            moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+            self.optimizer.restore(moments, int(values["optimizer_steps"]))
+            self.n_rays = int(values["n_rays"])
+            self.next_refresh = int(values["next_refresh"])
+            self.n_refreshes = int(values["n_refreshes"])
+            self.workspace.samples_per_ray = float(values["samples_per_ray"])
+            for name, generator in self.random.items():
+                restore_generator(generator, values["random"][name], f"checkpoint: random.{name}")
+            threads = values["threads"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
+        if threads != torch.get_num_threads():
+            logger.warning(
+                "the run was begun on %s threads and goes on with %s: it will differ in the last bits",
+                threads, torch.get_num_threads(),
+            )  # fmt: skip
+        self.grid = OccupancyGrid.restored(
+            self.spaces.aabb_scale, tensors["occupancy.values"].clone(), tensors["bits"].clone()
+        )
+        self.box = tensors["box"].double().clone()
+        self._choose_pixels()
+
+    def describe(self) -> dict[str, Any]:
+        """What makes the checkpoint stand alone."""
+        return {
+            "config": config_to_dict(self.config),
+            "spaces": self.spaces.to_dict(),
+            "density_bias": self.density_bias,
+            "background": list(self.background),
+            "step_scale": self.config.train.step_scales[-1],
+            "seed": self.seed,
+            "cameras": {
+                split: [camera.to_dict() for camera in views.cameras]
+                for split, views in self.scene.splits.items()
+            },
+            "scene": {"name": self.scene.name, "path": str(self.scene.path), "has_alpha": self.scene.has_alpha},
+        }
+
+    def model(self) -> NerfModel:
+        """The field as it is now, for evaluation and rendering. Shares memory with the task."""
+        assert self.grid is not None and self.box is not None
+        model = NerfModel(
+            self.field, self.spaces, self.grid.bits, self.box,
+            cameras={split: views.cameras for split, views in self.scene.splits.items()},
+            background=self.background, step_scale=self.config.train.step_scales[-1],
+            info={"scene": {"name": self.scene.name, "path": str(self.scene.path)}},
+        )  # fmt: skip
+        self.field.requires_grad_(True)
+        return model

@@ -1,0 +1,241 @@
+"""One checkpoint file: safetensors with JSON metadata, written aside, synced and renamed. Never a pickle."""
+
+import dataclasses
+import json
+import os
+import platform
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hashfield._version import __version__
+from hashfield.errors import CheckpointError, HashfieldError
+
+FORMAT_VERSION = 1
+STATE_PREFIXES = ("optimizer.", "occupancy.")
+"""Tensors that only a resumed run needs; an export leaves them out."""
+_MAX_METADATA_BYTES = 64 << 20
+
+
+def write_aside(path: Path, write: typing.Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it, and rename it over `path`.
+
+    A reader sees the old file or the new one, never half of one; when anything fails the old one stays.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        with open(aside, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(aside, path)
+        if os.name == "posix":
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Nothing; the file at `path` holds the tensors and the JSON metadata.
+
+    Raises:
+        CheckpointError: it could not be written (full disk, no permission); the previous file is untouched.
+    """
+    header = {
+        "format": "hashfield",
+        "format_version": FORMAT_VERSION,
+        "hashfield": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **metadata,
+    }
+    flat = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        text = json.dumps(header, allow_nan=False)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: metadata is not plain JSON: {error}") from error
+    try:
+        write_aside(path, lambda aside: save_file(flat, aside, metadata={"hashfield": text}))
+    except (OSError, SafetensorError) as error:
+        kept = "; the previous checkpoint is kept" if path.exists() else ""
+        raise CheckpointError(f"{path}: cannot be written: {error}{kept}") from error
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The JSON metadata of a checkpoint file.
+
+    Raises:
+        CheckpointError: no such file, broken, not hashfield's, or of a newer format.
+    """
+    with _opened(path) as handle:
+        return _metadata(path, handle)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and JSON metadata of a checkpoint file.
+
+    Raises:
+        CheckpointError: no such file, broken, not hashfield's, or of a newer format.
+    """
+    with _opened(path) as handle:
+        metadata = _metadata(path, handle)
+        try:
+            return {name: handle.get_tensor(name) for name in handle.keys()}, metadata  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: broken tensor data: {error}") from error
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each tensor, read from the header alone: nothing of their size is allocated."""
+    with _opened(path) as handle:
+        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+        return {name: (tuple(s.get_shape()), str(s.get_dtype())) for name, s in slices.items()}
+
+
+def export_checkpoint(source: Path, target: Path) -> int:
+    """Bytes of the file written: the checkpoint in half precision, without what only training needs.
+
+    Raises:
+        CheckpointError: the source cannot be read or the target not written.
+    """
+    tensors, metadata = load_checkpoint(source)
+    small = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(STATE_PREFIXES):
+            # bfloat16, since that is what lookups read; the tiny networks keep more digits as float16.
+            half = torch.bfloat16 if name.endswith("table") else torch.float16
+            small[name] = tensor.to(half) if tensor.dtype == torch.float32 else tensor
+    metadata = {k: v for k, v in metadata.items() if k != "state"}
+    save_checkpoint(target, small, {**metadata, "precision": "half"})
+    return target.stat().st_size
+
+
+def _opened(path: Path) -> Any:
+    if path.is_dir() or not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
+
+
+def _metadata(path: Path, handle: Any) -> dict[str, Any]:
+    text = (handle.metadata() or {}).get("hashfield")
+    if text is None:
+        raise CheckpointError(f"{path}: a safetensors file, but not one of hashfield's")
+    if len(text) > _MAX_METADATA_BYTES:
+        raise CheckpointError(f"{path}: metadata of {len(text)} bytes is more than a checkpoint can have")
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: broken metadata: {error}") from error
+    version = metadata.get("format_version") if isinstance(metadata, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise CheckpointError(f"{path}: metadata: format_version: expected a positive integer, got {version!r}")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version} is newer than this program's {FORMAT_VERSION}; update hashfield"
+        )
+    return metadata
+
+
+# --- configurations and generators as JSON -----------------------------------------------------------------
+
+_Config = TypeVar("_Config")
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A frozen config dataclass as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def config_from_dict(kind: type[_Config], values: Any, where: str = "config") -> _Config:
+    """The config dataclass that `config_to_dict` wrote.
+
+    Raises:
+        CheckpointError: a field is unknown, missing or of the wrong type; the text names it.
+    """
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{where}: expected an object, got {type(values).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise CheckpointError(
+            f"{where}: unknown field {unknown[0]!r}: written by a newer hashfield, or not a configuration"
+        )
+    hints = typing.get_type_hints(kind)
+    found = {name: _converted(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return kind(**found)
+    except (TypeError, HashfieldError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _converted(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return config_from_dict(hint, value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise CheckpointError(f"{where}: expected a list, got {value!r}")
+        inner = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
+        if len(inner) != len(value):
+            raise CheckpointError(f"{where}: expected {len(inner)} values, got {len(value)}")
+        return tuple(_converted(h, v, f"{where}[{k}]") for k, (h, v) in enumerate(zip(inner, value, strict=True)))
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise CheckpointError(f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}")
+        return value
+    allowed = arguments if arguments else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    for kind in (bool, int, float, str):
+        if kind in allowed and isinstance(value, int if kind is float and type(value) is int else kind):
+            if kind in (int, float) and isinstance(value, bool):
+                continue
+            return float(value) if kind is float else value
+    raise CheckpointError(f"{where}: expected {hint}, got {value!r}")
+
+
+def generator_state(generator: np.random.Generator) -> dict[str, Any]:
+    """State of a numpy generator as JSON values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, np.ndarray):
+            return [str(v) for v in value.tolist()]
+        return str(value) if isinstance(value, int) else value
+
+    return plain(dict(generator.bit_generator.state))
+
+
+def restore_generator(generator: np.random.Generator, state: Any, where: str) -> None:
+    """Put a generator into a saved state.
+
+    Raises:
+        CheckpointError: the state is not one of this kind of generator.
+    """
+
+    def back(value: Any, like: Any) -> Any:
+        if isinstance(like, dict):
+            return {k: back(value[k], like[k]) for k in like}
+        if isinstance(like, np.ndarray):
+            return np.array([int(v) for v in value], like.dtype)
+        return int(value) if isinstance(like, int) else value
+
+    try:
+        generator.bit_generator.state = back(state, dict(generator.bit_generator.state))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{where}: not a generator's state: {error}") from error

@@ -1,0 +1,255 @@
+"""The one training loop: steps, clock, progress, autosave, signals. It knows the Task protocol and nothing else."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hashfield.errors import CheckpointError, ConfigError
+from hashfield.log import logger
+from hashfield.train.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from hashfield.train.run_folder import RunFolder
+from hashfield.train.task import Task
+
+StoppedBy = Literal["done", "interrupted", "non_finite"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How long to train. Exactly one of the two lengths is given; schedules are fractions of it."""
+
+    n_steps: int | None = None
+    """Steps of the whole run."""
+    max_seconds: float | None = None
+    """Seconds of training of the whole run: all that happens after the images are decoded, without evaluation,
+    saving and first-use compilation. The clock then enters the schedule, so runs are not repeatable bit for bit."""
+    autosave_seconds: float = 60.0
+    """Time between checkpoints."""
+    stop_after: int | None = None
+    """Stop as if interrupted once this many steps are done; for tests of resuming."""
+
+    def __post_init__(self) -> None:
+        if (self.n_steps is None) == (self.max_seconds is None):
+            raise ConfigError("expected exactly one of --n-steps and --max-seconds")
+        if self.n_steps is not None and self.n_steps < 1:
+            raise ConfigError(f"n_steps: expected at least 1, got {self.n_steps}")
+        if self.max_seconds is not None and not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
+            raise ConfigError(f"max_seconds: expected a positive number, got {self.max_seconds}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is."""
+
+    phase: Literal["compiling", "training", "saving"]
+    step: int
+    n_steps: int | None
+    elapsed_s: float
+    """Seconds of training so far."""
+    fraction: float
+    """Of the planned run, 0 to 1."""
+    loss: float
+    """Mean since the report before."""
+    psnr: float
+    """Of the training batches since the report before, dB."""
+    rays_per_s: float
+    samples_per_s: float
+    seconds_left: float | None
+    """Of training."""
+
+
+@dataclass
+class TrainResult:
+    """How a run ended."""
+
+    step: int
+    train_seconds: float
+    compile_seconds: float
+    stopped_by: StoppedBy
+    n_rays: int
+    n_samples: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """The lines of metrics.jsonl."""
+
+
+class _Window:
+    """Sums since the last report."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.loss = self.error = 0.0
+        self.steps = self.rays = self.samples = 0
+
+
+def train(
+    task: Task,
+    run: RunFolder,
+    options: TrainOptions,
+    on_progress: Callable[[Progress], None] | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """How the run ended; its checkpoint and metrics.jsonl lie in the run folder.
+
+    The first SIGINT or SIGTERM ends the run after the step at hand, with a checkpoint; a second one is not caught.
+
+    Args:
+        task: What to train.
+        run: Where to write.
+        options: How long.
+        on_progress: Called about twice a second.
+        resume: Go on from the run's checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint to resume from does not fit, or the last one cannot be written.
+    """
+    say = on_progress or (lambda progress: None)
+    say(Progress("compiling", 0, options.n_steps, 0.0, 0.0, math.nan, math.nan, 0.0, 0.0, None))
+    before = time.perf_counter()
+    task.warm_up()
+    compile_seconds = time.perf_counter() - before
+
+    step, n_rays, n_samples, elapsed = 0, 0, 0, 0.0
+    history: list[dict[str, Any]] = []
+    if resume:
+        tensors, metadata = load_checkpoint(run.checkpoint)
+        loop = _loop_state(run, metadata, task.name)
+        task.restore(tensors, metadata["state"])
+        step, n_rays, n_samples, elapsed = loop["step"], loop["n_rays"], loop["n_samples"], loop["elapsed_s"]
+        del tensors
+    else:
+        run.metrics_jsonl.unlink(missing_ok=True)
+        before = time.perf_counter()
+        task.begin()
+        elapsed = time.perf_counter() - before
+
+    def save() -> None:
+        tensors, state = task.state()
+        loop = {
+            "step": step, "n_rays": n_rays, "n_samples": n_samples, "elapsed_s": elapsed,
+            "n_steps": options.n_steps, "max_seconds": options.max_seconds,
+        }  # fmt: skip
+        figures = {"steps": step, "train_seconds": elapsed, "n_rays": n_rays, "n_samples": n_samples}
+        metadata = {"task": task.name, **task.describe(), "figures": figures, "loop": loop, "state": state}
+        save_checkpoint(run.checkpoint, tensors, metadata)
+
+    def fraction() -> float:
+        if options.n_steps is not None:
+            return min(1.0, step / options.n_steps)
+        return min(1.0, elapsed / (options.max_seconds or 1.0))
+
+    if not resume:
+        save()  # so that there is a good one whatever happens
+    stopped_by: StoppedBy = "done"
+    window, next_report, next_save = _Window(), 0.0, time.perf_counter() + options.autosave_seconds
+    with _Signals() as signals:
+        while fraction() < 1.0:
+            if signals.caught or (options.stop_after is not None and step >= options.stop_after):
+                stopped_by = "interrupted"
+                break
+            before = time.perf_counter()
+            result = task.step(step, fraction())
+            now = time.perf_counter()
+            elapsed += now - before
+            if not math.isfinite(result.loss):
+                stopped_by = "non_finite"
+                break
+            step += 1
+            n_rays += result.n_rays
+            n_samples += result.n_samples
+            window.loss += result.loss
+            window.error += result.squared_error
+            window.steps += 1
+            window.rays += result.n_rays
+            window.samples += result.n_samples
+            if now >= next_report or fraction() >= 1.0:
+                next_report = now + 0.5
+                progress = _progress(step, options, elapsed, fraction(), window, now)
+                line = {
+                    "step": step, "elapsed_s": round(elapsed, 3), "loss": progress.loss, "psnr": progress.psnr,
+                    "rays_per_s": progress.rays_per_s, "samples_per_s": progress.samples_per_s,
+                    "n_rays": n_rays, "n_samples": n_samples,
+                }  # fmt: skip
+                history.append(line)
+                with open(run.metrics_jsonl, "a", encoding="utf-8") as handle:
+                    handle.write(json.dumps(line) + "\n")
+                say(progress)
+                window = _Window()
+            if now >= next_save:
+                try:
+                    save()
+                except CheckpointError as error:
+                    logger.warning("%s", error)
+                next_save = time.perf_counter() + options.autosave_seconds
+                window.started += time.perf_counter() - now
+    if stopped_by != "non_finite":
+        save()
+    return TrainResult(step, elapsed, compile_seconds, stopped_by, n_rays, n_samples, history)
+
+
+def _progress(
+    step: int, options: TrainOptions, elapsed: float, fraction: float, window: _Window, now: float
+) -> Progress:
+    seconds = max(now - window.started, 1e-9)
+    error = window.error / window.steps
+    return Progress(
+        phase="training",
+        step=step,
+        n_steps=options.n_steps,
+        elapsed_s=elapsed,
+        fraction=fraction,
+        loss=window.loss / window.steps,
+        psnr=-10 * math.log10(error) if error > 0 else math.nan,
+        rays_per_s=window.rays / seconds,
+        samples_per_s=window.samples / seconds,
+        seconds_left=elapsed * (1 - fraction) / fraction if fraction > 0 else None,
+    )
+
+
+def planned_length(run: RunFolder) -> tuple[int | None, float | None]:
+    """(n_steps, max_seconds) that the run in a folder was planned with."""
+    metadata = read_metadata(run.checkpoint)
+    loop = _loop_state(run, metadata, metadata.get("task", ""))
+    return loop["n_steps"], loop["max_seconds"]
+
+
+def _loop_state(run: RunFolder, metadata: dict[str, Any], task_name: str) -> dict[str, Any]:
+    if "state" not in metadata or not isinstance(metadata.get("loop"), dict):
+        raise CheckpointError(f"{run.checkpoint}: an exported checkpoint holds no training state to resume from")
+    if metadata.get("task") != task_name:
+        raise CheckpointError(
+            f"{run.checkpoint}: task: expected {task_name!r}, the file holds {metadata.get('task')!r}"
+        )
+    loop = metadata["loop"]
+    for name in ("step", "n_rays", "n_samples"):
+        if not isinstance(loop.get(name), int) or loop[name] < 0:
+            raise CheckpointError(f"{run.checkpoint}: loop.{name}: expected a count, got {loop.get(name)!r}")
+    if not isinstance(loop.get("elapsed_s"), float | int):
+        raise CheckpointError(f"{run.checkpoint}: loop.elapsed_s: expected seconds, got {loop.get('elapsed_s')!r}")
+    return loop
+
+
+class _Signals:
+    """Within the block the first SIGINT or SIGTERM only sets `caught`; the second acts as usual."""
+
+    def __init__(self) -> None:
+        self.caught = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def _catch(self, number: int, frame: object) -> None:
+        self.caught = True
+        self.__exit__()
+
+    def __exit__(self, *unused: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

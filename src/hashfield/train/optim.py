@@ -1,0 +1,71 @@
+"""The optimiser of a radiance field: Adam on the table and on the networks, and the learning-rate schedule."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hashfield.errors import CheckpointError
+from hashfield.ops.adam import adam, adam_table
+
+
+def learning_rate_at(fraction: float, rate: float, final_rate: float, flat_until: float) -> float:
+    """`rate` until `flat_until` of the run, then half a cosine down to `final_rate`.
+
+    A function of the fraction of the planned run, so that one recipe serves thirty seconds and thirty minutes.
+    """
+    if fraction <= flat_until:
+        return rate
+    left = min(1.0, (fraction - flat_until) / max(1.0 - flat_until, 1e-9))
+    return final_rate + (rate - final_rate) * 0.5 * (1 + math.cos(math.pi * left))
+
+
+class TableOptimizer:
+    """Adam for one grid table and some matrices, with one global step count.
+
+    Table entries whose gradient is exactly zero are skipped; matrices always step and get L2 (paper section 4).
+    """
+
+    def __init__(
+        self, table: Tensor, matrices: Sequence[Tensor], *, beta1: float = 0.9, beta2: float = 0.99,
+        epsilon: float = 1e-15, l2: float = 1e-6,
+    ) -> None:  # fmt: skip
+        """Args: table and matrices are changed in place by `step`."""
+        self.table, self.matrices = table, list(matrices)
+        self.table_bf16 = table.detach().to(torch.bfloat16)
+        self.options = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
+        self.l2 = l2
+        self.n_steps = 0
+        self.moments = {
+            name: torch.zeros_like(value)
+            for k, value in enumerate([table, *self.matrices])
+            for name in (f"{k}.moment1", f"{k}.moment2")
+        }
+
+    def step(self, grad_table: Tensor, grad_matrices: Sequence[Tensor], learning_rate: float) -> None:
+        """Take one step; `grad_table` is cleared and `table_bf16` refreshed."""
+        self.n_steps += 1
+        m = self.moments
+        adam_table(
+            self.table.detach(), grad_table, m["0.moment1"], m["0.moment2"], self.table_bf16, step=self.n_steps,
+            learning_rate=learning_rate, **self.options,
+        )  # fmt: skip
+        for k, (matrix, grad) in enumerate(zip(self.matrices, grad_matrices, strict=True), start=1):
+            adam(
+                matrix.detach(), grad, m[f"{k}.moment1"], m[f"{k}.moment2"], step=self.n_steps,
+                learning_rate=learning_rate, l2=self.l2, skip_zero_gradient=False, **self.options,
+            )  # fmt: skip
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments by name; `n_steps` is saved by the task."""
+        return dict(self.moments)
+
+    def restore(self, tensors: Mapping[str, Tensor], n_steps: int) -> None:
+        """Take back the moments; the table and the matrices must have been restored before."""
+        for name, value in self.moments.items():
+            if name not in tensors or tensors[name].shape != value.shape:
+                raise CheckpointError(f"optimizer.{name}: missing or of the wrong shape")
+            value.copy_(tensors[name])
+        self.n_steps = n_steps
+        self.table_bf16.copy_(self.table.detach())

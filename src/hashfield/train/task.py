@@ -1,0 +1,52 @@
+"""What the training loop, the checkpoint and the command line know of a task."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step reports."""
+
+    loss: float
+    """What is minimised."""
+    squared_error: float
+    """Mean squared error of the batch, for a PSNR; NaN where the task has none."""
+    n_rays: int
+    """Rays, pixels or points of the batch."""
+    n_samples: int
+    """Points the networks were trained on."""
+
+
+class Task(Protocol):
+    """One kind of thing to learn. Implementations live in `hashfield.tasks`."""
+
+    name: str
+    """Written to checkpoints, e.g. "nerf"."""
+
+    def warm_up(self) -> None:
+        """Compile what a run needs. Changes nothing; its time does not count as training."""
+        ...
+
+    def begin(self) -> None:
+        """Do what a fresh run does before its first step. Its time counts as training."""
+        ...
+
+    def step(self, step: int, fraction: float) -> StepResult:
+        """Train once. `step` counts from 0; `fraction` of the planned run is what schedules follow."""
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a resumed run needs to go on bit for bit: tensors and JSON values."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that make a checkpoint stand alone: config, spaces, cameras, names."""
+        ...
