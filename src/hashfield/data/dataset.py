@@ -152,4 +152,4 @@ def _hint(path: Path) -> str:
     if any((path / model / f"cameras{end}").exists() for model in models for end in (".bin", ".txt")):
         return "; this is a COLMAP model, which is not read yet"
     pictures = sum(entry.suffix.lower() in _PICTURES for entry in (*path.glob("*"), *path.glob("images/*")))
-    return f"; there are {pictures} pictures but no camera poses" if pictures else ""
+    return f"; it holds pictures ({pictures}) but no camera poses" if pictures else ""

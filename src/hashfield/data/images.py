@@ -127,17 +127,18 @@ def downscale_rgba(
     # 255 * 255 * count must fit
     wide = np.uint32 if factor <= 256 else np.uint64
     is_opaque = bool((blocks[..., 3] == 255).all())
-    color = np.zeros((height, width, 3), wide)
-    alpha = np.zeros((height, width, 1), wide)
+    # rows first, which are contiguous; columns then over a factor-th of the data
+    rows = np.zeros((height, width * factor, 4), wide)
     for row in range(factor):
-        for column in range(factor):
-            part = blocks[row::factor, column::factor]
-            if is_opaque:
-                color += part[..., :3]
-            else:
-                weight = part[..., 3:].astype(wide)
-                color += part[..., :3] * weight
-                alpha += weight
+        part = blocks[row::factor]
+        if is_opaque:
+            rows += part
+        else:
+            weight = part[..., 3:].astype(wide)
+            rows[..., :3] += part[..., :3] * weight
+            rows[..., 3:] += weight
+    total = rows.reshape(height, width, factor, 4).sum(axis=2, dtype=wide)
+    color, alpha = total[..., :3], total[..., 3:]
     small = np.empty((height, width, 4), np.uint8)
     if is_opaque:
         small[..., :3] = (color + count // 2) // count

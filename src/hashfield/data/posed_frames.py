@@ -207,12 +207,12 @@ def _pose(frame: Frame, tally: Tally) -> Tensor:
     if not float(lengths.min()) > 1e-9:
         raise fields.fail(name, "the rotation is singular: an axis has length 0")
     cosine = float(((axes / lengths).T @ (axes / lengths) - identity).abs().max())
-    if cosine > _SHEAR or float(lengths.max() / lengths.min()) - 1 > _SHEAR:
-        shown = " ".join(f"{length:.4g}" for length in lengths.tolist())
+    shown = " ".join(f"{length:.4g}" for length in lengths.tolist())
+    if cosine > _SHEAR:
         angle = math.degrees(math.asin(min(1.0, cosine)))
-        raise fields.fail(
-            name, f"the rotation is sheared: axes of length {shown}, {angle:.3g} degrees off right angles"
-        )
+        raise fields.fail(name, f"the rotation is sheared: its axes are {angle:.3g} degrees off right angles")
+    if float(lengths.max() / lengths.min()) - 1 > _SHEAR:
+        raise fields.fail(name, f"the rotation is scaled unevenly: its axes are {shown} long")
     determinant = float(torch.linalg.det(axes))
     if determinant < 0:
         raise fields.fail(
@@ -328,6 +328,7 @@ def _coefficients(scope: Fields) -> list[float]:
 def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
     own = _coefficients(frame.fields)
     # as in instant-ngp: a frame cannot switch distortion off
+    holder = frame.fields if any(own) else frame.top
     values = own if any(own) else _coefficients(frame.top)
     is_fisheye = frame.fields.boolean("is_fisheye")
     if is_fisheye is None:
@@ -342,7 +343,7 @@ def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
                 "camera_model", f"{model} is not supported; supported are {', '.join(_CAMERA_MODELS)}"
             )
         if model.upper() == "FULL_OPENCV" and values[3]:
-            raise frame.fields.fail("k4", _RATIONAL)
+            raise holder.fail("k4", _RATIONAL)
         is_fisheye = is_fisheye or _CAMERA_MODELS[model.upper()]
     if is_fisheye:
         return "fisheye", (*values[:4], 0.0, 0.0)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 
 from hashfield.data.dataset import GIB, PosedImages, Reader, ReadOptions, Scene
@@ -218,11 +219,9 @@ def _complete_splits(
         train = [frame for index, frame in enumerate(train) if index % HOLD_OUT_EVERY]
     held_out = {frame.path for frame in test}
     kept = [frame for frame in train if frame.path not in held_out]
-    # those that were held out here are no surprise
-    if len(kept) < len(train):
-        notes.append(
-            f"warning: {len(train) - len(kept)} views are listed for training and for testing; they only test"
-        )
+    both = [frame.file_path for frame in train if frame.path in held_out]
+    if both:
+        notes.append(f"warning: listed for training and for testing, used for testing only: {_some(both)}")
     if not kept:
         raise DataError(f"{data_file}: no view is left for training")
     return {"train": kept, "test": test, **({"val": val} if val else {})}, notes
@@ -353,6 +352,7 @@ def _assemble(
             f"{source.form} form: {counts} views, {_describe(cameras, has_alpha, options)}",
             *notes,
             *_tally_notes(tally, frames, source.top),
+            *([] if has_alpha else _brightness_notes(images)),
             *_space_notes(spaces, origin, cameras),
         ),
     )
@@ -408,7 +408,10 @@ def _check_memory(data_file: Path, headers: list[ImageHeader], options: ReadOpti
 
 
 def _memory(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= GIB / 10 else f"{size_bytes / 1024**2:.2f} MiB"
+    for unit, name in ((GIB, "GiB"), (1024**2, "MiB")):
+        if size_bytes >= unit / 10:
+            return f"{size_bytes / unit:.2f} {name}"
+    return f"{size_bytes / 1024:.2f} KiB"
 
 
 # --- notes
@@ -446,6 +449,23 @@ def _tally_notes(tally: Tally, frames: list[Frame], top: Fields) -> list[str]:
     if seen:
         notes.append(f"fields without effect here: {', '.join(seen)}")
     return [one_line(note) for note in notes]
+
+
+_UNEVEN_BRIGHTNESS: Final = 2.0  # ratio of the 90 % to the 10 % image's mean; instant-ngp's fox has 1.3
+
+
+def _brightness_notes(images: Sequence[np.ndarray]) -> list[str]:
+    """A warning where photos differ so much in brightness that exposure must have changed between them."""
+    # every 64th pixel or so tells a mean well enough
+    step = [max(1, min(image.shape[:2]) // 100) for image in images]
+    means = [float(image[::n, ::n, :3].mean()) for image, n in zip(images, step, strict=True)]
+    dark, bright = np.quantile(means, (0.1, 0.9))
+    if bright <= _UNEVEN_BRIGHTNESS * max(dark, 1.0):
+        return []
+    return [
+        f"warning: brightness differs between images (means {dark:.0f} to {bright:.0f} of 255): varying "
+        "exposure or white balance leaves haze and floating blobs"
+    ]
 
 
 def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera]) -> list[str]:

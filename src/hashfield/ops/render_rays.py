@@ -80,6 +80,9 @@ class MarchOptions:
     """Makes every step this much longer than sqrt(3)/1024."""
     min_transmittance: float = 1e-4
     """A ray ends once less light than this passes; the background is then not added."""
+    min_weight: float = 0.0
+    """Training only: samples that weigh less in their pixel add no colour and get no gradient, though they still
+    shade what lies behind them. Near a surface half of the samples are of this kind."""
 
 
 class RenderResult(NamedTuple):

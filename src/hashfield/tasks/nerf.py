@@ -62,9 +62,11 @@ class NerfTrainConfig:
     """0: squared error; else the delta of instant-ngp's Huber loss (0.1 in the paper preset)."""
     min_transmittance: float = 1e-2
     """A training ray ends where less light than this is left."""
-    step_scales: tuple[float, ...] = (8.0, 2.0, 1.0)
+    min_weight: float = 4e-3
+    """Samples that weigh less in their pixel are not coloured and not trained."""
+    step_scales: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
     """Length of the march's step, in units of sqrt(3)/1024, in each stage of the run."""
-    step_until: tuple[float, ...] = (0.1, 0.5, 1.0)
+    step_until: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     """Fraction of the run at which each stage ends."""
 
     def __post_init__(self) -> None:
@@ -77,6 +79,8 @@ class NerfTrainConfig:
             raise ConfigError(f"flat_until: expected a fraction, got {self.flat_until}")
         if not 0 < self.min_transmittance < 1:
             raise ConfigError(f"min_transmittance: expected a number in (0, 1), got {self.min_transmittance}")
+        if not 0 <= self.min_weight < 0.5:
+            raise ConfigError(f"min_weight: expected a number in [0, 0.5), got {self.min_weight}")
         if len(self.step_scales) != len(self.step_until) or not self.step_scales:
             raise ConfigError("step_scales and step_until: expected equally many values, at least one")
         if any(not 0.1 <= s <= 64 for s in self.step_scales):
@@ -163,7 +167,9 @@ def _preset(name: str, log2_hashmap_size: int, batch_samples: int, **changes: An
 
 PRESETS: dict[str, NerfConfig] = {
     # For about a minute: coarse steps to the end, a small table.
-    "fast": _preset("fast", 17, 2**15),
+    "fast": _preset(
+        "fast", 17, 2**15, min_weight=1e-2, step_scales=(8.0, 4.0, 2.0), step_until=(0.15, 0.4, 1.0)
+    ),
     # For a few minutes.
     "default": _preset("default", 18, 2**16),
     # From five minutes on.
@@ -173,7 +179,7 @@ PRESETS: dict[str, NerfConfig] = {
         preset="paper",
         encoding=GridConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
         train=NerfTrainConfig(
-            batch_samples=2**16, huber_delta=0.1, min_transmittance=1e-4, step_scales=(8.0, 2.0, 1.0)
+            batch_samples=2**16, huber_delta=0.1, min_transmittance=1e-4, min_weight=0.0
         ),
     ),
 }
@@ -545,8 +551,9 @@ class NerfTask:
         jitter = torch.from_numpy(random["rays"].random(n, dtype=np.float32))
         background = torch.from_numpy(random["rays"].random((n, 3), dtype=np.float32))
         options = MarchOptions(
-            self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale(fraction), config.min_transmittance
-        )
+            self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale(fraction), config.min_transmittance,
+            config.min_weight,
+        )  # fmt: skip
         result = train_rays(
             self.parameters(), batch.rays, batch.target, background, self.grid.bits, options, self.workspace,
             jitter=jitter, huber_delta=config.huber_delta,

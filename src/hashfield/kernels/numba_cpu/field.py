@@ -17,7 +17,7 @@ N_GEOMETRY = 16  # outputs of the density network; the first is the logarithm of
 N_DIRECTION = 16  # spherical harmonics of degree 4
 N_COLOR_IN = N_GEOMETRY + N_DIRECTION
 # Samples a wave takes of each ray: first few, since most rays of a trained scene end within them.
-WAVES = np.array([8, 16, 32], np.int64)
+WAVES = np.array([4, 4, 8, 16, 32], np.int64)
 # Largest density whose derivative is still followed (instant-ngp clamps the exponent at 15).
 STEEPEST = np.float32(np.exp(15.0))
 

@@ -32,6 +32,7 @@ from hashfield.kernels.numba_cpu.simd import (
     fma,
     load,
     prefetch,
+    reduce_add,
     splat,
     splat_int,
     store,
@@ -367,6 +368,23 @@ def _backward_table(positions, n_dims, n, grad, n_features, levels, scales, smoo
     restore_denormals(mode)
 
 
+def _dotters(n: int):
+    load_features, _, _, _ = FEATURES[n]
+
+    @inline
+    def dots(table, offset, index, n_corners, count, cotangent, start, row, out):
+        for i in range(count):
+            g = load_features(cotangent, start + i * row)
+            for c in range(n_corners):
+                k = c * BLOCK + i
+                out[k] = reduce_add(load_features(table, (offset + index[k]) * n) * g)
+
+    return dots
+
+
+_dots1, _dots2, _dots4, _dots8 = (_dotters(n) for n in (1, 2, 4, 8))
+
+
 @inline
 def slope(f, smoothstep):
     """Derivative of `eased`: 1, or 6 f (1 - f)."""
@@ -394,14 +412,15 @@ def _backward_positions(
         count = min(BLOCK, n - start)
         for level in range(n_levels):
             corners(positions, n_dims, stride, start, level, levels, scales, smoothstep, index, weight, 0)
-            for c in range(n_corners):
-                for i in range(count):
-                    entry = (levels[level, 3] + index[c * BLOCK + i]) * n_features
-                    first = (start + i) * row + level * n_features
-                    total = np.float32(0.0)
-                    for f in range(n_features):
-                        total += table[entry + f] * cotangent[first + f]
-                    dot[c * BLOCK + i] = total
+            first, offset = start * row + level * n_features, levels[level, 3]
+            if n_features == 4:
+                _dots4(table, offset, index, n_corners, count, cotangent, first, row, dot)
+            elif n_features == 2:
+                _dots2(table, offset, index, n_corners, count, cotangent, first, row, dot)
+            elif n_features == 8:
+                _dots8(table, offset, index, n_corners, count, cotangent, first, row, dot)
+            else:
+                _dots1(table, offset, index, n_corners, count, cotangent, first, row, dot)
             scale, one = splat(scales[level]), splat(1.0)
             for i in range(0, BLOCK, LANES):
                 _, fx = cell_and_fraction(load(positions, start + i), scale)

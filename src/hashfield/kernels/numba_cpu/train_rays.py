@@ -58,7 +58,7 @@ def loss_and_slope(difference, huber_delta):
 
 @part
 def compact(
-    first_ray, alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, kept, capacity,
+    alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, kept, capacity,
     features, row, geometry, harmonic, t, dt, tau, alpha, positions, stride,
     k_features, k_color_in, k_ray, k_slope, k_weight, k_after, k_positions, k_stride, k_base,
 ):  # fmt: skip
@@ -71,6 +71,11 @@ def compact(
             if light < min_transmittance:
                 is_cut[r] = True
                 break
+            w = light * alpha[j]
+            if w < min_weight:
+                # Too faint to matter to the pixel, and its gradient is smaller still; its shade remains.
+                light *= np.float32(1.0) - alpha[j]
+                continue
             if kept == capacity:
                 is_dropped[r] = True
                 break
@@ -79,7 +84,7 @@ def compact(
             copy(harmonic, r * N_DIRECTION, k_color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
             k_ray[kept] = r
             k_slope[kept] = min(tau[j], STEEPEST * dt[j])
-            k_weight[kept] = light * alpha[j]
+            k_weight[kept] = w
             light *= np.float32(1.0) - alpha[j]
             k_after[kept] = light
             k_positions[k_base + kept] = positions[j]
@@ -203,13 +208,13 @@ def _train(
     """March, evaluate, composite and differentiate; see `hashfield.ops.train_rays`.
 
     rays: origin, direction [n, 3], t_min, t_max, jitter [n], target [n, 4], background [n, 3].
-    scene: words, spread, n_cascades, steps, box_min, 1/side. options: min_transmittance, huber_delta, bias,
+    scene: words, spread, n_cascades, steps, box_min, 1/side. options: min_transmittance, min_weight, huber_delta, bias,
     1/n_rays, rays to a chunk, samples to a chunk.
     """
     origin, direction, t_min, t_max, jitter, target, background = rays
     words, spread, n_cascades, steps, box_min, inverse_side = scene
     density_net, color_net, out_row, row = net
-    min_transmittance, huber_delta, bias, ray_scale, chunk_rays, chunk_samples = options
+    min_transmittance, min_weight, huber_delta, bias, ray_scale, chunk_rays, chunk_samples = options
     n_rays = t_min.size
     width, n_width = color_net[6], density_net[4]
     n_levels = scales.size
@@ -274,7 +279,7 @@ def _train(
                 )  # fmt: skip
             clock2 = cycles()
             kept, n_alive = compact(
-                first_ray, alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, kept, room,
+                alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, kept, room,
                 features, row, geometry, harmonic, w_t, w_dt, w_tau, w_alpha, positions, stride,
                 k_features, k_color_in, k_ray, k_slope, k_weight, k_after, own_positions, k_stride, used,
             )  # fmt: skip
@@ -394,7 +399,7 @@ def train_rays(field, rays, target, background, bits, options, workspace, jitter
         (as_words(bits), SPREAD, options.aabb_scale.bit_length(), lattice(options.cone_angle, options.step_scale),
          box_min, 1.0 / side),
         net, table, layout.n_features_per_level, levels, layout.scales,
-        (np.float32(options.min_transmittance), np.float32(huber_delta), np.float32(field.density_bias),
+        (np.float32(options.min_transmittance), np.float32(options.min_weight), np.float32(huber_delta), np.float32(field.density_bias),
          np.float32(1.0 / max(n_rays, 1)), chunk_rays, min(CHUNK_SAMPLES, buffers.capacity)),
         buffers.work, own, buffers.kept_positions, buffers.d_features, buffers.kept_counts, buffers.sums,
         threads=threads,

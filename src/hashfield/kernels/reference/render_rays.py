@@ -27,7 +27,21 @@ def evaluate_rays(
         position, rays.direction[ray], table, field.density_weights, field.color_weights, field.layout,
         field.density_bias,
     )  # fmt: skip
-    return composite(color, density, t, dt, offsets, background, options.min_transmittance)
+    found = composite(color, density, t, dt, offsets, background, options.min_transmittance)
+    if options.min_weight <= 0.0:
+        return found
+    # Faint samples shade what lies behind them but add no colour, and no gradient goes through them.
+    faint = found[3] < options.min_weight
+    density = torch.where(faint, density.detach(), density)
+    weight = composite(color, density, t, dt, offsets, background, options.min_transmittance)[3]
+    weight = torch.where(faint, 0.0, weight)
+    black = torch.zeros_like(background)
+    cut_light, _, _, _ = composite(
+        torch.zeros_like(color), density, t, dt, offsets, torch.ones_like(background), options.min_transmittance
+    )  # light that reaches the background, 0 for rays that were cut
+    pixel = black.index_add(0, ray, weight[:, None] * color) + cut_light * background
+    opacity = black[:, 0].index_add(0, ray, weight)
+    return pixel, opacity, black[:, 0].index_add(0, ray, weight * t), weight
 
 
 def render_rays(

@@ -1,0 +1,884 @@
+"""Data sets with something wrong or odd about them, and what the user is told.
+
+Shared by the test that expects the messages and by benchmarks/messages.py, which prints them.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from hashfield.data import ReadOptions
+from tests.data.small_scenes import (
+    HEIGHT,
+    WIDTH,
+    Change,
+    document,
+    picture,
+    save,
+    write_json,
+    write_scene,
+    write_synthetic,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One data set."""
+
+    name: str
+    situation: str
+    """For the reader of the table."""
+    build: Callable[[Path], Path]
+    """Makes it in an empty folder; returns what the user would name."""
+    expected: str
+    """Regular expression that the message holds."""
+    outcome: Literal["error", "note", "silent"] = "error"
+    """Whether it is refused, read with that line among the notes, or read without a word about it."""
+    options: ReadOptions = field(default_factory=ReadOptions)
+
+
+def scene(change: Change | None = None, **options: Any) -> Callable[[Path], Path]:
+    """A small scene with its JSON changed."""
+    return lambda folder: write_scene(folder, change=change, **options)
+
+
+def top(**fields: Any) -> Callable[[Path], Path]:
+    """A small scene with more fields at the top level; None removes one."""
+
+    def change(values: dict[str, Any]) -> None:
+        values.update(fields)
+        for name, value in fields.items():
+            if value is None:
+                del values[name]
+
+    return scene(change)
+
+
+def frame(index: int = 3, **fields: Any) -> Callable[[Path], Path]:
+    """A small scene with more fields in one frame; None removes one."""
+
+    def change(values: dict[str, Any]) -> None:
+        values["frames"][index].update(fields)
+        for name, value in fields.items():
+            if value is None:
+                del values["frames"][index][name]
+
+    return scene(change)
+
+
+def pose(edit: Callable[[np.ndarray], Any], index: int | None = 3) -> Callable[[Path], Path]:
+    """A small scene with the 4x4 matrix of one frame, or of all, replaced by what `edit` makes of it."""
+
+    def change(values: dict[str, Any]) -> None:
+        for number, entry in enumerate(values["frames"]):
+            if index is None or number == index:
+                made = edit(np.array(entry["transform_matrix"]))
+                entry["transform_matrix"] = made.tolist() if isinstance(made, np.ndarray) else made
+
+    return scene(change)
+
+
+def image(write: Callable[[Path], None], index: int = 3) -> Callable[[Path], Path]:
+    """A small scene with one image file replaced."""
+
+    def build(folder: Path) -> Path:
+        path = write_scene(folder) / f"images/{index:04d}.png"
+        path.unlink()
+        write(path)
+        return folder
+
+    return build
+
+
+def content(text: str, name: str = "transforms.json") -> Callable[[Path], Path]:
+    """A folder with a data file of this text."""
+
+    def build(folder: Path) -> Path:
+        write_json(folder / name, text)
+        return folder
+
+    return build
+
+
+def columns(*numbers: int, factor: float = -1.0) -> Callable[[np.ndarray], np.ndarray]:
+    """An edit of a pose that multiplies columns."""
+
+    def edit(matrix: np.ndarray) -> np.ndarray:
+        matrix[:3, list(numbers)] *= factor
+        return matrix
+
+    return edit
+
+
+def entry(row: int, column: int, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    """An edit of a pose that sets one number."""
+
+    def edit(matrix: np.ndarray) -> np.ndarray:
+        matrix[row, column] = value
+        return matrix
+
+    return edit
+
+
+def shear(matrix: np.ndarray) -> np.ndarray:
+    matrix[:3, 0] += 0.3 * matrix[:3, 1]
+    return matrix
+
+
+def truncate(path: Path, share: float = 0.5) -> None:
+    """Cuts the end of a file off."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def truncated(ending: str, **options: Any) -> Callable[[Path], Path]:
+    """A small scene whose fourth image, of this format and with busy content, lacks its second half."""
+
+    def build(folder: Path) -> Path:
+        name = f"images/0003{ending}"
+        write_scene(folder, change=lambda values: values["frames"][3].update(file_path=name))
+        noise = np.random.default_rng(0).integers(0, 256, (HEIGHT * 8, WIDTH * 8, 3), np.uint8)
+        save(folder / name, np.dstack([noise, np.full(noise.shape[:2], 255, np.uint8)]), "RGB", **options)
+        truncate(folder / name)
+        return folder
+
+    return build
+
+
+def without(*names: str) -> Callable[[Path], Path]:
+    """A small scene that lacks files."""
+
+    def build(folder: Path) -> Path:
+        write_scene(folder)
+        for name in names:
+            (folder / name).unlink()
+        return folder
+
+    return build
+
+
+def beside(name: str) -> Callable[[Path], Path]:
+    """A small scene with one more file in its images folder."""
+
+    def build(folder: Path) -> Path:
+        (write_scene(folder) / "images" / name).write_bytes(b"")
+        return folder
+
+    return build
+
+
+def lists(**splits: list[str]) -> Callable[[Path], Path]:
+    """A small scene with {split}_filenames."""
+    return top(**{f"{split}_filenames": names for split, names in splits.items()})
+
+
+def names(*numbers: int) -> list[str]:
+    return [f"images/{number:04d}.png" for number in numbers]
+
+
+def swapped_sides(path: Path) -> None:
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    save(path, picture(3, HEIGHT, WIDTH), exif=tag)
+
+
+def upper_case(folder: Path) -> Path:
+    write_scene(folder)
+    (folder / "images").rename(folder / "Images")
+    for path in (folder / "Images").iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    return folder
+
+
+def odd_names(folder: Path) -> Path:
+    write_scene(folder, name="my images/v1.2 räksmörgås {}.png")
+    return folder
+
+
+def other_folder(folder: Path) -> Path:
+    def change(values: dict[str, Any]) -> None:
+        for item in values["frames"]:
+            item["file_path"] = "../data/fox/" + item["file_path"]
+
+    return write_scene(folder, change=change)
+
+
+def windows_names(folder: Path) -> Path:
+    def change(values: dict[str, Any]) -> None:
+        for item in values["frames"]:
+            item["file_path"] = ".\\\\" + item["file_path"].replace("/", "\\")
+
+    return write_scene(folder, change=change)
+
+
+def windows_drive(folder: Path) -> Path:
+    def change(values: dict[str, Any]) -> None:
+        for item in values["frames"]:
+            item["file_path"] = "C:\\Users\\me\\fox\\" + item["file_path"].replace("/", "\\")
+
+    return write_scene(folder, change=change)
+
+
+def half_size(folder: Path) -> Path:
+    write_scene(folder, alpha=False)
+    for path in (folder / "images").iterdir():
+        save(path, picture(0, WIDTH // 2, HEIGHT // 2, alpha=False), "RGB")
+    return folder
+
+
+def several_sizes(folder: Path) -> Path:
+    def change(values: dict[str, Any]) -> None:
+        values["frames"][3].update(w=20, h=10, fl_x=17.0, cx=9.0)
+
+    write_scene(folder, change=change)
+    save(folder / "images/0003.png", picture(3, 20, 10))
+    return folder
+
+
+def converted(mode: str, ending: str) -> Callable[[Path], Path]:
+    """A small scene with its fourth image in another mode and format."""
+
+    def build(folder: Path) -> Path:
+        name = f"images/0003{ending}"
+        write_scene(folder, change=lambda values: values["frames"][3].update(file_path=name))
+        save(folder / name, picture(3), mode)
+        return folder
+
+    return build
+
+
+def wide_grey(path: Path) -> None:
+    values = np.arange(WIDTH * HEIGHT, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 600
+    Image.fromarray(values).save(path)
+
+
+def floating_point(folder: Path) -> Path:
+    name = "images/0003.tiff"
+    write_scene(folder, change=lambda values: values["frames"][3].update(file_path=name))
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.float32)).save(folder / name)
+    return folder
+
+
+def exr(folder: Path) -> Path:
+    name = "images/0003.exr"
+    write_scene(folder, change=lambda values: values["frames"][3].update(file_path=name))
+    (folder / name).write_bytes(b"v/1\x01" + bytes(100))
+    return folder
+
+
+def heic(folder: Path) -> Path:
+    name = "images/0003.heic"
+    write_scene(folder, change=lambda values: values["frames"][3].update(file_path=name))
+    (folder / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    return folder
+
+
+def changing_light(folder: Path) -> Path:
+    write_scene(folder, alpha=False)
+    for index, path in enumerate(sorted((folder / "images").iterdir())):
+        pixels = picture(index, alpha=False)
+        pixels[..., :3] = pixels[..., :3] // 4 if index % 2 else pixels[..., :3]
+        save(path, pixels, "RGB")
+    return folder
+
+
+def everything_twice(folder: Path) -> Path:
+    """The same image under two frames with other poses."""
+
+    def change(values: dict[str, Any]) -> None:
+        values["frames"][4]["file_path"] = values["frames"][3]["file_path"]
+
+    return write_scene(folder, change=change)
+
+
+def synthetic_with_shared_view(folder: Path) -> Path:
+    write_synthetic(folder, {"train": 5, "test": 2})
+    values = json.loads((folder / "transforms_test.json").read_text())
+    values["frames"][0]["file_path"] = "./train/r_2"
+    write_json(folder / "transforms_test.json", values)
+    return folder
+
+
+def synthetic_without_test_images(folder: Path) -> Path:
+    write_synthetic(folder, {"train": 9, "test": 2})
+    shutil.rmtree(folder / "test")
+    return folder
+
+
+def synthetic_with_val_only(folder: Path) -> Path:
+    return write_synthetic(folder, {"train": 5, "val": 2})
+
+
+def opencv_poses(folder: Path) -> Path:
+    """Poses with OpenCV axes, in a box so large that all rays meet it anyway."""
+
+    def change(values: dict[str, Any]) -> None:
+        for item in values["frames"]:
+            matrix = columns(1, 2)(np.array(item["transform_matrix"]))
+            item["transform_matrix"] = matrix.tolist()
+
+    return write_scene(folder, change=change, aabb_scale=16)
+
+
+def mostly_missing_the_box(folder: Path) -> Path:
+    return write_scene(folder, scale=1.0)
+
+
+def only_pictures(folder: Path) -> Path:
+    save(folder / "images" / "a.jpg", picture(0), "RGB")
+    return folder
+
+
+def empty_file(name: str) -> Callable[[Path], Path]:
+    def build(folder: Path) -> Path:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+        return folder
+
+    return build
+
+
+def deeper(folder: Path) -> Path:
+    write_scene(folder / "fox")
+    return folder
+
+
+def json_file(values: Any) -> Callable[[Path], Path]:
+    return lambda folder: write_json(folder / "file.json", values)
+
+
+ROTATION = ", 'transform_matrix': the rotation is "
+IN_FRAME = r"transforms\.json: frame 3 \(images/0003\.png\): "
+
+CASES = (
+    # --- the folder and the file
+    Case("nothing", "no such folder", lambda folder: folder / "absent", "absent: no such file or folder"),
+    Case(
+        "empty_folder",
+        "empty folder",
+        lambda folder: folder,
+        r"no data set that can be read here; looked for transforms\.json or transforms_train\.json",
+    ),
+    Case("pictures", "only pictures", only_pictures, r"it holds pictures \(1\) but no camera poses"),
+    Case("llff", "LLFF folder", empty_file("poses_bounds.npy"), "this is an LLFF data set"),
+    Case("colmap", "COLMAP folder", empty_file("sparse/0/cameras.bin"), "this is a COLMAP model"),
+    Case("deeper", "the folder above", deeper, r"fox/transforms\.json lies one folder deeper"),
+    Case("other_file", "not a JSON file", lambda folder: write_json(folder / "a.ply", ""), "no data set"),
+    Case("empty_json", "empty file", content(""), r"transforms\.json: not valid JSON: line 1 column 1"),
+    Case(
+        "bad_json",
+        "JSON cut off",
+        content('{\n "frames": [\n'),
+        r"transforms\.json: not valid JSON: line 3 column 1: Expecting value",
+    ),
+    Case("deep_json", "JSON nested too deep", content("[" * 100_000), "not valid JSON: nested too deep"),
+    Case(
+        "not_utf8",
+        "not UTF-8",
+        lambda folder: (folder / "transforms.json").write_bytes(b'{"\xff": 1}') and folder,
+        "not a text file in UTF-8",
+    ),
+    Case("list", "a list (ns-export cameras)", content("[]"), "expected an object with 'frames', got a list"),
+    Case("ngp_path", "a camera path", json_file({"path": []}), "looks like an instant-ngp camera path"),
+    Case("ns_path", "a camera path", json_file({"camera_path": []}), "looks like a nerfstudio camera path"),
+    Case(
+        "our_path",
+        "a camera path",
+        json_file({"format": "hashfield_camera_path", "frames": []}),
+        "not? .*it looks like a camera path",
+    ),
+    Case("network", "a network configuration", json_file({"encoding": {}}), "a network configuration"),
+    Case("frames_type", "frames is no list", top(frames={}), "'frames': expected a list, got an object"),
+    Case("no_frames", "empty set", top(frames=[]), "'frames': the list is empty"),
+    Case(
+        "frame_type", "frame is no object", top(frames=[3]), "frame 0: expected an object, got the number 3"
+    ),
+    Case(
+        "one_view",
+        "a single view",
+        scene(n=1),
+        "1 usable view, but at least two are needed: one is held out for testing",
+    ),
+    Case("hdf5", "old instant-ngp layout", top(camera=[]), "'camera': the old hdf5 layout"),
+    Case(
+        "comments",
+        "comments in the JSON",
+        lambda folder: (
+            write_json(
+                write_scene(folder) / "transforms.json",
+                "// made by hand\n" + json.dumps(document(9)).replace('"w"', '/* // */ "w"'),
+            ).parent
+        ),
+        "instant-ngp form",
+        "silent",
+    ),
+    # --- files
+    Case(
+        "missing_files",
+        "more frames than files",
+        without(*names(1, 2, 5)),
+        "warning: 3 of 9 frames have no image file and are skipped: images/0001.png, images/0002.png",
+        "note",
+    ),
+    Case(
+        "no_files",
+        "no image exists",
+        without(*names(*range(9))),
+        r"transforms\.json: none of the 9 images exists; the first is .*/images/0000\.png",
+    ),
+    Case(
+        "no_ending",
+        "no ending in file_path",
+        scene(name="images/{:04d}"),
+        "instant-ngp form: 7 train",
+        "silent",
+    ),
+    Case("dots", "dots, spaces, unicode in names", odd_names, "instant-ngp form: 7 train", "silent"),
+    Case("upper_case", "other case on disk", upper_case, "instant-ngp form: 7 train", "silent"),
+    Case("backslashes", "backslashes in file_path", windows_names, "instant-ngp form: 7 train", "silent"),
+    Case(
+        "drive",
+        "Windows drive in file_path",
+        windows_drive,
+        "9 of 9 images are not where file_path says but in images/: C:/Users/me/fox/images/0000.png",
+        "note",
+    ),
+    Case(
+        "other_folder",
+        "written from another folder",
+        other_folder,
+        "9 of 9 images are not where file_path says but in images/",
+        "note",
+    ),
+    Case(
+        "no_file_path",
+        "file_path missing",
+        frame(file_path=None),
+        "frame 3: 'file_path': expected .* got nothing",
+    ),
+    Case(
+        "file_path_type", "file_path is a number", frame(file_path=7), "frame 3: 'file_path': .* the number 7"
+    ),
+    Case("empty_path", "file_path is empty", frame(file_path=""), "frame 3: 'file_path': .* got the text ''"),
+    Case(
+        "twice",
+        "one image, two poses",
+        everything_twice,
+        r"frame 4 \(images/0003\.png\): 'file_path': the same image as frame 3 .* with another pose",
+    ),
+    # --- images
+    Case(
+        "truncated_png",
+        "truncated PNG",
+        truncated(".png"),
+        r"frame 3 .*0003\.png: the image cannot be decoded",
+    ),
+    Case("truncated_jpeg", "truncated JPEG", truncated(".jpg"), r"0003\.jpg: the image cannot be decoded"),
+    Case("truncated_webp", "truncated WebP", truncated(".webp", lossless=True), r"frame 3 .*0003\.webp"),
+    Case(
+        "no_image",
+        "text named .png",
+        image(lambda path: path.write_text("hello") and None),
+        IN_FRAME + r"'file_path': .*0003\.png: not an image that can be read here",
+    ),
+    Case(
+        "empty_image",
+        "image of 0 bytes",
+        image(lambda path: path.touch()),
+        "not an image that can be read here",
+    ),
+    Case("heic", "HEIC photo", heic, r"0003\.heic: not an image that can be read here"),
+    Case("exr", "EXR image", exr, r"0003\.exr: HDR images \(\.exr\) are not supported yet"),
+    Case("float", "floating-point TIFF", floating_point, "floating-point images are not supported yet"),
+    Case(
+        "grey16",
+        "16-bit grey PNG",
+        image(wide_grey),
+        "16 bits a channel reduced to 8 in 1 of 9 images",
+        "note",
+    ),
+    Case(
+        "cmyk",
+        "CMYK JPEG",
+        converted("CMYK", ".jpg"),
+        "CMYK converted to RGB without its colour profile in 1 of 9 images",
+        "note",
+    ),
+    Case("palette", "palette PNG", converted("P", ".png"), "instant-ngp form: 7 train", "silent"),
+    Case("grey", "grey JPEG", converted("L", ".jpg"), "instant-ngp form: 7 train", "silent"),
+    Case(
+        "aspect",
+        "image of another shape",
+        image(lambda path: save(path, picture(3, WIDTH, HEIGHT + 3))),
+        IN_FRAME + "'w, h': another shape than the image: 12x8 stated, 12x11 found",
+    ),
+    Case(
+        "exif",
+        "sides swapped by EXIF",
+        image(swapped_sides),
+        "12x8 stated, 8x12 found; width and height are swapped, probably by a rotation that only the EXIF "
+        r"tag asks for \(it is 6 here\)",
+    ),
+    Case(
+        "half_size",
+        "images at half the stated size",
+        half_size,
+        r"intrinsics rescaled to the image's real size in 9 of 9 frames "
+        r"\(images/0001\.png: 12x8 stated, 6x4 found\)",
+        "note",
+    ),
+    Case(
+        "several_sizes",
+        "images of several sizes",
+        several_sizes,
+        "7 train and 2 test views, 2 sizes from 12x8 to",
+        "note",
+    ),
+    Case(
+        "memory",
+        "too many pixels",
+        scene(),
+        r"9 images take 3\.38 KiB as 8-bit RGBA, more than --max-image-memory \(3\.37 KiB\): use "
+        r"--downscale 2 .* or raise --max-image-memory",
+        options=ReadOptions(max_image_memory=9 * 4 * WIDTH * HEIGHT - 1),
+    ),
+    Case(
+        "tiny_memory",
+        "no downscaling is enough",
+        scene(),
+        "--downscale cannot help, raise --max-image-memory",
+        options=ReadOptions(max_image_memory=5),
+    ),
+    Case(
+        "downscale",
+        "downscaled away",
+        scene(),
+        r"frame 1 .*12x8 is too small for --downscale 9",
+        options=ReadOptions(downscale=9),
+    ),
+    Case("light", "exposure varies", changing_light, "warning: brightness differs between images", "note"),
+    # --- poses
+    Case(
+        "no_pose", "no matrix", frame(transform_matrix=None), IN_FRAME + "'transform_matrix': .* got nothing"
+    ),
+    Case(
+        "pose_text",
+        "matrix is text",
+        frame(transform_matrix="1 0 0"),
+        "'transform_matrix': .* the text '1 0 0'",
+    ),
+    Case(
+        "pose_rows",
+        "2 rows",
+        pose(lambda matrix: matrix[:2]),
+        "expected 3 or 4 rows of 4 numbers, got 2 rows",
+    ),
+    Case(
+        "pose_columns", "3 columns", pose(lambda matrix: matrix[:, :3]), "4 numbers in row 0, got 3 entries"
+    ),
+    Case(
+        "pose_null",
+        "null in it",
+        pose(lambda m: [[None] * 4] * 4),
+        "'transform_matrix': .* a number, got null",
+    ),
+    Case(
+        "pose_nan",
+        "NaN pose",
+        pose(entry(1, 3, math.nan)),
+        IN_FRAME + r"'transform_matrix': not finite \(nan\)",
+    ),
+    Case(
+        "pose_inf", "infinite pose", pose(entry(0, 0, -math.inf)), r"'transform_matrix': not finite \(-inf\)"
+    ),
+    Case(
+        "transposed", "transposed pose", pose(np.transpose), r"the last row must be 0 0 0 1, .* transposed\?"
+    ),
+    Case(
+        "mirrored",
+        "left-handed pose",
+        pose(columns(0)),
+        IN_FRAME
+        + r"'transform_matrix': the rotation is mirrored \(determinant < 0\): expected a right-handed",
+    ),
+    Case(
+        "sheared",
+        "sheared pose",
+        pose(shear),
+        "the rotation is sheared: its axes are 16.7 degrees off right angles",
+    ),
+    Case(
+        "uneven",
+        "uneven scale",
+        pose(columns(1, factor=1.5)),
+        "the rotation is scaled unevenly: its axes are 1 1.5 1 long",
+    ),
+    Case("singular", "singular pose", pose(columns(1, factor=0.0)), "the rotation is singular"),
+    Case(
+        "scaled",
+        "uniform scale in the rotation",
+        pose(columns(0, 1, 2, factor=2.0), None),
+        "warning: a uniform scale was removed from the rotation of 9 of 9 frames",
+        "note",
+    ),
+    Case("three_rows", "3x4 matrices", pose(lambda matrix: matrix[:3], None), "form: 7 train", "silent"),
+    Case(
+        "looks_away",
+        "OpenCV poses, small box",
+        pose(columns(1, 2), None),
+        "no view ray meets the training box, .*; they look away from it, as OpenCV poses do",
+    ),
+    Case(
+        "opencv",
+        "OpenCV poses, large box",
+        opencv_poses,
+        "warning: 100 % of the cameras look away from the point their axes share; .* OpenCV's camera axes",
+        "note",
+    ),
+    Case(
+        "far",
+        "scene outside the box",
+        top(offset=[30, 0.5, 0.5]),
+        "no view ray meets the training box, a cube of half side 1.52 .* the cameras are .* from its centre; "
+        "state scale and offset in the data file, or enlarge the box with --aabb-scale",
+    ),
+    Case(
+        "few_rays",
+        "most rays miss the box",
+        mostly_missing_the_box,
+        "warning: only .* % of view rays meet the training box",
+        "note",
+    ),
+    # --- intrinsics
+    Case(
+        "no_focal",
+        "no focal length",
+        top(fl_x=None, fl_y=None),
+        r"frame 1 .*: no focal length: expected one of 'fl_x', 'camera_angle_x', 'x_fov'",
+    ),
+    Case(
+        "angle_only",
+        "only camera_angle_x",
+        top(fl_x=None, fl_y=None, camera_angle_x=0.7),
+        "form: 7",
+        "silent",
+    ),
+    Case(
+        "focal_text", "focal length is text", top(fl_x="15"), "'fl_x': expected a number, got the text '15'"
+    ),
+    Case(
+        "focal_bool", "focal length is true", top(fl_x=True), "'fl_x': expected a number, got true or false"
+    ),
+    Case("focal_0", "focal length 0", frame(fl_x=0), IN_FRAME + "'fl_x': expected a number above 0, got 0"),
+    Case("focal_nan", "focal length NaN", top(fl_y=math.nan), r"json: 'fl_y': not finite \(nan\)"),
+    Case(
+        "angle",
+        "angle in degrees",
+        top(fl_x=None, camera_angle_x=40),
+        "'camera_angle_x': .* below 3.14159, got 40",
+    ),
+    Case("width", "negative width", top(w=-3), "'w': expected a number above 0, got -3"),
+    Case("center", "principal point is a list", top(cx=[6]), "'cx': expected a number, got a list"),
+    Case("coefficient", "k1 is text", top(k1="none"), "'k1': expected a number, got the text 'none'"),
+    Case(
+        "coefficient_huge",
+        "absurd k1",
+        top(k1=1e9),
+        r"'k1': expected a number above -1e\+06 and below 1e\+06",
+    ),
+    Case(
+        "params", "short distortion_params", top(distortion_params=[0.1]), "expected 6 numbers, got 1 entries"
+    ),
+    Case(
+        "params_12",
+        "FISHEYE624 lens",
+        top(distortion_params=[0.1] * 12),
+        r"'distortion_params': 12 values \(the FI",
+    ),
+    Case("fisheye_type", "is_fisheye is text", top(is_fisheye="yes"), "'is_fisheye': expected true or false"),
+    Case(
+        "k4",
+        "k4 of a radial lens",
+        top(k4=0.01),
+        "k4 of a lens that is no fisheye is read as the r.8 term",
+        "note",
+    ),
+    Case(
+        "k4_full",
+        "rational lens",
+        top(k4=0.01, camera_model="FULL_OPENCV"),
+        "json: 'k4': the rational lens model",
+    ),
+    Case("k6", "rational lens", top(k6=0.01), "'k6': the rational lens model"),
+    Case(
+        "model",
+        "unknown lens",
+        top(camera_model="EQUIRECTANGULAR"),
+        "'camera_model': EQUIRECTANGULAR is not supp",
+    ),
+    Case(
+        "model_type",
+        "lens is a number",
+        top(camera_model=3),
+        "'camera_model': expected a name, got the number 3",
+    ),
+    # --- refused by name
+    Case("ftheta", "f-theta lens", top(ftheta_p0=0.0), "'ftheta_p0': f-theta lenses are not supported yet"),
+    Case(
+        "latlong",
+        "panorama",
+        frame(latlong=True),
+        IN_FRAME + "'latlong': panoramic images are not supported yet",
+    ),
+    Case("equirect", "panorama", top(equirectangular=1), "'equirectangular': panoramic images"),
+    Case("ortho", "orthographic", top(orthographic=True), "'orthographic': orthographic cameras"),
+    Case(
+        "shutter", "rolling shutter", top(rolling_shutter=[0, 0.1, 0, 0]), "'rolling_shutter': moving cameras"
+    ),
+    Case("shutter_0", "rolling shutter of 0", top(rolling_shutter=[0, 0, 0, 0]), "form: 7 train", "silent"),
+    Case(
+        "moving", "start and end pose", frame(transform_matrix_start=[]), "'transform_matrix_start': moving"
+    ),
+    Case(
+        "rays", "ray files", beside("rays_0003.dat"), "rays_0003.dat lies beside the image: ray files are not"
+    ),
+    Case(
+        "rays_off",
+        "ray files switched off",
+        lambda folder: top(enable_ray_loading=False)(beside("rays_0003.dat")(folder)),
+        "form: 7 train",
+        "silent",
+    ),
+    Case(
+        "mask", "mask_path", frame(mask_path="m.png"), IN_FRAME + "'mask_path': masks are not supported yet"
+    ),
+    Case(
+        "dynamic",
+        "dynamic masks",
+        beside("dynamic_mask_0003.png"),
+        "dynamic_mask_0003.png lies beside the image",
+    ),
+    Case(
+        "alpha_file",
+        "alpha files",
+        beside("0003.png.alpha.png"),
+        "separate alpha files are not supported yet",
+    ),
+    Case("mitsuba", "Mitsuba axes", top(from_mitsuba=True), "'from_mitsuba': Mitsuba's axis convention"),
+    Case("mitsuba_args", "Mitsuba axes", top(normal_mts_args=[]), "'normal_mts_args': Mitsuba's axis"),
+    Case(
+        "white", "white means empty", top(white_transparent=True), "'white_transparent': a colour that stands"
+    ),
+    Case("black", "black means empty", top(black_transparent=True), "'black_transparent': a colour that"),
+    # --- ignored
+    Case(
+        "depth",
+        "depth images",
+        frame(depth_path="d.png"),
+        "fields without effect here: depth_path",
+        "note",
+    ),
+    Case("unknown", "unknown fields", frame(colour="blue"), "form: 7 train", "silent"),
+    # --- spaces
+    Case(
+        "aabb_scale",
+        "aabb_scale 3",
+        top(aabb_scale=3),
+        "'aabb_scale': expected a power of two in 1..128, got 3",
+    ),
+    Case(
+        "aabb_text",
+        "aabb_scale is text",
+        top(aabb_scale="4"),
+        "'aabb_scale': expected a number, got the text '4'",
+    ),
+    Case("scale", "scale 0", top(scale=0), "'scale': expected a number above 0, got 0"),
+    Case("offset", "offset of 2 numbers", top(offset=[1, 2]), "'offset': expected 3 numbers, got 2 entries"),
+    Case(
+        "aabb",
+        "aabb upside down",
+        top(aabb=[[1, 1, 1], [0, 0, 0]]),
+        "'aabb': expected the smaller corner first",
+    ),
+    Case("aabb_type", "aabb is a number", top(aabb=2), "'aabb': expected two corners of 3 numbers"),
+    Case(
+        "no_alpha",
+        "no aabb_scale, no alpha",
+        scene(alpha=False),
+        r"aabb_scale 8 \(from the cameras, as images have no alpha\)",
+        "note",
+    ),
+    Case("with_alpha", "no aabb_scale, alpha", scene(), r"aabb_scale 1 \(images have alpha\)", "note"),
+    # --- splits
+    Case("n_frames", "n_frames 0", top(n_frames=0), "'n_frames': expected at least 1, got 0"),
+    Case("n_frames_part", "n_frames 2.5", top(n_frames=2.5), "'n_frames': expected a whole number, got 2.5"),
+    Case(
+        "list_type",
+        "split list of numbers",
+        top(train_filenames=[1]),
+        "'train_filenames': expected a list of file",
+    ),
+    Case(
+        "list_unknown",
+        "split list names no frame",
+        lists(test=["images/x.png"]),
+        "'test_filenames': images/x.png is not the file_path of any frame",
+    ),
+    Case("list_all", "all views held out", lists(test=names(*range(9))), "no view is left for training"),
+    Case(
+        "list_overlap",
+        "views in train and test lists",
+        lists(train=names(1, 2, 3), test=names(3, 4)),
+        "warning: listed for training and for testing, used for testing only: images/0003.png",
+        "note",
+    ),
+    Case(
+        "list_rest",
+        "views in no list",
+        lists(train=names(1, 2), test=names(3)),
+        "6 frames are in none of the file's lists and left out",
+        "note",
+    ),
+    Case(
+        "shared_view",
+        "a training image in transforms_test.json",
+        synthetic_with_shared_view,
+        "warning: listed for training and for testing, used for testing only: train/r_2",
+        "note",
+    ),
+    Case(
+        "no_test_images",
+        "images of transforms_test.json missing",
+        synthetic_without_test_images,
+        "warning: none of the test images exists, so some training views are held out",
+        "note",
+    ),
+    Case(
+        "val_only",
+        "transforms_val.json, no test file",
+        synthetic_with_val_only,
+        "splits: by file; there are no test views, those of val are taken",
+        "note",
+    ),
+    Case(
+        "all_splits",
+        "train, val and test files",
+        lambda folder: write_synthetic(folder, {"train": 5, "val": 2, "test": 3}),
+        "NeRF-synthetic form: 5 train and 3 test views",
+        "note",
+    ),
+    Case(
+        "not_asked",
+        "no validation views",
+        scene(),
+        "this data set has no val views",
+        options=ReadOptions(splits=("val",)),
+    ),
+)

@@ -1,0 +1,246 @@
+"""The radiance-field task end to end on a small scene: it learns, stands alone, and refuses what is broken."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hashfield
+from hashfield.errors import CheckpointError, ConfigError
+from hashfield.geometry.cameras import camera_table
+from hashfield.tasks.evaluate import evaluate_views, over_background
+from hashfield.tasks.nerf import PRESETS, NerfModel, NerfTask, load_model, parse_background, preset_for
+from hashfield.train.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
+from hashfield.train.loop import TrainOptions, train
+from hashfield.train.metrics import psnr
+from hashfield.train.run_folder import RunFolder
+
+from .scenes import small_scene, tiny_config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[NerfTask, RunFolder]:
+    """250 steps on the small scene."""
+    task = NerfTask(tiny_config(), small_scene(), seed=1)
+    run = RunFolder.create(tmp_path_factory.mktemp("run") / "a", "demo", overwrite=False)
+    result = train(task, run, TrainOptions(n_steps=250))
+    assert result.stopped_by == "done" and result.step == 250
+    return task, run
+
+
+def blurred_baseline(views) -> float:
+    """PSNR of each view's mean colour: what a model that learnt nothing could reach."""
+    found = []
+    for image in views.images:
+        photo = over_background(image, (1.0, 1.0, 1.0))
+        found.append(psnr(np.broadcast_to(photo.mean((0, 1)), photo.shape).copy(), photo))
+    return float(np.mean(found))
+
+
+def test_learns_views_it_has_not_seen(trained):
+    task, _ = trained
+    views = small_scene().splits["test"]
+    figures = evaluate_views(task.model(), views)
+    assert figures["psnr"] > 20.0
+    assert figures["psnr"] > blurred_baseline(views) + 5.0
+    assert 0.5 < figures["ssim"] <= 1.0
+    assert {"background", "color", "views", "n_views"} <= set(figures)
+
+
+def test_learns_without_alpha():
+    config = tiny_config()
+    config = replace(config, occupancy=replace(config.occupancy, use_alpha=False))
+    task = NerfTask(config, small_scene(), seed=1)
+    assert not task.is_carved and task.density_bias == 1.0
+    task.warm_up()
+    task.begin()
+    for step in range(200):
+        task.step(step, step / 200)
+    views = small_scene().splits["test"]
+    assert evaluate_views(task.model(), views)["psnr"] > blurred_baseline(views) + 4.0
+
+
+def test_model_stands_alone_and_export_is_small_and_close(trained, tmp_path: Path):
+    task, run = trained
+    camera = small_scene().splits["test"].cameras[0]
+    outputs = ("color", "opacity", "depth", "normals")
+    live = task.model().render(camera, outputs)
+    loaded = hashfield.load(run.path)
+    assert isinstance(loaded, NerfModel) and set(loaded.cameras) == {"train", "test"}
+    saved = loaded.render(camera, outputs)
+    for name in outputs:
+        assert np.array_equal(live[name], saved[name]), name
+    size = export_checkpoint(run.checkpoint, tmp_path / "small.safetensors")
+    assert size < 0.5 * run.checkpoint.stat().st_size
+    small = hashfield.load(tmp_path / "small.safetensors").render(camera, ("color",))
+    assert np.abs(small["color"] - live["color"]).max() < 0.05
+    with pytest.raises(CheckpointError, match="exported checkpoint holds no training state"):
+        train(task, _folder_with(tmp_path, tmp_path / "small.safetensors"), TrainOptions(n_steps=5), resume=True)
+
+
+def _folder_with(tmp_path: Path, checkpoint: Path) -> RunFolder:
+    run = RunFolder.create(tmp_path / "exported", "demo", overwrite=False)
+    run.checkpoint.write_bytes(checkpoint.read_bytes())
+    return run
+
+
+def test_depth_is_that_of_the_scene_in_world_units(trained):
+    from hashfield.data.demo_scene import make_demo_scene
+
+    task, _ = trained
+    scene, depths = make_demo_scene(size=64, n_train=16, n_test=2)
+    camera = scene.splits["test"].cameras[0]
+    found = task.model().render(camera, ("depth", "opacity"))
+    truth = depths["test"][0]
+    both = (truth > 0) & (found["opacity"] > 0.95)
+    assert both.mean() > 0.2
+    assert np.median(np.abs(found["depth"][both] - truth[both])) < 0.08  # the cameras are about 4 away
+
+
+def test_normals_face_the_camera(trained):
+    task, _ = trained
+    camera = small_scene().splits["test"].cameras[0]
+    found = task.model().render(camera, ("normals", "opacity", "depth"))
+    hit = found["opacity"] > 0.95
+    normal = found["normals"][hit]
+    assert np.allclose(np.linalg.norm(normal, axis=1), 1.0, atol=1e-4)
+    forward = camera.forward.numpy()
+    assert np.mean(normal @ forward < 0) > 0.9
+
+
+def test_field_in_world_coordinates(trained):
+    task, _ = trained
+    model = task.model()
+    center = model.spaces.box_center_world.float()
+    positions = torch.stack([center, center + 100.0])
+    density = model.density(positions)
+    assert density.shape == (2,) and density[1] == 0.0
+    color, same = model(positions, torch.tensor([[0.0, 0.0, 1.0]] * 2))
+    assert color.shape == (2, 3) and torch.allclose(same, density, rtol=1e-4)
+    batch = model.density(torch.zeros(2, 5, 3))
+    assert batch.shape == (2, 5)
+    assert model.density(torch.zeros(0, 3)).shape == (0,)
+
+
+def test_render_background_and_unknown_output(trained):
+    model = trained[0].model()
+    camera = small_scene().splits["test"].cameras[0].resized(16, 16)
+    bare = model.render(camera, ("color", "opacity"))
+    white = model.render(camera, ("color",), (1.0, 1.0, 1.0))["color"]
+    assert np.allclose(white, bare["color"] + (1 - bare["opacity"])[..., None], atol=1e-6)
+    with pytest.raises(ConfigError, match="outputs"):
+        model.render(camera, ("colour",))
+
+
+def test_same_seed_same_bits():
+    def run() -> tuple[list[float], torch.Tensor]:
+        task = NerfTask(tiny_config(), small_scene(), seed=3)
+        task.begin()
+        losses = [task.step(k, k / 20).loss for k in range(20)]
+        return losses, task.field.encoding.table.detach().clone()
+
+    (losses_a, table_a), (losses_b, table_b) = run(), run()
+    assert losses_a == losses_b
+    assert torch.equal(table_a, table_b)
+
+
+def test_carving_needs_silhouettes_that_agree():
+    scene = small_scene()
+    views = scene.splits["train"]
+    empty = tuple(np.zeros_like(image) for image in views.images)
+    wrong = replace(scene, splits={"train": replace(views, images=empty)}, has_alpha=True)
+    task = NerfTask(tiny_config(), wrong)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        task.begin()
+
+
+def test_rays_stay_inside_the_hull(trained):
+    task, _ = trained
+    batch = task.sampler.draw(512, task.box, np.random.default_rng(0))
+    hit = batch.rays.t_max > batch.rays.t_min
+    point = batch.rays.origin + (0.5 * (batch.rays.t_min + batch.rays.t_max))[:, None] * batch.rays.direction
+    low, high = task.box[:3].float() - 1e-4, task.box[3:].float() + 1e-4
+    assert bool(((point[hit] >= low) & (point[hit] <= high)).all())
+    assert camera_table(small_scene().splits["train"].cameras).shape[0] == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("grey", "background"), ("#12345", "background"), ("#gggggg", "background"), ("", "background")],
+)
+def test_background_text(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_background(text)
+
+
+def test_background_values():
+    assert parse_background("white") == (1.0, 1.0, 1.0)
+    assert parse_background("#ff0080") == (1.0, 0.0, 128 / 255)
+
+
+def test_presets():
+    assert set(PRESETS) == {"fast", "default", "quality", "paper"}
+    paper = PRESETS["paper"]
+    layout = paper.field_config(1, 0.0).encoding.layout(3)
+    assert layout.n_parameters == 12_196_240  # the paper's encoding, algorithm of tiny-cuda-nn
+    assert paper.train.huber_delta == 0.1
+    assert preset_for(30.0, None) == "fast" and preset_for(600.0, None) == "quality"
+
+
+# --- broken checkpoints ------------------------------------------------------------------------------------
+
+
+def _changed(metadata: dict, **changes) -> dict:
+    return {**metadata, **changes}
+
+
+BROKEN = {
+    "task of another kind": (lambda t, m: (t, _changed(m, task="image")), "task: expected 'nerf'"),
+    "newer format": (lambda t, m: (t, _changed(m, format_version=99)), "format version 99 is newer"),
+    "format is text": (lambda t, m: (t, _changed(m, format_version="x")), "format_version"),
+    "unknown config field": (
+        lambda t, m: (t, _changed(m, config={**m["config"], "magic": 1})), "config: unknown field 'magic'",
+    ),
+    "config value of the wrong type": (
+        lambda t, m: (t, _changed(m, config={**m["config"], "width": "wide"})), "config.width",
+    ),
+    "config value out of range": (lambda t, m: (t, _changed(m, config={**m["config"], "width": 63})), "width"),
+    "spaces missing": (lambda t, m: (t, {k: v for k, v in m.items() if k != "spaces"}), "spaces"),
+    "background of two": (lambda t, m: (t, _changed(m, background=[1.0, 2.0])), "background"),
+    "tensor missing": (lambda t, m: ({k: v for k, v in t.items() if k != "bits"}, m), "'bits' is missing"),
+    "tensor of the wrong shape": (
+        lambda t, m: ({**t, "field.encoding.table": torch.zeros(3, 4)}, m), "field.encoding.table",
+    ),
+    "numbers that are not finite": (
+        lambda t, m: ({**t, "field.color_network.weights.1": torch.full((64, 64), torch.nan)}, m), "not finite",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(BROKEN))
+def test_broken_checkpoints_are_refused_by_name(trained, tmp_path: Path, case: str):
+    change, message = BROKEN[case]
+    tensors, metadata = load_checkpoint(trained[1].checkpoint)
+    tensors, metadata = change(dict(tensors), metadata)
+    path = tmp_path / "broken.safetensors"
+    save_checkpoint(path, tensors, metadata)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_checkpoints(trained, tmp_path: Path):
+    from safetensors.torch import save_file
+
+    missing, text, cut, foreign = (tmp_path / name for name in ("no", "text", "cut", "foreign"))
+    text.write_text("hello")
+    cut.write_bytes(trained[1].checkpoint.read_bytes()[:5000])
+    save_file({"a": torch.zeros(2)}, foreign)
+    for path, message in (
+        (missing, "no such checkpoint"), (text, "not a readable checkpoint"), (cut, "not a readable checkpoint"),
+        (foreign, "not one of hashfield's"),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match=message):
+            load_model(path)
