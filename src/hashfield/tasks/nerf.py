@@ -131,7 +131,7 @@ class NerfConfig:
     """Vertices per axis and unit of aabb_scale at the last level (N_max)."""
     density_bias: float | None = None
     """Added to the log-density. None: 3 where the scene was carved, so that hulls start opaque, else 1."""
-    width: int = 64
+    n_neurons: int = 64
     """Neurons of the hidden layers, one of the density network and two of the colour network."""
     train: NerfTrainConfig = NerfTrainConfig()
     """Batches, loss, schedules."""
@@ -139,8 +139,8 @@ class NerfConfig:
     """Empty-space skipping."""
 
     def __post_init__(self) -> None:
-        if self.width % 16 or not 16 <= self.width <= 256:
-            raise ConfigError(f"width: expected a multiple of 16 up to 256, got {self.width}")
+        if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
+            raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
         if self.finest_resolution < self.encoding.base_resolution:
             raise ConfigError(
                 f"finest_resolution: expected at least base_resolution, got {self.finest_resolution}"
@@ -151,8 +151,8 @@ class NerfConfig:
         base = RadianceFieldConfig()
         return RadianceFieldConfig(
             encoding=self.encoding.reaching(self.finest_resolution * aabb_scale),
-            density_network=replace(base.density_network, n_neurons=self.width),
-            color_network=replace(base.color_network, n_neurons=self.width),
+            density_network=replace(base.density_network, n_neurons=self.n_neurons),
+            color_network=replace(base.color_network, n_neurons=self.n_neurons),
             density_bias=density_bias,
         )
 

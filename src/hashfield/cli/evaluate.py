@@ -1,0 +1,79 @@
+"""`hashfield evaluate RUN`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from hashfield.api import load
+from hashfield.cli.shared import parse, say, set_up
+from hashfield.data import ReadOptions, load_scene
+from hashfield.data.dataset import PosedImages
+from hashfield.data.demo_scene import make_demo_scene
+from hashfield.errors import DataError
+from hashfield.tasks.evaluate import evaluate_views
+from hashfield.tasks.nerf import NerfModel, parse_background
+from hashfield.train.checkpoint import write_aside
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """PSNR and SSIM of a trained model against photos."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder or checkpoint file."""
+    data: Path | None = None
+    """The photos; default where they lay during training."""
+    split: Literal["test", "train", "val"] = "test"
+    """Which views."""
+    background: str | None = None
+    """white, black or #rrggbb behind photo and rendering; default that of the run."""
+    json: Path | None = None
+    """Also write the figures here."""
+    downscale: int = 1
+    """Divide widths and heights of the photos by this whole number."""
+    max_image_memory: float = 4.0
+    """GiB that the decoded photos may take."""
+    threads: int | None = None
+    """Threads of the kernels."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the verb."""
+    options = parse(Evaluate, arguments, "evaluate")
+    set_up(threads=options.threads)
+    model = load(options.run)
+    background = None if options.background is None else parse_background(options.background)
+    figures = evaluate_views(model, views_of(model, options), background)
+    for view in figures["views"]:
+        say(f"{view['name']}: PSNR {view['psnr']:.2f} dB, SSIM {view['ssim']:.4f}, {view['seconds']:.2f} s")
+    say(f"mean of {figures['n_views']} views: PSNR {figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}")
+    if options.json is not None:
+        target = options.json
+        text = json.dumps({**figures, "split": options.split, "run": str(options.run)}, indent=1) + "\n"
+        try:
+            write_aside(target, lambda aside: aside.write_text(text, encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"{target}: cannot be written: {error.strerror}") from error
+        say(f"figures: {target}")
+    return 0
+
+
+def views_of(model: NerfModel, options: Evaluate) -> PosedImages:
+    """The photos to compare with."""
+    stored = model.info.get("scene", {})
+    if options.data is None and stored.get("path") == "demo" and stored.get("name") == "demo":
+        return make_demo_scene()[0].splits[options.split]
+    path = options.data or Path(stored.get("path", ""))
+    if not path.exists():
+        raise DataError(f"{path}: the photos of this run are not there any more; name them with --data")
+    read = ReadOptions(
+        downscale=options.downscale, aabb_scale=model.spaces.aabb_scale, splits=(options.split,),
+        max_image_memory=int(options.max_image_memory * 2**30),
+    )  # fmt: skip
+    scene = load_scene(path, read)
+    if options.split not in scene.splits:
+        raise DataError(f"{path}: has no split {options.split!r}")
+    return scene.splits[options.split]

@@ -1,0 +1,91 @@
+"""The command `hashfield`: finds the verb, and turns errors into one line each.
+
+Each verb's file is loaded only when it is called, so that `hashfield --help` answers at once.
+"""
+
+import importlib
+import os
+import sys
+
+from hashfield._version import __version__
+from hashfield.errors import HashfieldError
+
+VERBS = {
+    "demo": ("hashfield.cli.demo", "make a small scene, train on it, show what comes out (about two minutes)"),
+    "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH"),
+    "evaluate": ("hashfield.cli.evaluate", "PSNR and SSIM of a run on views it has not seen"),
+    "render": ("hashfield.cli.render", "pictures or a video of a run: test views, an orbit, or a camera path"),
+    "export": ("hashfield.cli.export", "the small form of a checkpoint: half precision, no optimiser"),
+    "info": ("hashfield.cli.info", "versions, CPU, kernels; or what a run or checkpoint holds"),
+}
+
+# Modules whose absence has a remedy: what to install.
+EXTRAS = {"tensorboard": "hashfield[tensorboard]", "av": "imageio[pyav]", "imageio": "imageio[pyav]"}
+
+
+def usage() -> str:
+    """The text of `hashfield --help`."""
+    lines = [f"  {verb:10s}{summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: hashfield VERB ... [--debug]",
+            "",
+            "Neural graphics primitives on any computer: photos with poses in, a trained radiance field out.",
+            "",
+            *lines,
+            "",
+            "  hashfield VERB --help   options of a verb",
+            "  --debug                 show the traceback of an error",
+            "  --version               print the version",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and leave with its exit code: 0 done, 2 the user's mistake, 130 interrupted, 1 a bug."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of a command."""
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _say(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        _say(f"hashfield {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        return _fail(f"unknown command {verb!r}: expected one of {', '.join(VERBS)}")
+    try:
+        return importlib.import_module(VERBS[verb][0]).main(rest) or 0
+    except HashfieldError as error:
+        if debug:
+            raise
+        return _fail(str(error).replace("\n", " "))
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if debug or name not in EXTRAS:
+            raise
+        return _fail(f"this needs the package {name}: pip install '{EXTRAS[name]}'")
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`); Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _fail("out of memory: try --downscale, a smaller --train.batch-samples or --preset fast")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _fail(text: str, code: int = 2) -> int:
+    sys.stderr.write(f"hashfield: {text}\n")
+    return code

@@ -1,0 +1,56 @@
+"""Progress of training: a live line on a terminal, a plain line every few seconds elsewhere."""
+
+import math
+import time
+from types import TracebackType
+
+from rich.live import Live
+from rich.text import Text
+
+from hashfield.cli.shared import console, is_terminal, say
+from hashfield.train.loop import Progress
+
+PLAIN_LINE_SECONDS = 5.0
+
+
+def progress_line(progress: Progress) -> str:
+    """Step, loss, PSNR, rays/s, samples/s and time left, in one line."""
+    if progress.phase == "compiling":
+        return "compiling kernels (cached afterwards; about a minute the first time) ..."
+    steps = f"{progress.step}" + (f"/{progress.n_steps}" if progress.n_steps else "")
+    psnr = "-" if math.isnan(progress.psnr) else f"{progress.psnr:.2f} dB"
+    left = "" if progress.seconds_left is None else f"  {progress.seconds_left:.0f} s left"
+    return (
+        f"{100 * progress.fraction:3.0f} %  step {steps}  loss {progress.loss:.5f}  batch {psnr}  "
+        f"{progress.rays_per_s / 1e3:.0f}k rays/s  {progress.samples_per_s / 1e6:.2f}M samples/s{left}"
+    )
+
+
+class ProgressView:
+    """Shows `Progress` as it comes; use as a context manager and pass `show` to the training loop."""
+
+    def __init__(self) -> None:
+        self.live = Live(Text(""), console=console, refresh_per_second=4, transient=True) if is_terminal() else None
+        self.next_line = 0.0
+        self.phase = ""
+
+    def __enter__(self) -> "ProgressView":
+        if self.live:
+            self.live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.__exit__(kind, error, trace)
+
+    def show(self, progress: Progress) -> None:
+        """Take one report."""
+        if self.live:
+            self.live.update(Text(progress_line(progress)))
+            return
+        now = time.perf_counter()
+        if now >= self.next_line or progress.phase != self.phase or progress.fraction >= 1.0:
+            self.next_line, self.phase = now + PLAIN_LINE_SECONDS, progress.phase
+            say(progress_line(progress))

@@ -1,0 +1,162 @@
+"""`hashfield render RUN`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from hashfield.api import load
+from hashfield.cli.shared import parse, say, set_up
+from hashfield.errors import ConfigError, DataError
+from hashfield.export.images import (
+    colorize_depth,
+    colorize_normals,
+    colorize_opacity,
+    depth_range,
+    straight_alpha,
+    to_uint8,
+    write_png,
+)
+from hashfield.export.video import check_video, write_mp4
+from hashfield.geometry.cameras import Camera
+from hashfield.geometry.paths import orbit_path, read_camera_path
+from hashfield.tasks.nerf import NerfModel, parse_background
+from hashfield.train.run_folder import RunFolder
+
+Output = Literal["color", "depth", "normals", "opacity"]
+
+
+@dataclass(frozen=True)
+class Render:
+    """Pictures or a video of a trained model. Needs no photos."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder or checkpoint file."""
+    views: str = "test"
+    """test, train, orbit, or a camera-path file (docs/camera_path.md)."""
+    output: tuple[Output, ...] = ("color",)
+    """What to show; several give several files."""
+    format: Literal["png", "mp4"] = "png"
+    """One picture a frame, or a video."""
+    out: Path | None = None
+    """Folder; default renders/<views> in the run folder."""
+    width: int | None = None
+    """Of the pictures, pixels; default the cameras' own. Alone it keeps the shape."""
+    height: int | None = None
+    """The same for the height."""
+    n_frames: int = 60
+    """Of an orbit."""
+    fps: float = 20.0
+    """Frames per second of a video; a camera path brings its own."""
+    transparent: bool = False
+    """PNGs with an alpha channel instead of a background."""
+    background: str | None = None
+    """white, black or #rrggbb; default that of the run."""
+    overwrite: bool = False
+    """Replace files that are there."""
+    threads: int | None = None
+    """Threads of the kernels."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the verb."""
+    options = parse(Render, arguments, "render")
+    set_up(threads=options.threads)
+    if options.transparent and options.format == "mp4":
+        raise ConfigError("--transparent: a video has no transparency; use --format png")
+    if options.format == "mp4":
+        check_video()
+    model = load(options.run)
+    cameras, fps = chosen_cameras(model, options)
+    name = options.views if options.views in ("test", "train", "orbit") else Path(options.views).stem
+    folder = options.out or RunFolder.open(options.run).renders / name
+    background = model.background if options.background is None else parse_background(options.background)
+    outputs = tuple(dict.fromkeys(options.output))
+    targets = [folder / f"{output}.mp4" for output in outputs] if options.format == "mp4" else [
+        folder / f"{output}_{k:04d}.png" for output in outputs for k in range(len(cameras))
+    ]  # fmt: skip
+    there = [target for target in targets if target.exists()]
+    if there and not options.overwrite:
+        raise ConfigError(f"{there[0]}: is there already; choose another --out, or --overwrite")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made: {error.strerror}") from error
+    if options.format == "mp4":
+        for output in outputs:
+            n = write_mp4(folder / f"{output}.mp4", frames(model, cameras, output, background, False), fps=fps)
+            say(f"{folder / f'{output}.mp4'}: {n} frames of {cameras[0].width}x{cameras[0].height}")
+    else:
+        for output in outputs:
+            for k, picture in enumerate(frames(model, cameras, output, background, options.transparent)):
+                write_png(folder / f"{output}_{k:04d}.png", picture)
+        say(f"{folder}: {len(targets)} pictures")
+    return 0
+
+
+def chosen_cameras(model: NerfModel, options: Render) -> tuple[list[Camera], float]:
+    """Cameras of every frame, at the size asked for, and frames per second."""
+    for name in ("width", "height"):
+        value = getattr(options, name)
+        if value is not None and not 1 <= value <= 2**15:
+            raise ConfigError(f"--{name}: expected 1 to {2**15}, got {value}")
+    if options.views in ("test", "train"):
+        cameras = model.cameras.get(options.views) or []
+        if not cameras:
+            raise DataError(f"{options.run}: holds no {options.views} cameras; try --views orbit")
+        return [resized(camera, options) for camera in cameras], options.fps
+    if options.views == "orbit":
+        if not 1 <= options.n_frames <= 100_000:
+            raise ConfigError(f"--n-frames: expected 1 to 100000, got {options.n_frames}")
+        known = model.cameras.get("train") or next(iter(model.cameras.values()), None)
+        if not known:
+            raise DataError(f"{options.run}: holds no cameras to build an orbit from; use a camera path")
+        like = resized(known[0], options)
+        return list(orbit_path(known, options.n_frames, width=like.width, height=like.height)), options.fps
+    path = Path(options.views)
+    if not path.exists():
+        raise DataError(f"--views {options.views}: expected test, train, orbit or a camera-path file that exists")
+    if (options.width is None) != (options.height is None):
+        raise ConfigError("--width and --height: give both, or none, with a camera path")
+    found = read_camera_path(path, width=options.width, height=options.height)
+    return list(found.cameras), found.fps
+
+
+def resized(camera: Camera, options: Render) -> Camera:
+    """The camera at the size asked for."""
+    width, height = options.width, options.height
+    if width is None and height is None:
+        return camera
+    if width is None:
+        width = max(1, round(camera.width * (height or 1) / camera.height))
+    if height is None:
+        height = max(1, round(camera.height * width / camera.width))
+    return camera.resized(width, height)
+
+
+def frames(
+    model: NerfModel, cameras: list[Camera], output: str, background: tuple[float, float, float], transparent: bool
+) -> Iterator[np.ndarray]:
+    """uint8 pictures of each camera. Depth keeps one colour scale over all frames, that of the first."""
+    scale: tuple[float, float] | None = None
+    for camera in cameras:
+        if output == "color" and not transparent:
+            yield to_uint8(model.render(camera, ("color",), background)["color"])
+            continue
+        found = model.render(camera, (output, "opacity"))
+        if output == "color":
+            yield straight_alpha(found["color"], found["opacity"])
+            continue
+        if output == "depth":
+            scale = scale or depth_range(found["depth"], found["opacity"])
+            picture = colorize_depth(found["depth"], found["opacity"], near=scale[0], far=scale[1])
+        elif output == "normals":
+            picture = colorize_normals(found["normals"], found["opacity"])
+        else:
+            picture = colorize_opacity(found["opacity"])
+        if transparent and picture.ndim == 3:
+            picture = np.concatenate([picture, to_uint8(found["opacity"])[..., None]], axis=-1)
+        yield picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
