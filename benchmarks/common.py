@@ -78,7 +78,12 @@ def timed(function: Callable[[], object], repeats: int = 15, warm: int = 2) -> d
         wall = time.perf_counter() - wall
         found.append((wall, (time.process_time() - own) / wall / torch.get_num_threads()))
     found.sort()
-    return {"p50": found[len(found) // 2][0], "best": found[0][0], "worst": found[-1][0], "own": found[len(found) // 2][1]}
+    return {
+        "p50": found[len(found) // 2][0],
+        "best": found[0][0],
+        "worst": found[-1][0],
+        "own": found[len(found) // 2][1],
+    }
 
 
 def other_load(seconds: float = 1.0) -> float:
@@ -106,7 +111,7 @@ def gemm_rate() -> float:
 
 def fma_limit() -> float:
     """GFLOP/s of independent multiply-adds that never leave the registers, all threads."""
-    from hashfield.kernels.numba_cpu.common import launch, kernel
+    from hashfield.kernels.numba_cpu.common import kernel, launch
     from hashfield.kernels.numba_cpu.simd import LANES, fma, load, splat, store
 
     @kernel
@@ -128,7 +133,7 @@ def fma_limit() -> float:
 def gather_rates(n_bytes: int) -> dict[str, float]:
     """Seconds per random 8-byte read, and per random 16-byte read-modify-write, of a table of this size, with all
     threads; indices are streamed. Writers own disjoint halves, as levels do."""
-    from hashfield.kernels.numba_cpu.common import launch, kernel, share
+    from hashfield.kernels.numba_cpu.common import kernel, launch, share
     from hashfield.kernels.numba_cpu.simd import FEATURES
 
     load4, _, splat4, store4 = FEATURES[4]

@@ -43,10 +43,7 @@ def ready_made(x: torch.Tensor, layout: GridLayout) -> tuple[torch.Tensor, torch
             vertex = cell + offset
             stride = torch.from_numpy(layout.strides[level].astype(np.int64))
             terms = (vertex * stride) & 0xFFFFFFFF
-            if layout.is_hashed[level]:
-                index = terms[:, 0] ^ terms[:, 1] ^ terms[:, 2]
-            else:
-                index = terms.sum(1)
+            index = terms[:, 0] ^ terms[:, 1] ^ terms[:, 2] if layout.is_hashed[level] else terms.sum(1)
             indices.append(index % int(layout.entries[level]) + int(layout.level_offsets[level]))
             weights.append(torch.where(offset.bool(), f, 1 - f).prod(1))
     del table
@@ -117,7 +114,9 @@ def main() -> None:
                 r["gather_limit_ns"] = round(limits["gather8_s"] * 8e9 * n_levels, 1)
                 r["scatter_limit_ns"] = round(limits["scatter16_s"] * 8e9 * n_levels, 1)
     for r in rows:
-        print(f"{r['shape']:14s} {r['points']:7s} {r['what']:45s} fwd {r['forward_ns']:>9} ns  fwd+bwd {r['both_ns']:>9} ns")
+        print(
+            f"{r['shape']:14s} {r['points']:7s} {r['what']:45s} fwd {r['forward_ns']:>9} ns  fwd+bwd {r['both_ns']:>9} ns"
+        )
     append("grid", rows)
 
 

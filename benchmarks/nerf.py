@@ -85,7 +85,9 @@ def main() -> None:
 
             camera, image = scene.splits["test"].cameras[3], scene.splits["test"].images[3]
             rendering = model.render(camera, ("color",), parse_background(options.background))["color"]
-            picture = torch.cat([torch.from_numpy(rendering).clamp(0, 1) * 255, torch.from_numpy(image[..., :3]).float()], 1)
+            picture = torch.cat(
+                [torch.from_numpy(rendering).clamp(0, 1) * 255, torch.from_numpy(image[..., :3]).float()], 1
+            )
             options.save.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture.byte().numpy()).save(options.save / f"{scene.name}-{seconds:.0f}.png")
 

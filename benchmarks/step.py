@@ -24,7 +24,6 @@ from hashfield.tasks.nerf import PRESETS, NerfTask, field_parameters
 from hashfield.train.optim import TableOptimizer
 
 
-
 def ticks_per_second() -> float:
     """Rate of the processor's time stamp counter, from a short busy wait."""
     from hashfield.kernels.numba_cpu.common import kernel
@@ -68,9 +67,7 @@ def full_step(threads: int) -> dict:
     times, stages, marched, kept = [], {}, 0, 0
     for repeat in range(14):
         before = time.perf_counter()
-        result = train_rays(
-            parameters, rays, target, background, bits, options, workspace, jitter=torch.rand(n_rays)
-        )
+        result = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=torch.rand(n_rays))
         middle = time.perf_counter()
         grads = [*result.grad_density_weights, *result.grad_color_weights]
         optimizer.step(workspace.grad_table, grads, 1e-9)

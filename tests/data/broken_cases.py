@@ -397,9 +397,7 @@ CASES = (
     Case("network", "a network configuration", json_file({"encoding": {}}), "a network configuration"),
     Case("frames_type", "frames is no list", top(frames={}), "'frames': expected a list, got an object"),
     Case("no_frames", "empty set", top(frames=[]), "'frames': the list is empty"),
-    Case(
-        "frame_type", "frame is no object", top(frames=[3]), "frame 0: expected an object, got the number 3"
-    ),
+    Case("frame_type", "frame is no object", top(frames=[3]), "frame 0: expected an object, got the number 3"),
     Case(
         "one_view",
         "a single view",
@@ -463,9 +461,7 @@ CASES = (
         frame(file_path=None),
         "frame 3: 'file_path': expected .* got nothing",
     ),
-    Case(
-        "file_path_type", "file_path is a number", frame(file_path=7), "frame 3: 'file_path': .* the number 7"
-    ),
+    Case("file_path_type", "file_path is a number", frame(file_path=7), "frame 3: 'file_path': .* the number 7"),
     Case("empty_path", "file_path is empty", frame(file_path=""), "frame 3: 'file_path': .* got the text ''"),
     Case(
         "twice",
@@ -565,9 +561,7 @@ CASES = (
     ),
     Case("light", "exposure varies", changing_light, "warning: brightness differs between images", "note"),
     # --- poses
-    Case(
-        "no_pose", "no matrix", frame(transform_matrix=None), IN_FRAME + "'transform_matrix': .* got nothing"
-    ),
+    Case("no_pose", "no matrix", frame(transform_matrix=None), IN_FRAME + "'transform_matrix': .* got nothing"),
     Case(
         "pose_text",
         "matrix is text",
@@ -580,9 +574,7 @@ CASES = (
         pose(lambda matrix: matrix[:2]),
         "expected 3 or 4 rows of 4 numbers, got 2 rows",
     ),
-    Case(
-        "pose_columns", "3 columns", pose(lambda matrix: matrix[:, :3]), "4 numbers in row 0, got 3 entries"
-    ),
+    Case("pose_columns", "3 columns", pose(lambda matrix: matrix[:, :3]), "4 numbers in row 0, got 3 entries"),
     Case(
         "pose_null",
         "null in it",
@@ -595,18 +587,13 @@ CASES = (
         pose(entry(1, 3, math.nan)),
         IN_FRAME + r"'transform_matrix': not finite \(nan\)",
     ),
-    Case(
-        "pose_inf", "infinite pose", pose(entry(0, 0, -math.inf)), r"'transform_matrix': not finite \(-inf\)"
-    ),
-    Case(
-        "transposed", "transposed pose", pose(np.transpose), r"the last row must be 0 0 0 1, .* transposed\?"
-    ),
+    Case("pose_inf", "infinite pose", pose(entry(0, 0, -math.inf)), r"'transform_matrix': not finite \(-inf\)"),
+    Case("transposed", "transposed pose", pose(np.transpose), r"the last row must be 0 0 0 1, .* transposed\?"),
     Case(
         "mirrored",
         "left-handed pose",
         pose(columns(0)),
-        IN_FRAME
-        + r"'transform_matrix': the rotation is mirrored \(determinant < 0\): expected a right-handed",
+        IN_FRAME + r"'transform_matrix': the rotation is mirrored \(determinant < 0\): expected a right-handed",
     ),
     Case(
         "sheared",
@@ -670,12 +657,8 @@ CASES = (
         "form: 7",
         "silent",
     ),
-    Case(
-        "focal_text", "focal length is text", top(fl_x="15"), "'fl_x': expected a number, got the text '15'"
-    ),
-    Case(
-        "focal_bool", "focal length is true", top(fl_x=True), "'fl_x': expected a number, got true or false"
-    ),
+    Case("focal_text", "focal length is text", top(fl_x="15"), "'fl_x': expected a number, got the text '15'"),
+    Case("focal_bool", "focal length is true", top(fl_x=True), "'fl_x': expected a number, got true or false"),
     Case("focal_0", "focal length 0", frame(fl_x=0), IN_FRAME + "'fl_x': expected a number above 0, got 0"),
     Case("focal_nan", "focal length NaN", top(fl_y=math.nan), r"json: 'fl_y': not finite \(nan\)"),
     Case(
@@ -693,9 +676,7 @@ CASES = (
         top(k1=1e9),
         r"'k1': expected a number above -1e\+06 and below 1e\+06",
     ),
-    Case(
-        "params", "short distortion_params", top(distortion_params=[0.1]), "expected 6 numbers, got 1 entries"
-    ),
+    Case("params", "short distortion_params", top(distortion_params=[0.1]), "expected 6 numbers, got 1 entries"),
     Case(
         "params_12",
         "FISHEYE624 lens",
@@ -739,16 +720,10 @@ CASES = (
     ),
     Case("equirect", "panorama", top(equirectangular=1), "'equirectangular': panoramic images"),
     Case("ortho", "orthographic", top(orthographic=True), "'orthographic': orthographic cameras"),
-    Case(
-        "shutter", "rolling shutter", top(rolling_shutter=[0, 0.1, 0, 0]), "'rolling_shutter': moving cameras"
-    ),
+    Case("shutter", "rolling shutter", top(rolling_shutter=[0, 0.1, 0, 0]), "'rolling_shutter': moving cameras"),
     Case("shutter_0", "rolling shutter of 0", top(rolling_shutter=[0, 0, 0, 0]), "form: 7 train", "silent"),
-    Case(
-        "moving", "start and end pose", frame(transform_matrix_start=[]), "'transform_matrix_start': moving"
-    ),
-    Case(
-        "rays", "ray files", beside("rays_0003.dat"), "rays_0003.dat lies beside the image: ray files are not"
-    ),
+    Case("moving", "start and end pose", frame(transform_matrix_start=[]), "'transform_matrix_start': moving"),
+    Case("rays", "ray files", beside("rays_0003.dat"), "rays_0003.dat lies beside the image: ray files are not"),
     Case(
         "rays_off",
         "ray files switched off",
@@ -756,9 +731,7 @@ CASES = (
         "form: 7 train",
         "silent",
     ),
-    Case(
-        "mask", "mask_path", frame(mask_path="m.png"), IN_FRAME + "'mask_path': masks are not supported yet"
-    ),
+    Case("mask", "mask_path", frame(mask_path="m.png"), IN_FRAME + "'mask_path': masks are not supported yet"),
     Case(
         "dynamic",
         "dynamic masks",
@@ -773,9 +746,7 @@ CASES = (
     ),
     Case("mitsuba", "Mitsuba axes", top(from_mitsuba=True), "'from_mitsuba': Mitsuba's axis convention"),
     Case("mitsuba_args", "Mitsuba axes", top(normal_mts_args=[]), "'normal_mts_args': Mitsuba's axis"),
-    Case(
-        "white", "white means empty", top(white_transparent=True), "'white_transparent': a colour that stands"
-    ),
+    Case("white", "white means empty", top(white_transparent=True), "'white_transparent': a colour that stands"),
     Case("black", "black means empty", top(black_transparent=True), "'black_transparent': a colour that"),
     # --- ignored
     Case(

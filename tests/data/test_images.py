@@ -36,9 +36,7 @@ def write_png16(path: Path, values: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("ending", "options"), [(".png", {}), (".webp", {"lossless": True, "exact": True}), (".tga", {})]
 )
-def test_rgba_is_kept_exactly_even_under_alpha_0(
-    tmp_path: Path, ending: str, options: dict[str, Any]
-) -> None:
+def test_rgba_is_kept_exactly_even_under_alpha_0(tmp_path: Path, ending: str, options: dict[str, Any]) -> None:
     path = tmp_path / f"a{ending}"
     save(path, picture(3), **options)
     pixels = decode_rgba(path)
@@ -60,9 +58,7 @@ def test_rgb_gets_alpha_255(tmp_path: Path, ending: str) -> None:
 def test_grey_is_repeated(tmp_path: Path) -> None:
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     Image.fromarray(grey).save(tmp_path / "a.png")
-    assert np.array_equal(
-        decode_rgba(tmp_path / "a.png"), np.dstack([grey, grey, grey, np.full_like(grey, 255)])
-    )
+    assert np.array_equal(decode_rgba(tmp_path / "a.png"), np.dstack([grey, grey, grey, np.full_like(grey, 255)]))
     Image.fromarray(np.dstack([grey, grey // 2])).save(tmp_path / "b.png")
     assert np.array_equal(decode_rgba(tmp_path / "b.png"), np.dstack([grey, grey, grey, grey // 2]))
     Image.fromarray(grey > 100).save(tmp_path / "c.png")
@@ -211,9 +207,7 @@ def test_downscale_of_a_transparent_block_is_black() -> None:
     seed=st.integers(0, 99),
     opaque=st.booleans(),
 )
-def test_downscale_is_the_weighted_mean(
-    height: int, width: int, factor: int, seed: int, opaque: bool
-) -> None:
+def test_downscale_is_the_weighted_mean(height: int, width: int, factor: int, seed: int, opaque: bool) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
     if opaque:
         image[..., 3] = 255
@@ -225,9 +219,7 @@ def test_downscale_is_the_weighted_mean(
     assert small.shape == (height // factor, width // factor, 4)
     for row in range(small.shape[0]):
         for column in range(small.shape[1]):
-            block = image[row * factor : (row + 1) * factor, column * factor : (column + 1) * factor].astype(
-                float
-            )
+            block = image[row * factor : (row + 1) * factor, column * factor : (column + 1) * factor].astype(float)
             alpha = block[..., 3]
             assert abs(small[row, column, 3] - alpha.mean()) <= 0.5
             if small[row, column, 3] > 0:

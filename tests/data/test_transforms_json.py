@@ -33,9 +33,7 @@ from tests.data.small_scenes import (
 )
 
 
-def first_camera(
-    folder: Path, top: dict[str, Any] | None = None, frame: dict[str, Any] | None = None
-) -> Camera:
+def first_camera(folder: Path, top: dict[str, Any] | None = None, frame: dict[str, Any] | None = None) -> Camera:
     """The camera of frame 1 after these fields are set; None removes one."""
 
     def change(values: dict[str, Any]) -> None:
@@ -157,9 +155,7 @@ def test_transforms_train_wins_over_transforms(tmp_path: Path) -> None:
         ({"x_fov": 90.0}, {"fl_y": 8.0}, (8, 8)),
     ],
 )
-def test_focal_lengths(
-    tmp_path: Path, top: dict[str, Any], frame: dict[str, Any], focal: tuple[float, float]
-) -> None:
+def test_focal_lengths(tmp_path: Path, top: dict[str, Any], frame: dict[str, Any], focal: tuple[float, float]) -> None:
     camera = first_camera(tmp_path, top, frame)
     assert (camera.fx, camera.fy) == pytest.approx(focal)
 
@@ -193,9 +189,7 @@ def test_angles_do_not_depend_on_the_stated_size(tmp_path: Path) -> None:
 
 
 def test_a_frames_own_size_counts(tmp_path: Path) -> None:
-    camera = first_camera(
-        tmp_path, {"w": 6, "h": 4}, {"w": 24, "h": 16, "fl_x": 30.0, "fl_y": 32.0, "cx": 10.0}
-    )
+    camera = first_camera(tmp_path, {"w": 6, "h": 4}, {"w": 24, "h": 16, "fl_x": 30.0, "fl_y": 32.0, "cx": 10.0})
     assert (camera.fx, camera.fy, camera.cx) == (15, 16, 5)
     top_only = first_camera(tmp_path / "b", {"w": 6, "h": 4}, {"w": 24, "h": 16})
     assert top_only.fx == 30, "the top level's focal length refers to the top level's size"
@@ -340,9 +334,7 @@ def test_n_frames_counts_before_missing_files(tmp_path: Path) -> None:
         ({"train": names(0, 1, 2), "test": names(2, 3)}, names(0, 1), names(2, 3)),
     ],
 )
-def test_lists_of_names(
-    tmp_path: Path, lists: dict[str, list[str]], train: list[str], test: list[str]
-) -> None:
+def test_lists_of_names(tmp_path: Path, lists: dict[str, list[str]], train: list[str], test: list[str]) -> None:
     fields = {f"{split}_filenames": listed for split, listed in lists.items()}
     assert read_names(load_scene(write_scene(tmp_path, 5, **fields))) == {"train": train, "test": test}
 
@@ -399,9 +391,7 @@ def test_only_the_splits_asked_for_are_decoded(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_spaces_and_where_they_come_from(
-    tmp_path: Path, fields: dict[str, Any], spaces: Spaces, note: str
-) -> None:
+def test_spaces_and_where_they_come_from(tmp_path: Path, fields: dict[str, Any], spaces: Spaces, note: str) -> None:
     scene = load_scene(write_scene(tmp_path, **fields))
     assert scene.spaces == spaces
     assert any(line.startswith("spaces: ") and note in line for line in scene.notes), scene.notes
@@ -457,9 +447,7 @@ def test_memory_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.M
     need = 9 * 4 * WIDTH * HEIGHT
     assert load_scene(folder, ReadOptions(max_image_memory=need))
     assert load_scene(folder, ReadOptions(max_image_memory=need // 4, downscale=2))
-    monkeypatch.setattr(
-        "hashfield.data.transforms_json.decode_all", lambda *args, **kwargs: pytest.fail("decoded")
-    )
+    monkeypatch.setattr("hashfield.data.transforms_json.decode_all", lambda *args, **kwargs: pytest.fail("decoded"))
     with pytest.raises(DataError, match=r"--downscale 2 .* or raise --max-image-memory"):
         load_scene(folder, ReadOptions(max_image_memory=need - 1))
     with pytest.raises(DataError, match=r"at --downscale 2, more than .* use --downscale 3"):
@@ -497,9 +485,7 @@ def test_endings_are_tried_in_order(tmp_path: Path) -> None:
     (folder_path / "frame.001").touch()
     (folder_path / "frame.002.png").touch()
     folder = Folder(tmp_path)
-    found = [
-        folder.find_image(f"train/{name}")[0] for name in ("r_1", "r_2", "frame.001", "frame.002", "r_3")
-    ]
+    found = [folder.find_image(f"train/{name}")[0] for name in ("r_1", "r_2", "frame.001", "frame.002", "r_3")]
     assert [path and path.name for path in found] == [
         "r_1.jpg",
         "r_2.PNG",

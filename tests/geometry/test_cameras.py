@@ -272,9 +272,7 @@ def test_project_flags_what_a_lens_cannot_see() -> None:
     fisheye = camera("fisheye", (), camera_to_world=IDENTITY)
     limited = camera("opencv", (-1.0, 0, 0, 0, 0, 0), camera_to_world=IDENTITY)
     table = camera_table([pinhole, fisheye, limited])
-    points = torch.tensor(
-        [[0.1, 0, 1], [0, 0, -1], [0, 0, 0], [0.1, 0, -1], [0.9, 0, 1]], dtype=torch.float64
-    )
+    points = torch.tensor([[0.1, 0, 1], [0, 0, -1], [0, 0, 0], [0.1, 0, -1], [0.9, 0, 1]], dtype=torch.float64)
     flags = []
     for number in range(3):
         pixel, is_valid = project(table, torch.full((5,), number), points)

@@ -54,9 +54,7 @@ def test_focus_is_where_the_axes_meet(shift: tuple[float, float, float]) -> None
 
 
 def test_focus_of_parallel_axes_lies_ahead() -> None:
-    cameras = [
-        Camera(look_at([x, 0.0, 0.0], [x, 1.0, 0.0]), 8, 8, 8.0, 8.0, 4.0, 4.0) for x in (-1.0, 0.0, 1.0)
-    ]
+    cameras = [Camera(look_at([x, 0.0, 0.0], [x, 1.0, 0.0]), 8, 8, 8.0, 8.0, 4.0, 4.0) for x in (-1.0, 0.0, 1.0)]
     focus = focus_point(cameras)
     torch.testing.assert_close(focus[[0, 2]], double([0.0, 0.0]), rtol=0, atol=1e-5)
     assert float(focus[1]) == pytest.approx(2 * 2 / 3)
@@ -142,9 +140,7 @@ def test_orbit_of_a_panorama_turns_on_the_spot() -> None:
 
 
 def test_orbit_from_straight_above() -> None:
-    above = [
-        Camera(look_at([0.0, 0.0, 4.0 + x], [x, 0.0, 0.0]), 8, 8, 8.0, 8.0, 4.0, 4.0) for x in (0.0, 0.1)
-    ]
+    above = [Camera(look_at([0.0, 0.0, 4.0 + x], [x, 0.0, 0.0]), 8, 8, 8.0, 8.0, 4.0, 4.0) for x in (0.0, 0.1)]
     for camera in orbit_path(above, 7):
         assert rotation_fault(camera.camera_to_world[:, :3]) < 1e-9
 
@@ -202,9 +198,7 @@ def test_times_stretch_the_path() -> None:
 
 
 def test_straight_even_motion_stays_straight_and_even() -> None:
-    keys = [
-        Camera(look_at([x, -4.0, 0.0], [x, 0.0, 0.0]), 8, 8, 8.0, 8.0, 4.0, 4.0) for x in (0.0, 1.0, 2.0, 3.0)
-    ]
+    keys = [Camera(look_at([x, -4.0, 0.0], [x, 0.0, 0.0]), 8, 8, 8.0, 8.0, 4.0, 4.0) for x in (0.0, 1.0, 2.0, 3.0)]
     path = interpolate_path(keys, 31)
     positions = torch.stack([camera.position for camera in path])
     assert torch.equal(positions[:, 1:], double([[-4.0, 0.0]]).expand(31, 2))

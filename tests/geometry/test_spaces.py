@@ -34,9 +34,7 @@ def double(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def ring(
-    n: int, radius: float, *, outward: bool = False, height: float = 1.0, focal: float = 30.0
-) -> list[Camera]:
+def ring(n: int, radius: float, *, outward: bool = False, height: float = 1.0, focal: float = 30.0) -> list[Camera]:
     """Cameras on a circle around the z axis that look at the origin, or away from it."""
     cameras = []
     for index in range(n):
@@ -89,9 +87,7 @@ def test_box(aabb_scale: int, box: tuple[float, float], n_cascades: int, cone: f
     assert (spaces.box_min, spaces.box_max) == ((box[0],) * 3, (box[1],) * 3)
     assert spaces.n_cascades == n_cascades
     assert spaces.cone_angle == cone
-    assert torch.equal(
-        spaces.scene_to_unit(double([spaces.box_min, spaces.box_max])), double([[0] * 3, [1] * 3])
-    )
+    assert torch.equal(spaces.scene_to_unit(double([spaces.box_min, spaces.box_max])), double([[0] * 3, [1] * 3]))
     assert torch.equal(Spaces().box_center_world, double([0.0, 0.0, 0.0]))
 
 
@@ -104,9 +100,7 @@ def test_points_round_trip(spaces: Spaces, points: list[tuple[float, ...]]) -> N
     scene = spaces.world_to_scene(world)
     tolerance = {"rtol": 1e-12, "atol": 1e-12 * (1 + 5 / spaces.scale)}
     torch.testing.assert_close(spaces.scene_to_world(scene), world, **tolerance)
-    torch.testing.assert_close(
-        spaces.unit_to_world(spaces.world_to_unit(world)), world, **tolerance, msg=None
-    )
+    torch.testing.assert_close(spaces.unit_to_world(spaces.world_to_unit(world)), world, **tolerance, msg=None)
     torch.testing.assert_close(
         spaces.unit_to_scene(spaces.scene_to_unit(scene)), scene, rtol=1e-12, atol=1e-12 * spaces.aabb_scale
     )
@@ -144,9 +138,7 @@ def test_rays_are_the_same_in_both_spaces(spaces: Spaces, seed: int) -> None:
     t = 2.5
     point = spaces.world_to_scene(origin + t * direction)
     torch.testing.assert_close(origin_scene + spaces.distance_world_to_scene(t) * direction_scene, point)
-    torch.testing.assert_close(
-        spaces.camera_table_to_world(scene), table, rtol=1e-9, atol=1e-9 / spaces.scale
-    )
+    torch.testing.assert_close(spaces.camera_table_to_world(scene), table, rtol=1e-9, atol=1e-9 / spaces.scale)
 
 
 def test_the_table_is_not_changed_and_gradients_pass() -> None:
@@ -241,9 +233,7 @@ def test_rays_that_miss_are_explained() -> None:
     with pytest.raises(DataError) as error:
         check_rays_meet_box(ring(3, 4.0), Spaces(offset=(100.0, 0.5, 0.5)), "fox/transforms.json")
     text = str(error.value)
-    assert text.startswith(
-        "fox/transforms.json: no view ray meets the training box, a cube of half side 1.52"
-    )
+    assert text.startswith("fox/transforms.json: no view ray meets the training box, a cube of half side 1.52")
     assert "(-302, 0, 0)" in text
     assert "--aabb-scale" in text
     assert "\n" not in text

@@ -26,9 +26,7 @@ from hashfield.nn import (
 from tests.ops.cases import unit_vectors
 
 SMALL = GridConfig(n_levels=4, n_features_per_level=2, log2_hashmap_size=10, base_resolution=4)
-SMALL_FIELD = RadianceFieldConfig(
-    encoding=SMALL, density_network=MLPConfig(16, 1), color_network=MLPConfig(16, 1)
-)
+SMALL_FIELD = RadianceFieldConfig(encoding=SMALL, density_network=MLPConfig(16, 1), color_network=MLPConfig(16, 1))
 
 
 def test_grid_encoding_is_the_op(generator: torch.Generator) -> None:
@@ -173,9 +171,7 @@ def test_image_is_learnt(dtype: torch.dtype, backend: ops.Backend | None, genera
     # The smallest task: an image by formula, a grid and a network, torch's own Adam.
     config = GridConfig(n_levels=5, n_features_per_level=2, log2_hashmap_size=11, base_resolution=8)
     encoding = GridEncoding.from_config(config, 2, generator=generator, dtype=dtype, backend=backend)
-    field = NetworkWithEncoding(
-        encoding, 3, MLPConfig(32, 1), generator=generator, dtype=dtype, backend=backend
-    )
+    field = NetworkWithEncoding(encoding, 3, MLPConfig(32, 1), generator=generator, dtype=dtype, backend=backend)
     optimiser = torch.optim.Adam(field.parameters(), lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
 
     def image(x: Tensor) -> Tensor:

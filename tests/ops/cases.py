@@ -254,9 +254,7 @@ def _composite_call(
     min_transmittance: float,
 ) -> dict[str, Tensor]:
     samples = RaySamples(t, dt, ray_offsets)
-    result = ops.composite(
-        color, density, samples, background, min_transmittance=min_transmittance, backend=backend
-    )
+    result = ops.composite(color, density, samples, background, min_transmittance=min_transmittance, backend=backend)
     return result._asdict()
 
 

@@ -91,9 +91,7 @@ def test_backend_asked_for_that_cannot_is_an_error() -> None:
 def test_limits_of_an_op_are_named(layout: GridLayout, interpolation: ops.Interpolation, reason: str) -> None:
     table = torch.zeros(layout.n_entries, 2)
     with pytest.raises(BackendError, match=reason):
-        ops.grid_encode(
-            torch.zeros(1, layout.n_dims), table, layout, interpolation=interpolation, backend="numba"
-        )
+        ops.grid_encode(torch.zeros(1, layout.n_dims), table, layout, interpolation=interpolation, backend="numba")
 
 
 def test_limits_of_networks_and_adam_are_named() -> None:

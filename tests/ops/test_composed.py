@@ -30,8 +30,7 @@ SMALL = GridLayout(3, 2, 2, 6, 3, 1.9)
 
 def _weights(generator: torch.Generator, *widths: int) -> list[Tensor]:
     return [
-        torch.randn(n_out, n_in, generator=generator) * (2 / n_in) ** 0.5
-        for n_in, n_out in itertools.pairwise(widths)
+        torch.randn(n_out, n_in, generator=generator) * (2 / n_in) ** 0.5 for n_in, n_out in itertools.pairwise(widths)
     ]
 
 
@@ -112,9 +111,7 @@ def test_radiance_field_derivatives(generator: torch.Generator) -> None:
     leaves = [v.requires_grad_() for v in (x, d, table, *density, *color)]
 
     def run(x: Tensor, d: Tensor, table: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            ops.radiance_field(x, d, table, weights[:2], weights[2:], SMALL, degree=2, backend="reference")
-        )
+        return tuple(ops.radiance_field(x, d, table, weights[:2], weights[2:], SMALL, degree=2, backend="reference"))
 
     assert gradcheck(run, leaves)
 

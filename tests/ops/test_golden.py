@@ -106,9 +106,7 @@ def test_small_grid(
 ) -> None:
     if interpolation == "nearest" and backend != "reference":
         pytest.skip("left to the reference by design")
-    out = ops.grid_encode(
-        torch.tensor([x]), golden_table(SMALL), SMALL, interpolation=interpolation, backend=backend
-    )
+    out = ops.grid_encode(torch.tensor([x]), golden_table(SMALL), SMALL, interpolation=interpolation, backend=backend)
     np.testing.assert_allclose(out[0].numpy() * 1e5, expected, atol=6e-5)
 
 
@@ -159,9 +157,7 @@ def test_spherical_harmonics(backend: Backend) -> None:
         *(-0.1170588, 0.0225280, 0.3310922, -0.5409528, 0.0641157, -0.2704764, -0.2483191, 0.1239038),
     ]
     direction = torch.tensor([[1.0, 2.0, 3.0]]) / 14**0.5
-    np.testing.assert_allclose(
-        ops.spherical_harmonics(direction, backend=backend)[0].numpy(), expected, atol=3e-7
-    )
+    np.testing.assert_allclose(ops.spherical_harmonics(direction, backend=backend)[0].numpy(), expected, atol=3e-7)
 
 
 @pytest.mark.op("composite")

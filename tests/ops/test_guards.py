@@ -237,12 +237,8 @@ FAULTS: list[tuple[str, str, Callable[[Fake], Fake]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("case_id", "plant"), [pytest.param(c, plant, id=f"{c}: {what}") for c, what, plant in FAULTS]
-)
-def test_planted_fault_is_found(
-    case_id: str, plant: Callable[[Fake], Fake], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("case_id", "plant"), [pytest.param(c, plant, id=f"{c}: {what}") for c, what, plant in FAULTS])
+def test_planted_fault_is_found(case_id: str, plant: Callable[[Fake], Fake], monkeypatch: pytest.MonkeyPatch) -> None:
     case = _case(case_id)
     _plant(monkeypatch, case.op, plant(FAKES[case.op]()))
     with pytest.raises(AssertionError):

@@ -50,9 +50,7 @@ def random_rays(generator: torch.Generator, n: int, aabb_scale: int) -> Rays:
 def in_box(origin: Tensor, direction: Tensor, aabb_scale: int) -> Rays:
     """Rays with the part of them that lies in the scene's box."""
     centre = torch.full((3,), 0.5, dtype=origin.dtype)
-    return Rays(
-        origin, direction, *ops.ray_box(origin, direction, centre - aabb_scale / 2, centre + aabb_scale / 2)
-    )
+    return Rays(origin, direction, *ops.ray_box(origin, direction, centre - aabb_scale / 2, centre + aabb_scale / 2))
 
 
 @dataclass(frozen=True)
@@ -121,9 +119,7 @@ def _is_doubtful(position: Tensor, dt: Tensor, t: Tensor, t_max: float, bits: Te
 
 @pytest.mark.op("march")
 @pytest.mark.parametrize("name", SETTINGS)
-def test_samples_are_the_occupied_lattice_points(
-    backend: Backend, name: str, generator: torch.Generator
-) -> None:
+def test_samples_are_the_occupied_lattice_points(backend: Backend, name: str, generator: torch.Generator) -> None:
     setting = SETTINGS[name]
     n_rays, n_cascades = 48, n_cascades_of(setting.aabb_scale)
     bits = bits_from_boxes(generator, setting.aabb_scale, setting.share)
@@ -171,9 +167,7 @@ def test_first_sample_lies_at_the_jittered_entry(backend: Backend) -> None:
     bits = torch.full((CELLS_PER_CASCADE // 8,), 255, dtype=torch.uint8)
     rays = in_box(torch.tensor([[-1.0, 0.3, 0.4]] * 3), torch.tensor([[1.0, 0.0, 0.0]] * 3), 1)
     jitter = torch.tensor([0.0, 0.25, 0.75])
-    samples = ops.march(
-        rays, bits, aabb_scale=1, cone_angle=0.0, step_scale=2.0, jitter=jitter, backend=backend
-    )
+    samples = ops.march(rays, bits, aabb_scale=1, cone_angle=0.0, step_scale=2.0, jitter=jitter, backend=backend)
     first = samples.t[samples.ray_offsets[:-1]]
     np.testing.assert_allclose(first, 1 + jitter.numpy() * 2 * FINEST_STEP, rtol=1e-6)
     np.testing.assert_allclose(samples.dt, 2 * FINEST_STEP, rtol=1e-6)
@@ -208,9 +202,7 @@ def test_batch_may_be_split_and_permuted(backend: Backend, generator: torch.Gene
     for chosen in (order[:1], order[1:64], order):
         some = Rays(rays.origin[chosen], rays.direction[chosen], rays.t_min[chosen], rays.t_max[chosen])
         part = ops.march(some, bits, jitter=jitter[chosen], backend=backend, **setting.march_options)
-        expected = torch.cat(
-            [whole.t[whole.ray_offsets[i] : whole.ray_offsets[i + 1]] for i in chosen.tolist()]
-        )
+        expected = torch.cat([whole.t[whole.ray_offsets[i] : whole.ray_offsets[i + 1]] for i in chosen.tolist()])
         assert torch.equal(part.t, expected)
         assert torch.equal(part.ray_offsets.diff(), whole.ray_offsets.diff()[chosen])
 
@@ -231,9 +223,7 @@ def test_march_stays_in_the_box_and_in_its_own_part(backend: Backend) -> None:
     bits = torch.full((CELLS_PER_CASCADE // 8,), 255, dtype=torch.uint8)
     origin, direction = torch.tensor([[-1.0, 0.5, 0.5]] * 3), torch.tensor([[1.0, 0.0, 0.0]] * 3)
     t_min, t_max = torch.tensor([0.0, 1.25, 1.5]), torch.tensor([math.inf, 1.5, 1.25])
-    samples = ops.march(
-        Rays(origin, direction, t_min, t_max), bits, aabb_scale=1, cone_angle=0.0, backend=backend
-    )
+    samples = ops.march(Rays(origin, direction, t_min, t_max), bits, aabb_scale=1, cone_angle=0.0, backend=backend)
     t, offsets = samples.t, samples.ray_offsets.tolist()
     assert 1.0 <= t[0] < 1.002 and 1.998 < t[offsets[1] - 1] < 2.0
     assert 1.25 <= t[offsets[1]] < 1.252 and 1.498 < t[offsets[2] - 1] < 1.5

@@ -49,9 +49,7 @@ def _inputs(layout: GridLayout, seed: int, n: int = 64) -> tuple[Tensor, Tensor]
 @pytest.mark.op("grid_encode")
 @given(layout=layouts, seed=seeds, smooth=st.booleans())
 @quick
-def test_any_layout_agrees_with_float64(
-    backend: Backend, layout: GridLayout, seed: int, smooth: bool
-) -> None:
+def test_any_layout_agrees_with_float64(backend: Backend, layout: GridLayout, seed: int, smooth: bool) -> None:
     x, table = _inputs(layout, seed)
     options: dict[str, Any] = {"interpolation": "smoothstep" if smooth else "linear"}
     out = ops.grid_encode(x, table, layout, backend=backend, **options)
@@ -66,9 +64,7 @@ def test_any_layout_agrees_with_float64(
 @pytest.mark.op("grid_encode")
 @given(layout=layouts, seed=seeds, value=st.floats(-8, 8, width=32))
 @quick
-def test_constant_table_gives_that_constant(
-    backend: Backend, layout: GridLayout, seed: int, value: float
-) -> None:
+def test_constant_table_gives_that_constant(backend: Backend, layout: GridLayout, seed: int, value: float) -> None:
     x, table = _inputs(layout, seed)
     x.requires_grad_()
     out = ops.grid_encode(x, torch.full_like(table, value), layout, backend=backend)
@@ -126,8 +122,7 @@ def test_encoding_is_continuous_across_faces(
     table = torch.rand(HASH_3D.n_entries, 4, generator=generator) * 2 - 1
     step = 1e-5
     below, above = (
-        ops.grid_encode(face + s, table, HASH_3D, interpolation=interpolation, backend=backend)
-        for s in (-step, step)
+        ops.grid_encode(face + s, table, HASH_3D, interpolation=interpolation, backend=backend) for s in (-step, step)
     )
     assert (above - below).abs().max() <= 2 * step * 1.5 * 3 * 2 * scale
 
@@ -282,9 +277,7 @@ def test_harmonics_add_up_to_a_constant(backend: Backend, seed: int) -> None:
     squares = ops.spherical_harmonics(directions, backend=backend).square()
     for degree in range(4):
         total = squares[:, degree**2 : (degree + 1) ** 2].sum(1)
-        torch.testing.assert_close(
-            total, torch.full_like(total, (2 * degree + 1) / (4 * math.pi)), rtol=2e-5, atol=0
-        )
+        torch.testing.assert_close(total, torch.full_like(total, (2 * degree + 1) / (4 * math.pi)), rtol=2e-5, atol=0)
 
 
 @given(seed=seeds)

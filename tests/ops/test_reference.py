@@ -65,9 +65,7 @@ def test_grid_encode_against_loops(layout: GridLayout, smooth: bool, generator: 
     x = torch.rand(12, layout.n_dims, generator=generator, dtype=torch.float64) * 3 - 1
     x[0], x[1] = 0.0, 1.0
     table = torch.randn(layout.n_entries, layout.n_features_per_level, generator=generator).double()
-    out = ops.grid_encode(
-        x, table, layout, interpolation="smoothstep" if smooth else "linear", backend="reference"
-    )
+    out = ops.grid_encode(x, table, layout, interpolation="smoothstep" if smooth else "linear", backend="reference")
     expected = [encode_by_loops(row, table.numpy(), layout, smooth) for row in x.numpy()]
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-13)
 
@@ -137,9 +135,7 @@ def _away_from_faces(layout: GridLayout, n: int, generator: torch.Generator) -> 
 
 @pytest.mark.parametrize("n_dims", [2, 3])
 @pytest.mark.parametrize("interpolation", ["linear", "smoothstep"])
-def test_grid_encode_derivatives(
-    interpolation: ops.Interpolation, n_dims: int, generator: torch.Generator
-) -> None:
+def test_grid_encode_derivatives(interpolation: ops.Interpolation, n_dims: int, generator: torch.Generator) -> None:
     layout = TINY[n_dims]
     x = _away_from_faces(layout, 3, generator).requires_grad_()
     table = torch.randn(layout.n_entries, 2, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -200,9 +196,7 @@ def test_mlp_against_loops(activation: ops.Activation, generator: torch.Generato
 
 def test_mlp_derivatives(generator: torch.Generator) -> None:
     x = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    weights = [
-        torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in ((5, 4), (2, 5))
-    ]
+    weights = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in ((5, 4), (2, 5))]
 
     def run(x: Tensor, *weights: Tensor) -> Tensor:
         return ops.mlp(x, weights, output_activation="sigmoid", backend="reference")
@@ -282,9 +276,7 @@ def test_ray_that_ends_dark_but_uncut_keeps_its_background(backend: ops.Backend)
     # Cut means that a sample went unused; here the last sample itself takes the light.
     samples = RaySamples(torch.ones(1), torch.ones(1), torch.tensor([0, 1]))
     density = -torch.log(torch.tensor([1e-3]))
-    shown = ops.composite(
-        torch.zeros(1, 3), density, samples, torch.ones(3), min_transmittance=1e-2, backend=backend
-    )
+    shown = ops.composite(torch.zeros(1, 3), density, samples, torch.ones(3), min_transmittance=1e-2, backend=backend)
     torch.testing.assert_close(shown.color, torch.full((1, 3), 1e-3), rtol=1e-3, atol=0)
 
 
@@ -396,8 +388,7 @@ def test_adam_spreads_numbers_that_are_none(backend: ops.Backend) -> None:
         ({"type": "hash"}, "type: expected 'Hash', 'Tiled' or 'Dense', got 'hash'"),
         (
             {"n_levels": 40},
-            "per_level_scale 2 over 40 levels from base_resolution 16 passes 2^30 vertices per axis; "
-            "lower one of them",
+            "per_level_scale 2 over 40 levels from base_resolution 16 passes 2^30 vertices per axis; lower one of them",
         ),
         (
             {"n_levels": 128, "per_level_scale": 1e30},
@@ -431,9 +422,7 @@ def test_layouts_are_values() -> None:
 
 
 def test_rays_and_samples_move_and_count() -> None:
-    rays = Rays(
-        torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(2), torch.ones(2), image_index=torch.ones(2).long()
-    )
+    rays = Rays(torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(2), torch.ones(2), image_index=torch.ones(2).long())
     moved = rays.to("meta")
     assert (moved.origin.device.type, moved.pixel, moved.n_rays) == ("meta", None, 2)
     assert moved.image_index is not None and moved.image_index.device.type == "meta"

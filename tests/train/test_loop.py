@@ -35,14 +35,10 @@ def same(a: Path, b: Path) -> None:
 def test_a_run_resumed_in_the_middle_equals_the_unbroken_one_bit_for_bit(tmp_path: Path):
     whole, parts = folder(tmp_path, "whole"), folder(tmp_path, "parts")
     train(NerfTask(tiny_config(), small_scene(), seed=5), whole, TrainOptions(n_steps=60))
-    first = train(
-        NerfTask(tiny_config(), small_scene(), seed=5), parts, TrainOptions(n_steps=60, stop_after=30)
-    )
+    first = train(NerfTask(tiny_config(), small_scene(), seed=5), parts, TrainOptions(n_steps=60, stop_after=30))
     assert first.stopped_by == "interrupted" and first.step == 30
     assert planned_length(parts) == (60, None)
-    second = train(
-        NerfTask(tiny_config(), small_scene(), seed=5), parts, TrainOptions(n_steps=60), resume=True
-    )
+    second = train(NerfTask(tiny_config(), small_scene(), seed=5), parts, TrainOptions(n_steps=60), resume=True)
     assert second.stopped_by == "done" and second.step == 60
     same(whole.checkpoint, parts.checkpoint)
 
@@ -146,9 +142,7 @@ def test_resuming_another_task_or_nothing(tmp_path: Path):
         train(other, run, TrainOptions(n_steps=5), resume=True)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"n_steps": 1, "max_seconds": 1.0}, {"n_steps": 0}, {"max_seconds": -1.0}]
-)
+@pytest.mark.parametrize("options", [{}, {"n_steps": 1, "max_seconds": 1.0}, {"n_steps": 0}, {"max_seconds": -1.0}])
 def test_lengths(options):
     with pytest.raises(ConfigError):
         TrainOptions(**options)

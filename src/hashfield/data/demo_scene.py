@@ -355,9 +355,7 @@ def _shade(me: int, origin: Vector, direction: Vector, t: np.ndarray) -> list[np
     fill = np.maximum(_dot(n, _FILL), 0.0) * open_share
     color = []
     for i in range(3):
-        light = (
-            _SKY_COLOR[i] * above + _GROUND_COLOR[i] * below + _FILL_COLOR[i] * fill + _LIGHT_COLOR[i] * sun
-        )
+        light = _SKY_COLOR[i] * above + _GROUND_COLOR[i] * below + _FILL_COLOR[i] * fill + _LIGHT_COLOR[i] * sun
         linear = albedo[i] * light + highlight
         linear = linear + fresnel * (0.12 + (0.75 + 0.2 * _SKY_COLOR[i]) * sky - linear)
         color.append(np.sqrt(np.clip(linear / (1.0 + 0.12 * linear), 0.0, 1.0)))

@@ -66,9 +66,7 @@ def decode_rgba(path: Path, downscale: int = 1) -> UInt8[np.ndarray, "height wid
     if downscale == 1:
         return pixels
     if min(pixels.shape[:2]) < downscale:
-        raise DataError(
-            f"{path}: {pixels.shape[1]}x{pixels.shape[0]} is too small for --downscale {downscale}"
-        )
+        raise DataError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} is too small for --downscale {downscale}")
     return downscale_rgba(pixels, downscale)
 
 

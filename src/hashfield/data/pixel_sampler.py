@@ -58,11 +58,7 @@ class PixelSampler:
         """Pixels that are drawn from."""
         return int(self.span_ends[-1])
 
-    def draw(
-        self, n_rays: int, box: Float64[Tensor, " 6"], generator: np.random.Generator
-    ) -> TrainingRays:
+    def draw(self, n_rays: int, box: Float64[Tensor, " 6"], generator: np.random.Generator) -> TrainingRays:
         """A batch of rays through uniformly drawn pixels, clipped to `box` (scene space)."""
         chosen = torch.from_numpy(generator.integers(0, self.n_pool, n_rays))
-        return training_rays(
-            chosen, self.spans, self.span_ends, self.starts, self.widths, self.pixels, self.table, box
-        )
+        return training_rays(chosen, self.spans, self.span_ends, self.starts, self.widths, self.pixels, self.table, box)

@@ -168,9 +168,7 @@ def camera_of(frame: Frame, header: ImageHeader, downscale: int, tally: Tally) -
     focal = _focal(frame.fields, frame.top, header) or _focal(frame.top, frame.fields, header)
     if focal is None:
         place = frame.fields.place
-        raise DataError(
-            one_line(f"{place}: no focal length: expected one of 'fl_x', 'camera_angle_x', 'x_fov'")
-        )
+        raise DataError(one_line(f"{place}: no focal length: expected one of 'fl_x', 'camera_angle_x', 'x_fov'"))
     cx, cy = _principal_point(frame, header)
     lens, distortion = _lens(frame, tally)
     width, height = header.width // downscale, header.height // downscale
@@ -197,9 +195,7 @@ def _pose(frame: Frame, tally: Tally) -> Tensor:
         got = f"{len(value)} rows" if isinstance(value, list) else got
         raise fields.fail(name, f"expected 3 or 4 rows of 4 numbers, got {got}")
     rows = [fields.row(name, row, 4, f" in row {index}") for index, row in enumerate(value)]
-    if len(rows) == 4 and any(
-        abs(got - want) > 1e-4 for got, want in zip(rows[3], (0, 0, 0, 1), strict=True)
-    ):
+    if len(rows) == 4 and any(abs(got - want) > 1e-4 for got, want in zip(rows[3], (0, 0, 0, 1), strict=True)):
         raise fields.fail(name, f"the last row must be 0 0 0 1, got {rows[3]} (is the matrix transposed?)")
     pose = torch.tensor(rows[:3], dtype=torch.float64)
     axes, identity = pose[:, :3], torch.eye(3, dtype=torch.float64)
@@ -339,9 +335,7 @@ def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
         if not isinstance(model, str):
             raise scope.fail("camera_model", f"expected a name, got {kind(model)}")
         if model.upper() not in _CAMERA_MODELS:
-            raise scope.fail(
-                "camera_model", f"{model} is not supported; supported are {', '.join(_CAMERA_MODELS)}"
-            )
+            raise scope.fail("camera_model", f"{model} is not supported; supported are {', '.join(_CAMERA_MODELS)}")
         if model.upper() == "FULL_OPENCV" and values[3]:
             raise holder.fail("k4", _RATIONAL)
         is_fisheye = is_fisheye or _CAMERA_MODELS[model.upper()]

@@ -69,9 +69,7 @@ def read(path: Path, options: ReadOptions) -> Scene:
         data_file, form, rule = files["train"], "NeRF-synthetic", "by file"
         folder = Folder(data_file.parent)
         # val is needed where it is asked for or stands in for test
-        wanted = [
-            split for split in files if split != "val" or "val" in options.splits or "test" not in files
-        ]
+        wanted = [split for split in files if split != "val" or "val" in options.splits or "test" not in files]
         tops = {split: _load(files[split]) for split in wanted}
         top = tops["train"]
         stated = {split: read_frames(tops[split], folder) for split in wanted}
@@ -133,19 +131,15 @@ def _missing_notes(frames: list[Frame], data_file: Path) -> list[str]:
     elsewhere = [frame.file_path for frame in frames if frame.is_elsewhere]
     if len(missing) == len(frames):
         first = posixpath.join(data_file.parent.as_posix(), missing[0])
-        raise DataError(
-            one_line(f"{data_file}: none of the {len(frames)} images exists; the first is {first}")
-        )
+        raise DataError(one_line(f"{data_file}: none of the {len(frames)} images exists; the first is {first}"))
     notes = []
     if missing:
         notes.append(
-            f"warning: {len(missing)} of {len(frames)} frames have no image file and are skipped: "
-            f"{_some(missing)}"
+            f"warning: {len(missing)} of {len(frames)} frames have no image file and are skipped: {_some(missing)}"
         )
     if elsewhere:
         notes.append(
-            f"{len(elsewhere)} of {len(frames)} images are not where file_path says but in images/: "
-            f"{_some(elsewhere)}"
+            f"{len(elsewhere)} of {len(frames)} images are not where file_path says but in images/: {_some(elsewhere)}"
         )
     return notes
 
@@ -175,9 +169,7 @@ def _split_by_lists(top: Fields, frames: list[Frame]) -> tuple[dict[str, list[Fr
             raise top.fail(name, f"{unknown[0]} is not the file_path of any frame")
     if not listed:
         return {"train": frames}, []
-    splits = {
-        split: [frame for frame in frames if frame.file_path in names] for split, names in listed.items()
-    }
+    splits = {split: [frame for frame in frames if frame.file_path in names] for split, names in listed.items()}
     rest = [frame for frame in frames if not any(frame.file_path in names for names in listed.values())]
     if "train" not in splits:
         splits["train"] = rest
@@ -208,8 +200,7 @@ def _complete_splits(
             notes.append("warning: none of the test images exists, so some training views are held out")
         if len(train) < 2:
             raise DataError(
-                f"{data_file}: {len(train)} usable view, but at least two are needed: one is held out for "
-                "testing"
+                f"{data_file}: {len(train)} usable view, but at least two are needed: one is held out for testing"
             )
         test = train[::HOLD_OUT_EVERY]
         notes.append(
@@ -298,9 +289,7 @@ class _Source(NamedTuple):
     folder: Folder
 
 
-def _assemble(
-    source: _Source, splits: Mapping[str, list[Frame]], options: ReadOptions, notes: list[str]
-) -> Scene:
+def _assemble(source: _Source, splits: Mapping[str, list[Frame]], options: ReadOptions, notes: list[str]) -> Scene:
     """The scene: headers, memory check, cameras; then pixels, box and notes."""
     # val may serve as test: each view is read once
     frames = list({frame: None for chosen in splits.values() for frame in chosen})
@@ -318,8 +307,7 @@ def _assemble(
             tally.reduced.setdefault(reduction, []).append(frame)
     _check_memory(source.data_file, headers, options)
     cameras = [
-        camera_of(frame, header, options.downscale, tally)
-        for frame, header in zip(frames, headers, strict=True)
+        camera_of(frame, header, options.downscale, tally) for frame, header in zip(frames, headers, strict=True)
     ]
     stated = _stated_spaces(source.top)
     images = decode_all(

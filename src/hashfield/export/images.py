@@ -57,9 +57,7 @@ def over(image: UInt8[np.ndarray, "h w 4"], background: Color) -> Float[np.ndarr
     return values[..., :3] * alpha + np.asarray(background, np.float32) * (1.0 - alpha)
 
 
-def straight_alpha(
-    color: Float[np.ndarray, "h w 3"], opacity: Float[np.ndarray, "h w"]
-) -> UInt8[np.ndarray, "h w 4"]:
+def straight_alpha(color: Float[np.ndarray, "h w 3"], opacity: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 4"]:
     """RGBA with straight alpha, as PNG wants it, from a render without background (premultiplied colour)."""
     alpha = np.clip(opacity, 0.0, 1.0)[..., None]
     return to_uint8(np.concatenate([color / np.maximum(alpha, 1e-4) * (alpha > 1e-4), alpha], axis=-1))
@@ -217,9 +215,7 @@ def write_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> Path:
 
 def _checked(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4) or image.size == 0:
-        raise ShapeError(
-            f"picture: expected uint8 [height, width, 1, 3 or 4], got {image.dtype} {image.shape}"
-        )
+        raise ShapeError(f"picture: expected uint8 [height, width, 1, 3 or 4], got {image.dtype} {image.shape}")
     return np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image)
 
 

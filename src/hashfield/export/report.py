@@ -170,12 +170,8 @@ def curve_svg(name: str, points: Points, x_label: str = "step") -> str:
         out.append(f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     for tick in x_ticks:
         x = place_x(tick)
-        out.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{height - bottom}" y2="{height - bottom + 4}"/>'
-        )
-        out.append(
-            f'<text x="{x:.1f}" y="{height - bottom + 17}" text-anchor="middle">{_number(tick)}</text>'
-        )
+        out.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{height - bottom}" y2="{height - bottom + 4}"/>')
+        out.append(f'<text x="{x:.1f}" y="{height - bottom + 17}" text-anchor="middle">{_number(tick)}</text>')
     middle = (left + width - right) / 2
     out.append(f'<text x="{middle:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
     placed = [f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in zip(xs, values, strict=True)]

@@ -55,9 +55,7 @@ def write_mp4(
             stream.pix_fmt = "yuv420p"
             for frame in frames:
                 if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
-                    raise ShapeError(
-                        f"{path}: frame {n_frames}: expected uint8 RGB, got {frame.dtype} {frame.shape}"
-                    )
+                    raise ShapeError(f"{path}: frame {n_frames}: expected uint8 RGB, got {frame.dtype} {frame.shape}")
                 if shape is None:
                     shape = frame.shape
                     stream.height, stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
@@ -74,9 +72,7 @@ def write_mp4(
             raise DataError(f"{path}: {n_frames} frames were encoded but the file holds {written}")
         aside.replace(path)
     except (OSError, av.FFmpegError) as error:
-        raise DataError(
-            f"{path}: cannot write the video: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise DataError(f"{path}: cannot write the video: {getattr(error, 'strerror', None) or error}") from error
     finally:
         aside.unlink(missing_ok=True)
     return n_frames

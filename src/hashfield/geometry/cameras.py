@@ -79,9 +79,7 @@ class Camera:
         for name in ("fx", "fy", "cx", "cy"):
             value = float(getattr(self, name))
             if not math.isfinite(value) or (name[0] == "f" and value <= 0):
-                raise ConfigError(
-                    f"{name}: expected a finite{' positive' * (name[0] == 'f')} number, got {value}"
-                )
+                raise ConfigError(f"{name}: expected a finite{' positive' * (name[0] == 'f')} number, got {value}")
             object.__setattr__(self, name, value)
         if self.lens not in LENSES:
             raise ConfigError(f"lens: expected one of {', '.join(LENSES)}, got {self.lens!r}")
@@ -92,9 +90,7 @@ class Camera:
         return isinstance(other, Camera) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
-        return hash(
-            (self.width, self.height, self.fx, self.fy, tuple(self.camera_to_world.flatten().tolist()))
-        )
+        return hash((self.width, self.height, self.fx, self.fy, tuple(self.camera_to_world.flatten().tolist())))
 
     @property
     def position(self) -> Float64[Tensor, " 3"]:
@@ -284,17 +280,13 @@ class _Rows(NamedTuple):
 def _rows(rows: Tensor) -> _Rows:
     pose = rows[:, :12].reshape(-1, 3, 4)
     fx, fy, cx, cy, lens, k1, k2, k3, k4, p1, p2, limit = rows[:, 12:].unbind(1)
-    return _Rows(
-        pose[:, :, :3], pose[:, :, 3], fx, fy, cx, cy, lens, (k1, k2, k3, k4), p1, p2, limit.detach()
-    )
+    return _Rows(pose[:, :, :3], pose[:, :, 3], fx, fy, cx, cy, lens, (k1, k2, k3, k4), p1, p2, limit.detach())
 
 
 def _checked_table(table: Tensor) -> Tensor:
     """The table, with the limits of its lenses filled in where it was made without them."""
     if table.ndim != 2 or table.shape[1] != TABLE_COLUMNS or not table.is_floating_point():
-        raise ShapeError(
-            f"table: expected floats of shape (n_cameras, 24), got {table.dtype} {tuple(table.shape)}"
-        )
+        raise ShapeError(f"table: expected floats of shape (n_cameras, 24), got {table.dtype} {tuple(table.shape)}")
     lacks = (table[:, 16] != 0) & (table[:, 23] == 0)
     if not bool(lacks.any()):
         return table

@@ -65,15 +65,11 @@ class GridLayout:
         _integer("n_dims", self.n_dims, 2, 4)
         _integer("n_levels", self.n_levels, 1, 128)
         if self.n_features_per_level not in (1, 2, 4, 8):
-            raise ConfigError(
-                f"n_features_per_level: expected 1, 2, 4 or 8, got {self.n_features_per_level!r}"
-            )
+            raise ConfigError(f"n_features_per_level: expected 1, 2, 4 or 8, got {self.n_features_per_level!r}")
         _integer("log2_hashmap_size", self.log2_hashmap_size, 1, 30)
         _integer("base_resolution", self.base_resolution, 1, 2**24)
         if not (math.isfinite(self.per_level_scale) and self.per_level_scale >= 1.0):
-            raise ConfigError(
-                f"per_level_scale: expected a finite number of at least 1, got {self.per_level_scale!r}"
-            )
+            raise ConfigError(f"per_level_scale: expected a finite number of at least 1, got {self.per_level_scale!r}")
         if self.type not in ("Hash", "Tiled", "Dense"):
             raise ConfigError(f"type: expected 'Hash', 'Tiled' or 'Dense', got {self.type!r}")
         if not bool((self.scales < 2.0**30).all()):

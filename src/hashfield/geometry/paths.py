@@ -88,9 +88,7 @@ def focus_point(cameras: Sequence[Camera]) -> Float64[Tensor, " 3"]:
     # Weak pull towards the guess: decides only what the axes leave open
     pull = 1e-6 * torch.eye(3, dtype=torch.float64)
     offset = position - guess
-    return guess + torch.linalg.solve(
-        across.mean(dim=0) + pull, (across @ offset[:, :, None]).mean(dim=0)[:, 0]
-    )
+    return guess + torch.linalg.solve(across.mean(dim=0) + pull, (across @ offset[:, :, None]).mean(dim=0)[:, 0])
 
 
 def up_axis(cameras: Sequence[Camera]) -> Float64[Tensor, " 3"]:
@@ -184,9 +182,7 @@ def orbit_path(
         around = east * math.cos(angle) + north * math.sin(angle)
         direction = around * math.cos(elevation) + up * math.sin(elevation)
         pose = (
-            look_at(center + radius * direction, center, up)
-            if looks_inward
-            else look_at(stand, stand + direction, up)
+            look_at(center + radius * direction, center, up) if looks_inward else look_at(stand, stand + direction, up)
         )
         path.append(Camera(pose, width, height, focal, focal, 0.5 * width, 0.5 * height))
     return tuple(path)
@@ -263,9 +259,7 @@ def interpolate_path(
     sample = _spline(knots, values, period)
     span = period if period is not None else knots[-1] - knots[0]
     steps = n_frames if closed else max(n_frames - 1, 1)
-    return tuple(
-        _camera_from_values(sample(knots[0] + span * frame / steps), first) for frame in range(n_frames)
-    )
+    return tuple(_camera_from_values(sample(knots[0] + span * frame / steps), first) for frame in range(n_frames))
 
 
 def _pose_values(camera: Camera) -> Tensor:
@@ -283,9 +277,7 @@ def _pose_values(camera: Camera) -> Tensor:
 def _camera_from_values(values: Tensor, like: Camera) -> Camera:
     pose = torch.cat([_rotation(values[:4]), values[4:7, None]], dim=1)
     log_fx, log_fy, cx, cy = values[7:].tolist()
-    return Camera(
-        pose, like.width, like.height, math.exp(log_fx), math.exp(log_fy), cx, cy, like.lens, like.distortion
-    )
+    return Camera(pose, like.width, like.height, math.exp(log_fx), math.exp(log_fy), cx, cy, like.lens, like.distortion)
 
 
 def _spline(knots: list[float], values: Tensor, period: float | None) -> Callable[[float], Tensor]:
@@ -501,9 +493,7 @@ class _PathReader:
             raise self.fail(f"'{name}'", f"expected a whole number of pixels, got {value}")
         return int(value)
 
-    def number(
-        self, value: object, field: str, where: str, low: float = -math.inf, high: float = math.inf
-    ) -> float:
+    def number(self, value: object, field: str, where: str, low: float = -math.inf, high: float = math.inf) -> float:
         """A finite number with low < number <= high (low may be reached where it is -inf)."""
         place = f"{where + ', ' if where else ''}'{field}'"
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -521,9 +511,7 @@ class _PathReader:
             raise self.fail(f"{where}, '{field}'", f"expected {count} numbers, got {got}")
         return [self.number(item, field, where) for item in value]
 
-    def camera(
-        self, entry: Mapping[str, Any], top: Mapping[str, Any], size: tuple[int, ...], where: str
-    ) -> Camera:
+    def camera(self, entry: Mapping[str, Any], top: Mapping[str, Any], size: tuple[int, ...], where: str) -> Camera:
         width, height = size
         own = entry if any(name in entry for name in ("fov_y", "fx")) else {**top, **entry}
         focus = {name: own[name] for name in _FOCUS if name in own}
@@ -585,9 +573,7 @@ class _PathReader:
             if len(timed) < len(entries):
                 missing = next(index for index in range(len(entries)) if index not in timed)
                 raise self.fail(f"keyframe {missing}", "no 'time', but other keyframes have one")
-            times = [
-                self.number(entry["time"], "time", f"keyframe {index}") for index, entry in enumerate(entries)
-            ]
+            times = [self.number(entry["time"], "time", f"keyframe {index}") for index, entry in enumerate(entries)]
         if "seconds" in top:
             seconds = self.number(top["seconds"], "seconds", "", low=0)
         elif times is not None and len(times) > 1:
@@ -595,9 +581,7 @@ class _PathReader:
         else:
             raise self.fail("'seconds'", "missing: keyframes without 'time' need the length of the video")
         if seconds * fps > MAX_FRAMES:
-            raise self.fail(
-                "'seconds'", f"{seconds:g} s at {fps:g} fps is more than the limit of {MAX_FRAMES} frames"
-            )
+            raise self.fail("'seconds'", f"{seconds:g} s at {fps:g} fps is more than the limit of {MAX_FRAMES} frames")
         try:
             n_frames = max(1, round(seconds * fps))
             return list(interpolate_path(cameras, n_frames, times=times, closed=closed))

@@ -87,9 +87,7 @@ class GridEncoding(Encoding):
         self.precision: Precision = precision
         self.backend: Backend | None = backend
         self.n_dims, self.n_output = n_dims, self.layout.n_output
-        self.table = nn.Parameter(
-            torch.empty(self.layout.n_entries, self.layout.n_features_per_level, dtype=dtype)
-        )
+        self.table = nn.Parameter(torch.empty(self.layout.n_entries, self.layout.n_features_per_level, dtype=dtype))
         self.reset_parameters(generator)
 
     @classmethod
@@ -162,9 +160,7 @@ class FrequencyEncoding(Encoding):
         """Args: n_dims: components of an input. n_frequencies: k runs from 0 to n_frequencies - 1."""
         super().__init__()
         if n_dims < 1 or n_frequencies < 1:
-            raise ConfigError(
-                f"n_dims, n_frequencies: expected at least 1 each, got {n_dims} and {n_frequencies}"
-            )
+            raise ConfigError(f"n_dims, n_frequencies: expected at least 1 each, got {n_dims} and {n_frequencies}")
         self.n_frequencies = n_frequencies
         self.n_dims, self.n_output = n_dims, n_dims * n_frequencies * 2
 
@@ -215,6 +211,4 @@ class CompositeEncoding(Encoding):
 
 def _check_width(encoding: Encoding, x: Tensor) -> None:
     if x.ndim != 2 or x.shape[1] != encoding.n_dims:
-        raise ShapeError(
-            f"{type(encoding).__name__}: x: expected shape [n, {encoding.n_dims}], got {list(x.shape)}"
-        )
+        raise ShapeError(f"{type(encoding).__name__}: x: expected shape [n, {encoding.n_dims}], got {list(x.shape)}")

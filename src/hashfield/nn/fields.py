@@ -49,14 +49,10 @@ class RadianceField(nn.Module):
         n_grid = config.encoding.layout(3).n_output
         n_color_input = config.n_features + config.direction_degree**2
         self.density_network = MLP(n_grid, config.n_features, config.density_network, **shared)
-        self.color_network = MLP(
-            n_color_input, 3, config.color_network, output_activation="sigmoid", **shared
-        )
+        self.color_network = MLP(n_color_input, 3, config.color_network, output_activation="sigmoid", **shared)
         self.encoding = GridEncoding.from_config(config.encoding, 3, **shared)
 
-    def forward(
-        self, positions_unit: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]
-    ) -> RadianceFieldResult:
+    def forward(self, positions_unit: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> RadianceFieldResult:
         """(color, density) of each point: colour in (0, 1), density per scene unit.
 
         Args:

@@ -64,9 +64,7 @@ class MLP(nn.Module):
         self.backend: Backend | None = backend
         self.n_input, self.n_output = n_input, n_output
         widths = [n_input, *[config.n_neurons] * config.n_hidden_layers, n_output]
-        self.weights = nn.ParameterList(
-            torch.empty(n_out, n_in, dtype=dtype) for n_in, n_out in pairwise(widths)
-        )
+        self.weights = nn.ParameterList(torch.empty(n_out, n_in, dtype=dtype) for n_in, n_out in pairwise(widths))
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

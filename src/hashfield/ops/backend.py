@@ -145,9 +145,7 @@ def choose(op: str, backend: Backend | None, *tensors: Tensor, limit: Limit | No
         return _insist(op, name, tensors, limit)
     reason = why_not(op, name, *tensors, limit=limit)
     if reason is not None:
-        warn_once(
-            f"{op}: {name} does not take this call ({reason}); using the torch reference, which is slower"
-        )
+        warn_once(f"{op}: {name} does not take this call ({reason}); using the torch reference, which is slower")
         return _insist(op, "reference", tensors, limit)
     return Choice(name, _load(op, name))
 

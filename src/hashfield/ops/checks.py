@@ -66,18 +66,14 @@ class Checker:
             if isinstance(axis, str):
                 self.sizes[axis] = size
         if tensor.dtype not in _KINDS[kind]:
-            raise ShapeError(
-                f"{self.op}: {name}: expected {_KIND_NAMES.get(kind, kind)}, got {_dtype(tensor)}"
-            )
+            raise ShapeError(f"{self.op}: {name}: expected {_KIND_NAMES.get(kind, kind)}, got {_dtype(tensor)}")
         if self.like is None:
             if kind == "float":
                 self.like = (name, tensor)
             return
         first_name, first = self.like
         if kind == "float" and tensor.dtype != first.dtype:
-            raise ShapeError(
-                f"{self.op}: {name}: expected {_dtype(first)} like {first_name}, got {_dtype(tensor)}"
-            )
+            raise ShapeError(f"{self.op}: {name}: expected {_dtype(first)} like {first_name}, got {_dtype(tensor)}")
         if tensor.device != first.device:
             raise ShapeError(
                 f"{self.op}: {name}: expected device {first.device} like {first_name}, got {tensor.device}"

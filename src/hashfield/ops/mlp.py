@@ -71,9 +71,7 @@ def mlp(
     return _MLP.apply(x, activation, output_activation, choice, *weights)  # pyright: ignore[reportReturnType]
 
 
-def check_mlp(
-    op: str, name: str, weights: Sequence[Tensor], n_in: int | None, like: tuple[str, Tensor]
-) -> None:
+def check_mlp(op: str, name: str, weights: Sequence[Tensor], n_in: int | None, like: tuple[str, Tensor]) -> None:
     """Check that matrices fit each other and the input they get.
 
     Args:

@@ -48,9 +48,7 @@ class FieldParameters:
             )
         inner, width = self.density_weights[0].shape[0], self.color_weights[0].shape[0]
         shapes = ((inner, layout.n_output), (16, inner), (width, 32), (width, width), (3, width))
-        for k, (weight, shape) in enumerate(
-            zip((*self.density_weights, *self.color_weights), shapes, strict=True)
-        ):
+        for k, (weight, shape) in enumerate(zip((*self.density_weights, *self.color_weights), shapes, strict=True)):
             wanted[f"density_weights[{k}]" if k < 2 else f"color_weights[{k - 2}]"] = (weight, shape)
         for name, (tensor, shape) in wanted.items():
             if tuple(tensor.shape) != shape:

@@ -45,9 +45,7 @@ class OccupancyGrid:
         """A grid from saved values and bits."""
         return cls(aabb_scale, values, bits, torch.nonzero(values >= 0)[:, 0])
 
-    def refresh(
-        self, field: FieldParameters, generator: np.random.Generator, decay: float, max_cells: int
-    ) -> None:
+    def refresh(self, field: FieldParameters, generator: np.random.Generator, decay: float, max_cells: int) -> None:
         """Ask the field for densities and set the bits anew.
 
         All living cells are asked if there are at most `max_cells`; else half of that number uniformly and half

@@ -5,7 +5,7 @@ One step: pixels -> rays -> march -> encode -> networks -> composite -> loss -> 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,7 @@ class NerfConfig:
         if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
             raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
         if self.finest_resolution < self.encoding.base_resolution:
-            raise ConfigError(
-                f"finest_resolution: expected at least base_resolution, got {self.finest_resolution}"
-            )
+            raise ConfigError(f"finest_resolution: expected at least base_resolution, got {self.finest_resolution}")
 
     def field_config(self, aabb_scale: int, density_bias: float) -> RadianceFieldConfig:
         """Sizes of the field for a box of this side."""
@@ -167,9 +165,7 @@ def _preset(name: str, log2_hashmap_size: int, batch_samples: int, **changes: An
 
 PRESETS: dict[str, NerfConfig] = {
     # For about a minute: coarse steps to the end, a small table.
-    "fast": _preset(
-        "fast", 17, 2**15, min_weight=1e-2, step_scales=(8.0, 4.0, 2.0), step_until=(0.15, 0.4, 1.0)
-    ),
+    "fast": _preset("fast", 17, 2**15, min_weight=1e-2, step_scales=(8.0, 4.0, 2.0), step_until=(0.15, 0.4, 1.0)),
     # For a few minutes.
     "default": _preset("default", 18, 2**16),
     # From five minutes on.
@@ -178,9 +174,7 @@ PRESETS: dict[str, NerfConfig] = {
     "paper": NerfConfig(
         preset="paper",
         encoding=GridConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
-        train=NerfTrainConfig(
-            batch_samples=2**16, huber_delta=0.1, min_transmittance=1e-4, min_weight=0.0
-        ),
+        train=NerfTrainConfig(batch_samples=2**16, huber_delta=0.1, min_transmittance=1e-4, min_weight=0.0),
     ),
 }
 
@@ -512,9 +506,7 @@ class NerfTask:
             field, batch.rays, batch.target, torch.zeros(2, 3), grid.bits, options, workspace, jitter=torch.zeros(2)
         )  # fmt: skip
         scratch = TableOptimizer(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
-        scratch.step(
-            torch.zeros_like(field.table), [*grads.grad_density_weights, *grads.grad_color_weights], 1e-3
-        )
+        scratch.step(torch.zeros_like(field.table), [*grads.grad_density_weights, *grads.grad_color_weights], 1e-3)
         camera = self.scene.splits["train"].cameras[0].resized(2, 2)
         NerfModel(self.field, spaces, grid.bits, torch.tensor([0.0, 0, 0, 1, 1, 1]).double()).render(camera)
         self.field.requires_grad_(True)
@@ -649,8 +641,7 @@ class NerfTask:
             "step_scale": self.config.train.step_scales[-1],
             "seed": self.seed,
             "cameras": {
-                split: [camera.to_dict() for camera in views.cameras]
-                for split, views in self.scene.splits.items()
+                split: [camera.to_dict() for camera in views.cameras] for split, views in self.scene.splits.items()
             },
             "scene": {"name": self.scene.name, "path": str(self.scene.path), "has_alpha": self.scene.has_alpha},
         }

@@ -72,8 +72,7 @@ def ssim(
     a, b = _pair("ssim", prediction, target)
     if a.ndim != 3 or min(a.shape[0], a.shape[1]) < SSIM_WINDOW or a.shape[2] < 1:
         raise ShapeError(
-            f"ssim: expected [height, width, channels] of at least {SSIM_WINDOW} pixels on a side, "
-            f"got {tuple(a.shape)}"
+            f"ssim: expected [height, width, channels] of at least {SSIM_WINDOW} pixels on a side, got {tuple(a.shape)}"
         )
     offset = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-0.5 * (offset / SSIM_SIGMA) ** 2)
@@ -111,9 +110,7 @@ def _pair(name: str, prediction: Tensor | np.ndarray, target: Tensor | np.ndarra
     """Both as detached tensors on the CPU, shapes checked."""
     a, b = (torch.as_tensor(value).detach().cpu() for value in (prediction, target))
     if a.shape != b.shape or a.numel() == 0:
-        raise ShapeError(
-            f"{name}: expected two pictures of one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+        raise ShapeError(f"{name}: expected two pictures of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     if not (a.is_floating_point() and b.is_floating_point()):
         raise ShapeError(f"{name}: expected floats in [0, 1], got {a.dtype} and {b.dtype}")
     return a, b

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 
 from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, part, share

@@ -17,7 +17,7 @@ from numba import config, njit, types
 from numba.extending import intrinsic, overload
 
 from hashfield.kernels.numba_cpu import simd
-from hashfield.kernels.numba_cpu.simd import LANES, fma, floor, maximum, minimum, splat, to_int_fast
+from hashfield.kernels.numba_cpu.simd import LANES, floor, fma, maximum, minimum, splat, to_int_fast
 from hashfield.kernels.numba_cpu.target import PATH, host_features
 
 # --- compile cache -----------------------------------------------------------------------------------------

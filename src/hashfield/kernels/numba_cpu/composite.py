@@ -38,8 +38,6 @@ def _forward(
             opaque += w
             distance += w * t[i]
             transmittance *= np.float32(1.0) - alpha
-        if transmittance < min_transmittance:
-            is_cut = True
         if not is_cut:
             r += transmittance * background[ray, 0]
             g += transmittance * background[ray, 1]
@@ -72,8 +70,6 @@ def _backward(
             value += d_opacity[ray] + d_depth[ray] * t[i] + d_weight[i]
             rest += weight[i] * value
             transmittance *= np.exp(-density[i] * dt[i])
-        if transmittance < min_transmittance:
-            is_cut = True
         if not is_cut:
             value = gr * background[ray, 0] + gg * background[ray, 1] + gb * background[ray, 2]
             rest += transmittance * value

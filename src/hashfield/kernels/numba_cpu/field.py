@@ -66,14 +66,10 @@ def density_wave(
     """Encode m samples and ask the density network: features [m, row], geometry [m, 16], tau = density * dt
     and alpha = 1 - e^-tau."""
     w1t, w2t, width, n_in = density_net[2], density_net[3], density_net[4], density_net[5]
-    encode_range(
-        positions, 3, stride, 0, m, table, n_features, levels, scales, False, features, row, index, weight
-    )
+    encode_range(positions, 3, stride, 0, m, table, n_features, levels, scales, False, features, row, index, weight)
     for begin in range(0, m, ROWS):
         rows = min(ROWS, m - begin)
-        product_relu(
-            features, begin * row, row, 1, w1t, 0, width, hidden, 0, width, rows, width, n_in, hidden, 0
-        )
+        product_relu(features, begin * row, row, 1, w1t, 0, width, hidden, 0, width, rows, width, n_in, hidden, 0)
         product_store(
             hidden, 0, width, 1, w2t, 0, N_GEOMETRY,
             geometry, begin * N_GEOMETRY, N_GEOMETRY, rows, N_GEOMETRY, width, hidden, 0,

@@ -171,13 +171,9 @@ def corners(positions, n_dims, stride, start, level, levels, scales, smoothstep,
     size = levels[level, 1]
     hashed = levels[level, 2] != 0
     if n_dims == 3:
-        corners3(
-            positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at
-        )
+        corners3(positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at)
     else:
-        corners2(
-            positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at
-        )
+        corners2(positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at)
     if not hashed:
         n = BLOCK << n_dims
         over = False
@@ -258,9 +254,7 @@ def encode_range(
                 )
             count = min(BLOCK, end - start)
             where_to = (start - begin) * row + level * n_features
-            read_block(
-                table, n_features, n_dims, offset, index, weight, at, half - at, count, out, where_to, row
-            )
+            read_block(table, n_features, n_dims, offset, index, weight, at, half - at, count, out, where_to, row)
             at = half - at
 
 
@@ -321,9 +315,7 @@ def add_level(
     for point in range(begin, end, BLOCK):
         following = point + BLOCK
         if following < end:
-            corners(
-                positions, n_dims, stride, following, level, levels, scales, smoothstep, index, weight, half - at
-            )
+            corners(positions, n_dims, stride, following, level, levels, scales, smoothstep, index, weight, half - at)
         count = min(BLOCK, end - point)
         first = start + (point - begin) * row
         ahead = half - at
@@ -348,7 +340,9 @@ def add_level(
 
 
 @kernel
-def _backward_table(positions, n_dims, n, grad, n_features, levels, scales, smoothstep, cotangent, parts, thread, threads):
+def _backward_table(
+    positions, n_dims, n, grad, n_features, levels, scales, smoothstep, cotangent, parts, thread, threads
+):
     stride = positions.size // n_dims
     n_levels = scales.size
     row = n_levels * n_features
@@ -386,11 +380,13 @@ _dots1, _dots2, _dots4, _dots8 = (_dotters(n) for n in (1, 2, 4, 8))
 
 
 @inline
-def slope(f, smoothstep):
-    """Derivative of `eased`: 1, or 6 f (1 - f)."""
+def slope(x, scale, f, smoothstep):
+    """Derivative of the upper corner's weight to x: scale, or scale * 6 f (1 - f); 0 for positions that
+    `cell_and_fraction` replaces."""
+    rate = scale
     if smoothstep:
-        return splat(6.0) * f * (splat(1.0) - f)
-    return splat(1.0)
+        rate = scale * splat(6.0) * f * (splat(1.0) - f)
+    return where(absolute(fma(x, scale, splat(0.5))) < splat(_LIMIT), rate, splat(0.0))
 
 
 @kernel
@@ -423,9 +419,10 @@ def _backward_positions(
                 _dots1(table, offset, index, n_corners, count, cotangent, first, row, dot)
             scale, one = splat(scales[level]), splat(1.0)
             for i in range(0, BLOCK, LANES):
-                _, fx = cell_and_fraction(load(positions, start + i), scale)
-                _, fy = cell_and_fraction(load(positions, stride + start + i), scale)
-                sx, sy = slope(fx, smoothstep) * scale, slope(fy, smoothstep) * scale
+                x, y = load(positions, start + i), load(positions, stride + start + i)
+                _, fx = cell_and_fraction(x, scale)
+                _, fy = cell_and_fraction(y, scale)
+                sx, sy = slope(x, scale, fx, smoothstep), slope(y, scale, fy, smoothstep)
                 fx, fy = eased(fx, smoothstep), eased(fy, smoothstep)
                 gx, gy = one - fx, one - fy
                 d0, d1 = load(dot, i), load(dot, BLOCK + i)
@@ -434,8 +431,9 @@ def _backward_positions(
                     px = gy * (d1 - d0) + fy * (d3 - d2)
                     py = gx * (d2 - d0) + fx * (d3 - d1)
                 else:
-                    _, fz = cell_and_fraction(load(positions, 2 * stride + start + i), scale)
-                    sz = slope(fz, smoothstep) * scale
+                    z = load(positions, 2 * stride + start + i)
+                    _, fz = cell_and_fraction(z, scale)
+                    sz = slope(z, scale, fz, smoothstep)
                     fz = eased(fz, smoothstep)
                     gz = one - fz
                     d4, d5 = load(dot, 4 * BLOCK + i), load(dot, 5 * BLOCK + i)

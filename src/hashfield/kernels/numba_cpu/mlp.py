@@ -41,9 +41,7 @@ def _column_products(mode: int, vectors: int):
     """C[:, vectors of one column tile] for any number of rows, in tiles of 6 rows and what remains."""
 
     @inline
-    def columns(
-        a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_rows, depth, gate, gate_start
-    ):
+    def columns(a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_rows, depth, gate, gate_start):
         r = 0
         while r + 6 <= n_rows:
             product_tile(
@@ -76,13 +74,37 @@ def _product(mode: int):
         v = 0
         while v + _WIDE * LANES <= n_columns:
             wide(
-                a, a_start, a_row, a_step, b, b_start + v, b_step, c, c_start + v, c_row, n_rows, depth, gate,
+                a,
+                a_start,
+                a_row,
+                a_step,
+                b,
+                b_start + v,
+                b_step,
+                c,
+                c_start + v,
+                c_row,
+                n_rows,
+                depth,
+                gate,
                 gate_start + v,
             )
             v += _WIDE * LANES
         while v < n_columns:
             narrow(
-                a, a_start, a_row, a_step, b, b_start + v, b_step, c, c_start + v, c_row, n_rows, depth, gate,
+                a,
+                a_start,
+                a_row,
+                a_step,
+                b,
+                b_start + v,
+                b_step,
+                c,
+                c_start + v,
+                c_row,
+                n_rows,
+                depth,
+                gate,
                 gate_start + v,
             )
             v += LANES

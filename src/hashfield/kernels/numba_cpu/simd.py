@@ -335,8 +335,7 @@ class _VectorGep(ir.instructions.Instruction):
     def descr(self, buf):
         base, indices = self.operands
         buf.append(
-            f"getelementptr {self.element_type}, ptr {base.get_reference()}, "
-            f"{indices.type} {indices.get_reference()}\n"
+            f"getelementptr {self.element_type}, ptr {base.get_reference()}, {indices.type} {indices.get_reference()}\n"
         )
 
 
@@ -416,9 +415,7 @@ def prefetch(typingctx, array, index):
     """Ask for the cache line that holds array[index], to be written soon."""
 
     def codegen(context, builder, sig, args):
-        address = builder.bitcast(
-            _element_address(context, builder, sig.args[0], args[0], args[1]), ir.PointerType()
-        )
+        address = builder.bitcast(_element_address(context, builder, sig.args[0], args[0], args[1]), ir.PointerType())
         arguments = [address, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)]
         _call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
         return context.get_dummy_value()
@@ -431,7 +428,23 @@ def prefetch(typingctx, array, index):
 
 @intrinsic(prefer_literal=True)
 def product_tile(
-    typingctx, rows, vectors, a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, depth, mode, gate, gate_start
+    typingctx,
+    rows,
+    vectors,
+    a,
+    a_start,
+    a_row,
+    a_step,
+    b,
+    b_start,
+    b_step,
+    c,
+    c_start,
+    c_row,
+    depth,
+    mode,
+    gate,
+    gate_start,
 ):
     """C[r, v] = sum over k < depth of A[r, k] * B[k, v] for `rows` x `vectors`*LANES values held in registers.
 

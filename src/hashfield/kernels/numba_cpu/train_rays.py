@@ -182,9 +182,7 @@ def backward_blocks(
         for s in range(n):
             g_geometry[s * N_GEOMETRY] += d_raw[begin + s]
         # density network
-        product_relu(
-            k_features, begin * row, row, 1, w1t, 0, n_width, d_hidden, 0, n_width, n, n_width, n_in, own, 0
-        )
+        product_relu(k_features, begin * row, row, 1, w1t, 0, n_width, d_hidden, 0, n_width, n, n_width, n_in, own, 0)
         product_add(
             g_geometry, 0, 1, N_GEOMETRY, d_hidden, 0, n_width, own, o2, n_width, N_GEOMETRY, n_width, n, own, 0
         )
@@ -216,7 +214,6 @@ def _train(
     density_net, color_net, out_row, row = net
     min_transmittance, min_weight, huber_delta, bias, ray_scale, chunk_rays, chunk_samples = options
     n_rays = t_min.size
-    width, n_width = color_net[6], density_net[4]
     n_levels = scales.size
     mode = flush_denormals()
     (

@@ -53,8 +53,6 @@ def adam_table_step(
     learning_rate: float, beta1: float, beta2: float, epsilon: float,
 ) -> None:  # fmt: skip
     """`adam_step` with zero gradients skipped; then the gradient is cleared and the rounded copy refreshed."""
-    adam_step(
-        param, grad, moment1, moment2, None, step, learning_rate, beta1, beta2, epsilon, l2=0.0, skip_zero=True
-    )
+    adam_step(param, grad, moment1, moment2, None, step, learning_rate, beta1, beta2, epsilon, l2=0.0, skip_zero=True)
     grad.zero_()
     param_bf16.copy_(param)

@@ -18,9 +18,7 @@ def cell_points(cells: Tensor, offset: Tensor) -> Tensor:
     return ((corner + offset) / GRID_SIZE - 0.5) * side + 0.5
 
 
-def refresh_cells(
-    values: Tensor, cells: Tensor, noise: Tensor, field: Any, aabb_scale: int, decay: float
-) -> None:
+def refresh_cells(values: Tensor, cells: Tensor, noise: Tensor, field: Any, aabb_scale: int, decay: float) -> None:
     """values[c] = max(decay * values[c], density at a point of c times sqrt(3)/1024)."""
     position = (cell_points(cells, noise) - 0.5) / aabb_scale + 0.5
     table = field.table if field.table_bf16 is None else field.table_bf16.to(field.table.dtype)

@@ -28,27 +28,29 @@ def evaluate_rays(
         field.density_bias,
     )  # fmt: skip
     found = composite(color, density, t, dt, offsets, background, options.min_transmittance)
+    # Unlike the small op, which cuts a ray when a sample is refused, the fused ones do not look for one once too
+    # little light is left: the ray is cut then and there, and its background (that little) not added.
+    light, _, _, _ = composite(
+        torch.zeros_like(color), density, t, dt, offsets, torch.ones_like(background), options.min_transmittance
+    )
+    dark = light < options.min_transmittance
     if options.min_weight <= 0.0:
-        return found
+        return found[0] - torch.where(dark, light, 0.0) * background, *found[1:]
     # Faint samples shade what lies behind them but add no colour, and no gradient goes through them.
     faint = found[3] < options.min_weight
     density = torch.where(faint, density.detach(), density)
     weight = composite(color, density, t, dt, offsets, background, options.min_transmittance)[3]
     weight = torch.where(faint, 0.0, weight)
     black = torch.zeros_like(background)
-    cut_light, _, _, _ = composite(
+    light, _, _, _ = composite(
         torch.zeros_like(color), density, t, dt, offsets, torch.ones_like(background), options.min_transmittance
-    )  # light that reaches the background, 0 for rays that were cut
-    pixel = black.index_add(0, ray, weight[:, None] * color) + cut_light * background
+    )  # that reaches the background
+    pixel = black.index_add(0, ray, weight[:, None] * color) + torch.where(dark, 0.0, light) * background
     opacity = black[:, 0].index_add(0, ray, weight)
     return pixel, opacity, black[:, 0].index_add(0, ray, weight * t), weight
 
 
-def render_rays(
-    field: Any, rays: Rays, bits: Tensor, options: Any, jitter: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def render_rays(field: Any, rays: Rays, bits: Tensor, options: Any, jitter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(color, opacity, depth) of rays, without background."""
-    color, opacity, depth, _ = evaluate_rays(
-        field, rays, bits, options, jitter, torch.zeros_like(rays.origin)
-    )
+    color, opacity, depth, _ = evaluate_rays(field, rays, bits, options, jitter, torch.zeros_like(rays.origin))
     return color, opacity, depth

@@ -5,9 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def spherical_harmonics(
-    directions: Float[Tensor, "n 3"], degree: int = 4
-) -> Float[Tensor, "n n_coefficients"]:
+def spherical_harmonics(directions: Float[Tensor, "n 3"], degree: int = 4) -> Float[Tensor, "n n_coefficients"]:
     """The first degree^2 real spherical harmonics of each direction.
 
     The input is used as it is: nothing normalises it, and off the unit sphere the polynomials go on as

@@ -1,0 +1,34 @@
+"""Promises of the project's own files."""
+
+import re
+from pathlib import Path
+
+import hashfield
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_changelog_is_at_this_version():
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert first and first.group(1) == hashfield.__version__
+
+
+def test_the_readme_has_exactly_two_set_up_commands():
+    text = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^python3 -m venv .*$", text, re.M)
+    assert len(commands) == 2 and all("-c constraints.txt" in c for c in commands)
+    assert commands[0].endswith("hashfield demo") and commands[1].endswith("pytest")
+
+
+def test_public_names_resolve():
+    for name in hashfield.__all__:
+        assert getattr(hashfield, name) is not None
+
+
+def test_no_task_is_named_outside_tasks_and_cli():
+    source = ROOT / "src" / "hashfield"
+    for path in source.rglob("*.py"):
+        part = path.relative_to(source).parts[0]
+        if part in ("tasks", "cli", "api.py", "__init__.py"):
+            continue
+        assert not re.search(r"\bNerfTask\b|== ?[\"']nerf[\"']", path.read_text()), path
