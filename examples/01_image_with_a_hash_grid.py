@@ -19,7 +19,9 @@ generator = torch.Generator().manual_seed(0)
 def picture(x: torch.Tensor) -> torch.Tensor:
     """Rings and stripes: [n, 2] in [0, 1] -> [n, 3]."""
     r = (x - 0.5).norm(dim=1)
-    return torch.stack([0.5 + 0.5 * torch.sin(60 * r), (x[:, 0] * 8).floor() % 2, 0.5 + 0.5 * torch.cos(30 * x[:, 1])], 1)
+    return torch.stack(
+        [0.5 + 0.5 * torch.sin(60 * r), (x[:, 0] * 8).floor() % 2, 0.5 + 0.5 * torch.cos(30 * x[:, 1])], 1
+    )
 
 
 config = GridConfig(n_levels=8, n_features_per_level=2, log2_hashmap_size=14).reaching(256)

@@ -117,6 +117,7 @@ def test_resume_goes_on_with_the_plan(photos: Path, tmp_path: Path, capsys):
     assert run([*arguments, "--n-steps", "20"]) == 0
     assert run([*arguments, "--resume"]) == 0
     assert "trained 20 steps" in capsys.readouterr().out
+    assert "--downscale" in fails(capsys, *arguments, "--resume", "--downscale", "2")
 
 
 @pytest.mark.parametrize(

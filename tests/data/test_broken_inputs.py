@@ -44,7 +44,35 @@ def test_names_are_unique() -> None:
 
 BIG = 10**400
 ODD_VALUES = st.sampled_from(
-    [None, True, False, 0, -1, 2.5, 1e-320, 1e+300, BIG, math.nan, math.inf, "", "x\ny", "../..", [], [[]], {}, [1] * 4, [[0] * 4] * 4, {"a": 1}, [None], "images/0002.png", -1000000000.0, 1000000000.0, 3, "�", "a\x00b"]
+    [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        2.5,
+        1e-320,
+        1e300,
+        BIG,
+        math.nan,
+        math.inf,
+        "",
+        "x\ny",
+        "../..",
+        [],
+        [[]],
+        {},
+        [1] * 4,
+        [[0] * 4] * 4,
+        {"a": 1},
+        [None],
+        "images/0002.png",
+        -1000000000.0,
+        1000000000.0,
+        3,
+        "�",
+        "a\x00b",
+    ]
 )
 FIELDS = (
     *("fl_x", "fl_y", "w", "h", "cx", "cy", "camera_angle_x", "x_fov", "k1", "k2", "k3", "k4", "p1", "p2"),

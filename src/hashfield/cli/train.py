@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -12,8 +12,8 @@ from hashfield._version import __version__
 from hashfield.cli.outcome import finish
 from hashfield.cli.progress import ProgressView
 from hashfield.cli.shared import parse, say, set_up, value_of
-from hashfield.data import ReadOptions, load_scene
-from hashfield.errors import ConfigError
+from hashfield.data import ReadOptions, Scene, load_scene
+from hashfield.errors import CheckpointError, ConfigError
 from hashfield.tasks.nerf import PRESETS, NerfConfig, NerfTask, preset_for
 from hashfield.train.checkpoint import config_from_dict, config_to_dict, read_metadata, write_aside
 from hashfield.train.loop import TrainOptions, TrainResult, planned_length, train
@@ -88,7 +88,7 @@ def train_nerf(arguments: list[str]) -> int:
         elif (n_steps, max_seconds) != planned:
             say("warning: the run was planned for another length; its schedules now follow the new one")
         config = config_from_dict(NerfConfig, metadata.get("config"), f"{run.checkpoint}: config")
-        options = replace(options, seed=int(metadata.get("seed", options.seed)))
+        options = replace(options, **stored_options(run, metadata, options))
     elif n_steps is None and max_seconds is None:
         max_seconds = DEFAULT_SECONDS
     length = TrainOptions(n_steps=n_steps, max_seconds=max_seconds)
@@ -101,7 +101,9 @@ def train_nerf(arguments: list[str]) -> int:
     scene = load_scene(options.path, read)
     for note in scene.notes:
         say(note)
-    if not options.resume:
+    if options.resume:
+        check_same_photos(run, metadata, scene)
+    else:
         run = RunFolder.create(options.out, scene.name, options.overwrite)
         if options.overwrite:
             run.checkpoint.unlink(missing_ok=True)
@@ -126,6 +128,30 @@ def train_nerf(arguments: list[str]) -> int:
         f"the loss of step {result.step} is not a finite number; the last good checkpoint is {run.checkpoint} "
         "(a lower --train.learning-rate may help)"
     )
+
+
+def stored_options(run: RunFolder, metadata: dict[str, Any], options: TrainNerf) -> dict[str, Any]:
+    """What a resumed run takes from its checkpoint rather than from the command line."""
+    try:
+        r, g, b = (round(255 * value) for value in metadata["background"])
+        return {
+            "seed": int(metadata["seed"]),
+            "aabb_scale": int(metadata["spaces"]["aabb_scale"]),
+            "background": f"#{r:02x}{g:02x}{b:02x}",
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{run.checkpoint}: metadata: missing or wrong: {error}") from error
+
+
+def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) -> None:
+    """Raise unless the photos read are as many and as large as those the run was begun with."""
+    stored = [(view.get("width"), view.get("height")) for view in metadata.get("cameras", {}).get("train", [])]
+    found = [(camera.width, camera.height) for camera in scene.splits["train"].cameras]
+    if stored != found:
+        raise ConfigError(
+            f"{run.path}: was begun with {len(stored)} training photos, the first {stored[:1]}, here are "
+            f"{len(found)}, the first {found[:1]}: other data, or another --downscale"
+        )
 
 
 def _defaults(arguments: list[str]) -> TrainNerf:

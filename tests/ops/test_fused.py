@@ -1,0 +1,197 @@
+"""The fused ops, a whole training step and volume rendering, against the composition of the small references."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hashfield.errors import BackendError, ShapeError
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.rays import Rays
+from hashfield.ops.ray_box import ray_box
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
+from hashfield.ops.train_rays import TrainWorkspace, train_rays
+
+LAYOUTS = {
+    "L8F4": GridLayout(n_levels=8, n_features_per_level=4, log2_hashmap_size=10, per_level_scale=1.5),
+    "L16F2": GridLayout(n_levels=16, n_features_per_level=2, log2_hashmap_size=9, per_level_scale=1.3),
+    "L5F2": GridLayout(n_levels=5, n_features_per_level=2, log2_hashmap_size=10, per_level_scale=1.6),
+}
+
+
+def field(layout: GridLayout, width: int = 64, bias: float = 1.0, bf16: bool = False, seed: int = 0) -> FieldParameters:
+    """A random field whose density varies enough that some rays are cut and others are not."""
+    g = torch.Generator().manual_seed(seed)
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return (torch.rand(rows, columns, generator=g) * 2 - 1) * math.sqrt(6 / (rows + columns))
+
+    table = torch.rand(layout.n_entries, layout.n_features_per_level, generator=g) * 2 - 1
+    return FieldParameters(
+        layout=layout,
+        table=table,
+        density_weights=(matrix(width, layout.n_output), matrix(16, width)),
+        color_weights=(matrix(width, 32), matrix(width, width), matrix(3, width)),
+        density_bias=bias,
+        table_bf16=table.to(torch.bfloat16) if bf16 else None,
+    )
+
+
+def batch(n: int, aabb_scale: int = 1, seed: int = 1):
+    """Rays through the box, some of which miss it; bits; targets; backgrounds; jitter."""
+    g = torch.Generator().manual_seed(seed)
+    direction = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=1)
+    origin = 0.5 - 0.6 * aabb_scale * direction + 0.2 * torch.randn(n, 3, generator=g)
+    half = aabb_scale / 2
+    t_min, t_max = ray_box(origin, direction, torch.full((3,), 0.5 - half), torch.full((3,), 0.5 + half))
+    n_bytes = aabb_scale.bit_length() * 128**3 // 8
+    bits = torch.randint(0, 256, (n_bytes,), generator=g).to(torch.uint8)
+    bits &= torch.randint(0, 256, (n_bytes,), generator=g).to(torch.uint8)
+    rays = Rays(origin, direction, t_min, t_max)
+    target, background = torch.rand(n, 4, generator=g), torch.rand(n, 3, generator=g)
+    return rays, bits, target, background, torch.rand(n, generator=g)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """RMS(a - b) / RMS(b)."""
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
+
+
+CASES = {
+    "plain": ("L8F4", 64, 1, MarchOptions(1, 0.0, 4.0, 1e-2), 0.0, False),
+    "bf16 table": ("L8F4", 64, 1, MarchOptions(1, 0.0, 4.0, 1e-2), 0.0, True),
+    "L16F2": ("L16F2", 64, 1, MarchOptions(1, 0.0, 4.0, 1e-2), 0.0, False),
+    "odd features": ("L5F2", 32, 1, MarchOptions(1, 0.0, 8.0, 1e-2), 0.0, False),
+    "cascades and cone": ("L8F4", 64, 4, MarchOptions(4, 1 / 256, 4.0, 1e-2), 0.0, False),
+    "huber": ("L8F4", 64, 1, MarchOptions(1, 0.0, 8.0, 1e-4), 0.1, False),
+    "faint samples": ("L8F4", 64, 1, MarchOptions(1, 0.0, 4.0, 1e-2, 1e-2), 0.0, False),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_training_step_agrees_with_reference(case: str):
+    name, width, aabb_scale, options, huber, bf16 = CASES[case]
+    parameters = field(LAYOUTS[name], width, bf16=bf16)
+    rays, bits, target, background, jitter = batch(65, aabb_scale)
+    found = {}
+    for backend in ("numba", "reference"):
+        workspace = TrainWorkspace(parameters, 2**15, backend=backend)
+        result = train_rays(
+            parameters, rays, target, background, bits, options, workspace, jitter=jitter, huber_delta=huber
+        )
+        found[backend] = (result, workspace.grad_table)
+    (fast, fast_table), (slow, slow_table) = found["numba"], found["reference"]
+    assert fast.n_rays == slow.n_rays == 65
+    # a sample at the edge of being cut or of being faint may fall on either side
+    assert abs(fast.n_kept - slow.n_kept) <= 3 and fast.n_kept > 100
+    assert fast.loss == pytest.approx(slow.loss, rel=1e-4)
+    assert fast.squared_error == pytest.approx(slow.squared_error, rel=1e-4)
+    # positions of samples differ in the last bits, which the finest levels magnify
+    assert relative(fast_table, slow_table) < 3e-3
+    pairs = zip(
+        [*fast.grad_density_weights, *fast.grad_color_weights],
+        [*slow.grad_density_weights, *slow.grad_color_weights],
+        strict=True,
+    )
+    for mine, theirs in pairs:
+        assert mine.shape == theirs.shape
+        assert relative(mine, theirs) < 3e-3
+    assert bool(((fast_table != 0).any(1) == (slow_table != 0).any(1)).float().mean() > 0.99)
+
+
+@pytest.mark.parametrize("aabb_scale", [1, 4])
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_rendering_agrees_with_reference(name: str, aabb_scale: int):
+    parameters = field(LAYOUTS[name])
+    rays, bits, _, _, jitter = batch(130, aabb_scale)
+    options = MarchOptions(aabb_scale, 0.0 if aabb_scale == 1 else 1 / 256, 2.0, 1e-4)
+    fast, slow = (
+        render_rays(parameters, rays, bits, options, jitter=jitter, backend=b) for b in ("numba", "reference")
+    )
+    for mine, theirs in zip(fast, slow, strict=True):
+        # samples that weigh under 1e-5 are skipped
+        assert torch.allclose(mine, theirs, atol=2e-3, rtol=1e-3)
+    missed = rays.t_max <= rays.t_min
+    assert bool(missed.any()) and bool((fast.opacity[missed] == 0).all())
+
+
+def test_a_planted_fault_is_found():
+    """The comparison is worth something: a wrong bias, step or weight does not pass it."""
+    parameters = field(LAYOUTS["L8F4"])
+    rays, bits, _, _, jitter = batch(130)
+    options = MarchOptions(1, 0.0, 2.0, 1e-4)
+    right = render_rays(parameters, rays, bits, options, jitter=jitter, backend="reference")
+    worse = [
+        (replace(parameters, density_bias=1.1), options),
+        (parameters, replace(options, step_scale=2.2)),
+        (
+            replace(parameters, color_weights=(*parameters.color_weights[:2], parameters.color_weights[2].flip(0))),
+            options,
+        ),
+    ]
+    for wrong, how in worse:
+        found = render_rays(wrong, rays, bits, how, jitter=jitter, backend="numba")
+        assert not torch.allclose(found.color, right.color, atol=2e-3, rtol=1e-3)
+
+
+def test_twice_the_same_bits_and_threads_change_little():
+    parameters = field(LAYOUTS["L8F4"], bf16=True)
+    rays, bits, target, background, jitter = batch(200)
+    options, results = MarchOptions(1, 0.0, 4.0, 1e-2, 4e-3), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 2, 1, 3):
+            torch.set_num_threads(threads)
+            workspace = TrainWorkspace(parameters, 2**16)
+            train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+            workspace.grad_table.zero_()
+            workspace.samples_per_ray = 64.0
+            result = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+            results.append((result, workspace.grad_table))
+    finally:
+        torch.set_num_threads(before)
+    (a, table_a), (b, table_b) = results[:2]
+    assert a.loss == b.loss and torch.equal(table_a, table_b)
+    assert all(torch.equal(x, y) for x, y in zip(a.grad_color_weights, b.grad_color_weights, strict=True))
+    for other, table in results[2:]:
+        assert other.n_kept == a.n_kept
+        assert relative(table, table_a) < 1e-5
+
+
+def test_full_buffers_drop_whole_rays():
+    """A workspace too small for the batch trains the rays that fit, and only those."""
+    parameters = field(LAYOUTS["L8F4"], bias=-4.0)  # thin fog: every ray keeps all of its samples
+    rays, _, target, background, jitter = batch(300)
+    bits = torch.full((128**3 // 8,), 255, dtype=torch.uint8)
+    options = MarchOptions(1, 0.0, 2.0, 1e-4)
+    workspace = TrainWorkspace(parameters, 20000)
+    result = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+    assert 0 < result.n_rays < 300 and result.n_kept <= 20000
+    assert math.isfinite(result.loss) and bool(torch.isfinite(workspace.grad_table).all())
+
+
+def test_no_rays_and_rays_that_all_miss():
+    parameters = field(LAYOUTS["L8F4"])
+    rays, bits, target, background, jitter = batch(20)
+    options = MarchOptions(1)
+    none = Rays(rays.origin[:0], rays.direction[:0], rays.t_min[:0], rays.t_max[:0])
+    assert render_rays(parameters, none, bits, options).color.shape == (0, 3)
+    miss = Rays(rays.origin, rays.direction, torch.zeros(20), torch.zeros(20))
+    workspace = TrainWorkspace(parameters, 4096)
+    result = train_rays(parameters, miss, target, background, bits, options, workspace, jitter=jitter)
+    assert result.n_kept == 0 and bool((workspace.grad_table == 0).all())
+    wanted = target[:, :3] * target[:, 3:] + background * (1 - target[:, 3:])
+    assert result.loss == pytest.approx(float((background - wanted).square().sum(1).mean()), rel=1e-5)
+
+
+def test_wrong_arguments_are_named():
+    parameters = field(LAYOUTS["L8F4"])
+    rays, bits, *_ = batch(4)
+    with pytest.raises(ShapeError, match="bits"):
+        render_rays(parameters, rays, bits[:10], MarchOptions(1))
+    with pytest.raises(ShapeError, match=r"color_weights\[2\]"):
+        wrong = replace(parameters, color_weights=(*parameters.color_weights[:2], torch.zeros(4, 64)))
+        render_rays(wrong, rays, bits, MarchOptions(1))
+    with pytest.raises(BackendError, match="neurons"):
+        render_rays(field(LAYOUTS["L8F4"], 24), rays, bits, MarchOptions(1), backend="numba")
