@@ -90,8 +90,8 @@ def test_render_pictures_of_every_output(trained: Path, tmp_path: Path):
     command = ["render", str(trained), "--views", "test", "--output", "color", "depth", "normals", "opacity"]
     assert run([*command, "--width", "30", "--out", str(out), "--transparent"]) == 0
     assert len(list(out.glob("*.png"))) == 8
-    picture = Image.open(out / "color_0000.png")
-    assert picture.size == (30, 30) and picture.mode == "RGBA"
+    with Image.open(out / "color_0000.png") as picture:
+        assert picture.size == (30, 30) and picture.mode == "RGBA"
 
 
 def test_render_a_video_of_an_orbit(trained: Path, tmp_path: Path, capsys):

@@ -660,6 +660,7 @@ CASES = (
     Case("focal_text", "focal length is text", top(fl_x="15"), "'fl_x': expected a number, got the text '15'"),
     Case("focal_bool", "focal length is true", top(fl_x=True), "'fl_x': expected a number, got true or false"),
     Case("focal_0", "focal length 0", frame(fl_x=0), IN_FRAME + "'fl_x': expected a number above 0, got 0"),
+    Case("focal_tiny", "focal length 1e-9", top(fl_x=1e-9), r"frame 1 .*: fx: 1e-09 is out of all proportion"),
     Case("focal_nan", "focal length NaN", top(fl_y=math.nan), r"json: 'fl_y': not finite \(nan\)"),
     Case(
         "angle",
@@ -771,6 +772,7 @@ CASES = (
         "'aabb_scale': expected a number, got the text '4'",
     ),
     Case("scale", "scale 0", top(scale=0), "'scale': expected a number above 0, got 0"),
+    Case("scale_tiny", "scale 1e-20", top(scale=1e-20), r"transforms\.json: scale: expected a number from 1e-09"),
     Case("offset", "offset of 2 numbers", top(offset=[1, 2]), "'offset': expected 3 numbers, got 2 entries"),
     Case(
         "aabb",

@@ -127,19 +127,6 @@ def test_normals_of_a_field_can_be_trained(generator: torch.Generator) -> None:
     assert all(bool(g.abs().max() > 0) for g in grads)
 
 
-def test_camera_rays_are_those_of_the_cameras() -> None:
-    cameras = pytest.importorskip("hashfield.geometry.cameras")
-    pose = torch.eye(4, dtype=torch.float64)[:3]
-    pose[:, 3] = torch.tensor([1.0, 2.0, 3.0])
-    camera = cameras.Camera(pose, 8, 6, 10.0, 10.0, 4.0, 3.0)
-    table = cameras.camera_table([camera])
-    pixel = torch.tensor([[4.0, 3.0], [9.0, 3.0]], dtype=torch.float64)
-    origin, direction = ops.camera_rays(table, torch.tensor([0, 0]), pixel)
-    torch.testing.assert_close(origin, torch.tensor([[1.0, 2.0, 3.0]] * 2).double())
-    expected = torch.tensor([[0.0, 0.0, 1.0], [0.5, 0.0, 1.0]]).double()
-    torch.testing.assert_close(direction, torch.nn.functional.normalize(expected, dim=1))
-
-
 def _modules() -> list[str]:
     names = ["hashfield.geometry.grid_layout"]
     for package in (hashfield.ops, hashfield.nn):

@@ -73,11 +73,11 @@ workers = [threading.Thread(target=lambda: found.extend(mlp(x, w) for _ in range
 [t.start() for t in workers]; [t.join() for t in workers]
 assert len(found) == 40 and all(torch.equal(f, want) for f in found)
 child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(mlp(x, w), want) else 3)
+if child == 0:  # numpy, since torch's own threads do not survive a fork
+    os._exit(0 if (mlp(x, w).numpy() == want.numpy()).all() else 3)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     if not hasattr(os, "fork"):
         pytest.skip("no fork on this platform")
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -15,7 +15,8 @@ from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import DataError
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf import NerfModel, parse_background
-from hashfield.train.checkpoint import write_aside
+from hashfield.train.checkpoint import read_metadata, write_aside
+from hashfield.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,22 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def demo_views(model: NerfModel, options: Evaluate) -> PosedImages:
+    """The views of the demo's scene as its run had them: made again, of the same seed and size."""
+    known = {split: cameras for split, cameras in model.cameras.items() if cameras}
+    if options.split not in known:
+        raise DataError(f"{options.run}: the demo's scene has no split {options.split!r}")
+    seed = read_metadata(RunFolder.open(options.run).checkpoint).get("seed", 0)
+    counts = {split: len(known.get(split, ())) for split in ("train", "test")}
+    scene, _ = make_demo_scene(seed, size=known[options.split][0].width, n_train=counts["train"], n_test=counts["test"])
+    return scene.splits[options.split]
+
+
 def views_of(model: NerfModel, options: Evaluate) -> PosedImages:
     """The photos to compare with."""
     stored = model.info.get("scene", {})
     if options.data is None and stored.get("path") == "demo" and stored.get("name") == "demo":
-        return make_demo_scene()[0].splits[options.split]
+        return demo_views(model, options)
     path = options.data or Path(stored.get("path", ""))
     if not path.exists():
         raise DataError(f"{path}: the photos of this run are not there any more; name them with --data")

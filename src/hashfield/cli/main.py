@@ -3,6 +3,7 @@
 Each verb's file is loaded only when it is called, so that `hashfield --help` answers at once.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -78,6 +79,12 @@ def run(arguments: list[str]) -> int:
         # The reader of our output has left (`| head`); Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A full disk or a missing permission is the user's to mend; an error that names neither is a bug.
+        if debug or (error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _fail(f"{where}{error.strerror or error}")
     except MemoryError:
         return _fail("out of memory: try --downscale, a smaller --train.batch-samples or --preset fast")
 

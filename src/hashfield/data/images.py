@@ -156,13 +156,19 @@ def exif_orientation(path: Path) -> int:
         return 1
 
 
+class _UnsupportedError(Exception):
+    """A picture that opens but has no 8-bit meaning; the text says why."""
+
+
 def _with_image(path: Path, action: Callable[[Image.Image], _Result]) -> _Result:
     """The action's result on the opened image; whatever Pillow raises becomes one DataError."""
     try:
         with Image.open(path) as image:
             return action(image)
-    except (DataError, MemoryError):
+    except MemoryError:
         raise
+    except _UnsupportedError as error:
+        raise DataError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except UnidentifiedImageError as error:
@@ -187,7 +193,7 @@ def _reduction(image: Image.Image) -> str | None:
 
 def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
-        raise DataError(f"{image.filename}: floating-point images are not supported yet")
+        raise _UnsupportedError("floating-point images are not supported yet")
     if image.mode in _WIDE_GREY:
         return _from_wide_grey(image)
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "La"):
@@ -199,7 +205,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def _from_wide_grey(image: Image.Image) -> np.ndarray:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise DataError(f"{image.filename}: grey values beyond 16 bits have no 8-bit meaning")
+        raise _UnsupportedError("grey values beyond 16 bits have no 8-bit meaning")
     pixels = np.empty((*values.shape, 4), np.uint8)
     pixels[..., :3] = ((values + 128) // 257)[..., None]
     pixels[..., 3] = 255

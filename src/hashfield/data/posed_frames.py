@@ -18,7 +18,7 @@ from torch import Tensor
 from hashfield.data.files import Folder, natural_key, normalized
 from hashfield.data.images import ImageHeader, exif_orientation
 from hashfield.data.json_fields import Fields, kind, one_line
-from hashfield.errors import DataError
+from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.cameras import MAX_COEFFICIENT, Camera, Lens, flip_opengl
 
 # --- what is refused, what is ignored
@@ -175,8 +175,20 @@ def camera_of(frame: Frame, header: ImageHeader, downscale: int, tally: Tally) -
     if min(width, height) < 1:
         size = f"{header.width}x{header.height}"
         raise frame.fields.fail("file_path", f"{size} is too small for --downscale {downscale}")
-    pixels = (value / downscale for value in (*focal, cx, cy))
-    return Camera(pose, width, height, *pixels, lens, distortion)
+    try:
+        return Camera(
+            pose,
+            width,
+            height,
+            fx=focal[0] / downscale,
+            fy=focal[1] / downscale,
+            cx=cx / downscale,
+            cy=cy / downscale,
+            lens=lens,
+            distortion=distortion,
+        )
+    except ConfigError as error:
+        raise DataError(one_line(f"{frame.fields.place}: {error}")) from error
 
 
 # --- pose

@@ -28,7 +28,7 @@ from hashfield.data.files import Folder, natural_key, normalized
 from hashfield.data.images import ImageHeader, decode_all, read_header
 from hashfield.data.json_fields import Fields, kind, load_json, one_line
 from hashfield.data.posed_frames import IGNORED, Frame, Tally, camera_of, read_frames, refuse_companions
-from hashfield.errors import DataError
+from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import focus_point
 from hashfield.geometry.spaces import (
@@ -310,6 +310,10 @@ def _assemble(source: _Source, splits: Mapping[str, list[Frame]], options: ReadO
         camera_of(frame, header, options.downscale, tally) for frame, header in zip(frames, headers, strict=True)
     ]
     stated = _stated_spaces(source.top)
+    try:
+        Spaces(stated.scale, stated.offset)
+    except ConfigError as error:
+        raise DataError(f"{source.top.place}: {error}") from error
     images = decode_all(
         [frame.path for frame in frames],
         options.downscale,

@@ -5,6 +5,7 @@ Arrays in, arrays out; the only file access is in `write_png`.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -208,7 +209,8 @@ def write_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> Path:
         picture.save(aside, format="PNG", compress_level=4)
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         raise DataError(f"{path}: cannot write the picture: {error.strerror or error}") from error
     return path
 

@@ -5,6 +5,7 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Final
@@ -115,7 +116,8 @@ def write_report(
         aside.write_text("\n".join(parts), encoding="utf-8")
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         raise DataError(f"{path}: cannot write the report: {error.strerror or error}") from error
     return path
 
@@ -142,7 +144,7 @@ def curve_svg(name: str, points: Points, x_label: str = "step") -> str:
         x_label: what x counts.
     """
     width, height = 460, 250
-    left, right, top, bottom = 58, 12, 34, 40
+    left, right, top, bottom = 58, 28, 34, 40
     label = escape(name, quote=True)
     out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">']
     out.append(f'<text class="name" x="{left}" y="18">{escape(name)}</text>')

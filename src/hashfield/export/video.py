@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -74,7 +75,8 @@ def write_mp4(
     except (OSError, av.FFmpegError) as error:
         raise DataError(f"{path}: cannot write the video: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
     return n_frames
 
 

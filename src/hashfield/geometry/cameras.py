@@ -24,6 +24,8 @@ MAX_RADIUS: Final = 1000.0
 """Largest radius of plane coordinates that the radial-tangential lens model is inverted to (89.94
 degrees)."""
 
+MAX_RATIO: Final = 1e6
+"""How many times a focal length may be larger or smaller than the image's side; 1e6 is beyond any optics."""
 MAX_COEFFICIENT: Final = 1e6
 """Largest lens coefficient that is taken for one."""
 
@@ -76,10 +78,13 @@ class Camera:
             if isinstance(value, bool) or int(value) != value or value < 1:
                 raise ConfigError(f"{name}: expected a whole number of pixels >= 1, got {value!r}")
             object.__setattr__(self, name, int(value))
-        for name in ("fx", "fy", "cx", "cy"):
+        for name, size in (("fx", self.width), ("fy", self.height), ("cx", self.width), ("cy", self.height)):
             value = float(getattr(self, name))
-            if not math.isfinite(value) or (name[0] == "f" and value <= 0):
-                raise ConfigError(f"{name}: expected a finite{' positive' * (name[0] == 'f')} number, got {value}")
+            is_focal = name[0] == "f"
+            if not math.isfinite(value) or (is_focal and value <= 0):
+                raise ConfigError(f"{name}: expected a finite{' positive' * is_focal} number, got {value}")
+            if abs(value) > MAX_RATIO * size or (is_focal and value * MAX_RATIO < size):
+                raise ConfigError(f"{name}: {value:g} is out of all proportion to an image side of {size} pixels")
             object.__setattr__(self, name, value)
         if self.lens not in LENSES:
             raise ConfigError(f"lens: expected one of {', '.join(LENSES)}, got {self.lens!r}")

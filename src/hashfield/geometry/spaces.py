@@ -23,6 +23,8 @@ from hashfield.geometry.cameras import Camera, camera_table, rays_from_pixels
 DEFAULT_SCALE: Final = 0.33
 DEFAULT_OFFSET: Final = (0.5, 0.5, 0.5)
 MAX_AABB_SCALE: Final = 128
+MAX_SCALE: Final = 1e9
+"""Largest scale, and its inverse the smallest: beyond, float32 positions of the scene lose all digits."""
 CONE_ANGLE: Final = 1 / 256
 
 _Number = TypeVar("_Number", float, Tensor)
@@ -58,8 +60,8 @@ class Spaces:
 
     def __post_init__(self) -> None:
         scale = float(self.scale)
-        if not (math.isfinite(scale) and scale > 0):
-            raise ConfigError(f"scale: expected a finite number > 0, got {self.scale!r}")
+        if not 1 / MAX_SCALE <= scale <= MAX_SCALE:
+            raise ConfigError(f"scale: expected a number from {1 / MAX_SCALE:g} to {MAX_SCALE:g}, got {self.scale!r}")
         offset = tuple(float(value) for value in self.offset)
         if len(offset) != 3 or not all(math.isfinite(value) for value in offset):
             raise ConfigError(f"offset: expected three finite numbers, got {self.offset!r}")
@@ -73,12 +75,14 @@ class Spaces:
     @property
     def box_min(self) -> tuple[float, float, float]:
         """Lower corner of the training box, scene space."""
-        return (0.5 - 0.5 * self.aabb_scale,) * 3
+        low = 0.5 - 0.5 * self.aabb_scale
+        return low, low, low
 
     @property
     def box_max(self) -> tuple[float, float, float]:
         """Upper corner of the training box, scene space."""
-        return (0.5 + 0.5 * self.aabb_scale,) * 3
+        high = 0.5 + 0.5 * self.aabb_scale
+        return high, high, high
 
     @property
     def box_center_world(self) -> Float64[Tensor, " 3"]:

@@ -52,9 +52,9 @@ _FAST: dict[str, tuple[Backend, ...]] = {
     "train_rays": ("numba", "triton"),
     "occupancy_update": ("numba", "triton"),
     "training_rays": ("numba", "triton"),
+    "camera_rays": ("numba", "triton"),
     "ray_box": (),
     "occupancy": (),
-    "camera_rays": (),
 }
 
 _forced: ContextVar[Backend | None] = ContextVar("hashfield_backend", default=None)

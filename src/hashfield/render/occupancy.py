@@ -36,9 +36,9 @@ class OccupancyGrid:
 
     @classmethod
     def start(cls, alive: Bool[Tensor, " n_cells"], aabb_scale: int) -> "OccupancyGrid":
-        """A grid in which every living cell is occupied, until the first refresh."""
-        values = torch.where(alive, 1.0, -1.0)
-        return cls(aabb_scale, values, occupied_bits(values, 0.5, aabb_scale=aabb_scale), torch.nonzero(alive)[:, 0])
+        """A grid in which every living cell is occupied until the first refresh, which forgets that."""
+        bits = occupied_bits(alive.float(), 0.5, aabb_scale=aabb_scale)
+        return cls(aabb_scale, torch.where(alive, 0.0, -1.0), bits, torch.nonzero(alive)[:, 0])
 
     @classmethod
     def restored(cls, aabb_scale: int, values: Tensor, bits: Tensor) -> "OccupancyGrid":

@@ -130,7 +130,8 @@ class NerfConfig:
     finest_resolution: int = 2048
     """Vertices per axis and unit of aabb_scale at the last level (N_max)."""
     density_bias: float | None = None
-    """Added to the log-density. None: 3 where the scene was carved, so that hulls start opaque, else 1."""
+    """Added to the log-density. None: 3 where the scene was carved, so that hulls start opaque, else
+    1 - ln(aabb_scale), so that the box does not."""
     n_neurons: int = 64
     """Neurons of the hidden layers, one of the density network and two of the colour network."""
     train: NerfTrainConfig = NerfTrainConfig()
@@ -453,7 +454,8 @@ class NerfTask:
         self.is_carved = config.occupancy.use_alpha and scene.has_alpha
         self.density_bias = config.density_bias
         if self.density_bias is None:
-            self.density_bias = 3.0 if self.is_carved else 1.0
+            # Uncarved, a ray should get through some of the box at first, whatever its size.
+            self.density_bias = 3.0 if self.is_carved else 1.0 - math.log(self.spaces.aabb_scale)
         self.decay = config.occupancy.decay
         if self.decay is None:
             self.decay = 0.6 if self.is_carved else 0.9

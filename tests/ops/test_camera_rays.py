@@ -1,0 +1,108 @@
+"""Rays through pixels: the op's fast kernels against the cameras' own formulas, for every lens."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hashfield import ops
+from hashfield.errors import BackendError, ShapeError
+from hashfield.geometry.cameras import Camera, camera_table, look_at
+from hashfield.ops.backend import Backend, requested_backend
+
+FLOAT32 = 2.0**-23
+"""Computed in float64 and rounded once: an ulp of a unit vector's components."""
+
+
+def cameras() -> list[Camera]:
+    """One of each lens, strong enough that an inversion that stops early shows."""
+    lenses = (
+        ("pinhole", ()),
+        ("opencv", (0.12, -0.05, 0.01, 0.002, 0.003, -0.002)),
+        ("opencv", (-0.3, 0.1, 0.0, 0.0, 0.0, 0.0)),
+        ("fisheye", (0.05, -0.01, 0.002, -0.0005, 0.0, 0.0)),
+    )
+    made = []
+    for k, (lens, distortion) in enumerate(lenses):
+        eye = torch.tensor([2.0 + k, -1.0, 0.5 * k], dtype=torch.float64)
+        pose = look_at(eye, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+        made.append(Camera(pose, 80, 60, 50.0 + k, 52.0, 41.0, 29.5, lens, distortion))  # pyright: ignore
+    return made
+
+
+def pixels(n: int) -> tuple[Tensor, Tensor]:
+    """Cameras and positions, some outside the picture, some exactly on the axis."""
+    g = torch.Generator().manual_seed(3)
+    index = torch.randint(4, (n,), generator=g)
+    pixel = torch.rand(n, 2, generator=g, dtype=torch.float64) * torch.tensor([100.0, 80.0]) - 10.0
+    pixel[::7] = torch.tensor([41.0, 29.5], dtype=torch.float64)
+    return index, pixel
+
+
+@pytest.mark.op("camera_rays")
+@pytest.mark.parametrize("n", [0, 1, 65, 1000])
+def test_every_lens_agrees_with_the_cameras(backend: Backend, n: int) -> None:
+    table, (index, pixel) = camera_table(cameras()), pixels(n)
+    exact = ops.camera_rays(table, index, pixel, dtype=torch.float64, backend="reference")
+    for i in (index, index.int()):
+        found = ops.camera_rays(table, i, pixel, backend=backend)
+        for mine, right in zip(found, exact, strict=True):
+            assert mine.shape == (n, 3) and mine.dtype == torch.float32
+            assert torch.allclose(mine.double(), right, rtol=FLOAT32, atol=FLOAT32)
+    assert torch.allclose(found[1].norm(dim=1), torch.ones(n), atol=4 * FLOAT32)
+
+
+@pytest.mark.op("camera_rays")
+def test_values_of_a_pinhole(backend: Backend) -> None:
+    pose = torch.eye(4, dtype=torch.float64)[:3]
+    pose[:, 3] = torch.tensor([1.0, 2.0, 3.0])
+    table = camera_table([Camera(pose, 8, 6, 10.0, 10.0, 4.0, 3.0)])
+    pixel = torch.tensor([[4.0, 3.0], [9.0, 3.0]], dtype=torch.float64)
+    origin, direction = ops.camera_rays(table, torch.tensor([0, 0]), pixel, backend=backend)
+    assert origin.tolist() == [[1.0, 2.0, 3.0]] * 2
+    expected = torch.tensor([[0.0, 0.0, 1.0], [1 / math.sqrt(5), 0.0, 2 / math.sqrt(5)]])
+    torch.testing.assert_close(direction, expected)
+
+
+@pytest.mark.op("camera_rays")
+def test_not_contiguous_and_float32_tables(backend: Backend) -> None:
+    table, (index, pixel) = camera_table(cameras()), pixels(65)
+    expected = ops.camera_rays(table, index, pixel, backend=backend)
+    found = ops.camera_rays(table.T.contiguous().T, index, pixel.T.contiguous().T, backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    narrow = ops.camera_rays(table.float(), index, pixel.float(), backend=backend)
+    for a, b in zip(narrow, expected, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_what_the_kernels_leave_to_the_reference() -> None:
+    assert requested_backend() is None
+    table, (index, pixel) = camera_table(cameras()), pixels(5)
+    with pytest.raises(BackendError, match="dtype float64, it gives float32"):
+        ops.camera_rays(table, index, pixel, dtype=torch.float64, backend="numba")
+    bare = table.clone()
+    bare[:, 23] = 0.0
+    with pytest.raises(BackendError, match="a lens lacks its limit"):
+        ops.camera_rays(bare, index, pixel, backend="numba")
+    for a, b in zip(ops.camera_rays(bare, index, pixel), ops.camera_rays(table, index, pixel), strict=True):
+        torch.testing.assert_close(a, b)
+    leaf = table.clone().requires_grad_()
+    with pytest.raises(BackendError, match="a gradient is asked for"):
+        ops.camera_rays(leaf, index, pixel, backend="numba")
+    _, direction = ops.camera_rays(leaf, index, pixel)
+    assert direction.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(direction.sum(), leaf)
+    assert gradient.dtype == torch.float64 and bool(torch.isfinite(gradient).all())
+    with torch.no_grad():  # nothing is recorded, so nothing is asked for
+        assert not ops.camera_rays(leaf, index, pixel, backend="numba")[1].requires_grad
+
+
+@pytest.mark.op("camera_rays")
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_cameras_that_do_not_exist_are_refused(backend: Backend, wrong: int) -> None:
+    table, (index, pixel) = camera_table(cameras()), pixels(5)
+    index[3] = wrong
+    with pytest.raises(ShapeError, match=f"^camera_rays: camera_index: expected 0 to 3, got {wrong}$"):
+        ops.camera_rays(table, index, pixel, backend=backend)
