@@ -53,7 +53,8 @@ def train_rays(
     kept = int((weight > 0).sum())
     workspace.samples_per_ray = kept / max(n, 1)
     return {
-        "loss": float(loss.detach()), "squared_error": float(difference.detach().square().mean()) if n else 0.0, "n_rays": n,
+        "loss": float(loss.detach()), "n_rays": n,
+        "squared_error": float(difference.detach().square().mean()) if n else 0.0,
         "n_marched": int(offsets[n]), "n_kept": kept, "grad_density_weights": grads[1:3],
         "grad_color_weights": grads[3:], "stage_cycles": {},
     }  # fmt: skip
