@@ -151,7 +151,7 @@ def frames(
             yield straight_alpha(found["color"], found["opacity"])
             continue
         if output == "depth":
-            scale = scale or depth_range(found["depth"], found["opacity"])
+            scale = scale or depth_range([found["depth"]], [found["opacity"]])
             picture = colorize_depth(found["depth"], found["opacity"], near=scale[0], far=scale[1])
         elif output == "normals":
             picture = colorize_normals(found["normals"], found["opacity"])
