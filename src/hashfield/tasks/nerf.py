@@ -381,7 +381,7 @@ def load_model(path: Path) -> NerfModel:
         if found[name][0] != shape:
             raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
     tensors, _ = load_checkpoint(path)
-    module = RadianceField(field_config, precision="bfloat16")
+    module = RadianceField(field_config)
     _restore_field(module, tensors, path)
     if not bool(torch.isfinite(tensors["box"]).all()):
         raise CheckpointError(f"{path}: tensor 'box' holds numbers that are not finite")
@@ -464,7 +464,7 @@ class NerfTask:
         self.sampler = PixelSampler(views.images, table)
         init = torch.Generator().manual_seed(seed)
         self.field = RadianceField(
-            config.field_config(self.spaces.aabb_scale, self.density_bias), precision="bfloat16", generator=init
+            config.field_config(self.spaces.aabb_scale, self.density_bias), generator=init
         )
         self.matrices = [*self.field.density_network.weights, *self.field.color_network.weights]
         self.optimizer = TableOptimizer(self.field.encoding.table, self.matrices, l2=config.train.l2)

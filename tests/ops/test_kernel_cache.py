@@ -1,0 +1,173 @@
+"""Compiled kernels lie in the user's own folder, named by all that decides them; a forced path is obeyed or refused."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hashfield
+from hashfield.errors import ConfigError
+
+if os.name != "posix":
+    pytest.skip("folder modes are POSIX's", allow_module_level=True)
+
+from hashfield.kernels.numba_cpu import common, target
+
+PACKAGE = Path(hashfield.__file__).parent
+
+SCRIPT = """
+import os
+os.umask(0)
+import torch
+from hashfield import ops
+from hashfield.kernels.numba_cpu import common
+x = torch.nn.functional.normalize(torch.randn(9, 3), dim=1)
+a, b = (ops.spherical_harmonics(x, degree=4, backend=k) for k in ("numba", "reference"))
+assert float((a - b).abs().max()) < 1e-5
+import hashfield
+print(common._CACHE)
+print(common._CACHE_USABLE, common.is_cache_warm(), hashfield.__file__)
+"""
+
+
+def run(cache: Path, source: Path = PACKAGE.parent, **environment: str) -> list[str]:
+    """Compile and run one kernel in a fresh process; the lines it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(source),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HASHFIELD_CACHE": str(cache),
+            **environment,
+        },
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split("\n")
+
+
+def test_package_that_cannot_be_written_to(tmp_path: Path) -> None:
+    """Kernels go to the cache, which is the user's alone, and nothing into the package's folder."""
+    source, cache = tmp_path / "site", tmp_path / "cache"
+    shutil.copytree(PACKAGE, source / "hashfield", ignore=shutil.ignore_patterns("__pycache__"))
+    folders = [source, *(p for p in source.rglob("*") if p.is_dir())]
+    before = sorted(source.rglob("*"))
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        name, state, *_ = run(cache, source)
+        again, *_ = run(cache, source)
+        assert sorted(source.rglob("*")) == before  # root may write anywhere, so the mode alone proves nothing
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert state == f"True True {source / 'hashfield' / '__init__.py'}"
+    assert name == again and Path(name).parent == cache
+    assert stat.S_IMODE(Path(name).stat().st_mode) == 0o700
+    assert [p.name for p in cache.iterdir()] == [Path(name).name]
+    assert any(Path(name).rglob("*.nbc"))
+
+
+def test_works_without_a_usable_cache(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    assert run(blocked)[1].startswith("False False")
+    assert blocked.read_text() == "not a folder"
+
+
+def test_open_folder_is_closed_and_a_stranger_s_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    folder.chmod(0o777)
+    monkeypatch.setattr(common, "_CACHE", folder)
+    assert common._usable_cache()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    monkeypatch.setattr(common.os, "getuid", lambda: folder.stat().st_uid + 1)
+    assert not common._usable_cache()
+
+
+def test_folder_is_named_by_all_that_decides_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASHFIELD_CACHE", str(tmp_path))
+    own = common.cache_folder()
+    assert own == common.cache_folder() and own.parent == tmp_path
+    names = {own}
+    features = target.host_features()
+    changes = [
+        (common, "LANES", 2 * common.LANES),
+        (common, "PATH", "another"),
+        (common, "host_features", lambda: {**features, "another": True}),
+        (common.numba, "__version__", "0.0"),
+        (common.llvmlite, "__version__", "0.0"),
+    ]
+    for owner, name, value in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            names.add(common.cache_folder())
+    copy = tmp_path / "sources"
+    shutil.copytree(Path(common.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(common, "__file__", str(copy / "common.py"))
+    assert common.cache_folder() == own  # where the package lies does not matter
+    with (copy / "simd.py").open("a") as file:  # a file that no kernel is defined in
+        file.write("# changed\n")
+    names.add(common.cache_folder())
+    assert len(names) == 2 + len(changes)
+
+
+def test_folder_of_the_user_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if sys.platform == "darwin":
+        pytest.skip("the macOS folder does not depend on the environment")
+    monkeypatch.delenv("HASHFIELD_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert common.cache_folder().parent == tmp_path / "hashfield"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert common.cache_folder().parent == tmp_path / ".cache" / "hashfield"
+
+
+_AVX2 = {"avx2": True, "fma": True}
+_AVX512 = dict.fromkeys(("avx512f", "avx512vl", "avx512bw", "avx512dq"), True)
+
+
+@pytest.mark.parametrize(
+    ("features", "asked", "path"),
+    [
+        ({**_AVX2, **_AVX512}, "", "avx512"),
+        ({**_AVX2, **_AVX512}, "AVX512", "avx512"),
+        ({**_AVX2, **_AVX512}, "scalar", "scalar"),
+        (_AVX2, "", "avx2"),
+        ({**_AVX2, "avx512f": True}, "", "avx2"),
+        ({"neon": True}, "", "simd128"),
+        ({"neon": True}, "scalar", "scalar"),
+    ],
+)
+def test_path_is_the_best_or_the_one_asked_for(
+    features: dict[str, bool], asked: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "host_features", lambda: features)
+    monkeypatch.setenv("HASHFIELD_CPU", asked)
+    assert target._chosen_path() == path
+
+
+@pytest.mark.parametrize(
+    ("features", "asked", "message"),
+    [
+        (_AVX2, "avx512", "HASHFIELD_CPU=avx512: this CPU offers only avx2, scalar"),
+        ({}, "avx2", "HASHFIELD_CPU=avx2: this CPU offers only scalar"),
+        (_AVX2, "pentium", "HASHFIELD_CPU=pentium: expected one of "),
+    ],
+)
+def test_path_that_cannot_run_is_refused(
+    features: dict[str, bool], asked: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "host_features", lambda: features)
+    monkeypatch.setenv("HASHFIELD_CPU", asked)
+    with pytest.raises(ConfigError) as caught:
+        target._chosen_path()
+    assert str(caught.value).startswith(message)

@@ -1,0 +1,64 @@
+"""The fused training step under other instructions and lane counts than this CPU's own. Compiles for minutes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import torch
+from hashfield.kernels.numba_cpu.target import LANES, PATH
+from hashfield.ops.render_rays import MarchOptions, render_rays
+from hashfield.ops.train_rays import TrainWorkspace, train_rays
+from tests.ops.test_fused import LAYOUTS, batch, field
+for name, width, scale in (("L8F4", 64, 1), ("L5F2", 32, 4)):
+    parameters = field(LAYOUTS[name], width, bf16=scale == 4)
+    rays, bits, target, background, jitter = batch(33, scale)
+    options, found = MarchOptions(scale, 1 / 256 if scale > 1 else 0.0, 4.0, 1e-2), []
+    for backend in ("numba", "reference"):
+        workspace = TrainWorkspace(parameters, 2**14, backend)
+        r = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+        seen = render_rays(parameters, rays, bits, options, jitter=jitter, backend=backend)
+        found.append((r, [workspace.grad_table, *r.grad_density_weights, *r.grad_color_weights], seen))
+    (a, a_grads, a_seen), (b, b_grads, b_seen) = found
+    assert a.n_rays == b.n_rays and a.n_kept == b.n_kept, (a.n_kept, b.n_kept)
+    assert abs(a.loss / b.loss - 1) < 1e-5, (a.loss, b.loss)
+    errors = [float((x - y).norm() / y.norm()) for x, y in zip(a_grads, b_grads)]
+    assert max(errors) < 5e-3, errors  # a hidden unit at the brink of zero may flip
+    assert all(torch.allclose(x, y, atol=2e-3) for x, y in zip(a_seen, b_seen))
+print(PATH, LANES)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        pytest.param({"HASHFIELD_CPU": "avx2"}, "avx2 8", id="avx2"),
+        pytest.param({"HASHFIELD_LANES": "4"}, " 4", id="lanes4"),
+        pytest.param({"HASHFIELD_LANES": "1"}, " 1", id="lanes1"),
+        pytest.param({"HASHFIELD_CPU": "scalar"}, "scalar 1", id="scalar"),
+    ],
+)
+def test_training_step_under_another_path(environment: dict[str, str], expected: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+            "HASHFIELD_CACHE": str(tmp_path),
+            **environment,
+        },
+    )
+    if "this CPU offers only" in done.stderr:
+        pytest.skip(done.stderr.strip().rsplit("\n", 1)[-1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().endswith(expected)
