@@ -43,7 +43,7 @@ class TrainWorkspace:
         choice = choose("train_rays", backend, field.table, limit=field.limit)
         self.backend: Backend = choice.name
         self.max_samples = max_samples
-        self.grad_table = torch.zeros_like(field.table)
+        self.grad_table = torch.zeros_like(field.table, memory_format=torch.contiguous_format)
         self.buffers: Any = choice.kernels.make_buffers(field, max_samples)
         self.samples_per_ray = 64.0
         """Kept samples a ray is expected to have; part of the state, since it sets how work is cut up."""
