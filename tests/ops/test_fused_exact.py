@@ -55,9 +55,7 @@ def step(
     """One step from a cleared gradient: what it found, and every gradient."""
     rays, bits, target, background, jitter = case
     workspace.grad_table.zero_()
-    found = train_rays(
-        parameters, rays, target, background, bits, options, workspace, jitter=jitter, huber_delta=huber
-    )
+    found = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter, huber_delta=huber)
     return found, [workspace.grad_table.clone(), *found.grad_density_weights, *found.grad_color_weights]
 
 
@@ -146,9 +144,9 @@ def took_part(parameters: FieldParameters, case: Batch, options: MarchOptions, r
     ("room", "expected"),
     [
         pytest.param(2800, 64.0, id="overflows within a chunk"),
-        pytest.param(7000, 200.0, id="ends between chunks"),
-        pytest.param(40, 64.0, id="room for no ray"),
-        pytest.param(2**15, 64.0, id="room for all"),
+        pytest.param(3500, 200.0, id="ends between chunks"),
+        pytest.param(20, 64.0, id="room for no ray"),
+        pytest.param(2**14, 64.0, id="room for all"),
     ],
 )
 def test_rays_without_room_take_no_part(room: int, expected: float, n_threads: int) -> None:
@@ -157,6 +155,8 @@ def test_rays_without_room_take_no_part(room: int, expected: float, n_threads: i
     The gradient is that of the sum over the rays used, divided by the number of rays given.
     """
     n = 48
+    everything, nothing = room == 2**14, room == 20
+    room *= n_threads
     parameters, case, options = fog(n)
     with threads(n_threads):
         workspace = TrainWorkspace(parameters, room, "numba")
@@ -165,9 +165,9 @@ def test_rays_without_room_take_no_part(room: int, expected: float, n_threads: i
         used = took_part(parameters, case, options, room, expected)
     assert found.n_rays == int(used.sum())
     assert found.n_kept <= workspace.buffers.capacity * n_threads
-    if room == 2**15:
+    if everything:
         assert found.n_rays == n
-    elif room > 40:
+    elif not nothing:
         assert 0 < found.n_rays < n
     reference = TrainWorkspace(parameters, 2**15, "reference")
     expected_step, expected_grads = step(parameters, some(case, used), options, reference)
@@ -293,7 +293,6 @@ def test_inputs_need_not_be_contiguous() -> None:
     assert a[0].loss == b[0].loss and same_bits(a[1], b[1])
 
 
-@pytest.mark.xfail(reason="the workspace's gradient takes over the table's strides, and the kernel fills a copy")
 def test_a_table_that_is_not_contiguous_gets_its_gradient() -> None:
     parameters, case, options = field(LAYOUTS["L8F4"]), batch(9), MarchOptions(1, 0.0, 4.0, 1e-2)
     odd = replace(parameters, table=parameters.table.T.contiguous().T)
