@@ -87,8 +87,8 @@ def test_training_step_agrees_with_reference(case: str):
     assert abs(fast.n_kept - slow.n_kept) <= 3 and fast.n_kept > 100
     assert fast.loss == pytest.approx(slow.loss, rel=1e-4)
     assert fast.squared_error == pytest.approx(slow.squared_error, rel=1e-4)
-    # The reference rounds positions to float32, which the finest levels magnify, and a sample or two of some
-    # thousand may be kept by one side only: 6e-3 was seen.
+    # Hidden units near zero flip between the two sides, which float32 references do among themselves too (1e-3 to
+    # 7e-3 seen; 6e-6 where none flips). `test_fused_exact.py` compares with the float64 reference, much closer.
     assert relative(fast_table, slow_table) < 1e-2
     pairs = zip(
         [*fast.grad_density_weights, *fast.grad_color_weights],
@@ -195,5 +195,8 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ShapeError, match=r"color_weights\[2\]"):
         wrong = replace(parameters, color_weights=(*parameters.color_weights[:2], torch.zeros(4, 64)))
         render_rays(wrong, rays, bits, MarchOptions(1))
+    endless = replace(rays, t_max=torch.full_like(rays.t_max, torch.inf))
+    with pytest.raises(ShapeError, match="t_max"):
+        render_rays(parameters, endless, bits, MarchOptions(1))
     with pytest.raises(BackendError, match="neurons"):
         render_rays(field(LAYOUTS["L8F4"], 24), rays, bits, MarchOptions(1), backend="numba")

@@ -137,6 +137,8 @@ def check_rays(op: str, rays: Rays, bits: Tensor, options: MarchOptions, jitter:
     check("rays.t_min", rays.t_min, ("n_rays",))
     check("rays.t_max", rays.t_max, ("n_rays",))
     check("bits", bits, (options.aabb_scale.bit_length() * 128**3 // 8,), "uint8")
+    if not bool(torch.isfinite(rays.t_max).all()):  # a kernel would walk such a ray for ever
+        raise ShapeError(f"{op}: rays.t_max: expected finite distances; clip the rays to the box with ray_box")
     if jitter is None:
         jitter = torch.full_like(rays.t_min, 0.5)
     check("jitter", jitter, ("n_rays",))

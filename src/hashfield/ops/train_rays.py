@@ -68,6 +68,9 @@ def train_rays(
     the light is left; the background shows behind rays that were not cut. The loss compares the composited colour
     with target.rgb * alpha + background * (1 - alpha), all in the photos' own (sRGB) space.
 
+    Where the workspace is full, rays take no part: `loss` is the mean over the rays that did, while gradients are
+    of the sum over them divided by the number of rays given.
+
     Args:
         field: What is trained; not changed.
         rays: Scene space, t_min and t_max within the box.

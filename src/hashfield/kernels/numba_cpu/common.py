@@ -111,8 +111,9 @@ _pool_lock = threading.Lock()
 
 
 def _forget_pool() -> None:
-    global _pool, _pool_size
-    _pool, _pool_size = None, 0  # a forked child has none of its parent's threads
+    # A forked child has none of its parent's threads, and the lock may have been held by one of them.
+    global _pool, _pool_size, _pool_lock
+    _pool, _pool_size, _pool_lock = None, 0, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
