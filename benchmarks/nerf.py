@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--background", default="white")
     parser.add_argument("--no-alpha", action="store_true", help="never carve from alpha")
     parser.add_argument("--log2-hashmap-size", type=int)
-    parser.add_argument("--float32", action="store_true", help="look up the float32 table, not its bfloat16 copy")
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of lookups and networks")
     parser.add_argument("--n-steps", type=int, help="steps instead of seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
@@ -46,12 +46,12 @@ def main() -> None:
             config = replace(config, occupancy=replace(config.occupancy, use_alpha=False))
         if options.log2_hashmap_size:
             config = replace(config, encoding=replace(config.encoding, log2_hashmap_size=options.log2_hashmap_size))
+        if options.precision:
+            config = replace(config, precision=options.precision)
         task = NerfTask(config, scene, seed=options.seed, background=options.background)
         before = time.perf_counter()
         task.warm_up()
         compile_s = time.perf_counter() - before
-        if options.float32:
-            task.parameters = lambda t=task: replace(type(t).parameters(t), table_bf16=None)  # type: ignore[method-assign]
         own, start = time.process_time(), time.perf_counter()
         task.begin()
         step, n_rays, n_samples = 0, 0, 0
@@ -63,6 +63,8 @@ def main() -> None:
             result = task.step(step, fraction)
             step, n_rays, n_samples = step + 1, n_rays + result.n_rays, n_samples + result.n_samples
         share = (time.process_time() - own) / elapsed / torch.get_num_threads()
+        parameters = task.parameters()
+        lookups = "lookups float32" if parameters.table_bf16 is None else "lookups bfloat16"
         model = task.model()
         figures = evaluate_views(model, scene.splits["test"], parse_background(options.background))
         psnrs = [view["psnr"] for view in figures["views"]]
@@ -70,7 +72,7 @@ def main() -> None:
         row = {
             "scene": scene.name, "seconds": round(elapsed, 1), "preset": name,
             "log2_T": config.encoding.log2_hashmap_size, "background": options.background,
-            "alpha": "used" if task.is_carved else "not used", "lookup": "float32" if options.float32 else "bfloat16",
+            "alpha": "used" if task.is_carved else "not used", "precision": f"{lookups}, networks {parameters.precision}",
             "psnr": round(figures["psnr"], 3), "psnr_min": round(min(psnrs), 2), "psnr_max": round(max(psnrs), 2),
             "ssim": round(figures["ssim"], 4), "steps": step, "rays_M": round(n_rays / 1e6, 2),
             "kept_M": round(n_samples / 1e6, 1), "frame_s": round(frame, 3), "compile_s": round(compile_s, 1),

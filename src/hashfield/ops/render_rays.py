@@ -11,7 +11,8 @@ from hashfield.errors import ShapeError
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import Rays
 from hashfield.ops.backend import Backend, choose
-from hashfield.ops.checks import Checker
+from hashfield.ops.checks import Checker, one_of
+from hashfield.ops.grid_encode import Precision
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,13 @@ class FieldParameters:
     """Added to the log-density."""
     table_bf16: Tensor | None = None
     """The table rounded to bfloat16; where given, lookups read it (half the memory traffic)."""
+    precision: Precision = "float32"
+    """Of both networks: "bfloat16" rounds matrices and layer inputs, and in training the gradients that layers pass
+    on; sums stay float32 and the log-density is not rounded. Lookups then are bfloat16 too."""
 
     def check(self, op: str) -> None:
         """Raise a ShapeError that names the field where the shapes do not fit each other."""
+        one_of(op, "precision", self.precision, ("float32", "bfloat16"))
         layout = self.layout
         wanted = {"table": (self.table, (layout.n_entries, layout.n_features_per_level))}
         if self.table_bf16 is not None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from hashfield.geometry.spaces import Spaces
 from hashfield.log import logger
 from hashfield.nn.config import GridConfig, RadianceFieldConfig
 from hashfield.nn.fields import RadianceField
+from hashfield.ops.backend import fast_precision
 from hashfield.ops.camera_rays import camera_rays
 from hashfield.ops.occupancy_update import carve, silhouettes
 from hashfield.ops.ray_box import ray_box
@@ -134,12 +135,17 @@ class NerfConfig:
     1 - ln(aabb_scale), so that the box does not."""
     n_neurons: int = 64
     """Neurons of the hidden layers, one of the density network and two of the colour network."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of lookups and networks; sums and parameters are float32 always. auto: bfloat16 lookups, and bfloat16 networks
+    where the CPU has instructions for them."""
     train: NerfTrainConfig = NerfTrainConfig()
     """Batches, loss, schedules."""
     occupancy: OccupancyConfig = OccupancyConfig()
     """Empty-space skipping."""
 
     def __post_init__(self) -> None:
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
         if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
             raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
         if self.finest_resolution < self.encoding.base_resolution:
@@ -204,15 +210,16 @@ def parse_background(text: str) -> tuple[float, float, float]:
     return r, g, b
 
 
-def field_parameters(module: RadianceField, table_bf16: Tensor | None) -> FieldParameters:
-    """A field module's numbers as the fused ops take them."""
+def field_parameters(module: RadianceField, table_bf16: Tensor, precision: str = "auto") -> FieldParameters:
+    """A field module's numbers as the fused ops take them; `precision` as NerfConfig describes it."""
     return FieldParameters(
         layout=module.encoding.layout,
         table=module.encoding.table.detach(),
         density_weights=tuple(w.detach() for w in module.density_network.weights),
         color_weights=tuple(w.detach() for w in module.color_network.weights),
         density_bias=module.config.density_bias,
-        table_bf16=table_bf16,
+        table_bf16=None if precision == "float32" else table_bf16,
+        precision=fast_precision(table_bf16.device) if precision == "auto" else precision,
     )
 
 
@@ -232,6 +239,7 @@ class NerfModel(nn.Module):
         cameras: Mapping[str, Sequence[Camera]] | None = None,
         background: tuple[float, float, float] = (1.0, 1.0, 1.0),
         step_scale: float = 1.0,
+        precision: str = "auto",
         info: dict[str, Any] | None = None,
     ) -> None:
         """Args:
@@ -242,6 +250,7 @@ class NerfModel(nn.Module):
         cameras: World, by split.
         background: Colour the scene was meant to be seen on.
         step_scale: Of the march when rendering.
+        precision: Of rendering, as NerfConfig describes it.
         info: Names and figures, free-form.
         """
         super().__init__()
@@ -253,6 +262,7 @@ class NerfModel(nn.Module):
         self.cameras = {split: list(views) for split, views in (cameras or {}).items()}
         self.background = background
         self.step_scale = step_scale
+        self.precision = precision
         self.info = info or {}
 
     def density(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
@@ -300,7 +310,7 @@ class NerfModel(nn.Module):
         unknown = sorted(set(outputs) - {"color", "opacity", "depth", "normals"})
         if unknown:
             raise ConfigError(f"outputs: expected color, opacity, depth, normals; got {unknown[0]!r}")
-        field = field_parameters(self.field, self.table_bf16)
+        field = field_parameters(self.field, self.table_bf16, self.precision)
         table = self.spaces.camera_table_to_scene(camera_table([camera]))
         pixels = pixel_centers(camera.width, camera.height)
         options = MarchOptions(self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale, 1e-4)
@@ -390,7 +400,8 @@ def load_model(path: Path) -> NerfModel:
     info = {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
     return NerfModel(
         module, spaces, tensors["bits"], tensors["box"].double(), cameras=cameras,
-        background=(background[0], background[1], background[2]), step_scale=step_scale, info=info,
+        background=(background[0], background[1], background[2]), step_scale=step_scale, precision=config.precision,
+        info=info,
     )  # fmt: skip
 
 
@@ -482,7 +493,7 @@ class NerfTask:
 
     def parameters(self) -> FieldParameters:
         """The field's numbers as they are now."""
-        return field_parameters(self.field, self.optimizer.table_bf16)
+        return field_parameters(self.field, self.optimizer.table_bf16, self.config.precision)
 
     # --- Task protocol
 
@@ -510,7 +521,8 @@ class NerfTask:
         scratch = TableOptimizer(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
         scratch.step(torch.zeros_like(field.table), [*grads.grad_density_weights, *grads.grad_color_weights], 1e-3)
         camera = self.scene.splits["train"].cameras[0].resized(2, 2)
-        NerfModel(self.field, spaces, grid.bits, torch.tensor([0.0, 0, 0, 1, 1, 1]).double()).render(camera)
+        box = torch.tensor([0.0, 0, 0, 1, 1, 1]).double()
+        NerfModel(self.field, spaces, grid.bits, box, precision=self.config.precision).render(camera)
         self.field.requires_grad_(True)
 
     def begin(self) -> None:
@@ -655,7 +667,7 @@ class NerfTask:
             self.field, self.spaces, self.grid.bits, self.box,
             cameras={split: views.cameras for split, views in self.scene.splits.items()},
             background=self.background, step_scale=self.config.train.step_scales[-1],
-            info={"scene": {"name": self.scene.name, "path": str(self.scene.path)}},
+            precision=self.config.precision, info={"scene": {"name": self.scene.name, "path": str(self.scene.path)}},
         )  # fmt: skip
         self.field.requires_grad_(True)
         return model

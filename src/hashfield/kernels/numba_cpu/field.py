@@ -7,10 +7,10 @@ Samples behind an opaque surface are never marched, and the colour network sees 
 
 import numpy as np
 
-from hashfield.kernels.numba_cpu.common import exp, inline, part
+from hashfield.kernels.numba_cpu.common import exp, part
 from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range
 from hashfield.kernels.numba_cpu.march import next_sample
-from hashfield.kernels.numba_cpu.mlp import ROWS, product_relu, product_store
+from hashfield.kernels.numba_cpu.mlp import ROWS, paired, product_relu, product_store, put
 from hashfield.kernels.numba_cpu.simd import LANES, load, splat, store
 
 N_GEOMETRY = 16  # outputs of the density network; the first is the logarithm of density
@@ -61,21 +61,25 @@ def march_wave(
 @part
 def density_wave(
     positions, stride, m, table, n_features, levels, scales, index, weight, features, row, density_net, hidden,
-    geometry, dt, tau, alpha, bias,
+    raw, geometry, dt, tau, alpha, bias,
 ):  # fmt: skip
     """Encode m samples and ask the density network: features [m, row], geometry [m, 16], tau = density * dt
-    and alpha = 1 - e^-tau."""
+    and alpha = 1 - e^-tau. The log-density is taken from float32 sums, `raw` [ROWS, 16], whatever the storage."""
     w1t, w2t, width, n_in = density_net[2], density_net[3], density_net[4], density_net[5]
+    p = paired(features)
     encode_range(positions, 3, stride, 0, m, table, n_features, levels, scales, False, features, row, index, weight)
     for begin in range(0, m, ROWS):
         rows = min(ROWS, m - begin)
-        product_relu(features, begin * row, row, 1, w1t, 0, width, hidden, 0, width, rows, width, n_in, hidden, 0)
-        product_store(
-            hidden, 0, width, 1, w2t, 0, N_GEOMETRY,
-            geometry, begin * N_GEOMETRY, N_GEOMETRY, rows, N_GEOMETRY, width, hidden, 0,
+        product_relu(
+            features, begin * row, row, p, w1t, 0, p * width, hidden, 0, width, rows, width, (n_in + p - 1) // p,
+            hidden, 0,
         )  # fmt: skip
-    for i in range(m):
-        tau[i] = geometry[i * N_GEOMETRY]
+        product_store(
+            hidden, 0, width, p, w2t, 0, p * N_GEOMETRY, raw, 0, N_GEOMETRY, rows, N_GEOMETRY, width // p, hidden, 0
+        )
+        put(raw, 0, geometry, begin * N_GEOMETRY, rows * N_GEOMETRY)
+        for s in range(rows):
+            tau[begin + s] = raw[s * N_GEOMETRY]
     one, zero, bias_v = splat(np.float32(1.0)), splat(np.float32(0.0)), splat(bias)
     for i in range(0, m, LANES):
         thickness = exp(load(tau, i) + bias_v) * load(dt, i)
@@ -87,27 +91,21 @@ def density_wave(
 def color_blocks(color_in, n, color_net, hidden1, hidden2, out, out_row, rgb):
     """Raw colours of n samples: rgb [n, 3] before the sigmoid; both hidden layers are kept, [n, width]."""
     w1t, w2t, w3t, width = color_net[3], color_net[4], color_net[5], color_net[6]
+    p = paired(color_in)
     for begin in range(0, n, ROWS):
         rows = min(ROWS, n - begin)
         product_relu(
-            color_in, begin * N_COLOR_IN, N_COLOR_IN, 1, w1t, 0, width,
-            hidden1, begin * width, width, rows, width, N_COLOR_IN, hidden1, 0,
+            color_in, begin * N_COLOR_IN, N_COLOR_IN, p, w1t, 0, p * width,
+            hidden1, begin * width, width, rows, width, N_COLOR_IN // p, hidden1, 0,
         )  # fmt: skip
         product_relu(
-            hidden1, begin * width, width, 1, w2t, 0, width,
-            hidden2, begin * width, width, rows, width, width, hidden1, 0,
+            hidden1, begin * width, width, p, w2t, 0, p * width,
+            hidden2, begin * width, width, rows, width, width // p, hidden1, 0,
         )  # fmt: skip
         product_store(
-            hidden2, begin * width, width, 1, w3t, 0, out_row,
-            out, 0, out_row, rows, out_row, width, hidden1, 0,
+            hidden2, begin * width, width, p, w3t, 0, p * out_row,
+            out, 0, out_row, rows, out_row, width // p, hidden1, 0,
         )  # fmt: skip
         for s in range(rows):
             for c in range(3):
                 rgb[(begin + s) * 3 + c] = out[s * out_row + c]
-
-
-@inline
-def copy(source, start, target, at, count):
-    """Copy `count` floats, a multiple of LANES where the arrays are padded to it."""
-    for i in range(0, count, LANES):
-        store(target, at + i, load(source, start + i))

@@ -6,6 +6,8 @@ next block's indices are computed, and its lines asked for, before this block is
 overlap. The table's gradient is race-free by ownership: every level is written by one thread.
 """
 
+import itertools
+
 import numpy as np
 import torch
 from numba import types
@@ -36,6 +38,7 @@ from hashfield.kernels.numba_cpu.simd import (
     splat,
     splat_int,
     store,
+    store_bf16,
     store_int,
     to_int_fast,
     unsigned_minimum,
@@ -183,9 +186,10 @@ def corners(positions, n_dims, stride, start, level, levels, scales, smoothstep,
             reduce_indices(index, at, n, np.uint32(size))
 
 
-def _readers(n: int, n_corners: int, is_bf16: bool):
+def _readers(n: int, n_corners: int, is_bf16: bool, to_bf16: bool):
     load_features, load_features_bf16, splat_features, store_features = FEATURES[n]
     fetch = load_features_bf16 if is_bf16 else load_features
+    keep = store_bf16 if to_bf16 else store_features
 
     @inline
     def read(table, offset, index, weight, at, ahead, count, out, start, row):
@@ -195,23 +199,25 @@ def _readers(n: int, n_corners: int, is_bf16: bool):
                 k = c * BLOCK + i
                 prefetch(table, (offset + index[ahead + k]) * n)
                 total = fma(splat_features(weight[at + k]), fetch(table, (offset + index[at + k]) * n), total)
-            store_features(out, start + i * row, total)
+            keep(out, start + i * row, total)
 
     return read
 
 
-_READERS = {(n, c, h): _readers(n, c, h) for n in (1, 2, 4, 8) for c in (4, 8) for h in (False, True)}
+_READERS = {
+    key: _readers(*key) for key in itertools.product((1, 2, 4, 8), (4, 8), (False, True), (False, True))
+}
 
 
 @overloaded
 def read_block(table, n_features, n_dims, offset, index, weight, at, ahead, count, out, start, row):
-    """out[start + i*row + f] = sum over corners of weight * table[index, f]. A uint16 table holds bfloat16.
+    """out[start + i*row + f] = sum over corners of weight * table[index, f]. uint16 arrays hold bfloat16.
 
     The corners' indices lie at index[at:]; the lines of those at index[ahead:] are asked for on the way.
     """
-    is_bf16 = table.dtype == types.uint16
-    one, two, four, eight = (_READERS[n, 8, is_bf16] for n in (1, 2, 4, 8))
-    one2, two2, four2, eight2 = (_READERS[n, 4, is_bf16] for n in (1, 2, 4, 8))
+    kinds = table.dtype == types.uint16, out.dtype == types.uint16
+    one, two, four, eight = (_READERS[n, 8, *kinds] for n in (1, 2, 4, 8))
+    one2, two2, four2, eight2 = (_READERS[n, 4, *kinds] for n in (1, 2, 4, 8))
 
     def read(table, n_features, n_dims, offset, index, weight, at, ahead, count, out, start, row):
         if n_dims == 3:
@@ -470,6 +476,13 @@ def to_planes(positions: np.ndarray) -> np.ndarray:
 def bf16_words(table: torch.Tensor) -> np.ndarray:
     """The table rounded to bfloat16 (nearest even), flat, as the uint16 the kernels read."""
     return table.detach().to(torch.bfloat16).reshape(-1).view(torch.int16).numpy().view(np.uint16)  # no copy if bf16
+
+
+def lookup_table(field) -> np.ndarray:
+    """The table, flat, that a field's lookups read: its bfloat16 copy where there is one."""
+    if field.table_bf16 is not None or field.precision == "bfloat16":
+        return bf16_words(field.table if field.table_bf16 is None else field.table_bf16)
+    return as_array(field.table).reshape(-1)
 
 
 def grid_encode_forward(positions, table, layout: GridLayout, interpolation: str, precision: str) -> torch.Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numba import types
 
 from hashfield.kernels.numba_cpu.common import (
     as_array,
@@ -23,17 +24,30 @@ from hashfield.kernels.numba_cpu.common import (
     kernel,
     launch,
     n_threads,
+    overloaded,
     part,
     restore_denormals,
     round_up,
     share,
     sigmoid,
 )
-from hashfield.kernels.numba_cpu.simd import LANES, load, product_tile, splat, store
+from hashfield.kernels.numba_cpu.simd import (
+    LANES,
+    copy_lanes,
+    load,
+    load_pairs,
+    product_tile,
+    splat,
+    splat_int,
+    store,
+    store_bf16,
+    store_int,
+)
 from hashfield.kernels.numba_cpu.simd import where as simd_where
 
 ROWS = 96  # samples to a block: a multiple of the tile's rows, small enough for the activations to stay in L2
 STORE, RELU, ADD, GATE = 0, 1, 2, 3  # what a product does with its sums; see simd.product_tile
+PAD = max(LANES, 2)  # widths are padded to this: whole vectors, and whole pairs
 _WIDE = 4 if LANES >= 16 else 2  # vectors to a register tile: 6 x 4 of 32 registers, 6 x 2 of 16
 
 
@@ -74,45 +88,79 @@ def _product(mode: int):
         v = 0
         while v + _WIDE * LANES <= n_columns:
             wide(
-                a,
-                a_start,
-                a_row,
-                a_step,
-                b,
-                b_start + v,
-                b_step,
-                c,
-                c_start + v,
-                c_row,
-                n_rows,
-                depth,
-                gate,
-                gate_start + v,
-            )
+                a, a_start, a_row, a_step, b, b_start + v * paired(b), b_step, c, c_start + v, c_row, n_rows, depth,
+                gate, gate_start + v,
+            )  # fmt: skip
             v += _WIDE * LANES
         while v < n_columns:
             narrow(
-                a,
-                a_start,
-                a_row,
-                a_step,
-                b,
-                b_start + v,
-                b_step,
-                c,
-                c_start + v,
-                c_row,
-                n_rows,
-                depth,
-                gate,
-                gate_start + v,
-            )
+                a, a_start, a_row, a_step, b, b_start + v * paired(b), b_step, c, c_start + v, c_row, n_rows, depth,
+                gate, gate_start + v,
+            )  # fmt: skip
             v += LANES
 
     return product
 
 
+@overloaded
+def paired(array):
+    """Values to an operand of a product: 2 in uint16 arrays, which hold pairs of bfloat16, else 1."""
+    return (lambda array: 2) if array.dtype == types.uint16 else (lambda array: 1)
+
+
 product_store, product_relu, product_add, product_gate = (_product(mode) for mode in (STORE, RELU, ADD, GATE))
+
+
+@overloaded
+def put(source, start, target, at, count):
+    """Copy `count` values, a multiple of LANES; float32 into a uint16 array is rounded to bfloat16."""
+
+    def copied(source, start, target, at, count):
+        for i in range(0, count, LANES):
+            copy_lanes(source, start + i, target, at + i)
+
+    def rounded(source, start, target, at, count):
+        for i in range(0, count, LANES):
+            store_bf16(target, at + i, load(source, start + i))
+
+    return copied if source.dtype == target.dtype else rounded
+
+
+@part
+def interleave(source, start, width, n_rows, target):
+    """Word [r, i] of target pairs rows 2r and 2r + 1 of source [n_rows, width] at column i; a row that is missing
+    is zero."""
+    for r in range(0, n_rows, 2):
+        low = start + r * width
+        for i in range(0, width, LANES):
+            if r + 1 < n_rows:
+                store_int(target, r * width + 2 * i, load_pairs(source, low + i, low + width + i))
+            else:
+                pair = load_pairs(source, low + i, low + i) & splat_int(0xFFFF)
+                store_int(target, r * width + 2 * i, pair)
+
+
+@overloaded
+def weight_gradient(
+    grad, grad_start, grad_width, x, x_start, x_width, own, own_start, n_out, n_rows, grad_pairs, x_pairs
+):
+    """own[o, i] += sum over the rows of grad[s, o] * x[s, i]. Of bfloat16 operands, pairs of rows are made first."""
+
+    def plain(grad, grad_start, grad_width, x, x_start, x_width, own, own_start, n_out, n_rows, grad_pairs, x_pairs):
+        product_add(
+            grad, grad_start, 1, grad_width, x, x_start, x_width,
+            own, own_start, x_width, n_out, x_width, n_rows, own, 0,
+        )  # fmt: skip
+
+    def paired(grad, grad_start, grad_width, x, x_start, x_width, own, own_start, n_out, n_rows, grad_pairs, x_pairs):
+        interleave(grad, grad_start, grad_width, n_rows, grad_pairs)
+        interleave(x, x_start, x_width, n_rows, x_pairs)
+        product_add(
+            grad_pairs, 0, 2, 2 * grad_width, x_pairs, 0, 2 * x_width,
+            own, own_start, x_width, n_out, x_width, (n_rows + 1) // 2, own, 0,
+        )  # fmt: skip
+
+    return paired if grad.dtype == types.uint16 else plain
 
 
 @inline
@@ -253,7 +301,7 @@ class PackedWeights:
         arrays = [as_array(w) for w in weights]
         self.shapes = [a.shape for a in arrays]
         self.dims = np.array([arrays[0].shape[1], *[a.shape[0] for a in arrays]], np.int64)
-        self.padded = np.array([round_up(int(d), LANES) for d in self.dims], np.int64)
+        self.padded = np.array([round_up(int(d), PAD) for d in self.dims], np.int64)
         self.w, self.w_starts = self._pack(arrays, transposed=False)
         self.wt, self.wt_starts = self._pack(arrays, transposed=True)
         self.starts = np.concatenate([[0], np.cumsum(ROWS * self.padded)]).astype(np.int64)
@@ -262,7 +310,7 @@ class PackedWeights:
         blocks, starts, at = [], [], 0
         for a in arrays:
             m = a.T if transposed else a
-            block = np.zeros((m.shape[0], round_up(m.shape[1], LANES)), np.float32)
+            block = np.zeros((m.shape[0], round_up(m.shape[1], PAD)), np.float32)
             block[:, : m.shape[1]] = m
             blocks.append(block.reshape(-1))
             starts.append(at)
@@ -273,7 +321,7 @@ class PackedWeights:
         """Weights laid out as `w` back as tensors [out, in]."""
         out = []
         for (rows, columns), start in zip(self.shapes, self.w_starts, strict=True):
-            row = round_up(columns, LANES)
+            row = round_up(columns, PAD)
             block = flat[start : start + rows * row].reshape(rows, row)[:, :columns]
             out.append(torch.from_numpy(np.ascontiguousarray(block)))
         return out
@@ -313,14 +361,44 @@ def mlp_backward(
     return (grad_x if needs_x else None), packed.unpack(grad_w.sum(axis=0))
 
 
-def pack_networks(density_weights, color_weights) -> tuple[tuple, PackedWeights, PackedWeights]:
-    """Both networks as the kernels read them, and the packings that know how to undo it."""
+class PackedPairs:
+    """A network's weights rounded to bfloat16 in pairs: `w` along outputs, for input gradients, `wt` along inputs,
+    for outputs. Both are lists of flat uint16 arrays, padded to whole vectors of words."""
+
+    def __init__(self, weights: Sequence[torch.Tensor]):
+        self.w, self.wt = [], []
+        for weight in weights:
+            n_out, n_in = weight.shape
+            padded = np.zeros((round_up(n_out, PAD), round_up(n_in, PAD)), np.uint16)
+            padded[:n_out, :n_in] = weight.detach().to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+            self.w.append(self._paired(padded[: round_up(n_out, 2)]))
+            self.wt.append(self._paired(padded.T))
+
+    @staticmethod
+    def _paired(matrix: np.ndarray) -> np.ndarray:
+        rows, columns = matrix.shape
+        return np.ascontiguousarray(matrix.reshape(rows // 2, 2, columns).transpose(0, 2, 1)).reshape(-1)
+
+
+def pack_networks(density_weights, color_weights, precision: str) -> tuple[tuple, PackedWeights, PackedWeights]:
+    """Both networks as the kernels read them, and the float32 packings by which gradients are laid out."""
     d, c = PackedWeights(density_weights), PackedWeights(color_weights)
 
     def parts_of(p: PackedWeights, flat: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
         return np.split(flat, starts[1:])
 
+    def arrays(p: PackedWeights, weights) -> list[np.ndarray]:
+        if precision == "bfloat16":
+            pairs = PackedPairs(weights)
+            return [*pairs.w, *pairs.wt]
+        return [*parts_of(p, p.w, p.w_starts), *parts_of(p, p.wt, p.wt_starts)]
+
     width, n_in = int(d.dims[1]), int(d.dims[0])
-    density_net = (*parts_of(d, d.w, d.w_starts), *parts_of(d, d.wt, d.wt_starts), width, n_in)
-    color_net = (*parts_of(c, c.w, c.w_starts), *parts_of(c, c.wt, c.wt_starts), int(c.dims[1]))
+    density_net = (*arrays(d, density_weights), width, n_in)
+    color_net = (*arrays(c, color_weights), int(c.dims[1]))
     return (density_net, color_net, int(c.padded[-1]), int(d.padded[0])), d, c
+
+
+def storage(precision: str) -> type:
+    """Element type of the networks' activations."""
+    return np.uint16 if precision == "bfloat16" else np.float32

@@ -17,9 +17,9 @@ from hashfield.kernels.numba_cpu.common import (
     share,
 )
 from hashfield.kernels.numba_cpu.field import N_GEOMETRY
-from hashfield.kernels.numba_cpu.grid_encode import BLOCK, bf16_words, encode_range, level_table
+from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range, level_table, lookup_table
 from hashfield.kernels.numba_cpu.march import GRID_SIZE
-from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks, product_relu, product_store
+from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks, paired, product_relu, product_store
 from hashfield.kernels.numba_cpu.simd import LANES, load, splat, store
 
 CELLS = GRID_SIZE**3
@@ -42,14 +42,19 @@ def query_density(
 ):  # fmt: skip
     """Logarithm of density, before the bias, of n <= CHUNK positions [3, stride]."""
     w1t, w2t, width, n_in = net[2], net[3], net[4], net[5]
-    n_out = geometry.size // ROWS
+    p = paired(features)
     encode_range(positions, 3, stride, 0, n, table, n_features, levels, scales, False, features, row, index, weight)
     for begin in range(0, n, ROWS):
         rows = min(ROWS, n - begin)
-        product_relu(features, begin * row, row, 1, w1t, 0, width, hidden, 0, width, rows, width, n_in, hidden, 0)
-        product_store(hidden, 0, width, 1, w2t, 0, N_GEOMETRY, geometry, 0, n_out, rows, n_out, width, hidden, 0)
+        product_relu(
+            features, begin * row, row, p, w1t, 0, p * width, hidden, 0, width, rows, width, (n_in + p - 1) // p,
+            hidden, 0,
+        )  # fmt: skip
+        product_store(
+            hidden, 0, width, p, w2t, 0, p * N_GEOMETRY, geometry, 0, N_GEOMETRY, rows, LANES, width // p, hidden, 0
+        )  # the first vector holds the log-density
         for s in range(rows):
-            raw[begin + s] = geometry[s * n_out]
+            raw[begin + s] = geometry[s * N_GEOMETRY]
 
 
 @kernel
@@ -63,8 +68,8 @@ def _refresh(
     stride = CHUNK + 2 * BLOCK
     positions = np.zeros(3 * stride, np.float32)
     index, weight = np.empty((2 * BLOCK) << 3, np.uint32), np.empty((2 * BLOCK) << 3, np.float32)
-    features = np.zeros(CHUNK * row, np.float32)
-    hidden, geometry = np.empty(ROWS * net[4], np.float32), np.empty(ROWS * max(LANES, 1), np.float32)
+    features, hidden = np.zeros(CHUNK * row, net[0].dtype), np.empty(ROWS * net[4], net[0].dtype)
+    geometry = np.empty(ROWS * N_GEOMETRY, np.float32)
     raw = np.zeros(CHUNK + LANES, np.float32)
     last = share(n, thread + 1, threads)
     for first in range(share(n, thread, threads), last, CHUNK):
@@ -217,8 +222,8 @@ def _silhouettes(pixels, starts, widths, heights, radius, out, thread, threads):
 
 def refresh_cells(values, cells, noise, field, aabb_scale: int, decay: float) -> None:
     """See `hashfield.ops.occupancy_update`."""
-    net, _, _ = pack_networks(field.density_weights, field.color_weights)
-    table = as_array(field.table).reshape(-1) if field.table_bf16 is None else bf16_words(field.table_bf16)
+    net, _, _ = pack_networks(field.density_weights, field.color_weights, field.precision)
+    table = lookup_table(field)
     layout = field.layout
     if len(cells):
         launch(

@@ -18,13 +18,12 @@ from hashfield.kernels.numba_cpu.field import (
     N_GEOMETRY,
     WAVES,
     color_blocks,
-    copy,
     density_wave,
     march_wave,
 )
-from hashfield.kernels.numba_cpu.grid_encode import BLOCK, bf16_words, level_table
+from hashfield.kernels.numba_cpu.grid_encode import BLOCK, level_table, lookup_table
 from hashfield.kernels.numba_cpu.march import SPREAD, as_words, lattice, steps_from_t
-from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks
+from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks, put
 from hashfield.kernels.numba_cpu.simd import LANES, load, store
 from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics
 
@@ -48,8 +47,8 @@ def shade(
             light *= np.float32(1.0) - alpha[j]
             if w <= np.float32(1e-5):
                 continue  # too faint to be worth the colour network; its light still passes on
-            copy(geometry, j * N_GEOMETRY, color_in, kept * N_COLOR_IN, N_GEOMETRY)
-            copy(harmonic, r * N_DIRECTION, color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
+            put(geometry, j * N_GEOMETRY, color_in, kept * N_COLOR_IN, N_GEOMETRY)
+            put(harmonic, r * N_DIRECTION, color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
             ray_of[kept], weight_of[kept] = ray, w
             opacity[ray] += w
             depth[ray] += w * t[j]
@@ -78,13 +77,15 @@ def _render(rays, scene, net, table, n_features, levels, scales, options, color,
     w_t, w_dt = np.empty(wave_size + LANES, np.float32), np.empty(wave_size + LANES, np.float32)
     w_tau, w_alpha = np.empty(wave_size + LANES, np.float32), np.empty(wave_size + LANES, np.float32)
     w_ray = np.empty(wave_size, np.int64)
-    features, geometry = np.zeros(wave_size * row, np.float32), np.empty(wave_size * N_GEOMETRY, np.float32)
-    hidden = np.empty(ROWS * n_width, np.float32)
-    hidden1, hidden2 = np.empty(wave_size * width, np.float32), np.empty(wave_size * width, np.float32)
-    color_in, rgb = np.empty(wave_size * N_COLOR_IN, np.float32), np.empty(wave_size * 3 + LANES, np.float32)
+    storage = density_net[0].dtype  # float32, or uint16 for bfloat16
+    features, geometry = np.zeros(wave_size * row, storage), np.empty(wave_size * N_GEOMETRY, storage)
+    hidden, raw = np.empty(ROWS * n_width, storage), np.empty(ROWS * N_GEOMETRY, np.float32)
+    hidden1, hidden2 = np.empty(wave_size * width, storage), np.empty(wave_size * width, storage)
+    color_in, rgb = np.empty(wave_size * N_COLOR_IN, storage), np.empty(wave_size * 3 + LANES, np.float32)
     out = np.empty(ROWS * out_row, np.float32)
     index, weight = np.empty((2 * BLOCK) << 3, np.uint32), np.empty((2 * BLOCK) << 3, np.float32)
-    trans, harmonic = np.empty(CHUNK_RAYS, np.float32), np.empty(CHUNK_RAYS * N_DIRECTION, np.float32)
+    trans, harmonic = np.empty(CHUNK_RAYS, np.float32), np.empty(CHUNK_RAYS * N_DIRECTION, storage)
+    direction_terms = np.empty(N_DIRECTION, np.float32)
     n_next, ended = np.empty(CHUNK_RAYS, np.float64), np.empty(CHUNK_RAYS, np.bool_)
     alive, counts = np.empty(CHUNK_RAYS, np.int64), np.empty(CHUNK_RAYS, np.int64)
     weight_of = np.empty(wave_size, np.float32)
@@ -98,7 +99,8 @@ def _render(rays, scene, net, table, n_features, levels, scales, options, color,
             trans[r] = np.float32(1.0)
             ended[r] = False
             if t_max[ray] > t_min[ray]:
-                harmonics(direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, harmonic, r * N_DIRECTION)
+                harmonics(direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, direction_terms, 0)
+                put(direction_terms, 0, harmonic, r * N_DIRECTION, N_DIRECTION)
                 n_next[r] = steps_from_t(np.float64(t_min[ray]), steps) + np.float64(jitter[ray])
                 alive[n_alive] = r
                 n_alive += 1
@@ -112,7 +114,7 @@ def _render(rays, scene, net, table, n_features, levels, scales, options, color,
             if m:
                 density_wave(
                     positions, stride, m, table, n_features, levels, scales, index, weight, features, row,
-                    density_net, hidden, geometry, w_dt, w_tau, w_alpha, bias,
+                    density_net, hidden, raw, geometry, w_dt, w_tau, w_alpha, bias,
                 )  # fmt: skip
             kept, n_alive = shade(
                 alive, n_alive, counts, ended, trans, min_transmittance, geometry, harmonic, w_t, w_alpha,
@@ -134,8 +136,8 @@ def render_rays(field, rays, bits, options, jitter):
     """color [n, 3], opacity [n] and depth [n] of rays; see `hashfield.ops.render_rays`."""
     n, layout = rays.n_rays, field.layout
     color, opacity, depth = torch.empty((n, 3)), torch.empty(n), torch.empty(n)
-    net, _, _ = pack_networks(field.density_weights, field.color_weights)
-    table = as_array(field.table).reshape(-1) if field.table_bf16 is None else bf16_words(field.table_bf16)
+    net, _, _ = pack_networks(field.density_weights, field.color_weights, field.precision)
+    table = lookup_table(field)
     side = float(options.aabb_scale)
     if n:
         launch(

@@ -19,7 +19,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
-from hashfield.kernels.numba_cpu.target import LANES
+from hashfield.kernels.numba_cpu.target import HAS_BF16_DOT, LANES
 
 I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _ELEMENT_IR = {"f32": F32, "i32": I32, "i64": I64, "i1": I1}
@@ -426,38 +426,58 @@ def prefetch(typingctx, array, index):
 # --- register tiles ----------------------------------------------------------------------------------------
 
 
+def _tile_loop(builder, n_rows, n_vectors, depth, step):
+    """Emit `for k in range(depth)` around `step(k, sums) -> sums`, all sums in registers; returns the final sums.
+
+    A depth of zero gives zeros.
+    """
+    vector, zero = f32v.ir_type, ir.Constant(I64, 0)
+    before = builder.block
+    loop, done = builder.append_basic_block("tile.loop"), builder.append_basic_block("tile.done")
+    builder.cbranch(builder.icmp_signed(">", depth, zero), loop, done)
+    builder.position_at_end(loop)
+    k = builder.phi(I64)
+    k.add_incoming(zero, before)
+    sums = [[builder.phi(vector) for _ in range(n_vectors)] for _ in range(n_rows)]
+    new = step(k, sums)
+    k_next = builder.add(k, ir.Constant(I64, 1))
+    k.add_incoming(k_next, loop)
+    for r in range(n_rows):
+        for v in range(n_vectors):
+            sums[r][v].add_incoming(_constant(f32v, 0.0), before)
+            sums[r][v].add_incoming(new[r][v], loop)
+    builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, done)
+    builder.position_at_end(done)
+    final = [[builder.phi(vector) for _ in range(n_vectors)] for _ in range(n_rows)]
+    for r in range(n_rows):
+        for v in range(n_vectors):
+            final[r][v].add_incoming(_constant(f32v, 0.0), before)
+            final[r][v].add_incoming(new[r][v], loop)
+    return final
+
+
 @intrinsic(prefer_literal=True)
 def product_tile(
-    typingctx,
-    rows,
-    vectors,
-    a,
-    a_start,
-    a_row,
-    a_step,
-    b,
-    b_start,
-    b_step,
-    c,
-    c_start,
-    c_row,
-    depth,
-    mode,
-    gate,
+    typingctx, rows, vectors, a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, depth, mode, gate,
     gate_start,
-):
+):  # fmt: skip
     """C[r, v] = sum over k < depth of A[r, k] * B[k, v] for `rows` x `vectors`*LANES values held in registers.
 
     A is read one scalar at a time at a_start + r*a_row + k*a_step, B by vectors at b_start + k*b_step, C lies
     at c_start + r*c_row. The three products of a layer (outputs, input gradient, weight gradient) are this
     one with other strides, because each is "a scalar of A times a row vector of B".
 
+    Where a and b are uint16 arrays they hold bfloat16, and what is one scalar above is a *pair*: two neighbours
+    that are both multiplied and both added (`dot_pairs`), so `depth` counts pairs; steps count halves.
+
     `rows`, `vectors`, `mode` are literals. Modes: 0 store; 1 store max(0, .) (ReLU); 2 add to C;
     3 store where gate > 0, else 0 (ReLU's derivative; `gate` has C's row length and begins at gate_start).
+    C and the gate are float32 or, for modes 1 and 3, rounded to bfloat16 where they are uint16 arrays.
     """
     if not all(isinstance(x, types.IntegerLiteral) for x in (rows, vectors, mode)):
         return None  # Numba asks again with the literals kept
     n_rows, n_vectors, n_mode = (x.literal_value for x in (rows, vectors, mode))
+    is_paired, is_rounded = a.dtype == types.uint16, c.dtype == types.uint16
 
     def codegen(context, builder, sig, args):
         def pointer(k):
@@ -467,60 +487,58 @@ def product_tile(
         a_first, a_row_, a_step_, b_first, b_step_, c_first, c_row_, depth_ = (
             args[k] for k in (3, 4, 5, 7, 8, 10, 11, 12)
         )
-        vector, intp = f32v.ir_type, I64
-        zero = ir.Constant(intp, 0)
+        vector, halves = f32v.ir_type, ir.VectorType(ir.IntType(16), LANES)
+        element, b_vector = (I32, i32v.ir_type) if is_paired else (F32, vector)
+        width = 2 * LANES if is_paired else LANES  # array elements to a vector of B
 
-        def load_vector(data, index):
-            return builder.load(builder.bitcast(builder.gep(data, [index]), vector.as_pointer()), align=4, typ=vector)
+        def load_at(data, index, kind, align):
+            return builder.load(builder.bitcast(builder.gep(data, [index]), kind.as_pointer()), align=align, typ=kind)
 
         def c_index(r, v):
-            row = builder.add(c_first, builder.mul(c_row_, ir.Constant(intp, r)))
-            return builder.add(row, ir.Constant(intp, v * LANES))
+            row = builder.add(c_first, builder.mul(c_row_, ir.Constant(I64, r)))
+            return builder.add(row, ir.Constant(I64, v * LANES))
 
-        a_starts = [builder.add(a_first, builder.mul(a_row_, ir.Constant(intp, r))) for r in range(n_rows)]
-        before = builder.block
-        loop = builder.append_basic_block("tile.loop")
-        done = builder.append_basic_block("tile.done")
-        builder.cbranch(builder.icmp_signed(">", depth_, zero), loop, done)
-        builder.position_at_end(loop)
-        k = builder.phi(intp)
-        k.add_incoming(zero, before)
-        sums = [[builder.phi(vector) for _ in range(n_vectors)] for _ in range(n_rows)]
-        b_index = builder.add(b_first, builder.mul(k, b_step_))
-        b_values = [load_vector(b_data, builder.add(b_index, ir.Constant(intp, v * LANES))) for v in range(n_vectors)]
-        a_offset = builder.mul(k, a_step_)
-        new = []
-        for r in range(n_rows):
-            scalar = builder.load(builder.gep(a_data, [builder.add(a_starts[r], a_offset)]), typ=F32)
-            a_value = _splat(builder, scalar, f32v)
-            name = f"llvm.fma.{_suffix(f32v)}"
-            new.append([_call(builder, name, vector, [a_value, b_values[v], sums[r][v]]) for v in range(n_vectors)])
-        k_next = builder.add(k, ir.Constant(intp, 1))
-        k.add_incoming(k_next, loop)
-        for r in range(n_rows):
-            for v in range(n_vectors):
-                sums[r][v].add_incoming(_constant(f32v, 0.0), before)
-                sums[r][v].add_incoming(new[r][v], loop)
-        builder.cbranch(builder.icmp_signed("<", k_next, depth_), loop, done)
-        builder.position_at_end(done)
-        for r in range(n_rows):
-            for v in range(n_vectors):
-                value = builder.phi(vector)
-                value.add_incoming(_constant(f32v, 0.0), before)
-                value.add_incoming(new[r][v], loop)
-                sums[r][v] = value
+        a_starts = [builder.add(a_first, builder.mul(a_row_, ir.Constant(I64, r))) for r in range(n_rows)]
+
+        def step(k, sums):
+            b_index = builder.add(b_first, builder.mul(k, b_step_))
+            b_values = [
+                load_at(b_data, builder.add(b_index, ir.Constant(I64, v * width)), b_vector, 4)
+                for v in range(n_vectors)
+            ]
+            a_offset, new = builder.mul(k, a_step_), []
+            for r in range(n_rows):
+                scalar = load_at(a_data, builder.add(a_starts[r], a_offset), element, 2 if is_paired else 4)
+                a_value = _splat(builder, scalar, i32v if is_paired else f32v)
+                if is_paired:
+                    new.append([_dot_pairs(builder, sums[r][v], a_value, b_values[v]) for v in range(n_vectors)])
+                else:
+                    name = f"llvm.fma.{_suffix(f32v)}"
+                    new.append(
+                        [_call(builder, name, vector, [a_value, b_values[v], sums[r][v]]) for v in range(n_vectors)]
+                    )
+            return new
+
+        sums = _tile_loop(builder, n_rows, n_vectors, depth_, step)
         for r in range(n_rows):
             for v in range(n_vectors):
                 value, index = sums[r][v], c_index(r, v)
                 if n_mode == 1:
                     value = _call(builder, f"llvm.maxnum.{_suffix(f32v)}", vector, [value, _constant(f32v, 0.0)])
                 elif n_mode == 2:
-                    value = builder.fadd(value, load_vector(c_data, index))
+                    value = builder.fadd(value, load_at(c_data, index, vector, 4))
                 elif n_mode == 3:
-                    gate_index = builder.add(builder.sub(index, c_first), args[15])
-                    is_on = builder.fcmp_ordered(">", load_vector(gate_data, gate_index), _constant(f32v, 0.0))
+                    at = builder.add(builder.sub(index, c_first), args[15])
+                    if is_rounded:  # a bfloat16 is above zero exactly if its bits are, as a signed number
+                        is_on = builder.icmp_signed(">", load_at(gate_data, at, halves, 2), ir.Constant(halves, [0] * LANES))
+                    else:
+                        is_on = builder.fcmp_ordered(">", load_at(gate_data, at, vector, 4), _constant(f32v, 0.0))
                     value = builder.select(is_on, value, _constant(f32v, 0.0))
-                builder.store(value, builder.bitcast(builder.gep(c_data, [index]), vector.as_pointer()), align=4)
+                address = builder.gep(c_data, [index])
+                if is_rounded:
+                    builder.store(_to_bf16(builder, value), builder.bitcast(address, halves.as_pointer()), align=2)
+                else:
+                    builder.store(value, builder.bitcast(address, vector.as_pointer()), align=4)
         return context.get_dummy_value()
 
     n = types.intp
@@ -530,10 +548,97 @@ def product_tile(
 # --- bfloat16 ----------------------------------------------------------------------------------------------
 
 
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self):
+        return "bfloat"
+
+    def __eq__(self, other):
+        return isinstance(other, _BFloat)
+
+    def __hash__(self):
+        return hash(_BFloat)
+
+
 def _round_bf16(builder, bits, constant):
     """The upper halves of float32 bit patterns, rounded to nearest even. NaN is not expected here."""
     lowest = builder.and_(builder.lshr(bits, constant(16)), constant(1))
     return builder.lshr(builder.add(bits, builder.add(lowest, constant(0x7FFF))), constant(16))
+
+
+def _to_bf16(builder, value):
+    """The halves of a float32 vector rounded to bfloat16, nearest even."""
+    n = value.type.count
+    halves = ir.VectorType(ir.IntType(16), n)
+    if HAS_BF16_DOT and n in (4, 8, 16):  # one instruction
+        return builder.bitcast(builder.fptrunc(value, ir.VectorType(_BFloat(), n)), halves)
+    wide = ir.VectorType(I32, n)
+    bits = builder.bitcast(value, wide)
+    return builder.trunc(_round_bf16(builder, bits, lambda c: ir.Constant(wide, [c] * n)), halves)
+
+
+def _dot_pairs(builder, total, a, b):
+    """total + a.low*b.low + a.high*b.high for vectors of bfloat16 pairs, each pair one 32-bit word."""
+    n = a.type.count
+    if HAS_BF16_DOT and n == 16:
+        pairs = ir.VectorType(_BFloat(), 2 * n)
+        arguments = [total, builder.bitcast(a, pairs), builder.bitcast(b, pairs)]
+        return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", total.type, arguments)
+
+    def halves(words):
+        shift, mask = ir.Constant(words.type, [16] * n), ir.Constant(words.type, [0xFFFF0000] * n)
+        return (builder.bitcast(x, total.type) for x in (builder.shl(words, shift), builder.and_(words, mask)))
+
+    (a_low, a_high), (b_low, b_high) = halves(a), halves(b)
+    name = f"llvm.fma.v{n}f32"
+    return _call(builder, name, total.type, [a_low, b_low, _call(builder, name, total.type, [a_high, b_high, total])])
+
+
+@intrinsic
+def dot_pairs(typingctx, total, a, b):
+    """total + a.low*b.low + a.high*b.high, lane by lane, for i32v holding pairs of bfloat16."""
+
+    def codegen(context, builder, sig, args):
+        return _dot_pairs(builder, *args)
+
+    return total(total, a, b), codegen
+
+
+@intrinsic
+def copy_lanes(typingctx, source, start, target, at):
+    """Copy LANES elements between arrays of one dtype."""
+    n_bits = source.dtype.bitwidth
+
+    def codegen(context, builder, sig, args):
+        vector = ir.VectorType(ir.IntType(n_bits), LANES)
+
+        def address(k):
+            pointer = _element_address(context, builder, sig.args[k], args[k], args[k + 1])
+            return builder.bitcast(pointer, vector.as_pointer())
+
+        builder.store(builder.load(address(0), align=n_bits // 8, typ=vector), address(2), align=n_bits // 8)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp), codegen
+
+
+@intrinsic
+def load_pairs(typingctx, array, first, second):
+    """i32v whose lanes pair the bfloat16 at first + lane (low) with that at second + lane (high)."""
+
+    def codegen(context, builder, sig, args):
+        halves = ir.VectorType(ir.IntType(16), LANES)
+
+        def widened(index):
+            address = _element_address(context, builder, sig.args[0], args[0], index)
+            packed = builder.load(builder.bitcast(address, halves.as_pointer()), align=2, typ=halves)
+            return builder.zext(packed, i32v.ir_type)
+
+        high = builder.shl(widened(args[2]), ir.Constant(i32v.ir_type, [16] * LANES))
+        return builder.or_(widened(args[1]), high)
+
+    return i32v(array, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -541,12 +646,9 @@ def store_bf16(typingctx, array, index, value):
     """Store a float32 vector, rounded to bfloat16, into a uint16 array."""
 
     def codegen(context, builder, sig, args):
-        wide = ir.VectorType(I32, value.lanes)
         halves = ir.VectorType(ir.IntType(16), value.lanes)
-        bits = builder.bitcast(args[2], wide)
-        rounded = builder.trunc(_round_bf16(builder, bits, lambda c: ir.Constant(wide, [c] * value.lanes)), halves)
         address = _element_address(context, builder, sig.args[0], args[0], args[1])
-        builder.store(rounded, builder.bitcast(address, halves.as_pointer()), align=2)
+        builder.store(_to_bf16(builder, args[2]), builder.bitcast(address, halves.as_pointer()), align=2)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), codegen

@@ -1,6 +1,6 @@
 """Which vector instructions the kernels are compiled for.
 
-`HASHFIELD_CPU=avx512|avx2|scalar` forces a path; unset, the best one that this CPU has is taken. Must be
+`HASHFIELD_CPU=avx512_bf16|avx512|avx2|scalar` forces a path; unset, the best one that this CPU has is taken. Must be
 imported before anything is compiled, since a forced path narrows the features that Numba may use.
 """
 
@@ -12,7 +12,7 @@ from numba import config
 
 from hashfield.errors import ConfigError
 
-PATHS = ("avx512", "avx2", "scalar")
+PATHS = ("avx512_bf16", "avx512", "avx2", "scalar")
 _AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq")
 _AVX2 = ("avx2", "fma")
 
@@ -30,7 +30,7 @@ def _has(features) -> bool:
 
 def available_paths() -> tuple[str, ...]:
     """The paths this CPU can run, best first."""
-    needs = {"avx512": _AVX512, "avx2": _AVX2, "scalar": ()}
+    needs = {"avx512_bf16": (*_AVX512, "avx512bf16"), "avx512": _AVX512, "avx2": _AVX2, "scalar": ()}
     return tuple(path for path in PATHS if _has(needs[path]))
 
 
@@ -42,12 +42,12 @@ def _chosen_path() -> str:
             return "simd128"  # no x86 vectors: 4 lanes, which is NEON on ARM and SSE2 on old x86
         return available[0]
     if asked == "amx":
-        raise ConfigError("HASHFIELD_CPU=amx: kernels for AMX tiles are not built yet; use avx512")
+        raise ConfigError("HASHFIELD_CPU=amx: kernels for AMX tiles are not built yet; use avx512_bf16")
     if asked not in PATHS:
         raise ConfigError(f"HASHFIELD_CPU={asked}: expected one of {', '.join(PATHS)}")
     if asked not in available:
         raise ConfigError(f"HASHFIELD_CPU={asked}: this CPU offers only {', '.join(available)}")
-    if asked == "avx2" and available[0] == "avx512":
+    if asked == "avx2" and "avx512" in available:
         # Numba compiles for the host; a narrower path hides the wider instructions from it.
         features = {name: on and not name.startswith(("amx", "avx512", "avx10")) for name, on in host_features().items()}
         config.CPU_NAME = llvm.get_host_cpu_name()
@@ -56,7 +56,9 @@ def _chosen_path() -> str:
 
 
 PATH = _chosen_path()
+# Products of bfloat16 pairs in one instruction (Zen 4, Cooper Lake, Sapphire Rapids and later).
+HAS_BF16_DOT = PATH == "avx512_bf16"
 # A lane count other than the path's own exercises the wide sources on a narrow CPU: LLVM splits the vectors.
 LANES = (
-    int(os.environ.get("HASHFIELD_LANES", 0)) or {"avx512": 16, "avx2": 8, "simd128": 4, "scalar": 1}[PATH]
+    int(os.environ.get("HASHFIELD_LANES", 0)) or {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "simd128": 4, "scalar": 1}[PATH]
 )

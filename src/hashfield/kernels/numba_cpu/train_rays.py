@@ -28,13 +28,23 @@ from hashfield.kernels.numba_cpu.field import (
     STEEPEST,
     WAVES,
     color_blocks,
-    copy,
     density_wave,
     march_wave,
 )
-from hashfield.kernels.numba_cpu.grid_encode import BLOCK, add_level, bf16_words, level_table
+from hashfield.kernels.numba_cpu.grid_encode import BLOCK, add_level, level_table, lookup_table
 from hashfield.kernels.numba_cpu.march import SPREAD, as_words, lattice, steps_from_t
-from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks, product_add, product_gate, product_relu, product_store
+from hashfield.kernels.numba_cpu.mlp import (
+    PAD,
+    ROWS,
+    pack_networks,
+    paired,
+    product_gate,
+    product_relu,
+    product_store,
+    put,
+    storage,
+    weight_gradient,
+)
 from hashfield.kernels.numba_cpu.simd import LANES, cycles, load, store
 from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics
 
@@ -79,9 +89,9 @@ def compact(
             if kept == capacity:
                 is_dropped[r] = True
                 break
-            copy(features, j * row, k_features, kept * row, row)
-            copy(geometry, j * N_GEOMETRY, k_color_in, kept * N_COLOR_IN, N_GEOMETRY)
-            copy(harmonic, r * N_DIRECTION, k_color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
+            put(features, j * row, k_features, kept * row, row)
+            put(geometry, j * N_GEOMETRY, k_color_in, kept * N_COLOR_IN, N_GEOMETRY)
+            put(harmonic, r * N_DIRECTION, k_color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
             k_ray[kept] = r
             k_slope[kept] = min(tau[j], STEEPEST * dt[j])
             k_weight[kept] = w
@@ -149,48 +159,60 @@ def composite_chunk(
 @part
 def backward_blocks(
     kept, d_rgb, d_raw, k_features, row, k_color_in, hidden1, hidden2, density_net, color_net, out_row,
-    g_out, g_hidden, g_hidden2, g_geometry, d_hidden, g_features, own, n_levels, n_features, d_features, d_stride,
-    base,
+    raw, g_out, g_hidden, g_hidden2, g_geometry, d_hidden, g_features, grad_pairs, x_pairs, own, n_levels, n_features,
+    d_features, d_stride, base,
 ):  # fmt: skip
     """Both networks' backward pass for a chunk: adds to the thread's weight gradients `own` and writes the
     gradient of the features, level by level, to d_features [level, sample, feature]."""
     w1, w2, w1t, n_width, n_in = density_net[0], density_net[1], density_net[2], density_net[4], density_net[5]
     c1, c2, c3, width = color_net[0], color_net[1], color_net[2], color_net[6]
-    o2 = w1.size
-    o3 = o2 + w2.size
-    o4 = o3 + c1.size
-    o5 = o4 + c2.size
+    p = paired(k_features)
+    o2 = n_width * row
+    o3 = o2 + N_GEOMETRY * n_width
+    o4 = o3 + width * N_COLOR_IN
+    o5 = o4 + width * width
+    zero = np.float32(0.0)
     for begin in range(0, kept, ROWS):
         n = min(ROWS, kept - begin)
         for s in range(n):
             for c in range(3):
-                g_out[s * out_row + c] = d_rgb[(begin + s) * 3 + c]
+                raw[s * out_row + c] = d_rgb[(begin + s) * 3 + c]
+            raw[s * out_row + 3] = zero
+        put(raw, 0, g_out, 0, n * out_row)
         h1, h2 = begin * width, begin * width
         # colour network, last layer to first
-        product_add(g_out, 0, 1, out_row, hidden2, h2, width, own, o5, width, 3, width, n, own, 0)
-        product_gate(g_out, 0, out_row, 1, c3, 0, width, g_hidden, 0, width, n, width, 3, hidden2, h2)
-        product_add(g_hidden, 0, 1, width, hidden1, h1, width, own, o4, width, width, width, n, own, 0)
-        product_gate(g_hidden, 0, width, 1, c2, 0, width, g_hidden2, 0, width, n, width, width, hidden1, h1)
-        product_add(
-            g_hidden2, 0, 1, width, k_color_in, begin * N_COLOR_IN, N_COLOR_IN,
-            own, o3, N_COLOR_IN, width, N_COLOR_IN, n, own, 0,
-        )  # fmt: skip
+        weight_gradient(g_out, 0, out_row, hidden2, h2, width, own, o5, 3, n, grad_pairs, x_pairs)
+        product_gate(
+            g_out, 0, out_row, p, c3, 0, p * width, g_hidden, 0, width, n, width, (2 + p) // p, hidden2, h2
+        )
+        weight_gradient(g_hidden, 0, width, hidden1, h1, width, own, o4, width, n, grad_pairs, x_pairs)
+        product_gate(
+            g_hidden, 0, width, p, c2, 0, p * width, g_hidden2, 0, width, n, width, width // p, hidden1, h1
+        )
+        weight_gradient(
+            g_hidden2, 0, width, k_color_in, begin * N_COLOR_IN, N_COLOR_IN, own, o3, width, n, grad_pairs, x_pairs
+        )
         # only the geometry half of the input has a gradient worth computing
         product_store(
-            g_hidden2, 0, width, 1, c1, 0, N_COLOR_IN, g_geometry, 0, N_GEOMETRY, n, N_GEOMETRY, width, own, 0
+            g_hidden2, 0, width, p, c1, 0, p * N_COLOR_IN, raw, 0, N_GEOMETRY, n, N_GEOMETRY, width // p, own, 0
         )
         for s in range(n):
-            g_geometry[s * N_GEOMETRY] += d_raw[begin + s]
+            raw[s * N_GEOMETRY] += d_raw[begin + s]
+        put(raw, 0, g_geometry, 0, n * N_GEOMETRY)
         # density network
-        product_relu(k_features, begin * row, row, 1, w1t, 0, n_width, d_hidden, 0, n_width, n, n_width, n_in, own, 0)
-        product_add(
-            g_geometry, 0, 1, N_GEOMETRY, d_hidden, 0, n_width, own, o2, n_width, N_GEOMETRY, n_width, n, own, 0
-        )
+        product_relu(
+            k_features, begin * row, row, p, w1t, 0, p * n_width, d_hidden, 0, n_width, n, n_width,
+            (n_in + p - 1) // p, own, 0,
+        )  # fmt: skip
+        weight_gradient(g_geometry, 0, N_GEOMETRY, d_hidden, 0, n_width, own, o2, N_GEOMETRY, n, grad_pairs, x_pairs)
         product_gate(
-            g_geometry, 0, N_GEOMETRY, 1, w2, 0, n_width, g_hidden, 0, n_width, n, n_width, N_GEOMETRY, d_hidden, 0
+            g_geometry, 0, N_GEOMETRY, p, w2, 0, p * n_width, g_hidden, 0, n_width, n, n_width, N_GEOMETRY // p,
+            d_hidden, 0,
+        )  # fmt: skip
+        weight_gradient(g_hidden, 0, n_width, k_features, begin * row, row, own, 0, n_width, n, grad_pairs, x_pairs)
+        product_store(
+            g_hidden, 0, n_width, p, w1, 0, p * row, g_features, 0, row, n, row, n_width // p, own, 0
         )
-        product_add(g_hidden, 0, 1, n_width, k_features, begin * row, row, own, 0, row, n_width, row, n, own, 0)
-        product_store(g_hidden, 0, n_width, 1, w1, 0, row, g_features, 0, row, n, row, n_width, own, 0)
         for level in range(n_levels):
             for s in range(n):
                 to = (level * d_stride + base + begin + s) * n_features
@@ -218,8 +240,8 @@ def _train(
     mode = flush_denormals()
     (
         positions, w_t, w_dt, w_tau, w_alpha, w_ray, features, geometry, d_hidden, index, weight,
-        k_features, k_color_in, hidden1, hidden2, k_scalars, k_ray, out, g_hidden, g_hidden2, g_geometry,
-        g_features, r_floats, r_next, r_alive, r_counts, r_flags, harmonic,
+        k_features, k_color_in, hidden1, hidden2, k_scalars, k_ray, out, g_out, g_hidden, g_hidden2, g_geometry,
+        g_features, grad_pairs, x_pairs, r_floats, r_next, r_alive, r_counts, r_flags, harmonic,
     ) = work  # fmt: skip
     positions, w_t, w_dt, w_tau = positions[thread], w_t[thread], w_dt[thread], w_tau[thread]
     w_alpha, w_ray, features, geometry = w_alpha[thread], w_ray[thread], features[thread], geometry[thread]
@@ -229,7 +251,8 @@ def _train(
     k_slope, k_weight = k_scalars[thread, 0], k_scalars[thread, 1]
     k_after, d_raw = k_scalars[thread, 2], k_scalars[thread, 3]
     rgb, d_rgb = k_scalars[thread, 4:7].reshape(-1), k_scalars[thread, 7:10].reshape(-1)
-    out, g_hidden, g_hidden2 = out[thread], g_hidden[thread], g_hidden2[thread]
+    out, g_out, g_hidden, g_hidden2 = out[thread], g_out[thread], g_hidden[thread], g_hidden2[thread]
+    grad_pairs, x_pairs = grad_pairs[thread], x_pairs[thread]
     g_geometry, g_features = g_geometry[thread], g_features[thread]
     trans, pixel, rest = r_floats[thread, 0], r_floats[thread, 1:4].reshape(-1), r_floats[thread, 4:7].reshape(-1)
     n_next, alive, counts = r_next[thread], r_alive[thread], r_counts[thread]
@@ -254,7 +277,8 @@ def _train(
             ray = first_ray + r
             trans[r] = np.float32(1.0)
             ended[r] = is_cut[r] = is_dropped[r] = False
-            harmonics(direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, harmonic, r * N_DIRECTION)
+            harmonics(direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, out, 0)
+            put(out, 0, harmonic, r * N_DIRECTION, N_DIRECTION)
             if t_max[ray] > t_min[ray]:
                 n_next[r] = steps_from_t(np.float64(t_min[ray]), steps) + np.float64(jitter[ray])
                 alive[n_alive] = r
@@ -272,7 +296,7 @@ def _train(
             if m:
                 density_wave(
                     positions, stride, m, table, n_features, levels, scales, index, weight, features, row,
-                    density_net, d_hidden, geometry, w_dt, w_tau, w_alpha, bias,
+                    density_net, d_hidden, out, geometry, w_dt, w_tau, w_alpha, bias,
                 )  # fmt: skip
             clock2 = cycles()
             kept, n_alive = compact(
@@ -294,8 +318,8 @@ def _train(
         clock2 = cycles()
         backward_blocks(
             kept, d_rgb, d_raw, k_features, row, k_color_in, hidden1, hidden2, density_net, color_net, out_row,
-            out, g_hidden, g_hidden2, g_geometry, d_hidden, g_features, own, n_levels, n_features,
-            own_d_features, k_stride, used,
+            out, g_out, g_hidden, g_hidden2, g_geometry, d_hidden, g_features, grad_pairs, x_pairs, own, n_levels,
+            n_features, own_d_features, k_stride, used,
         )  # fmt: skip
         own_sums[S_STAGES + 3] += clock1 - clock0
         own_sums[S_STAGES + 4] += clock2 - clock1
@@ -340,29 +364,36 @@ CHUNK_TARGET = 1536  # and is meant to have
 class Buffers:
     """Buffers of the training kernels, kept from step to step so that no step pays for fresh pages."""
 
-    def __init__(self, layout, width: int, max_samples: int, threads: int):
+    def __init__(self, layout, width: int, max_samples: int, threads: int, precision: str):
         self.threads, self.capacity = threads, -(-max_samples // threads)
-        row = round_up(layout.n_output, LANES)
+        row = round_up(layout.n_output, PAD)
         chunk_rays = 1024
         wave = round_up(max(chunk_rays * int(WAVES[0]), 512 * int(WAVES[-1])), ROWS)
         kept = round_up(CHUNK_SAMPLES, ROWS)
-        out_row = round_up(3, LANES)
+        out_row = round_up(3, PAD)
         corner_slots = (2 * BLOCK) << 3
 
         def floats(*shape):
             return np.zeros((threads, *shape), np.float32)
 
+        def stored(*shape):
+            return np.zeros((threads, *shape), storage(precision))
+
+        def pairs(*shape):
+            return np.zeros((threads, *shape), np.uint16)
+
         self.wave, self.chunk_rays = wave, chunk_rays
         self.work = (
             floats(3 * (wave + 2 * BLOCK)), floats(wave + 16), floats(wave + 16), floats(wave + 16),
-            floats(wave + 16), np.zeros((threads, wave + 16), np.int64), floats(wave * row),
-            floats(wave * N_GEOMETRY), floats(ROWS * width), np.zeros((threads, corner_slots), np.uint32),
-            floats(corner_slots), floats(kept * row), floats(kept * N_COLOR_IN), floats(kept * width),
-            floats(kept * width), floats(10, kept + 16), np.zeros((threads, kept), np.int64),
-            floats(ROWS * max(out_row, 16)), floats(ROWS * width), floats(ROWS * width), floats(ROWS * N_GEOMETRY),
-            floats(ROWS * row), floats(7, chunk_rays), np.zeros((threads, chunk_rays)),
+            floats(wave + 16), np.zeros((threads, wave + 16), np.int64), stored(wave * row),
+            stored(wave * N_GEOMETRY), stored(ROWS * width), np.zeros((threads, corner_slots), np.uint32),
+            floats(corner_slots), stored(kept * row), stored(kept * N_COLOR_IN), stored(kept * width),
+            stored(kept * width), floats(10, kept + 16), np.zeros((threads, kept), np.int64),
+            floats(ROWS * max(out_row, 16)), stored(ROWS * out_row), stored(ROWS * width), stored(ROWS * width),
+            stored(ROWS * N_GEOMETRY), floats(ROWS * row), pairs(ROWS * width), pairs(ROWS * max(width, row)),
+            floats(7, chunk_rays), np.zeros((threads, chunk_rays)),
             np.zeros((threads, chunk_rays), np.int64), np.zeros((threads, chunk_rays), np.int64),
-            np.zeros((threads, 3, chunk_rays), np.bool_), floats(chunk_rays * N_DIRECTION),
+            np.zeros((threads, 3, chunk_rays), np.bool_), stored(chunk_rays * N_DIRECTION),
         )  # fmt: skip
         self.kept_positions = floats(3 * (self.capacity + 2 * BLOCK))
         self.d_features = floats(layout.n_output * (self.capacity + 2 * BLOCK))
@@ -374,20 +405,20 @@ class Buffers:
 def make_buffers(field, max_samples: int) -> Buffers:
     """Buffers for one field and the present number of threads."""
     width = max(field.density_weights[0].shape[0], field.color_weights[0].shape[0])
-    return Buffers(field.layout, width, max_samples, n_threads())
+    return Buffers(field.layout, width, max_samples, n_threads(), field.precision)
 
 
 def train_rays(field, rays, target, background, bits, options, workspace, jitter, huber_delta: float) -> dict:
     """See `hashfield.ops.train_rays`; adds to workspace.grad_table."""
     buffers: Buffers = workspace.buffers
     layout, threads = field.layout, buffers.threads
-    net, density_packing, color_packing = pack_networks(field.density_weights, field.color_weights)
+    net, density_packing, color_packing = pack_networks(field.density_weights, field.color_weights, field.precision)
     n_rays = rays.n_rays
     own = np.empty((threads, density_packing.w.size + color_packing.w.size), np.float32)
     chunk_rays = int(min(buffers.chunk_rays, max(16, CHUNK_TARGET / max(workspace.samples_per_ray, 1.0))))
     chunk_rays = min(chunk_rays, buffers.wave // int(WAVES[-1]))
     box_min, side = 0.5 - 0.5 * options.aabb_scale, float(options.aabb_scale)
-    table = as_array(field.table).reshape(-1) if field.table_bf16 is None else bf16_words(field.table_bf16)
+    table = lookup_table(field)
     levels = level_table(layout)
     launch(
         _train,

@@ -25,7 +25,7 @@ def evaluate_rays(
     table = field.table if field.table_bf16 is None else field.table_bf16.to(field.table.dtype)
     color, density = radiance_field(
         position, rays.direction[ray], table, field.density_weights, field.color_weights, field.layout,
-        field.density_bias,
+        field.density_bias, precision=field.precision,
     )  # fmt: skip
     found = composite(color, density, t, dt, offsets, background, options.min_transmittance)
     # Unlike the small op, which cuts a ray when a sample is refused, the fused ones do not look for one once too
