@@ -105,7 +105,7 @@ def adam_step(
         launch(
             _adam, *(as_array(x).reshape(-1) for x in (param, grad, moment1, moment2)),
             *map(np.float32, (bias_corrected(learning_rate, beta1, beta2, step), beta1, beta2, epsilon, l2)),
-            skip_zero,
+            skip_zero, threads=1 if param.numel() < 2**16 else None,  # waking a thread costs more than a matrix
         )  # fmt: skip
 
 

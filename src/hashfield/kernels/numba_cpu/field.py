@@ -9,9 +9,9 @@ import numpy as np
 
 from hashfield.kernels.numba_cpu.common import exp, part
 from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range
-from hashfield.kernels.numba_cpu.march import next_sample
+from hashfield.kernels.numba_cpu.march import next_sample, ray_line
 from hashfield.kernels.numba_cpu.mlp import ROWS, paired, product_relu, product_store, put
-from hashfield.kernels.numba_cpu.simd import LANES, load, splat, store
+from hashfield.kernels.numba_cpu.simd import LANES, load, peek, poke, splat, store
 
 N_GEOMETRY = 16  # outputs of the density network; the first is the logarithm of density
 N_DIRECTION = 16  # spherical harmonics of degree 4
@@ -24,8 +24,8 @@ STEEPEST = np.float32(np.exp(15.0))
 
 @part
 def march_wave(
-    origin, direction, t_max, first_ray, alive, n_alive, quota, n_next, ended, counts, words, spread, n_cascades,
-    steps, box_min, inverse_side, positions, stride, t, dt, sample_ray,
+    origin, direction, t_max, first_ray, alive, n_alive, quota, n_next, ended, counts, words, coarse, n_cascades,
+    steps, box_min, inverse_side, positions, stride, t, dt,
 ):  # fmt: skip
     """Up to `quota` further samples of each living ray; returns how many were found.
 
@@ -36,25 +36,27 @@ def march_wave(
     for k in range(n_alive):
         r = alive[k]
         ray = first_ray + r
-        ox, oy, oz = np.float64(origin[ray, 0]), np.float64(origin[ray, 1]), np.float64(origin[ray, 2])
-        dx, dy, dz = np.float64(direction[ray, 0]), np.float64(direction[ray, 1]), np.float64(direction[ray, 2])
+        line = ray_line(origin, direction, ray)
+        ox, oy, oz, dx, dy, dz = line[:6]
         n, end = n_next[r], np.float64(t_max[ray])
         before = m
         while m - before < quota:
-            n, at, step = next_sample(ox, oy, oz, dx, dy, dz, n, end, words, spread, n_cascades, steps)
+            n, at, step = next_sample(line, n, end, words, coarse, n_cascades, steps)
             if at < 0.0:
                 ended[r] = True
                 break
-            positions[m] = (ox + at * dx - box_min) * inverse_side
-            positions[stride + m] = (oy + at * dy - box_min) * inverse_side
-            positions[2 * stride + m] = (oz + at * dz - box_min) * inverse_side
-            t[m], dt[m], sample_ray[m] = at, step, r
+            poke(positions, m, np.float32((ox + at * dx - box_min) * inverse_side))
+            poke(positions, stride + m, np.float32((oy + at * dy - box_min) * inverse_side))
+            poke(positions, 2 * stride + m, np.float32((oz + at * dz - box_min) * inverse_side))
+            poke(t, m, np.float32(at))
+            poke(dt, m, np.float32(step))
             m += 1
             n += 1.0
         n_next[r] = n
         counts[k] = m - before
-    for i in range(m, min(stride, m + 2 * BLOCK)):
-        positions[i] = positions[stride + i] = positions[2 * stride + i] = np.float32(0.0)
+    for i in range(m, min(stride, m + 2 * BLOCK)):  # what the last block reads beyond the samples
+        for axis in range(3):
+            poke(positions, axis * stride + i, np.float32(0.0))
     return m
 
 
@@ -79,7 +81,7 @@ def density_wave(
         )
         put(raw, 0, geometry, begin * N_GEOMETRY, rows * N_GEOMETRY)
         for s in range(rows):
-            tau[begin + s] = raw[s * N_GEOMETRY]
+            poke(tau, begin + s, peek(raw, s * N_GEOMETRY))
     one, zero, bias_v = splat(np.float32(1.0)), splat(np.float32(0.0)), splat(bias)
     for i in range(0, m, LANES):
         thickness = exp(load(tau, i) + bias_v) * load(dt, i)
@@ -108,4 +110,4 @@ def color_blocks(color_in, n, color_net, hidden1, hidden2, out, out_row, rgb):
         )  # fmt: skip
         for s in range(rows):
             for c in range(3):
-                rgb[(begin + s) * 3 + c] = out[s * out_row + c]
+                poke(rgb, (begin + s) * 3 + c, peek(out, s * out_row + c))

@@ -33,6 +33,8 @@ from hashfield.kernels.numba_cpu.simd import (
     floor,
     fma,
     load,
+    peek,
+    poke,
     prefetch,
     reduce_add,
     splat,
@@ -192,13 +194,13 @@ def _readers(n: int, n_corners: int, is_bf16: bool, to_bf16: bool):
     keep = store_bf16 if to_bf16 else store_features
 
     @inline
-    def read(table, offset, index, weight, at, ahead, count, out, start, row):
+    def read(table, index, weight, at, ahead, count, out, start, row):
         for i in range(count):
             total = splat_features(np.float32(0.0))
             for c in range(n_corners):  # a constant, so the loop is unrolled
                 k = c * BLOCK + i
-                prefetch(table, (offset + index[ahead + k]) * n)
-                total = fma(splat_features(weight[at + k]), fetch(table, (offset + index[at + k]) * n), total)
+                prefetch(table, peek(index, ahead + k) * n)
+                total = fma(splat_features(peek(weight, at + k)), fetch(table, peek(index, at + k) * n), total)
             keep(out, start + i * row, total)
 
     return read
@@ -210,8 +212,8 @@ _READERS = {
 
 
 @overloaded
-def read_block(table, n_features, n_dims, offset, index, weight, at, ahead, count, out, start, row):
-    """out[start + i*row + f] = sum over corners of weight * table[index, f]. uint16 arrays hold bfloat16.
+def read_block(table, n_features, n_dims, index, weight, at, ahead, count, out, start, row):
+    """out[start + i*row + f] = sum over corners of weight * table[index, f], of one level's table. uint16 arrays hold bfloat16.
 
     The corners' indices lie at index[at:]; the lines of those at index[ahead:] are asked for on the way.
     """
@@ -219,24 +221,24 @@ def read_block(table, n_features, n_dims, offset, index, weight, at, ahead, coun
     one, two, four, eight = (_READERS[n, 8, *kinds] for n in (1, 2, 4, 8))
     one2, two2, four2, eight2 = (_READERS[n, 4, *kinds] for n in (1, 2, 4, 8))
 
-    def read(table, n_features, n_dims, offset, index, weight, at, ahead, count, out, start, row):
+    def read(table, n_features, n_dims, index, weight, at, ahead, count, out, start, row):
         if n_dims == 3:
             if n_features == 4:
-                four(table, offset, index, weight, at, ahead, count, out, start, row)
+                four(table, index, weight, at, ahead, count, out, start, row)
             elif n_features == 2:
-                two(table, offset, index, weight, at, ahead, count, out, start, row)
+                two(table, index, weight, at, ahead, count, out, start, row)
             elif n_features == 8:
-                eight(table, offset, index, weight, at, ahead, count, out, start, row)
+                eight(table, index, weight, at, ahead, count, out, start, row)
             else:
-                one(table, offset, index, weight, at, ahead, count, out, start, row)
+                one(table, index, weight, at, ahead, count, out, start, row)
         elif n_features == 4:
-            four2(table, offset, index, weight, at, ahead, count, out, start, row)
+            four2(table, index, weight, at, ahead, count, out, start, row)
         elif n_features == 2:
-            two2(table, offset, index, weight, at, ahead, count, out, start, row)
+            two2(table, index, weight, at, ahead, count, out, start, row)
         elif n_features == 8:
-            eight2(table, offset, index, weight, at, ahead, count, out, start, row)
+            eight2(table, index, weight, at, ahead, count, out, start, row)
         else:
-            one2(table, offset, index, weight, at, ahead, count, out, start, row)
+            one2(table, index, weight, at, ahead, count, out, start, row)
 
     return read
 
@@ -249,7 +251,7 @@ def encode_range(
     n_corners = 1 << n_dims
     half = n_corners * BLOCK
     for level in range(scales.size):
-        offset = levels[level, 3]
+        own = table[levels[level, 3] * n_features :]
         at = 0
         corners(positions, n_dims, stride, begin, level, levels, scales, smoothstep, index, weight, at)
         for start in range(begin, end, BLOCK):
@@ -260,7 +262,7 @@ def encode_range(
                 )
             count = min(BLOCK, end - start)
             where_to = (start - begin) * row + level * n_features
-            read_block(table, n_features, n_dims, offset, index, weight, at, half - at, count, out, where_to, row)
+            read_block(own, n_features, n_dims, index, weight, at, half - at, count, out, where_to, row)
             at = half - at
 
 
@@ -285,16 +287,17 @@ def _adders(n: int, n_corners: int):
     load_features, _, splat_features, store_features = FEATURES[n]
 
     @inline
-    def add(grad, offset, index, weight, at, ahead, count, low, high, cotangent, start, row):
+    def add(grad, index, weight, at, ahead, count, low, high, cotangent, start, row):
         is_whole = low == 0 and high < 0
         for i in range(count):
             g = load_features(cotangent, start + i * row)
             for c in range(n_corners):
                 k = c * BLOCK + i
-                prefetch(grad, (offset + index[ahead + k]) * n)
-                if is_whole or low <= index[at + k] < high:
-                    entry = (offset + index[at + k]) * n
-                    store_features(grad, entry, fma(splat_features(weight[at + k]), g, load_features(grad, entry)))
+                prefetch(grad, peek(index, ahead + k) * n)
+                entry = peek(index, at + k)
+                if is_whole or low <= entry < high:
+                    w = splat_features(peek(weight, at + k))
+                    store_features(grad, entry * n, fma(w, g, load_features(grad, entry * n)))
 
     return add
 
@@ -315,7 +318,7 @@ def add_level(
     """
     n_corners = 1 << n_dims
     half = n_corners * BLOCK
-    offset = levels[level, 3]
+    own = grad[levels[level, 3] * n_features :]
     at = 0
     corners(positions, n_dims, stride, begin, level, levels, scales, smoothstep, index, weight, at)
     for point in range(begin, end, BLOCK):
@@ -327,21 +330,21 @@ def add_level(
         ahead = half - at
         if n_dims == 3:
             if n_features == 4:
-                _add4(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+                _add4(own, index, weight, at, ahead, count, low, high, cotangent, first, row)
             elif n_features == 2:
-                _add2(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+                _add2(own, index, weight, at, ahead, count, low, high, cotangent, first, row)
             elif n_features == 8:
-                _add8(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+                _add8(own, index, weight, at, ahead, count, low, high, cotangent, first, row)
             else:
-                _add1(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+                _add1(own, index, weight, at, ahead, count, low, high, cotangent, first, row)
         elif n_features == 4:
-            _add4_2d(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+            _add4_2d(own, index, weight, at, ahead, count, low, high, cotangent, first, row)
         elif n_features == 2:
-            _add2_2d(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+            _add2_2d(own, index, weight, at, ahead, count, low, high, cotangent, first, row)
         elif n_features == 8:
-            _add8_2d(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+            _add8_2d(own, index, weight, at, ahead, count, low, high, cotangent, first, row)
         else:
-            _add1_2d(grad, offset, index, weight, at, ahead, count, low, high, cotangent, first, row)
+            _add1_2d(own, index, weight, at, ahead, count, low, high, cotangent, first, row)
         at = ahead
 
 
@@ -377,7 +380,7 @@ def _dotters(n: int):
             g = load_features(cotangent, start + i * row)
             for c in range(n_corners):
                 k = c * BLOCK + i
-                out[k] = reduce_add(load_features(table, (offset + index[k]) * n) * g)
+                poke(out, k, reduce_add(load_features(table, (offset + peek(index, k)) * n) * g))
 
     return dots
 

@@ -1,7 +1,7 @@
 """Ray marching through the occupancy bits on CPUs.
 
 64 consecutive Morton numbers are a block of 4x4x4 cells, so the bit field is read as 64-bit words and a word
-of zeros lets the ray jump over the whole block. Every jump is a whole number of steps of the ray's lattice.
+of zeros lets the ray jump over the whole block, or over 16x16x16 cells where all 64 words of that block are zero. Every jump is a whole number of steps of the ray's lattice.
 """
 
 import math
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, share
+from hashfield.kernels.numba_cpu.simd import peek
 
 GRID_SIZE = 128
 WORDS_PER_CASCADE = GRID_SIZE**3 // 64
@@ -20,12 +21,13 @@ SPREAD = np.array([sum(((v >> b) & 1) << (3 * b) for b in range(7)) for v in ran
 
 
 def lattice(cone_angle: float, step_scale: float) -> np.ndarray:
-    """s, M, rate, t_a, n_a, t_b, n_b of the stepping coordinate (algorithm: see the reference's `march`)."""
+    """s, M, rate, t_a, n_a, t_b, n_b of the stepping coordinate (algorithm: see the reference's `march`), then 1/s
+    and e^rate - 1, the growth of a step in the part where steps grow."""
     s, m, rate = FINEST_STEP * step_scale, COARSEST_STEP * step_scale, math.log1p(cone_angle * step_scale)
     if not rate:
-        return np.array([s, m, 0.0, 0.0, 0.0, 0.0, 0.0])
+        return np.array([s, m, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0 / s, 0.0])
     t_a, t_b = s / rate, m / rate
-    return np.array([s, m, rate, t_a, math.log(t_a) / rate, t_b, math.log(t_b) / rate])
+    return np.array([s, m, rate, t_a, math.log(t_a) / rate, t_b, math.log(t_b) / rate, 1.0 / s, math.expm1(rate)])
 
 
 @inline
@@ -53,6 +55,16 @@ def t_from_steps(n, steps):
 
 
 @inline
+def step_at(n, t, steps):
+    """Length of the step that begins at stepping coordinate n, distance t."""
+    if steps[2] == 0.0:
+        return steps[0]
+    if n >= steps[4] and n + 1.0 <= steps[6]:
+        return t * steps[8]
+    return t_from_steps(n + 1.0, steps) - t
+
+
+@inline
 def cascade_of(x, y, z, dt, n_cascades):
     """The finest cascade that holds a point of scene space and whose cells are more than two steps wide."""
     m = max(abs(x - 0.5), abs(y - 0.5), abs(z - 0.5))
@@ -62,47 +74,63 @@ def cascade_of(x, y, z, dt, n_cascades):
 
 
 @inline
-def to_face(x, d, width):
-    """Distance, in cells, to the face of the cell (or block of `width` cells) through which an axis leaves."""
-    if d > 0.0:
-        return (math.floor(x / width) * width + width - x) / d
-    if d < 0.0:
-        return (math.floor(x / width) * width - x) / d
-    return np.inf
+def ray_line(origin, direction, ray):
+    """A ray as `next_sample` takes it: origin, direction and 1/direction, float64."""
+    dx, dy, dz = (
+        np.float64(direction[ray, 0]), np.float64(direction[ray, 1]), np.float64(direction[ray, 2])
+    )  # fmt: skip
+    far = 1e300  # finite, so that 0 times it is 0
+    return (
+        np.float64(origin[ray, 0]), np.float64(origin[ray, 1]), np.float64(origin[ray, 2]), dx, dy, dz,
+        1.0 / dx if dx != 0.0 else far, 1.0 / dy if dy != 0.0 else far, 1.0 / dz if dz != 0.0 else far,
+    )  # fmt: skip
 
 
 @inline
-def next_sample(ox, oy, oz, dx, dy, dz, n, end, words, spread, n_cascades, steps):
+def to_face(x, cell, size, slope):
+    """Distance, in cells, to the face of the block of `size` cells through which an axis leaves; slope is 1/d."""
+    face = cell & -size
+    if slope > 0.0:
+        face += size
+    return (face - x) * slope
+
+
+@inline
+def next_sample(line, n, end, words, coarse, n_cascades, steps):
     """The first lattice point from stepping coordinate n on that lies in an occupied cell.
 
     Returns its stepping coordinate, t and dt; t < 0 where the ray ends before.
     """
+    ox, oy, oz, dx, dy, dz, inverse_x, inverse_y, inverse_z = line
     while True:
         t = t_from_steps(n, steps)
         if not t < end:
             return n, -1.0, 0.0
-        dt = steps[0] if steps[2] == 0.0 else t_from_steps(n + 1.0, steps) - t
         x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
-        mip = 0
-        side = 1.0
+        mip, side, inverse_side = 0, 1.0, 1.0
         if n_cascades > 1:
-            mip = cascade_of(x, y, z, dt, n_cascades)
+            mip = cascade_of(x, y, z, step_at(n, t, steps), n_cascades)
             side = float(1 << mip)
-            x, y, z = (x - 0.5) / side + 0.5, (y - 0.5) / side + 0.5, (z - 0.5) / side + 0.5
-        x, y, z = x * GRID_SIZE, y * GRID_SIZE, z * GRID_SIZE
-        width = 1.0
-        if 0.0 <= x < GRID_SIZE and 0.0 <= y < GRID_SIZE and 0.0 <= z < GRID_SIZE:
-            i, j, k = int(x), int(y), int(z)
-            address = spread[i] | (spread[j] << 1) | (spread[k] << 2)
-            word = words[mip * WORDS_PER_CASCADE + (address >> 6)]
+            inverse_side = 1.0 / side
+        x = ((x - 0.5) * inverse_side + 0.5) * GRID_SIZE
+        y = ((y - 0.5) * inverse_side + 0.5) * GRID_SIZE
+        z = ((z - 0.5) * inverse_side + 0.5) * GRID_SIZE
+        i, j, k = math.floor(x), math.floor(y), math.floor(z)
+        size = 1
+        if (i | j | k) & ~(GRID_SIZE - 1) == 0:
+            address = peek(SPREAD, i) | (peek(SPREAD, j) << 1) | (peek(SPREAD, k) << 2)
+            at = mip * WORDS_PER_CASCADE + (address >> 6)
+            word = peek(words, at)
             if (word >> np.uint64(address & 63)) & np.uint64(1):
-                return n, t, dt
+                return n, t, step_at(n, t, steps)
             if word == 0:
-                width = 4.0
-        leave = min(to_face(x, dx, width), to_face(y, dy, width), to_face(z, dz, width))
-        leave = max(leave, 0.0) * side / GRID_SIZE
+                size = 4 if peek(coarse, at >> 6) else 16
+        leave = min(
+            to_face(x, i, size, inverse_x), to_face(y, j, size, inverse_y), to_face(z, k, size, inverse_z)
+        )
+        leave = max(leave, 0.0) * (side / GRID_SIZE)
         if steps[2] == 0.0:
-            jump = leave / steps[0]
+            jump = leave * steps[7]
         else:
             jump = steps_from_t(t + leave, steps) - n
         n += max(1.0, math.ceil(jump))
@@ -110,7 +138,7 @@ def next_sample(ox, oy, oz, dx, dy, dz, n, end, words, spread, n_cascades, steps
 
 @kernel
 def _march(
-    origin, direction, t_min, t_max, words, spread, n_cascades, steps, jitter, most, offsets, t_out, dt_out, write,
+    origin, direction, t_min, t_max, words, coarse, n_cascades, steps, jitter, most, offsets, t_out, dt_out, write,
     thread, threads,
 ):  # fmt: skip
     """Count the samples of every ray into offsets[1:], or, where `write`, fill them in."""
@@ -118,14 +146,11 @@ def _march(
     for ray in range(share(n_rays, thread, threads), share(n_rays, thread + 1, threads)):
         found = 0
         if t_max[ray] > t_min[ray]:
-            ox, oy, oz = np.float64(origin[ray, 0]), np.float64(origin[ray, 1]), np.float64(origin[ray, 2])
-            dx, dy, dz = (
-                np.float64(direction[ray, 0]), np.float64(direction[ray, 1]), np.float64(direction[ray, 2])
-            )  # fmt: skip
+            line = ray_line(origin, direction, ray)
             n = steps_from_t(np.float64(t_min[ray]), steps) + np.float64(jitter[ray])
             end = np.float64(t_max[ray])
             while found < most:
-                n, t, dt = next_sample(ox, oy, oz, dx, dy, dz, n, end, words, spread, n_cascades, steps)
+                n, t, dt = next_sample(line, n, end, words, coarse, n_cascades, steps)
                 if t < 0.0:
                     break
                 if write:
@@ -137,9 +162,11 @@ def _march(
             offsets[ray + 1] = found
 
 
-def as_words(bits: torch.Tensor) -> np.ndarray:
-    """The bit field as the 64-bit words the kernels read."""
-    return as_array(bits.contiguous()).view(np.dtype("<u8")).astype(np.uint64, copy=False)
+def as_words(bits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The bit field as the 64-bit words (4x4x4 cells) the kernels read, and whether any of 64 words (16x16x16 cells)
+    has a bit."""
+    words = as_array(bits.contiguous()).view(np.dtype("<u8")).astype(np.uint64, copy=False)
+    return words, words.reshape(-1, 64).any(axis=1)
 
 
 def march(
@@ -150,7 +177,7 @@ def march(
     n_rays = t_min.shape[0]
     offsets = np.zeros(n_rays + 1, np.int64)
     arguments = (
-        as_array(origin), as_array(direction), as_array(t_min), as_array(t_max), as_words(bits), SPREAD,
+        as_array(origin), as_array(direction), as_array(t_min), as_array(t_max), *as_words(bits),
         aabb_scale.bit_length(), lattice(cone_angle, step_scale), as_array(jitter), max_samples_per_ray, offsets,
     )  # fmt: skip
     empty = np.empty(0, np.float32)

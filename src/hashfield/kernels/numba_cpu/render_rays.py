@@ -22,7 +22,7 @@ from hashfield.kernels.numba_cpu.field import (
     march_wave,
 )
 from hashfield.kernels.numba_cpu.grid_encode import BLOCK, level_table, lookup_table
-from hashfield.kernels.numba_cpu.march import SPREAD, as_words, lattice, steps_from_t
+from hashfield.kernels.numba_cpu.march import as_words, lattice, steps_from_t
 from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks, put
 from hashfield.kernels.numba_cpu.simd import LANES, load, store
 from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics
@@ -64,7 +64,7 @@ def shade(
 @kernel
 def _render(rays, scene, net, table, n_features, levels, scales, options, color, opacity, depth, thread, threads):
     origin, direction, t_min, t_max, jitter = rays
-    words, spread, n_cascades, steps, box_min, inverse_side = scene
+    words, coarse, n_cascades, steps, box_min, inverse_side = scene
     density_net, color_net, out_row, row = net
     min_transmittance, bias = options
     n_rays = t_min.size
@@ -108,8 +108,8 @@ def _render(rays, scene, net, table, n_features, levels, scales, options, color,
         while n_alive > 0:
             quota = WAVES[min(wave, WAVES.size - 1)]
             m = march_wave(
-                origin, direction, t_max, first_ray, alive, n_alive, quota, n_next, ended, counts, words, spread,
-                n_cascades, steps, box_min, inverse_side, positions, stride, w_t, w_dt, w_ray,
+                origin, direction, t_max, first_ray, alive, n_alive, quota, n_next, ended, counts, words, coarse,
+                n_cascades, steps, box_min, inverse_side, positions, stride, w_t, w_dt,
             )  # fmt: skip
             if m:
                 density_wave(
@@ -143,7 +143,7 @@ def render_rays(field, rays, bits, options, jitter):
         launch(
             _render,
             tuple(as_array(x.contiguous()) for x in (rays.origin, rays.direction, rays.t_min, rays.t_max, jitter)),
-            (as_words(bits), SPREAD, options.aabb_scale.bit_length(), lattice(options.cone_angle, options.step_scale),
+            (*as_words(bits), options.aabb_scale.bit_length(), lattice(options.cone_angle, options.step_scale),
              0.5 - 0.5 * side, 1.0 / side),
             net, table, layout.n_features_per_level, level_table(layout), layout.scales,
             (np.float32(options.min_transmittance), np.float32(field.density_bias)),

@@ -32,7 +32,7 @@ from hashfield.kernels.numba_cpu.field import (
     march_wave,
 )
 from hashfield.kernels.numba_cpu.grid_encode import BLOCK, add_level, level_table, lookup_table
-from hashfield.kernels.numba_cpu.march import SPREAD, as_words, lattice, steps_from_t
+from hashfield.kernels.numba_cpu.march import as_words, lattice, steps_from_t
 from hashfield.kernels.numba_cpu.mlp import (
     PAD,
     ROWS,
@@ -45,7 +45,7 @@ from hashfield.kernels.numba_cpu.mlp import (
     storage,
     weight_gradient,
 )
-from hashfield.kernels.numba_cpu.simd import LANES, cycles, load, store
+from hashfield.kernels.numba_cpu.simd import FEATURES, LANES, cycles, load, peek, poke, store
 from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics
 
 # Sums that each thread reports.
@@ -53,6 +53,7 @@ S_LOSS, S_ERROR, S_MARCHED, S_KEPT, S_RAYS = range(5)
 # Time stamps that each thread spends per stage follow them.
 STAGES = ("march", "encode + density", "compact", "color", "composite", "backward")
 S_STAGES = 5
+load4, _, _, store4 = FEATURES[4]
 
 
 @inline
@@ -75,16 +76,17 @@ def compact(
     """Keep the wave's samples that light still reaches; returns (kept, living rays)."""
     i, living = 0, 0
     for k in range(n_alive):
-        r = alive[k]
-        light = trans[r]
-        for j in range(i, i + counts[k]):
+        r = peek(alive, k)
+        light = peek(trans, r)
+        for j in range(i, i + peek(counts, k)):
             if light < min_transmittance:
                 is_cut[r] = True
                 break
-            w = light * alpha[j]
+            opaque = peek(alpha, j)
+            w = light * opaque
             if w < min_weight:
                 # Too faint to matter to the pixel, and its gradient is smaller still; its shade remains.
-                light *= np.float32(1.0) - alpha[j]
+                light *= np.float32(1.0) - opaque
                 continue
             if kept == capacity:
                 is_dropped[r] = True
@@ -92,21 +94,20 @@ def compact(
             put(features, j * row, k_features, kept * row, row)
             put(geometry, j * N_GEOMETRY, k_color_in, kept * N_COLOR_IN, N_GEOMETRY)
             put(harmonic, r * N_DIRECTION, k_color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
-            k_ray[kept] = r
-            k_slope[kept] = min(tau[j], STEEPEST * dt[j])
-            k_weight[kept] = w
-            light *= np.float32(1.0) - alpha[j]
-            k_after[kept] = light
-            k_positions[k_base + kept] = positions[j]
-            k_positions[k_stride + k_base + kept] = positions[stride + j]
-            k_positions[2 * k_stride + k_base + kept] = positions[2 * stride + j]
+            poke(k_ray, kept, r)
+            poke(k_slope, kept, min(peek(tau, j), STEEPEST * peek(dt, j)))
+            poke(k_weight, kept, w)
+            light *= np.float32(1.0) - opaque
+            poke(k_after, kept, light)
+            for axis in range(3):
+                poke(k_positions, axis * k_stride + k_base + kept, peek(positions, axis * stride + j))
             kept += 1
-        i += counts[k]
-        trans[r] = light
+        i += peek(counts, k)
+        poke(trans, r, light)
         if light < min_transmittance:
             is_cut[r] = True
         if not (is_cut[r] or is_dropped[r] or ended[r]):
-            alive[living] = r
+            poke(alive, living, r)
             living += 1
     return kept, living
 
@@ -123,10 +124,9 @@ def composite_chunk(
     for r in range(n_chunk):
         pixel[3 * r] = pixel[3 * r + 1] = pixel[3 * r + 2] = zero
     for i in range(kept):
-        r, w = 3 * k_ray[i], k_weight[i]
-        pixel[r] += w * rgb[3 * i]
-        pixel[r + 1] += w * rgb[3 * i + 1]
-        pixel[r + 2] += w * rgb[3 * i + 2]
+        r, w = 3 * peek(k_ray, i), peek(k_weight, i)
+        for c in range(3):
+            poke(pixel, r + c, peek(pixel, r + c) + w * peek(rgb, 3 * i + c))
     for r in range(n_chunk):
         ray = first_ray + r
         if is_dropped[r]:
@@ -146,14 +146,15 @@ def composite_chunk(
             pixel[3 * r + c] = slope * ray_scale  # from here on the gradient of the pixel
             rest[3 * r + c] = color  # what the samples from here to the end of the ray add
     for i in range(kept):
-        r, w = 3 * k_ray[i], k_weight[i]
+        r, w = 3 * peek(k_ray, i), peek(k_weight, i)
         slope = zero
         for c in range(3):
-            g, color = pixel[r + c], rgb[3 * i + c]
-            rest[r + c] -= w * color
-            slope += g * (k_after[i] * color - rest[r + c])
-            d_rgb[3 * i + c] = g * w * color * (one - color)
-        d_raw[i] = k_slope[i] * slope
+            g, color = peek(pixel, r + c), peek(rgb, 3 * i + c)
+            behind = peek(rest, r + c) - w * color
+            poke(rest, r + c, behind)
+            slope += g * (peek(k_after, i) * color - behind)
+            poke(d_rgb, 3 * i + c, g * w * color * (one - color))
+        poke(d_raw, i, peek(k_slope, i) * slope)
 
 
 @part
@@ -176,8 +177,8 @@ def backward_blocks(
         n = min(ROWS, kept - begin)
         for s in range(n):
             for c in range(3):
-                raw[s * out_row + c] = d_rgb[(begin + s) * 3 + c]
-            raw[s * out_row + 3] = zero
+                poke(raw, s * out_row + c, peek(d_rgb, (begin + s) * 3 + c))
+            poke(raw, s * out_row + 3, zero)
         put(raw, 0, g_out, 0, n * out_row)
         h1, h2 = begin * width, begin * width
         # colour network, last layer to first
@@ -197,7 +198,7 @@ def backward_blocks(
             g_hidden2, 0, width, p, c1, 0, p * N_COLOR_IN, raw, 0, N_GEOMETRY, n, N_GEOMETRY, width // p, own, 0
         )
         for s in range(n):
-            raw[s * N_GEOMETRY] += d_raw[begin + s]
+            poke(raw, s * N_GEOMETRY, peek(raw, s * N_GEOMETRY) + peek(d_raw, begin + s))
         put(raw, 0, g_geometry, 0, n * N_GEOMETRY)
         # density network
         product_relu(
@@ -216,8 +217,11 @@ def backward_blocks(
         for level in range(n_levels):
             for s in range(n):
                 to = (level * d_stride + base + begin + s) * n_features
-                for f in range(n_features):
-                    d_features[to + f] = g_features[s * row + level * n_features + f]
+                if n_features == 4:
+                    store4(d_features, to, load4(g_features, s * row + level * 4))
+                else:
+                    for f in range(n_features):
+                        poke(d_features, to + f, peek(g_features, s * row + level * n_features + f))
 
 
 @kernel
@@ -228,23 +232,23 @@ def _train(
     """March, evaluate, composite and differentiate; see `hashfield.ops.train_rays`.
 
     rays: origin, direction [n, 3], t_min, t_max, jitter [n], target [n, 4], background [n, 3].
-    scene: words, spread, n_cascades, steps, box_min, 1/side. options: min_transmittance, min_weight, huber_delta, bias,
+    scene: words, coarse, n_cascades, steps, box_min, 1/side. options: min_transmittance, min_weight, huber_delta, bias,
     1/n_rays, rays to a chunk, samples to a chunk.
     """
     origin, direction, t_min, t_max, jitter, target, background = rays
-    words, spread, n_cascades, steps, box_min, inverse_side = scene
+    words, coarse, n_cascades, steps, box_min, inverse_side = scene
     density_net, color_net, out_row, row = net
     min_transmittance, min_weight, huber_delta, bias, ray_scale, chunk_rays, chunk_samples = options
     n_rays = t_min.size
     n_levels = scales.size
     mode = flush_denormals()
     (
-        positions, w_t, w_dt, w_tau, w_alpha, w_ray, features, geometry, d_hidden, index, weight,
+        positions, w_t, w_dt, w_tau, w_alpha, features, geometry, d_hidden, index, weight,
         k_features, k_color_in, hidden1, hidden2, k_scalars, k_ray, out, g_out, g_hidden, g_hidden2, g_geometry,
         g_features, grad_pairs, x_pairs, r_floats, r_next, r_alive, r_counts, r_flags, harmonic,
     ) = work  # fmt: skip
     positions, w_t, w_dt, w_tau = positions[thread], w_t[thread], w_dt[thread], w_tau[thread]
-    w_alpha, w_ray, features, geometry = w_alpha[thread], w_ray[thread], features[thread], geometry[thread]
+    w_alpha, features, geometry = w_alpha[thread], features[thread], geometry[thread]
     d_hidden, index, weight = d_hidden[thread], index[thread], weight[thread]
     k_features, k_color_in, k_ray = k_features[thread], k_color_in[thread], k_ray[thread]
     hidden1, hidden2 = hidden1[thread], hidden2[thread]
@@ -288,8 +292,8 @@ def _train(
             quota = WAVES[min(wave, WAVES.size - 1)]
             clock0 = cycles()
             m = march_wave(
-                origin, direction, t_max, first_ray, alive, n_alive, quota, n_next, ended, counts, words, spread,
-                n_cascades, steps, box_min, inverse_side, positions, stride, w_t, w_dt, w_ray,
+                origin, direction, t_max, first_ray, alive, n_alive, quota, n_next, ended, counts, words, coarse,
+                n_cascades, steps, box_min, inverse_side, positions, stride, w_t, w_dt,
             )  # fmt: skip
             clock1 = cycles()
             own_sums[S_MARCHED] += m
@@ -385,7 +389,7 @@ class Buffers:
         self.wave, self.chunk_rays = wave, chunk_rays
         self.work = (
             floats(3 * (wave + 2 * BLOCK)), floats(wave + 16), floats(wave + 16), floats(wave + 16),
-            floats(wave + 16), np.zeros((threads, wave + 16), np.int64), stored(wave * row),
+            floats(wave + 16), stored(wave * row),
             stored(wave * N_GEOMETRY), stored(ROWS * width), np.zeros((threads, corner_slots), np.uint32),
             floats(corner_slots), stored(kept * row), stored(kept * N_COLOR_IN), stored(kept * width),
             stored(kept * width), floats(10, kept + 16), np.zeros((threads, kept), np.int64),
@@ -424,7 +428,7 @@ def train_rays(field, rays, target, background, bits, options, workspace, jitter
         _train,
         tuple(as_array(x.contiguous()) for x in (rays.origin, rays.direction, rays.t_min, rays.t_max, jitter,
                                                  target, background)),
-        (as_words(bits), SPREAD, options.aabb_scale.bit_length(), lattice(options.cone_angle, options.step_scale),
+        (*as_words(bits), options.aabb_scale.bit_length(), lattice(options.cone_angle, options.step_scale),
          box_min, 1.0 / side),
         net, table, layout.n_features_per_level, levels, layout.scales,
         (np.float32(options.min_transmittance), np.float32(options.min_weight), np.float32(huber_delta), np.float32(field.density_bias),

@@ -5,6 +5,9 @@ import torch
 
 from hashfield.kernels.numba_cpu.camera_rays import pixel_direction
 from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, share
+from hashfield.kernels.numba_cpu.simd import peek, poke, prefetch
+
+GROUP = 64  # rays whose pixels are asked for together
 
 
 @inline
@@ -35,28 +38,37 @@ def _training_rays(
     chosen [n] in [0, total): which pixel of the pool. The pool is a list of spans (runs of pixels in one image
     row): spans [m, 3] = image, first pixel within the image, length; span_ends [m] their running total.
     """
-    n = chosen.size
-    for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
-        low, high = 0, span_ends.size - 1
-        while low < high:  # the first span whose end lies beyond the chosen number
-            middle = (low + high) >> 1
-            if span_ends[middle] > chosen[i]:
-                high = middle
-            else:
-                low = middle + 1
-        image = spans[low, 0]
-        inside = spans[low, 1] + (chosen[i] - (span_ends[low] - spans[low, 2]))
-        row, column = inside // widths[image], inside % widths[image]
-        camera = table[image]
-        x, y, z = pixel_direction(camera, column + 0.5, row + 0.5)
-        direction[i, 0], direction[i, 1], direction[i, 2] = x, y, z
-        origin[i, 0], origin[i, 1], origin[i, 2] = camera[3], camera[7], camera[11]
-        near, far = box_range(camera[3], camera[7], camera[11], x, y, z, box)
-        t_min[i], t_max[i] = near, far
-        image_index[i] = image
-        at = image_starts[image] + inside
-        for c in range(4):
-            target[i, c] = np.float32(pixels[at, c]) * np.float32(1.0 / 255.0)
+    last = share(chosen.size, thread + 1, threads)
+    found = np.empty(GROUP, np.int64)
+    for first in range(share(chosen.size, thread, threads), last, GROUP):
+        count = min(GROUP, last - first)
+        # Two passes, so that the searches of a group overlap, and its pixels (each in another page of memory) arrive
+        # while others are looked for.
+        for k in range(count):
+            wanted, low, left = peek(chosen, first + k), 0, span_ends.size
+            while left > 1:  # the first span whose end lies beyond the chosen number, without branches to mispredict
+                half = left >> 1
+                low += half if peek(span_ends, low + half - 1) <= wanted else 0
+                left -= half
+            span = min(low, span_ends.size - 1)
+            poke(found, k, span)
+            inside = spans[span, 1] + (wanted - (span_ends[span] - spans[span, 2]))
+            prefetch(pixels, 4 * (image_starts[spans[span, 0]] + inside))
+        for k in range(count):
+            i, span = first + k, peek(found, k)
+            image = spans[span, 0]
+            inside = spans[span, 1] + (chosen[i] - (span_ends[span] - spans[span, 2]))
+            row, column = inside // widths[image], inside % widths[image]
+            camera = table[image]
+            x, y, z = pixel_direction(camera, column + 0.5, row + 0.5)
+            direction[i, 0], direction[i, 1], direction[i, 2] = x, y, z
+            origin[i, 0], origin[i, 1], origin[i, 2] = camera[3], camera[7], camera[11]
+            near, far = box_range(camera[3], camera[7], camera[11], x, y, z, box)
+            t_min[i], t_max[i] = near, far
+            image_index[i] = image
+            at = 4 * (image_starts[image] + inside)
+            for c in range(4):
+                target[i, c] = np.float32(peek(pixels, at + c)) * np.float32(1.0 / 255.0)
 
 
 def training_rays(chosen, spans, span_ends, starts, widths, pixels, table, box):
@@ -65,7 +77,7 @@ def training_rays(chosen, spans, span_ends, starts, widths, pixels, table, box):
     origin, direction, target = torch.empty((n, 3)), torch.empty((n, 3)), torch.empty((n, 4))
     t_min, t_max, image_index = torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.int64)
     if n:
-        arguments = (chosen, spans, span_ends, starts, widths, pixels, table, box)
+        arguments = (chosen, spans, span_ends, starts, widths, pixels.reshape(-1), table, box)
         launch(
             _training_rays, *(as_array(x.contiguous()) for x in arguments),
             *map(as_array, (origin, direction, t_min, t_max, target, image_index)),
