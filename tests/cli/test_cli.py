@@ -59,7 +59,7 @@ def test_train_writes_a_whole_run_folder(trained: Path):
     config = json.loads((trained / "config.json").read_text())
     assert config["seed"] == 3 and config["config"]["encoding"]["log2_hashmap_size"] == 13
     report = (trained / "report.html").read_text()
-    assert "held-out PSNR" in report and "src=\"http" not in report and "<script" not in report
+    assert "held-out PSNR" in report and 'src="http' not in report and "<script" not in report
     assert not list(trained.glob(".*.tmp"))
 
 

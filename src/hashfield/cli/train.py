@@ -1,5 +1,6 @@
 """`hashfield train nerf PATH`."""
 
+import importlib
 import json
 import os
 from dataclasses import dataclass, replace
@@ -92,6 +93,8 @@ def train_nerf(arguments: list[str]) -> int:
     elif n_steps is None and max_seconds is None:
         max_seconds = DEFAULT_SECONDS
     length = TrainOptions(n_steps=n_steps, max_seconds=max_seconds)
+    if options.tensorboard:
+        importlib.import_module("tensorboard")  # a missing extra is named now, not after the training
     if not options.max_image_memory > 0:
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
     read = ReadOptions(
@@ -195,7 +198,6 @@ def run_training(task: NerfTask, run: RunFolder, length: TrainOptions, resume: b
 
 def write_tensorboard(run: RunFolder, result: TrainResult) -> None:
     """The metrics as TensorBoard events in the run folder."""
-    import tensorboard  # noqa: F401  (torch's writer fails less clearly without it)
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(run.path / "tensorboard")) as writer:

@@ -15,7 +15,7 @@ from hashfield.train.metrics import psnr, ssim
 def over_background(image: np.ndarray, background: tuple[float, float, float]) -> np.ndarray:
     """Photo [h, w, 4] uint8 with straight alpha over a colour: float32 [h, w, 3], blended in sRGB."""
     rgba = image.astype(np.float32) / 255
-    return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.float32(background)
+    return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.asarray(background, np.float32)
 
 
 def evaluate_views(

@@ -222,6 +222,10 @@ def field_parameters(module: RadianceField, table_bf16: Tensor | None) -> FieldP
 class NerfModel(nn.Module):
     """A trained radiance field with its spaces, cameras and occupancy: stands alone, needs no photos."""
 
+    bits: Tensor
+    box: Tensor
+    table_bf16: Tensor
+
     def __init__(
         self,
         module: RadianceField,
@@ -414,7 +418,7 @@ def _part(metadata: Mapping[str, Any], name: str, kind: type, path: Path) -> Any
     value = metadata.get(name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not isinstance(value, kind) or (kind is float and not math.isfinite(value)):
+    if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
         raise CheckpointError(f"{path}: metadata: {name}: expected {kind.__name__}, got {value!r}")
     return value
 
@@ -452,20 +456,16 @@ class NerfTask:
         self.background = parse_background(background)
         self.spaces = scene.spaces
         self.is_carved = config.occupancy.use_alpha and scene.has_alpha
-        self.density_bias = config.density_bias
-        if self.density_bias is None:
-            # Uncarved, a ray should get through some of the box at first, whatever its size.
-            self.density_bias = 3.0 if self.is_carved else 1.0 - math.log(self.spaces.aabb_scale)
-        self.decay = config.occupancy.decay
-        if self.decay is None:
-            self.decay = 0.6 if self.is_carved else 0.9
+        bias, decay = config.density_bias, config.occupancy.decay
+        # Uncarved, a ray should get through some of the box at first, whatever its size.
+        usual_bias = 3.0 if self.is_carved else 1.0 - math.log(self.spaces.aabb_scale)
+        self.density_bias: float = usual_bias if bias is None else bias
+        self.decay: float = (0.6 if self.is_carved else 0.9) if decay is None else decay
         views: PosedImages = scene.splits["train"]
         table = self.spaces.camera_table_to_scene(camera_table(views.cameras))
         self.sampler = PixelSampler(views.images, table)
         init = torch.Generator().manual_seed(seed)
-        self.field = RadianceField(
-            config.field_config(self.spaces.aabb_scale, self.density_bias), generator=init
-        )
+        self.field = RadianceField(config.field_config(self.spaces.aabb_scale, self.density_bias), generator=init)
         self.matrices = [*self.field.density_network.weights, *self.field.color_network.weights]
         self.optimizer = TableOptimizer(self.field.encoding.table, self.matrices, l2=config.train.l2)
         self.workspace = TrainWorkspace(self.parameters(), 2 * config.train.batch_samples)

@@ -24,7 +24,7 @@ STATE_PREFIXES = ("optimizer.", "occupancy.")
 _MAX_METADATA_BYTES = 64 << 20
 
 
-def write_aside(path: Path, write: typing.Callable[[Path], None]) -> None:
+def write_aside(path: Path, write: typing.Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, and rename it over `path`.
 
     A reader sees the old file or the new one, never half of one; when anything fails the old one stays.
