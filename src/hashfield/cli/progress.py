@@ -29,7 +29,9 @@ def progress_line(progress: Progress) -> str:
 class ProgressView:
     """Shows `Progress` as it comes; use as a context manager and pass `show` to the training loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, resume_command: str | None = None) -> None:
+        """Args: resume_command: goes on with the run should it end early; named at the first autosave."""
+        self.resume_command = resume_command
         self.live = Live(Text(""), console=console, refresh_per_second=4, transient=True) if is_terminal() else None
         self.next_line = 0.0
         self.phase = ""
@@ -47,6 +49,11 @@ class ProgressView:
 
     def show(self, progress: Progress) -> None:
         """Take one report."""
+        if progress.phase == "saving":
+            how = f"; should the run end early, go on with: {self.resume_command}" if self.resume_command else ""
+            self.resume_command = None  # once is enough
+            say(f"saved at step {progress.step}{how}")
+            return
         if self.live:
             self.live.update(Text(progress_line(progress)))
             return

@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -88,7 +89,11 @@ def train_nerf(arguments: list[str]) -> int:
             n_steps, max_seconds = planned
         elif (n_steps, max_seconds) != planned:
             say("warning: the run was planned for another length; its schedules now follow the new one")
-        config = config_from_dict(NerfConfig, metadata.get("config"), f"{run.checkpoint}: config")
+        stored = config_from_dict(NerfConfig, metadata.get("config"), f"{run.checkpoint}: config")
+        preset = value_of(arguments, "--preset") or stored.preset
+        if preset != stored.preset or config not in (stored, _defaults(arguments).config):
+            say("warning: a resumed run keeps the model and recipe of its checkpoint; those given here are ignored")
+        config = stored
         options = replace(options, **stored_options(run, metadata, options))
     elif n_steps is None and max_seconds is None:
         max_seconds = DEFAULT_SECONDS
@@ -113,7 +118,9 @@ def train_nerf(arguments: list[str]) -> int:
     say(f"run folder: {run.path}; preset {config.preset}")
     task = NerfTask(config, scene, seed=options.seed, background=options.background)
     write_config(run, task, length)
-    result = run_training(task, run, length, options.resume)
+    # Quoted, so that a path with spaces can be copied too.
+    resume_command = f"hashfield train nerf {quote(str(options.path))} --out {quote(str(run.path))} --resume"
+    result = run_training(task, run, length, options.resume, resume_command)
     if options.tensorboard:
         write_tensorboard(run, result)
     if result.stopped_by == "done":
@@ -122,10 +129,7 @@ def train_nerf(arguments: list[str]) -> int:
         say(f"render it: hashfield render {run.path} --views orbit --format mp4")
         return 0
     if result.stopped_by == "interrupted":
-        say(
-            f"interrupted after step {result.step}, saved; go on with: "
-            f"hashfield train nerf {options.path} --out {run.path} --resume"
-        )
+        say(f"interrupted after step {result.step}, saved; go on with: {resume_command}")
         return 130
     raise ConfigError(
         f"the loss of step {result.step} is not a finite number; the last good checkpoint is {run.checkpoint} "
@@ -184,9 +188,11 @@ def write_config(run: RunFolder, task: NerfTask, length: TrainOptions) -> None:
     write_aside(run.config_json, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def run_training(task: NerfTask, run: RunFolder, length: TrainOptions, resume: bool = False) -> TrainResult:
-    """Train with progress on the console."""
-    with ProgressView() as view:
+def run_training(
+    task: NerfTask, run: RunFolder, length: TrainOptions, resume: bool = False, resume_command: str | None = None
+) -> TrainResult:
+    """Train with progress on the console; the command that would resume the run is named there."""
+    with ProgressView(resume_command) as view:
         result = train(task, run, length, view.show, resume)
     say(
         f"trained {result.step} steps in {result.train_seconds:.1f} s "
