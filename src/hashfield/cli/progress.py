@@ -16,7 +16,7 @@ PLAIN_LINE_SECONDS = 5.0
 def progress_line(progress: Progress) -> str:
     """Step, loss, PSNR, rays/s, samples/s and time left, in one line."""
     if progress.phase == "compiling":
-        return "compiling kernels (cached afterwards; about a minute the first time) ..."
+        return "preparing the kernels (the first start compiles them, which takes about a minute) ..."
     steps = f"{progress.step}" + (f"/{progress.n_steps}" if progress.n_steps else "")
     psnr = "-" if math.isnan(progress.psnr) else f"{progress.psnr:.2f} dB"
     left = "" if progress.seconds_left is None else f"  {progress.seconds_left:.0f} s left"

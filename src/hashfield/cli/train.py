@@ -16,10 +16,10 @@ from hashfield.cli.progress import ProgressView
 from hashfield.cli.shared import parse, say, set_up, value_of
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.errors import CheckpointError, ConfigError
-from hashfield.tasks.nerf import PRESETS, NerfConfig, NerfTask, preset_for
+from hashfield.tasks.nerf import PRESETS, NerfConfig, NerfTask, parse_background, preset_for
 from hashfield.train.checkpoint import config_from_dict, config_to_dict, read_metadata, write_aside
 from hashfield.train.loop import TrainOptions, TrainResult, planned_length, train
-from hashfield.train.run_folder import RunFolder
+from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
 
 DEFAULT_SECONDS = 60.0
 
@@ -98,6 +98,10 @@ def train_nerf(arguments: list[str]) -> int:
     elif n_steps is None and max_seconds is None:
         max_seconds = DEFAULT_SECONDS
     length = TrainOptions(n_steps=n_steps, max_seconds=max_seconds)
+    # What can be refused is refused before minutes of decoding, not after.
+    parse_background(options.background)
+    if options.out is not None and not options.resume:
+        RunFolder(options.out, options.out / CHECKPOINT_NAME).check_free(options.overwrite)
     if options.tensorboard:
         importlib.import_module("tensorboard")  # a missing extra is named now, not after the training
     if not options.max_image_memory > 0:
@@ -109,14 +113,15 @@ def train_nerf(arguments: list[str]) -> int:
     scene = load_scene(options.path, read)
     for note in scene.notes:
         say(note)
+    task = NerfTask(config, scene, seed=options.seed, background=options.background)
     if options.resume:
         check_same_photos(run, metadata, scene)
     else:
         run = RunFolder.create(options.out, scene.name, options.overwrite)
         if options.overwrite:
             run.checkpoint.unlink(missing_ok=True)
+            run.report.unlink(missing_ok=True)  # it would tell of the run before
     say(f"run folder: {run.path}; preset {config.preset}")
-    task = NerfTask(config, scene, seed=options.seed, background=options.background)
     write_config(run, task, length)
     # Quoted, so that a path with spaces can be copied too.
     resume_command = f"hashfield train nerf {quote(str(options.path))} --out {quote(str(run.path))} --resume"
@@ -126,7 +131,7 @@ def train_nerf(arguments: list[str]) -> int:
     if result.stopped_by == "done":
         finish(task, scene, run, result, by_clock=max_seconds is not None)
         say(f"report: {run.report}")
-        say(f"render it: hashfield render {run.path} --views orbit --format mp4")
+        say(f"render it: hashfield render {quote(str(run.path))} --views orbit --format mp4")
         return 0
     if result.stopped_by == "interrupted":
         say(f"interrupted after step {result.step}, saved; go on with: {resume_command}")

@@ -124,9 +124,9 @@ class NerfConfig:
     """Everything that decides how a scene becomes a model."""
 
     preset: str = "default"
-    """Name of the preset this was made from."""
+    """fast, default, quality or paper: where the other values start from. Not named, the run's length chooses."""
     encoding: GridConfig = GridConfig(log2_hashmap_size=18)
-    """Of positions; per_level_scale follows from finest_resolution."""
+    """Of positions. per_level_scale is not set here: it follows from finest_resolution."""
     finest_resolution: int = 2048
     """Vertices per axis and unit of aabb_scale at the last level (N_max)."""
     density_bias: float | None = None
@@ -142,6 +142,8 @@ class NerfConfig:
     def __post_init__(self) -> None:
         if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
             raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
+        if self.encoding.per_level_scale != GridConfig().per_level_scale:
+            raise ConfigError("encoding.per_level_scale: follows from finest_resolution; set that instead")
         if self.finest_resolution < self.encoding.base_resolution:
             raise ConfigError(f"finest_resolution: expected at least base_resolution, got {self.finest_resolution}")
 
@@ -450,8 +452,10 @@ class NerfTask:
         background: Colour behind the scene in evaluation and rendering; training draws random ones.
 
         Raises:
-            ConfigError: the background is not a colour.
+            ConfigError: the background is not a colour, or the seed is negative.
         """
+        if seed < 0:
+            raise ConfigError(f"seed: expected a whole number >= 0, got {seed}")
         self.config, self.scene, self.seed = config, scene, seed
         self.background = parse_background(background)
         self.spaces = scene.spaces
