@@ -55,7 +55,10 @@ class ProgressView:
             say(f"saved at step {progress.step}{how}")
             return
         if self.live:
-            self.live.update(Text(progress_line(progress)))
+            line = progress_line(progress)
+            if len(line) >= console.width:
+                line = line.replace("  loss", "\nloss")  # else the edge would cut the time left, which stands last
+            self.live.update(Text(line))
             return
         now = time.perf_counter()
         if now >= self.next_line or progress.phase != self.phase or progress.fraction >= 1.0:

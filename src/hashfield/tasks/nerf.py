@@ -370,6 +370,8 @@ def load_model(path: Path) -> NerfModel:
         bias = _part(metadata, "density_bias", float, path)
         background = _part(metadata, "background", list, path)
         step_scale = _part(metadata, "step_scale", float, path)
+        if not 0.1 <= step_scale <= 64:  # as in NerfTrainConfig; a march of no or negative steps would never end
+            raise CheckpointError(f"{path}: metadata: step_scale: expected a number in [0.1, 64], got {step_scale}")
         cameras = {
             split: [Camera.from_dict(view) for view in views]
             for split, views in _part(metadata, "cameras", dict, path).items()

@@ -147,7 +147,29 @@ def _metadata(path: Path, handle: Any) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: format version {version} is newer than this program's {FORMAT_VERSION}; update hashfield"
         )
+    _check_sections(path, metadata)
     return metadata
+
+
+def _check_sections(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raise where a section is not of the kind that everything which reads it relies on."""
+
+    def wrong(name: str, expected: str, value: Any) -> CheckpointError:
+        return CheckpointError(f"{path}: metadata: {name}: expected {expected}, got {value!s:.60}")
+
+    for name in ("config", "spaces", "cameras", "scene", "figures", "loop", "state"):
+        if not isinstance(metadata.get(name, {}), dict):
+            raise wrong(name, "an object", metadata[name])
+    for split, views in metadata.get("cameras", {}).items():
+        if not isinstance(views, list) or not all(isinstance(view, dict) for view in views):
+            raise wrong(f"cameras.{split}", "a list of objects", views)
+    for name in ("name", "path"):
+        value = metadata.get("scene", {}).get(name, "")
+        if not isinstance(value, str):
+            raise wrong(f"scene.{name}", "a text", value)
+    for name, value in metadata.get("figures", {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong(f"figures.{name}", "a number", value)
 
 
 # --- configurations and generators as JSON -----------------------------------------------------------------

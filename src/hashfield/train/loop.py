@@ -240,6 +240,10 @@ def _loop_state(run: RunFolder, metadata: dict[str, Any], task_name: str) -> dic
     for name in ("step", "n_rays", "n_samples"):
         if not isinstance(loop.get(name), int) or loop[name] < 0:
             raise CheckpointError(f"{run.checkpoint}: loop.{name}: expected a count, got {loop.get(name)!r}")
+    if {"n_steps", "max_seconds"} - set(loop) or not isinstance(loop["n_steps"], int | None):
+        raise CheckpointError(f"{run.checkpoint}: loop: the planned length is missing or wrong")
+    if not isinstance(loop["max_seconds"], float | int | None):
+        raise CheckpointError(f"{run.checkpoint}: loop.max_seconds: expected seconds, got {loop['max_seconds']!r}")
     if not isinstance(loop.get("elapsed_s"), float | int):
         raise CheckpointError(f"{run.checkpoint}: loop.elapsed_s: expected seconds, got {loop.get('elapsed_s')!r}")
     return loop
