@@ -9,8 +9,9 @@ import torch
 
 import hashfield
 from hashfield.errors import CheckpointError, ConfigError
+from hashfield.export.images import over
 from hashfield.geometry.cameras import camera_table
-from hashfield.tasks.evaluate import evaluate_views, over_background
+from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf import PRESETS, NerfModel, NerfTask, load_model, parse_background, preset_for
 from hashfield.train.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
 from hashfield.train.loop import TrainOptions, train
@@ -34,7 +35,7 @@ def blurred_baseline(views) -> float:
     """PSNR of each view's mean colour: what a model that learnt nothing could reach."""
     found = []
     for image in views.images:
-        photo = over_background(image, (1.0, 1.0, 1.0))
+        photo = over(image, (1.0, 1.0, 1.0))
         found.append(psnr(np.broadcast_to(photo.mean((0, 1)), photo.shape).copy(), photo))
     return float(np.mean(found))
 

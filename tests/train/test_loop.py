@@ -99,6 +99,14 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
     assert int(tensors["value"]) == 3 and metadata["loop"]["step"] == 3
 
 
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+def test_a_checkpoint_is_as_readable_as_any_other_file(tmp_path: Path):
+    other, path = tmp_path / "other", tmp_path / "a.safetensors"
+    other.touch()
+    save_checkpoint(path, {"value": torch.tensor([1])}, {"task": "fake"})
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, {"value": torch.tensor([1])}, {"task": "fake"})

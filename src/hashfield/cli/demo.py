@@ -14,8 +14,8 @@ from hashfield.cli.train import run_training, write_config
 from hashfield.data.dataset import Scene
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.errors import ConfigError
+from hashfield.export.images import over
 from hashfield.kernels.numba_cpu.common import is_cache_warm
-from hashfield.tasks.evaluate import over_background
 from hashfield.tasks.nerf import PRESETS, NerfModel, NerfTask
 from hashfield.train.loop import TrainOptions
 from hashfield.train.metrics import psnr
@@ -84,7 +84,7 @@ def comparisons(model: NerfModel, scene: Scene, depths: list[np.ndarray]) -> lis
     found: dict[str, list[Any]] = {"whole": [], "front": [], "blur": [], "blur_front": [], "depth": []}
     for camera, image, truth in zip(views.cameras, views.images, depths, strict=True):
         out = model.render(camera, ("color", "depth", "opacity"), model.background)
-        photo = over_background(image, model.background)
+        photo = over(image, model.background)
         color = np.clip(out["color"], 0.0, 1.0)
         blurred = blur(photo)
         front = image[..., 3] > 127

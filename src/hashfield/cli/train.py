@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -189,7 +188,7 @@ def write_config(run: RunFolder, task: NerfTask, length: TrainOptions) -> None:
         "n_steps": length.n_steps, "max_seconds": length.max_seconds, "spaces": task.spaces.to_dict(),
         "config": config_to_dict(task.config),
     }  # fmt: skip
-    text = json.dumps(values, indent=1) + os.linesep
+    text = json.dumps(values, indent=1) + "\n"
     write_aside(run.config_json, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Videos: mp4 files (H.264, yuv420p, readable everywhere) and numbered PNG frames."""
+"""Videos: mp4 files (H.264, yuv420p, readable everywhere)."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from hashfield.errors import ConfigError, DataError, ShapeError
-from hashfield.export.images import write_png
 
 QUALITY: Final = 18
 """Constant rate factor of x264: 18 is hard to tell from the original, larger is smaller and worse."""
@@ -134,26 +133,6 @@ def write_mp4(
         for frame in frames:
             video.add(frame)
     return video.n_frames
-
-
-def write_frames(folder: Path, frames: Iterable[UInt8[np.ndarray, "h w c"]], *, stem: str = "frame") -> int:
-    """Number of PNG files written: `folder`/`stem`_00000.png and on.
-
-    Args:
-        folder: made where missing; files of the same names are replaced.
-        frames: 1, 3 or 4 channels; alpha is straight.
-        stem: start of every name.
-
-    Raises:
-        DataError: no frames, or a file cannot be written.
-    """
-    n_frames = 0
-    for frame in frames:
-        write_png(folder / f"{stem}_{n_frames:05d}.png", frame)
-        n_frames += 1
-    if n_frames == 0:
-        raise DataError(f"{folder}: no frames to write")
-    return n_frames
 
 
 def check_video() -> None:

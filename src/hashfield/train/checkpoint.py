@@ -32,7 +32,10 @@ def write_aside(path: Path, write: typing.Callable[[Path], object]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        aside.touch()
+        mode = aside.stat().st_mode & 0o777  # the user's own habit; some writers make files that nobody else may read
         write(aside)
+        aside.chmod(mode)
         with open(aside, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(aside, path)
