@@ -144,6 +144,9 @@ def test_resume_goes_on_with_the_plan(photos: Path, tmp_path: Path, capsys):
         (["render", "."], "not a run"),
         (["info", "pyproject-that-is-not"], "no such run"),
         (["demo", "--size", "5"], "--size"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["demo", "--n-frames", "-1"], "--n-frames"),
+        (["demo", "--seconds", "0"], "max_seconds"),
     ],
 )
 def test_mistakes_end_in_a_line_and_code_2(arguments, words, capsys):
