@@ -59,7 +59,7 @@ def test_train_writes_a_whole_run_folder(trained: Path):
     config = json.loads((trained / "config.json").read_text())
     assert config["seed"] == 3 and config["config"]["encoding"]["log2_hashmap_size"] == 13
     report = (trained / "report.html").read_text()
-    assert "held-out PSNR" in report and "src=\"http" not in report and "<script" not in report
+    assert "held-out PSNR" in report and 'src="http' not in report and "<script" not in report
     assert not list(trained.glob(".*.tmp"))
 
 
@@ -67,6 +67,8 @@ def test_a_run_is_not_overwritten_unasked(trained: Path, photos: Path, capsys):
     before = (trained / "checkpoint.safetensors").read_bytes()
     line = fails(capsys, "train", "nerf", str(photos), "--out", str(trained), "--n-steps", "5", *QUICK)
     assert "holds a run already" in line and line.count("\n") == 1
+    # refused before anything is read: the photos need not even be there
+    assert "holds a run already" in fails(capsys, "train", "nerf", str(photos / "gone"), "--out", str(trained))
     assert (trained / "checkpoint.safetensors").read_bytes() == before
 
 
@@ -117,6 +119,8 @@ def test_resume_goes_on_with_the_plan(photos: Path, tmp_path: Path, capsys):
     assert run([*arguments, "--n-steps", "20"]) == 0
     assert run([*arguments, "--resume"]) == 0
     assert "trained 20 steps" in capsys.readouterr().out
+    assert run([*arguments, "--resume", "--preset", "paper"]) == 0
+    assert "those given here are ignored" in capsys.readouterr().out
     assert "--downscale" in fails(capsys, *arguments, "--resume", "--downscale", "2")
 
 
@@ -133,15 +137,30 @@ def test_resume_goes_on_with_the_plan(photos: Path, tmp_path: Path, capsys):
         (["train", "nerf", ".", "--n-steps", "many"], "n-steps"),
         (["train", "nerf", ".", "--device", "cuda"], "not built"),
         (["train", "nerf", ".", "--resume"], "--out"),
+        (["train", "nerf", ".", "--background", "pink"], "background: expected"),
+        (["train", "nerf", ".", "--encoding.per-level-scale", "1.5"], "finest_resolution"),
+        (["train", "nerf", ".", "--max-image-memory", "0"], "--max-image-memory"),
         (["evaluate", "/no/run"], "no such run"),
         (["render", "."], "not a run"),
         (["info", "pyproject-that-is-not"], "no such run"),
         (["demo", "--size", "5"], "--size"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["demo", "--n-frames", "-1"], "--n-frames"),
+        (["demo", "--seconds", "0"], "max_seconds"),
     ],
 )
 def test_mistakes_end_in_a_line_and_code_2(arguments, words, capsys):
     error = fails(capsys, *arguments)
     assert words in error and "Traceback" not in error
+
+
+def test_a_missing_extra_is_named_before_the_training(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    line = fails(capsys, "train", "nerf", str(photos), "--out", str(tmp_path / "r"), "--tensorboard")
+    assert "hashfield[tensorboard]" in line and line.count("\n") == 1
+    assert not (tmp_path / "r").exists()
 
 
 def test_debug_shows_the_traceback():

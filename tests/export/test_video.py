@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hashfield.errors import ConfigError, DataError, ShapeError
-from hashfield.export.video import check_video, write_frames, write_mp4
+from hashfield.export.video import check_video, write_mp4
 
 
 def flat_frames(n: int, height: int, width: int) -> list[np.ndarray]:
@@ -83,16 +83,8 @@ def test_mistakes_are_named(tmp_path: Path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_missing_package_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ConfigError, match="pip install av") as caught:
         check_video()
     assert "\n" not in str(caught.value)
-    assert write_frames(tmp_path, flat_frames(1, 8, 8)) == 1  # PNGs need no package
-
-
-def test_frame_files_are_numbered(tmp_path: Path):
-    assert write_frames(tmp_path / "out", flat_frames(3, 8, 8), stem="color") == 3
-    assert sorted(os.listdir(tmp_path / "out")) == [f"color_{i:05d}.png" for i in range(3)]
-    with pytest.raises(DataError, match="no frames"):
-        write_frames(tmp_path, [])

@@ -131,6 +131,45 @@ def test_projection_undoes_rays(case: str) -> None:
     torch.testing.assert_close(back, pixel, rtol=0, atol=1e-10)
 
 
+def fold_radius(lens: Camera, angle: float, limit: float) -> float:
+    """Radius below `limit` at which a radial-tangential lens folds the image over along a direction, found by
+    walking outwards with finite differences."""
+    radius = torch.linspace(0.0, limit, 800, dtype=torch.float64)[:-1]
+    plane = radius[:, None] * torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
+    h, sides = 1e-6, torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    points = torch.nn.functional.pad(plane[:, None] + h * sides, (0, 1), value=1.0).reshape(-1, 3)
+    pixel, _ = project(camera_table([lens]), torch.zeros(len(points), dtype=torch.long), points)
+    right, left, down, up = pixel.reshape(-1, 4, 2).unbind(1)
+    folded = (torch.linalg.det(torch.stack([right - left, down - up], dim=-1)) <= 0).nonzero()[:, 0]
+    return float(radius[int(folded[0]) - 1]) if len(folded) else limit
+
+
+@pytest.mark.parametrize("p", [(0.0, -0.016), (0.01, -0.016), (-0.05, 0.05)], ids=str)
+def test_strong_lenses_are_inverted_up_to_their_fold(p: tuple[float, float]) -> None:
+    strong = camera("opencv", (-0.25, 0.0, 0.0, 0.0, *p), camera_to_world=IDENTITY)
+    limit = lens_limit("opencv", strong.distortion)
+    angles = [math.tau * k / 48 for k in range(48)]
+    folds = [fold_radius(strong, angle, limit) for angle in angles]
+    assert min(folds) < 0.97 * limit < max(folds)  # tangential terms fold some sides before the radial limit
+    plane = [
+        (share * fold * math.cos(angle), share * fold * math.sin(angle), 1.0)
+        for share in (0.0, 0.3, 0.7, 0.8, 0.9, 0.97, 0.99)
+        for fold, angle in zip(folds, angles, strict=True)
+    ]
+    points = torch.tensor(plane, dtype=torch.float64)
+    index = torch.zeros(len(points), dtype=torch.long)
+    pixel, _ = project(camera_table([strong]), index, points)
+    _, direction = rays([strong], pixel)
+    torch.testing.assert_close(direction, points / points.norm(dim=1, keepdim=True), rtol=0, atol=1e-10)
+
+
+def test_pixels_beyond_the_fold_of_a_strong_lens_are_finite_and_within_the_limit() -> None:
+    strong = camera("opencv", (-0.25, 0.0, 0.0, 0.0, 0.01, -0.016), camera_to_world=IDENTITY, fx=20.0, fy=20.0)
+    _, direction = rays([strong], pixel_centers(64, 48))
+    reach = torch.hypot(direction[:, 0], direction[:, 1]) / direction[:, 2]
+    assert float(reach.max()) == pytest.approx(lens_limit("opencv", strong.distortion))
+
+
 coefficient = st.floats(-0.4, 0.4)
 
 
@@ -138,22 +177,19 @@ coefficient = st.floats(-0.4, 0.4)
 @given(
     lens=st.sampled_from(["opencv", "fisheye"]),
     k=st.tuples(coefficient, coefficient, coefficient, coefficient),
-    # Known limit: with k1 -0.25 and p2 -0.016, from 0.8 of the limit on, the tangential terms carry a point past the
-    # radial limit and it is held there.
-    p=st.tuples(st.floats(-0.005, 0.005), st.floats(-0.005, 0.005)),
-    fraction=st.floats(0.0, 0.7),
+    p=st.tuples(st.floats(-0.02, 0.02), st.floats(-0.02, 0.02)),
+    fraction=st.floats(0.0, 0.95),
     angle=st.floats(0.0, 2 * math.pi),
 )
 def test_any_lens_is_inverted_inside_its_limit(
     lens: Lens, k: tuple[float, ...], p: tuple[float, float], fraction: float, angle: float
 ) -> None:
     distortion = (*k, *((0.0, 0.0) if lens == "fisheye" else p))
+    wide = camera(lens, distortion, camera_to_world=IDENTITY)
     limit = min(lens_limit(lens, distortion), 1.5)
-    # tangential terms fold the image where the radial ones nearly do: stay off the edge then
-    radius = fraction * limit
+    radius = fraction * (fold_radius(wide, angle, limit) if lens == "opencv" else limit)
     plane = (math.sin(radius), math.cos(radius)) if lens == "fisheye" else (radius, 1.0)
     point = torch.tensor([[plane[0] * math.cos(angle), plane[0] * math.sin(angle), plane[1]]]).double()
-    wide = camera(lens, distortion, camera_to_world=IDENTITY)
     table, index = camera_table([wide]), torch.zeros(1, dtype=torch.long)
     pixel, is_valid = project(table, index, point)
     assert bool(is_valid)

@@ -9,8 +9,9 @@ import torch
 
 import hashfield
 from hashfield.errors import CheckpointError, ConfigError
+from hashfield.export.images import over
 from hashfield.geometry.cameras import camera_table
-from hashfield.tasks.evaluate import evaluate_views, over_background
+from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf import PRESETS, NerfModel, NerfTask, load_model, parse_background, preset_for
 from hashfield.train.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
 from hashfield.train.loop import TrainOptions, train
@@ -34,7 +35,7 @@ def blurred_baseline(views) -> float:
     """PSNR of each view's mean colour: what a model that learnt nothing could reach."""
     found = []
     for image in views.images:
-        photo = over_background(image, (1.0, 1.0, 1.0))
+        photo = over(image, (1.0, 1.0, 1.0))
         found.append(psnr(np.broadcast_to(photo.mean((0, 1)), photo.shape).copy(), photo))
     return float(np.mean(found))
 
@@ -206,7 +207,17 @@ BROKEN = {
     "config value of the wrong type": (
         lambda t, m: (t, _changed(m, config={**m["config"], "n_neurons": "wide"})), "config.n_neurons",
     ),
-    "config value out of range": (lambda t, m: (t, _changed(m, config={**m["config"], "width": 63})), "width"),
+    "config value out of range": (
+        lambda t, m: (t, _changed(m, config={**m["config"], "n_neurons": 63})), "n_neurons: expected a multiple of 16",
+    ),
+    "a march that never ends": (lambda t, m: (t, _changed(m, step_scale=0.0)), "step_scale"),
+    "cameras are a number": (lambda t, m: (t, _changed(m, cameras={"test": 5})), "cameras.test"),
+    "a camera is a number": (lambda t, m: (t, _changed(m, cameras={"test": [5]})), "cameras.test"),
+    "a camera lacks a field": (lambda t, m: (t, _changed(m, cameras={"test": [{}]})), "missing or unknown field"),
+    "scene is a number": (lambda t, m: (t, _changed(m, scene=3)), "scene: expected an object"),
+    "scene's path is a number": (lambda t, m: (t, _changed(m, scene={"path": 7})), "scene.path"),
+    "figures are text": (lambda t, m: (t, _changed(m, figures={"steps": "many"})), "figures.steps"),
+    "config is null": (lambda t, m: (t, _changed(m, config=None)), "config: expected an object"),
     "spaces missing": (lambda t, m: (t, {k: v for k, v in m.items() if k != "spaces"}), "spaces"),
     "background of two": (lambda t, m: (t, _changed(m, background=[1.0, 2.0])), "background"),
     "tensor missing": (lambda t, m: ({k: v for k, v in t.items() if k != "bits"}, m), "'bits' is missing"),

@@ -99,6 +99,14 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
     assert int(tensors["value"]) == 3 and metadata["loop"]["step"] == 3
 
 
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+def test_a_checkpoint_is_as_readable_as_any_other_file(tmp_path: Path):
+    other, path = tmp_path / "other", tmp_path / "a.safetensors"
+    other.touch()
+    save_checkpoint(path, {"value": torch.tensor([1])}, {"task": "fake"})
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, {"value": torch.tensor([1])}, {"task": "fake"})
@@ -129,6 +137,33 @@ def test_an_autosave_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch
     monkeypatch.setattr(loop, "save_checkpoint", sometimes)
     result = train(FakeTask(), run, TrainOptions(n_steps=5, autosave_seconds=0.0))
     assert result.stopped_by == "done" and len(calls) > 3
+
+
+def test_metrics_that_cannot_be_written_do_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    run = folder(tmp_path)
+    run.metrics_jsonl.mkdir()  # neither unlinked nor appended to, as on a disk that is full or read-only
+    result = train(FakeTask(), run, TrainOptions(n_steps=5))
+    assert result.stopped_by == "done" and len(result.history) > 0
+    assert load_checkpoint(run.checkpoint)[1]["loop"]["step"] == 5
+    assert sum("metrics.jsonl" in record.message for record in caplog.records) == 1
+
+
+def test_metrics_go_on_from_the_checkpoint(tmp_path: Path):
+    run = folder(tmp_path)
+    train(FakeTask(), run, TrainOptions(n_steps=8, stop_after=5))
+    line = json.loads(run.metrics_jsonl.read_text().splitlines()[0])
+    lost = json.dumps({**line, "step": 7, "loss": 9.0})  # reported after the last checkpoint, then killed
+    run.metrics_jsonl.write_text(f"{json.dumps({**line, 'step': 2})}\n{lost}\n{lost[:20]}")
+    result = train(FakeTask(), run, TrainOptions(n_steps=8), resume=True)
+    lines = [json.loads(row) for row in run.metrics_jsonl.read_text().splitlines()]
+    assert lines == result.history
+    assert lines[0]["step"] == 2 and lines[-1]["step"] == 8 and 9.0 not in [row["loss"] for row in lines]
+
+
+def test_every_autosave_is_reported(tmp_path: Path):
+    seen = []
+    train(FakeTask(), folder(tmp_path), TrainOptions(n_steps=3, autosave_seconds=0.0), seen.append)
+    assert [p.step for p in seen if p.phase == "saving"] == [1, 2, 3]
 
 
 def test_resuming_another_task_or_nothing(tmp_path: Path):

@@ -14,8 +14,9 @@ from hashfield.cli.train import run_training, write_config
 from hashfield.data.dataset import Scene
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.errors import ConfigError
+from hashfield.export.images import over
+from hashfield.export.video import check_video
 from hashfield.kernels.numba_cpu.common import is_cache_warm
-from hashfield.tasks.evaluate import over_background
 from hashfield.tasks.nerf import PRESETS, NerfModel, NerfTask
 from hashfield.train.loop import TrainOptions
 from hashfield.train.metrics import psnr
@@ -50,6 +51,12 @@ def main(arguments: list[str]) -> int:
     set_up(threads=options.threads)
     if not 32 <= options.size <= 4096:
         raise ConfigError(f"--size: expected 32 to 4096, got {options.size}")
+    if options.seed < 0:
+        raise ConfigError(f"--seed: expected a whole number >= 0, got {options.seed}")
+    if not 0 <= options.n_frames <= 100_000:
+        raise ConfigError(f"--n-frames: expected 0 to 100000, got {options.n_frames}")
+    if options.n_frames:
+        check_video()  # now, not after the training
     started = time.perf_counter()
     length = TrainOptions(max_seconds=options.seconds)
     run = RunFolder.create(options.out, "demo", options.overwrite)
@@ -68,8 +75,7 @@ def main(arguments: list[str]) -> int:
         say(f"ended early ({result.stopped_by}) after step {result.step}; {run.checkpoint} holds what there is")
         return 130 if result.stopped_by == "interrupted" else 2
     extra = comparisons(task.model(), scene, depths["test"])
-    figures = finish(task, scene, run, result, extra, video_frames=options.n_frames, by_clock=True)
-    del figures
+    finish(task, scene, run, result, extra, video_frames=options.n_frames, by_clock=True)
     for name, value in extra:
         say(f"{name}: {value}")
     say(f"checkpoint: {run.checkpoint}")
@@ -84,7 +90,7 @@ def comparisons(model: NerfModel, scene: Scene, depths: list[np.ndarray]) -> lis
     found: dict[str, list[Any]] = {"whole": [], "front": [], "blur": [], "blur_front": [], "depth": []}
     for camera, image, truth in zip(views.cameras, views.images, depths, strict=True):
         out = model.render(camera, ("color", "depth", "opacity"), model.background)
-        photo = over_background(image, model.background)
+        photo = over(image, model.background)
         color = np.clip(out["color"], 0.0, 1.0)
         blurred = blur(photo)
         front = image[..., 3] > 127

@@ -65,12 +65,16 @@ def about_run(run: RunFolder) -> None:
     say(f"trained: {figures.get('steps')} steps, {figures.get('train_seconds', 0):.1f} s, "
         f"{figures.get('n_rays', 0) / 1e6:.1f} M rays, {figures.get('n_samples', 0) / 1e6:.1f} M samples")  # fmt: skip
     loop = metadata.get("loop", {})
-    planned = loop.get("n_steps") or f"{loop.get('max_seconds')} s"
-    can = "yes" if "state" in metadata else "no, this is an export"
-    say(f"planned for: {planned}; can be resumed: {can}")
+    if "state" in metadata:
+        planned = f"{loop['n_steps']} steps" if loop.get("n_steps") else f"{loop.get('max_seconds')} s of training"
+        say(f"planned for: {planned}; can be resumed: yes")
+    else:
+        say("can be resumed: no, this is an export")
     say("cameras: " + ", ".join(f"{len(views)} {split}" for split, views in metadata.get("cameras", {}).items()))
     config = metadata.get("config", {})
-    say(f"config: preset {config.get('preset')}, encoding {config.get('encoding')}")
+    encoding = {k: v for k, v in config.get("encoding", {}).items() if k != "per_level_scale"}
+    finest = config.get("finest_resolution")
+    say(f"config: preset {config.get('preset')}, encoding {encoding}, finest resolution {finest}")
     for name, (shape, dtype) in shapes.items():
         if not name.startswith("optimizer."):
             say(f"  {name:40s} {dtype:5s} {list(shape)}")

@@ -16,7 +16,7 @@ PLAIN_LINE_SECONDS = 5.0
 def progress_line(progress: Progress) -> str:
     """Step, loss, PSNR, rays/s, samples/s and time left, in one line."""
     if progress.phase == "compiling":
-        return "compiling kernels (cached afterwards; about a minute the first time) ..."
+        return "preparing the kernels (the first start compiles them, which takes about a minute) ..."
     steps = f"{progress.step}" + (f"/{progress.n_steps}" if progress.n_steps else "")
     psnr = "-" if math.isnan(progress.psnr) else f"{progress.psnr:.2f} dB"
     left = "" if progress.seconds_left is None else f"  {progress.seconds_left:.0f} s left"
@@ -29,7 +29,9 @@ def progress_line(progress: Progress) -> str:
 class ProgressView:
     """Shows `Progress` as it comes; use as a context manager and pass `show` to the training loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, resume_command: str | None = None) -> None:
+        """Args: resume_command: goes on with the run should it end early; named at the first autosave."""
+        self.resume_command = resume_command
         self.live = Live(Text(""), console=console, refresh_per_second=4, transient=True) if is_terminal() else None
         self.next_line = 0.0
         self.phase = ""
@@ -47,8 +49,16 @@ class ProgressView:
 
     def show(self, progress: Progress) -> None:
         """Take one report."""
+        if progress.phase == "saving":
+            how = f"; should the run end early, go on with: {self.resume_command}" if self.resume_command else ""
+            self.resume_command = None  # once is enough
+            say(f"saved at step {progress.step}{how}")
+            return
         if self.live:
-            self.live.update(Text(progress_line(progress)))
+            line = progress_line(progress)
+            if len(line) >= console.width:
+                line = line.replace("  loss", "\nloss")  # else the edge would cut the time left, which stands last
+            self.live.update(Text(line))
             return
         now = time.perf_counter()
         if now >= self.next_line or progress.phase != self.phase or progress.fraction >= 1.0:

@@ -1,14 +1,17 @@
 """`hashfield render RUN`."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import tyro
 
 from hashfield.api import load
+from hashfield.cli.progress import PLAIN_LINE_SECONDS
 from hashfield.cli.shared import parse, say, set_up
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import (
@@ -20,7 +23,7 @@ from hashfield.export.images import (
     to_uint8,
     write_png,
 )
-from hashfield.export.video import check_video, write_mp4
+from hashfield.export.video import Mp4Writer, check_video
 from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import orbit_path, read_camera_path
 from hashfield.tasks.nerf import NerfModel, parse_background
@@ -72,6 +75,8 @@ def main(arguments: list[str]) -> int:
     model = load(options.run)
     cameras, fps = chosen_cameras(model, options)
     name = options.views if options.views in ("test", "train", "orbit") else Path(options.views).stem
+    if options.format == "mp4" and len({(camera.width, camera.height) for camera in cameras}) > 1:
+        raise ConfigError("--format mp4: the views differ in size; give --width and --height, or use --format png")
     folder = options.out or RunFolder.open(options.run).renders / name
     background = model.background if options.background is None else parse_background(options.background)
     outputs = tuple(dict.fromkeys(options.output))
@@ -85,16 +90,34 @@ def main(arguments: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be made: {error.strerror}") from error
+    shown = pictures(model, cameras, outputs, background, options.transparent)
     if options.format == "mp4":
-        for output in outputs:
-            n = write_mp4(folder / f"{output}.mp4", frames(model, cameras, output, background, False), fps=fps)
-            say(f"{folder / f'{output}.mp4'}: {n} frames of {cameras[0].width}x{cameras[0].height}")
+        with ExitStack() as stack:
+            videos = {name: stack.enter_context(Mp4Writer(folder / f"{name}.mp4", fps=fps)) for name in outputs}
+            for found in counted(shown, len(cameras)):
+                for name, picture in found.items():
+                    videos[name].add(picture)
+        for video in videos.values():
+            say(f"{video.path}: {video.n_frames} frames of {cameras[0].width}x{cameras[0].height}")
     else:
-        for output in outputs:
-            for k, picture in enumerate(frames(model, cameras, output, background, options.transparent)):
-                write_png(folder / f"{output}_{k:04d}.png", picture)
+        for k, found in enumerate(counted(shown, len(cameras))):
+            for name, picture in found.items():
+                write_png(folder / f"{name}_{k:04d}.png", picture)
         say(f"{folder}: {len(targets)} pictures")
     return 0
+
+
+_Item = TypeVar("_Item")
+
+
+def counted(items: Iterator[_Item], total: int) -> Iterator[_Item]:
+    """The items, with a line every few seconds about how many there were."""
+    next_line = time.perf_counter() + PLAIN_LINE_SECONDS
+    for k, item in enumerate(items, start=1):
+        yield item
+        if time.perf_counter() >= next_line and k < total:
+            next_line = time.perf_counter() + PLAIN_LINE_SECONDS
+            say(f"{k} of {total} frames")
 
 
 def chosen_cameras(model: NerfModel, options: Render) -> tuple[list[Camera], float]:
@@ -137,26 +160,37 @@ def resized(camera: Camera, options: Render) -> Camera:
     return camera.resized(width, height)
 
 
-def frames(
-    model: NerfModel, cameras: list[Camera], output: str, background: tuple[float, float, float], transparent: bool
-) -> Iterator[np.ndarray]:
-    """uint8 pictures of each camera. Depth keeps one colour scale over all frames, that of the first."""
+def pictures(
+    model: NerfModel,
+    cameras: Sequence[Camera],
+    outputs: Sequence[Output],
+    background: tuple[float, float, float],
+    transparent: bool,
+) -> Iterator[dict[str, np.ndarray]]:
+    """uint8 pictures of each camera by output, rendered once for all of them. Depth keeps one colour scale over
+    all frames, that of the first."""
+    needed: list[str] = [*outputs]
+    if "opacity" not in needed and (transparent or needed != ["color"]):
+        needed.append("opacity")
     scale: tuple[float, float] | None = None
     for camera in cameras:
-        if output == "color" and not transparent:
-            yield to_uint8(model.render(camera, ("color",), background)["color"])
-            continue
-        found = model.render(camera, (output, "opacity"))
-        if output == "color":
-            yield straight_alpha(found["color"], found["opacity"])
-            continue
-        if output == "depth":
-            scale = scale or depth_range([found["depth"]], [found["opacity"]])
-            picture = colorize_depth(found["depth"], found["opacity"], near=scale[0], far=scale[1])
-        elif output == "normals":
-            picture = colorize_normals(found["normals"], found["opacity"])
-        else:
-            picture = colorize_opacity(found["opacity"])
-        if transparent and picture.ndim == 3:
-            picture = np.concatenate([picture, to_uint8(found["opacity"])[..., None]], axis=-1)
-        yield picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
+        found = model.render(camera, needed, None if transparent else background)
+        shown: dict[str, np.ndarray] = {}
+        for output in outputs:
+            if output == "color":
+                color = found["color"]
+                shown[output] = straight_alpha(color, found["opacity"]) if transparent else to_uint8(color)
+                continue
+            if output == "opacity":
+                shown[output] = colorize_opacity(found["opacity"])  # grey; it has no background to leave out
+                continue
+            fade = None if transparent else found["opacity"]  # straight alpha: what fades is not mixed with white too
+            if output == "depth":
+                scale = scale or depth_range([found["depth"]], [found["opacity"]])
+                picture = colorize_depth(found["depth"], fade, near=scale[0], far=scale[1])
+            else:
+                picture = colorize_normals(found["normals"], fade)
+            if transparent:
+                picture = np.concatenate([picture, to_uint8(found["opacity"])[..., None]], axis=-1)
+            shown[output] = picture
+        yield shown

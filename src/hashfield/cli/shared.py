@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 import tyro
 from rich.console import Console
-from rich.logging import RichHandler
 
 from hashfield.errors import BackendError, ConfigError
 
@@ -17,10 +16,17 @@ console = Console(highlight=False, soft_wrap=True)
 _Options = TypeVar("_Options")
 
 
+class _Warnings(logging.Handler):
+    """A line on stderr for each record, never wrapped; looked up at each call, as a live display stands in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record."""
+        sys.stderr.write(f"{record.levelname.lower()}: {record.getMessage()}\n")
+
+
 def parse(kind: type[_Options], arguments: Sequence[str], verb: str, default: _Options | None = None) -> _Options:
     """A verb's options from its arguments; tyro prints help and exits with 2 on what it does not know."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(
-        console=Console(stderr=True, highlight=False), show_time=False, show_path=False)], force=True)  # fmt: skip
+    logging.basicConfig(level=logging.WARNING, handlers=[_Warnings()], force=True)
     if default is None:
         return tyro.cli(kind, args=list(arguments), prog=f"hashfield {verb}")
     return tyro.cli(kind, args=list(arguments), prog=f"hashfield {verb}", default=default)
@@ -54,8 +60,8 @@ def set_up(device: str = "auto", threads: int | None = None) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether a person watches."""
-    return sys.stdout.isatty()
+    """Whether a person watches, on something that can redraw a line."""
+    return sys.stdout.isatty() and not console.is_dumb_terminal
 
 
 def say(text: str) -> None:

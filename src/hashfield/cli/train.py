@@ -1,9 +1,10 @@
 """`hashfield train nerf PATH`."""
 
+import importlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -14,10 +15,10 @@ from hashfield.cli.progress import ProgressView
 from hashfield.cli.shared import parse, say, set_up, value_of
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.errors import CheckpointError, ConfigError
-from hashfield.tasks.nerf import PRESETS, NerfConfig, NerfTask, preset_for
+from hashfield.tasks.nerf import PRESETS, NerfConfig, NerfTask, parse_background, preset_for
 from hashfield.train.checkpoint import config_from_dict, config_to_dict, read_metadata, write_aside
 from hashfield.train.loop import TrainOptions, TrainResult, planned_length, train
-from hashfield.train.run_folder import RunFolder
+from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
 
 DEFAULT_SECONDS = 60.0
 
@@ -87,11 +88,21 @@ def train_nerf(arguments: list[str]) -> int:
             n_steps, max_seconds = planned
         elif (n_steps, max_seconds) != planned:
             say("warning: the run was planned for another length; its schedules now follow the new one")
-        config = config_from_dict(NerfConfig, metadata.get("config"), f"{run.checkpoint}: config")
+        stored = config_from_dict(NerfConfig, metadata.get("config"), f"{run.checkpoint}: config")
+        preset = value_of(arguments, "--preset") or stored.preset
+        if preset != stored.preset or config not in (stored, _defaults(arguments).config):
+            say("warning: a resumed run keeps the model and recipe of its checkpoint; those given here are ignored")
+        config = stored
         options = replace(options, **stored_options(run, metadata, options))
     elif n_steps is None and max_seconds is None:
         max_seconds = DEFAULT_SECONDS
     length = TrainOptions(n_steps=n_steps, max_seconds=max_seconds)
+    # What can be refused is refused before minutes of decoding, not after.
+    parse_background(options.background)
+    if options.out is not None and not options.resume:
+        RunFolder(options.out, options.out / CHECKPOINT_NAME).check_free(options.overwrite)
+    if options.tensorboard:
+        importlib.import_module("tensorboard")  # a missing extra is named now, not after the training
     if not options.max_image_memory > 0:
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
     read = ReadOptions(
@@ -101,28 +112,28 @@ def train_nerf(arguments: list[str]) -> int:
     scene = load_scene(options.path, read)
     for note in scene.notes:
         say(note)
+    task = NerfTask(config, scene, seed=options.seed, background=options.background)
     if options.resume:
         check_same_photos(run, metadata, scene)
     else:
         run = RunFolder.create(options.out, scene.name, options.overwrite)
         if options.overwrite:
             run.checkpoint.unlink(missing_ok=True)
+            run.report.unlink(missing_ok=True)  # it would tell of the run before
     say(f"run folder: {run.path}; preset {config.preset}")
-    task = NerfTask(config, scene, seed=options.seed, background=options.background)
     write_config(run, task, length)
-    result = run_training(task, run, length, options.resume)
+    # Quoted, so that a path with spaces can be copied too.
+    resume_command = f"hashfield train nerf {quote(str(options.path))} --out {quote(str(run.path))} --resume"
+    result = run_training(task, run, length, options.resume, resume_command)
     if options.tensorboard:
         write_tensorboard(run, result)
     if result.stopped_by == "done":
         finish(task, scene, run, result, by_clock=max_seconds is not None)
         say(f"report: {run.report}")
-        say(f"render it: hashfield render {run.path} --views orbit --format mp4")
+        say(f"render it: hashfield render {quote(str(run.path))} --views orbit --format mp4")
         return 0
     if result.stopped_by == "interrupted":
-        say(
-            f"interrupted after step {result.step}, saved; go on with: "
-            f"hashfield train nerf {options.path} --out {run.path} --resume"
-        )
+        say(f"interrupted after step {result.step}, saved; go on with: {resume_command}")
         return 130
     raise ConfigError(
         f"the loss of step {result.step} is not a finite number; the last good checkpoint is {run.checkpoint} "
@@ -177,13 +188,15 @@ def write_config(run: RunFolder, task: NerfTask, length: TrainOptions) -> None:
         "n_steps": length.n_steps, "max_seconds": length.max_seconds, "spaces": task.spaces.to_dict(),
         "config": config_to_dict(task.config),
     }  # fmt: skip
-    text = json.dumps(values, indent=1) + os.linesep
+    text = json.dumps(values, indent=1) + "\n"
     write_aside(run.config_json, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def run_training(task: NerfTask, run: RunFolder, length: TrainOptions, resume: bool = False) -> TrainResult:
-    """Train with progress on the console."""
-    with ProgressView() as view:
+def run_training(
+    task: NerfTask, run: RunFolder, length: TrainOptions, resume: bool = False, resume_command: str | None = None
+) -> TrainResult:
+    """Train with progress on the console; the command that would resume the run is named there."""
+    with ProgressView(resume_command) as view:
         result = train(task, run, length, view.show, resume)
     say(
         f"trained {result.step} steps in {result.train_seconds:.1f} s "
@@ -195,7 +208,6 @@ def run_training(task: NerfTask, run: RunFolder, length: TrainOptions, resume: b
 
 def write_tensorboard(run: RunFolder, result: TrainResult) -> None:
     """The metrics as TensorBoard events in the run folder."""
-    import tensorboard  # noqa: F401  (torch's writer fails less clearly without it)
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(run.path / "tensorboard")) as writer:

@@ -495,21 +495,6 @@ def make_demo_scene(
     return scene, depths
 
 
-def write_demo_scene(folder: Path, seed: int = 0) -> Path:
-    """The folder, filled with the demo's scene in NeRF-synthetic form: PNGs and transforms_{train,test}.json.
-
-    Args:
-        folder: made where missing; files of the same names are replaced.
-        seed: as in `make_demo_scene`.
-
-    Returns:
-        `folder`, for `hashfield train nerf` or `load_scene`.
-    """
-    scene, _ = make_demo_scene(seed)
-    save_nerf_synthetic(scene, folder)
-    return folder
-
-
 def save_nerf_synthetic(scene: Scene, folder: Path) -> None:
     """Nothing; writes views of centred pinholes that share one angle of view in NeRF-synthetic form.
 

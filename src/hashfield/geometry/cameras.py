@@ -365,31 +365,89 @@ def _newton_step(u: Tensor, v: Tensor, u_d: Tensor, v_d: Tensor, rows: _Rows) ->
     return (j_vv * miss_u - j_uv * miss_v) * inverse, (j_uu * miss_v - j_uv * miss_u) * inverse
 
 
+def _selected(rows: _Rows, index: Tensor, n: int) -> _Rows:
+    """Lens columns of some of n pixels."""
+
+    def pick(column: Tensor) -> Tensor:
+        return column.expand(n)[index]
+
+    k1, k2, k3, k4 = (pick(column) for column in rows.k)
+    return rows._replace(k=(k1, k2, k3, k4), p1=pick(rows.p1), p2=pick(rows.p2), limit=pick(rows.limit))
+
+
+def _damped_newton(u: Tensor, v: Tensor, u_d: Tensor, v_d: Tensor, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Plane coordinates that radial-tangential distortion maps to (u_d, v_d), and whether they were found.
+
+    A step is halved until it misses by less, stays within the radial limit, and stays on the sheet of the
+    distortion that holds the axis (determinant > 0): so neither a start nor a target near the fold, where the
+    determinant is 0, throws the search out. The arguments [n] are the start and the target.
+    """
+    n = len(u_d)
+    u, v = u.clone(), v.clone()
+    for _ in range(12):  # on the fold itself no step is possible: start a little inside
+        _, _, (a, b, d) = _distort(u, v, rows)
+        folded = a * d - b * b < 0.05
+        u, v = torch.where(folded, 0.8 * u, u), torch.where(folded, 0.8 * v, v)
+    u, v = torch.where(folded, 0.0, u), torch.where(folded, 0.0, v)
+    tolerance = 1e3 * torch.finfo(u.dtype).eps * (1 + torch.hypot(u_d, v_d))
+    active = torch.arange(n)
+    for _ in range(40):
+        part = _selected(rows, active, n)
+        target_u, target_v = u_d[active], v_d[active]
+        reached_u, reached_v, (a, b, d) = _distort(u[active], v[active], part)
+        miss_u, miss_v = target_u - reached_u, target_v - reached_v
+        inverse = 1 / (a * d - b * b)
+        step_u, step_v = (d * miss_u - b * miss_v) * inverse, (a * miss_v - b * miss_u) * inverse
+        miss = torch.hypot(miss_u, miss_v)
+        size = torch.ones_like(miss)
+        accepted = torch.zeros_like(miss, dtype=torch.bool)
+        for _ in range(8):
+            new_u, new_v = u[active] + size * step_u, v[active] + size * step_v
+            reached_u, reached_v, (a, b, d) = _distort(new_u, new_v, part)
+            accepted = (
+                (torch.hypot(target_u - reached_u, target_v - reached_v) < miss)
+                & (a * d - b * b > 0)
+                & (torch.hypot(new_u, new_v) <= part.limit)
+            )
+            if bool(accepted.all()):
+                break
+            size = torch.where(accepted, size, 0.5 * size)
+        # What takes no step has arrived, up to rounding, or is as near as the sheet comes.
+        active = active[accepted]
+        if not len(active):
+            break
+        u[active], v[active] = new_u[accepted], new_v[accepted]
+    reached_u, reached_v, _ = _distort(u, v, rows)
+    return u, v, torch.hypot(u_d - reached_u, v_d - reached_v) <= tolerance
+
+
 def _undistort(u_d: Tensor, v_d: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
     """Plane coordinates that radial-tangential distortion maps to (u_d, v_d).
 
-    The radius alone is inverted first, which cannot fail; Newton in two dimensions then adds p1 and p2.
-    Beyond the model's range (corners of wide lenses with strong k1) the radius is held at the limit.
+    The radius alone is inverted first, which cannot fail; damped Newton in two dimensions then adds p1 and p2,
+    up to where they fold the image. Beyond the model's range (corners of wide lenses with strong k1) the
+    radius is held at the limit.
 
     Gradient: first order in everything, by one more Newton step from the solution (implicit differentiation).
     """
     with torch.no_grad():
         rho = torch.hypot(u_d, v_d)
         limit = rows.limit.expand_as(rho)
-        within = rho <= _radial(limit, rows.k)[0]
+        edge = _radial(limit, rows.k)[0]
+        within = rho <= edge
         ratio = _invert_radial(rho, rows.k, limit) / torch.where(rho > 0, rho, 1.0)
         ratio = torch.where(rho > 0, ratio, 1.0)
         u, v = u_d * ratio, v_d * ratio
-        tolerance = 4 * torch.finfo(u.dtype).eps
-        for _ in range(20 if bool(((rows.p1 != 0) | (rows.p2 != 0)).any()) else 0):
-            step_u, step_v = _newton_step(u, v, u_d, v_d, rows)
-            u, v = torch.where(within, u + step_u, u), torch.where(within, v + step_v, v)
-            radius = torch.hypot(u, v)
-            shrink = torch.where(radius > limit, limit / radius, 1.0)
-            u, v = u * shrink, v * shrink
-            moved = torch.where(within, torch.hypot(step_u, step_v), 0.0)
-            if not bool((moved > tolerance * (1 + radius)).any()):
-                break
+        tangential = rows.p1.abs() + rows.p2.abs()
+        # Tangential terms move a point by at most 4 (|p1| + |p2|) r2, and the edge of the range with it: whether a
+        # pixel near the edge lies within shows when it is solved.
+        near = rho <= edge + 4 * tangential * limit * limit
+        index = ((rows.lens == 1) & (tangential > 0) & near).nonzero()[:, 0]
+        if len(index):
+            part = _selected(rows, index, len(rho))
+            found_u, found_v, found = _damped_newton(u[index], v[index], u_d[index], v_d[index], part)
+            within[index] = found
+            u[index], v[index] = torch.where(found, found_u, u[index]), torch.where(found, found_v, v[index])
     if not u_d.requires_grad:  # as u_d comes from pixel and table, it tells for both
         return u, v
     step_u, step_v = _newton_step(u, v, u_d, v_d, rows)

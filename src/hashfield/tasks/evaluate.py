@@ -8,14 +8,9 @@ import numpy as np
 
 from hashfield.data.dataset import PosedImages
 from hashfield.errors import DataError
+from hashfield.export.images import over
 from hashfield.tasks.nerf import NerfModel
 from hashfield.train.metrics import psnr, ssim
-
-
-def over_background(image: np.ndarray, background: tuple[float, float, float]) -> np.ndarray:
-    """Photo [h, w, 4] uint8 with straight alpha over a colour: float32 [h, w, 3], blended in sRGB."""
-    rgba = image.astype(np.float32) / 255
-    return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * np.float32(background)
 
 
 def evaluate_views(
@@ -43,7 +38,7 @@ def evaluate_views(
         before = time.perf_counter()
         rendering = np.clip(model.render(camera, ("color",), background)["color"], 0.0, 1.0)
         seconds = time.perf_counter() - before
-        photo = over_background(image, background)
+        photo = over(image, background)
         figures.append(
             {"name": name, "psnr": psnr(rendering, photo), "ssim": ssim(rendering, photo), "seconds": seconds}
         )

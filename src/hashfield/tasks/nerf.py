@@ -125,9 +125,9 @@ class NerfConfig:
     """Everything that decides how a scene becomes a model."""
 
     preset: str = "default"
-    """Name of the preset this was made from."""
+    """fast, default, quality or paper: where the other values start from. Not named, the run's length chooses."""
     encoding: GridConfig = GridConfig(log2_hashmap_size=18)
-    """Of positions; per_level_scale follows from finest_resolution."""
+    """Of positions. per_level_scale is not set here: it follows from finest_resolution."""
     finest_resolution: int = 2048
     """Vertices per axis and unit of aabb_scale at the last level (N_max)."""
     density_bias: float | None = None
@@ -148,6 +148,8 @@ class NerfConfig:
             raise ConfigError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
         if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
             raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
+        if self.encoding.per_level_scale != GridConfig().per_level_scale:
+            raise ConfigError("encoding.per_level_scale: follows from finest_resolution; set that instead")
         if self.finest_resolution < self.encoding.base_resolution:
             raise ConfigError(f"finest_resolution: expected at least base_resolution, got {self.finest_resolution}")
 
@@ -228,6 +230,10 @@ def field_parameters(module: RadianceField, table_bf16: Tensor, precision: str =
 
 class NerfModel(nn.Module):
     """A trained radiance field with its spaces, cameras and occupancy: stands alone, needs no photos."""
+
+    bits: Tensor
+    box: Tensor
+    table_bf16: Tensor
 
     def __init__(
         self,
@@ -374,6 +380,8 @@ def load_model(path: Path) -> NerfModel:
         bias = _part(metadata, "density_bias", float, path)
         background = _part(metadata, "background", list, path)
         step_scale = _part(metadata, "step_scale", float, path)
+        if not 0.1 <= step_scale <= 64:  # as in NerfTrainConfig; a march of no or negative steps would never end
+            raise CheckpointError(f"{path}: metadata: step_scale: expected a number in [0.1, 64], got {step_scale}")
         cameras = {
             split: [Camera.from_dict(view) for view in views]
             for split, views in _part(metadata, "cameras", dict, path).items()
@@ -425,7 +433,7 @@ def _part(metadata: Mapping[str, Any], name: str, kind: type, path: Path) -> Any
     value = metadata.get(name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not isinstance(value, kind) or (kind is float and not math.isfinite(value)):
+    if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
         raise CheckpointError(f"{path}: metadata: {name}: expected {kind.__name__}, got {value!r}")
     return value
 
@@ -457,26 +465,24 @@ class NerfTask:
         background: Colour behind the scene in evaluation and rendering; training draws random ones.
 
         Raises:
-            ConfigError: the background is not a colour.
+            ConfigError: the background is not a colour, or the seed is negative.
         """
+        if seed < 0:
+            raise ConfigError(f"seed: expected a whole number >= 0, got {seed}")
         self.config, self.scene, self.seed = config, scene, seed
         self.background = parse_background(background)
         self.spaces = scene.spaces
         self.is_carved = config.occupancy.use_alpha and scene.has_alpha
-        self.density_bias = config.density_bias
-        if self.density_bias is None:
-            # Uncarved, a ray should get through some of the box at first, whatever its size.
-            self.density_bias = 3.0 if self.is_carved else 1.0 - math.log(self.spaces.aabb_scale)
-        self.decay = config.occupancy.decay
-        if self.decay is None:
-            self.decay = 0.6 if self.is_carved else 0.9
+        bias, decay = config.density_bias, config.occupancy.decay
+        # Uncarved, a ray should get through some of the box at first, whatever its size.
+        usual_bias = 3.0 if self.is_carved else 1.0 - math.log(self.spaces.aabb_scale)
+        self.density_bias: float = usual_bias if bias is None else bias
+        self.decay: float = (0.6 if self.is_carved else 0.9) if decay is None else decay
         views: PosedImages = scene.splits["train"]
         table = self.spaces.camera_table_to_scene(camera_table(views.cameras))
         self.sampler = PixelSampler(views.images, table)
         init = torch.Generator().manual_seed(seed)
-        self.field = RadianceField(
-            config.field_config(self.spaces.aabb_scale, self.density_bias), generator=init
-        )
+        self.field = RadianceField(config.field_config(self.spaces.aabb_scale, self.density_bias), generator=init)
         self.matrices = [*self.field.density_network.weights, *self.field.color_network.weights]
         self.optimizer = TableOptimizer(self.field.encoding.table, self.matrices, l2=config.train.l2)
         self.workspace = TrainWorkspace(self.parameters(), 2 * config.train.batch_samples)

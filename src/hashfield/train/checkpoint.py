@@ -24,7 +24,7 @@ STATE_PREFIXES = ("optimizer.", "occupancy.")
 _MAX_METADATA_BYTES = 64 << 20
 
 
-def write_aside(path: Path, write: typing.Callable[[Path], None]) -> None:
+def write_aside(path: Path, write: typing.Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, and rename it over `path`.
 
     A reader sees the old file or the new one, never half of one; when anything fails the old one stays.
@@ -32,7 +32,10 @@ def write_aside(path: Path, write: typing.Callable[[Path], None]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        aside.touch()
+        mode = aside.stat().st_mode & 0o777  # the user's own habit; some writers make files that nobody else may read
         write(aside)
+        aside.chmod(mode)
         with open(aside, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(aside, path)
@@ -147,7 +150,29 @@ def _metadata(path: Path, handle: Any) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: format version {version} is newer than this program's {FORMAT_VERSION}; update hashfield"
         )
+    _check_sections(path, metadata)
     return metadata
+
+
+def _check_sections(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raise where a section is not of the kind that everything which reads it relies on."""
+
+    def wrong(name: str, expected: str, value: Any) -> CheckpointError:
+        return CheckpointError(f"{path}: metadata: {name}: expected {expected}, got {value!s:.60}")
+
+    for name in ("config", "spaces", "cameras", "scene", "figures", "loop", "state"):
+        if not isinstance(metadata.get(name, {}), dict):
+            raise wrong(name, "an object", metadata[name])
+    for split, views in metadata.get("cameras", {}).items():
+        if not isinstance(views, list) or not all(isinstance(view, dict) for view in views):
+            raise wrong(f"cameras.{split}", "a list of objects", views)
+    for name in ("name", "path"):
+        value = metadata.get("scene", {}).get(name, "")
+        if not isinstance(value, str):
+            raise wrong(f"scene.{name}", "a text", value)
+    for name, value in metadata.get("figures", {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong(f"figures.{name}", "a number", value)
 
 
 # --- configurations and generators as JSON -----------------------------------------------------------------

@@ -7,15 +7,21 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.log import logger
-from hashfield.train.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from hashfield.train.checkpoint import load_checkpoint, read_metadata, save_checkpoint, write_aside
 from hashfield.train.run_folder import RunFolder
 from hashfield.train.task import Task
 
 StoppedBy = Literal["done", "interrupted", "non_finite"]
+
+METRICS: Final = (
+    "step", "elapsed_s", "loss", "psnr", "rays_per_s", "samples_per_s", "n_rays", "n_samples",
+)  # fmt: skip
+"""The figures of a line of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Progress:
     """Where a run is."""
 
     phase: Literal["compiling", "training", "saving"]
+    """"saving": a checkpoint has just been written; loss, PSNR and rates are not known then."""
     step: int
     n_steps: int | None
     elapsed_s: float
@@ -114,14 +121,16 @@ def train(
 
     step, n_rays, n_samples, elapsed = 0, 0, 0, 0.0
     history: list[dict[str, Any]] = []
+    metrics = _Metrics(run.metrics_jsonl)
     if resume:
         tensors, metadata = load_checkpoint(run.checkpoint)
         loop = _loop_state(run, metadata, task.name)
         task.restore(tensors, metadata["state"])
         step, n_rays, n_samples, elapsed = loop["step"], loop["n_rays"], loop["n_samples"], loop["elapsed_s"]
         del tensors
+        history = metrics.resumed_at(step)
     else:
-        run.metrics_jsonl.unlink(missing_ok=True)
+        metrics.start()
         before = time.perf_counter()
         task.begin()
         elapsed = time.perf_counter() - before
@@ -174,13 +183,13 @@ def train(
                     "n_rays": n_rays, "n_samples": n_samples,
                 }  # fmt: skip
                 history.append(line)
-                with open(run.metrics_jsonl, "a", encoding="utf-8") as handle:
-                    handle.write(json.dumps(line) + "\n")
+                metrics.append(line)
                 say(progress)
                 window = _Window()
             if now >= next_save:
                 try:
                     save()
+                    say(_saved(step, options, elapsed, fraction()))
                 except CheckpointError as error:
                     logger.warning("%s", error)
                 next_save = time.perf_counter() + options.autosave_seconds
@@ -188,6 +197,10 @@ def train(
     if stopped_by != "non_finite":
         save()
     return TrainResult(step, elapsed, compile_seconds, stopped_by, n_rays, n_samples, history)
+
+
+def _saved(step: int, options: TrainOptions, elapsed: float, fraction: float) -> Progress:
+    return Progress("saving", step, options.n_steps, elapsed, fraction, math.nan, math.nan, 0.0, 0.0, None)
 
 
 def _progress(
@@ -227,9 +240,61 @@ def _loop_state(run: RunFolder, metadata: dict[str, Any], task_name: str) -> dic
     for name in ("step", "n_rays", "n_samples"):
         if not isinstance(loop.get(name), int) or loop[name] < 0:
             raise CheckpointError(f"{run.checkpoint}: loop.{name}: expected a count, got {loop.get(name)!r}")
+    if {"n_steps", "max_seconds"} - set(loop) or not isinstance(loop["n_steps"], int | None):
+        raise CheckpointError(f"{run.checkpoint}: loop: the planned length is missing or wrong")
+    if not isinstance(loop["max_seconds"], float | int | None):
+        raise CheckpointError(f"{run.checkpoint}: loop.max_seconds: expected seconds, got {loop['max_seconds']!r}")
     if not isinstance(loop.get("elapsed_s"), float | int):
         raise CheckpointError(f"{run.checkpoint}: loop.elapsed_s: expected seconds, got {loop.get('elapsed_s')!r}")
     return loop
+
+
+class _Metrics:
+    """metrics.jsonl. It is a by-product: where it cannot be written the run says so once and goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._is_broken = False
+
+    def start(self) -> None:
+        """Begin an empty file."""
+        self._guarded(lambda: self.path.unlink(missing_ok=True))
+
+    def resumed_at(self, step: int) -> list[dict[str, Any]]:
+        """The lines up to a step; what an interrupted run wrote after its last checkpoint is dropped."""
+        kept: list[dict[str, Any]] = []
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return kept  # moved or lost: the run does not need it
+        for row in text.splitlines():
+            try:
+                line = json.loads(row)
+                if line["step"] <= step:
+                    kept.append({name: line[name] for name in METRICS})
+            except (ValueError, TypeError, KeyError):
+                continue  # half a line, of a full disk
+        written = "".join(json.dumps(line) + "\n" for line in kept)
+        if written != text:
+            self._guarded(lambda: write_aside(self.path, lambda aside: aside.write_text(written, encoding="utf-8")))
+        return kept
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one more line."""
+
+        def write() -> None:
+            with open(self.path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line) + "\n")
+
+        self._guarded(write)
+
+    def _guarded(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not self._is_broken:
+                logger.warning("%s: cannot be written: %s; the run goes on", self.path, error.strerror or error)
+            self._is_broken = True
 
 
 class _Signals:

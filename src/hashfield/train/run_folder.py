@@ -58,15 +58,23 @@ class RunFolder:
                 n += 1
             out = Path("runs") / f"{stem}-{n}"
         run = cls(out, out / CHECKPOINT_NAME)
-        if out.is_file():
-            raise ConfigError(f"{out}: is a file, expected a folder for the run")
-        if not overwrite and (run.checkpoint.exists() or run.config_json.exists()):
-            raise ConfigError(f"{out}: holds a run already; choose another --out, or --overwrite, or --resume it")
+        run.check_free(overwrite)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{out}: cannot be made: {error.strerror}") from error
         return run
+
+    def check_free(self, overwrite: bool) -> None:
+        """Nothing where a new run may begin in this folder, which need not be there yet.
+
+        Raises:
+            ConfigError: the folder is a file, or holds a run and `overwrite` is False.
+        """
+        if self.path.is_file():
+            raise ConfigError(f"{self.path}: is a file, expected a folder for the run")
+        if not overwrite and (self.checkpoint.exists() or self.config_json.exists()):
+            raise ConfigError(f"{self.path}: holds a run already; choose another --out, or --overwrite, or --resume it")
 
     @classmethod
     def open(cls, path: Path) -> Self:

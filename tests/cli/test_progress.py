@@ -1,0 +1,38 @@
+"""Progress lines: what they say, and when, where no terminal watches."""
+
+import math
+
+import pytest
+
+from hashfield.cli.progress import ProgressView, progress_line
+from hashfield.train.loop import Progress
+
+
+def progress(phase="training", step=7, fraction=0.5) -> Progress:
+    return Progress(phase, step, 14, 3.0, fraction, 0.25, 6.02, 1000.0, 2e6, 3.0)
+
+
+def test_a_line_holds_every_figure():
+    line = progress_line(progress())
+    for part in ("50 %", "step 7/14", "loss 0.25", "6.02 dB", "1k rays/s", "2.00M samples/s", "3 s left"):
+        assert part in line
+    assert progress_line(progress("compiling")).startswith("preparing the kernels")
+
+
+def test_plain_lines_are_few_and_the_last_one_is_among_them(capsys: pytest.CaptureFixture[str]):
+    with ProgressView() as view:
+        for step in range(1, 15):
+            view.show(progress(step=step, fraction=step / 14))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "step 1/14" in lines[0] and "step 14/14" in lines[1]
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_the_first_autosave_says_how_to_resume(capsys: pytest.CaptureFixture[str]):
+    with ProgressView("hashfield train nerf x --out y --resume") as view:
+        for step in (3, 9):
+            saved = Progress("saving", step, 14, 3.0, 0.5, math.nan, math.nan, 0.0, 0.0, None)
+            view.show(saved)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "saved at step 3" in first and first.endswith("hashfield train nerf x --out y --resume")
+    assert second == "saved at step 9"
