@@ -17,10 +17,9 @@ def refresh_cells(
     field: FieldParameters,
     *,
     aabb_scale: int,
-    decay: float,
     backend: Backend | None = None,
 ) -> None:
-    """Nothing; values[c] = max(decay * values[c], optical thickness of the finest step at a point of cell c).
+    """Nothing; values[c] = max(values[c], optical thickness of the finest step at a point of cell c).
 
     Args:
         values: Of all cells, cascade by cascade in Morton order; changed in place.
@@ -28,7 +27,6 @@ def refresh_cells(
         noise: Where in its cell each point lies, [0, 1)^3.
         field: Asked for density.
         aabb_scale: Side of the box; log2 + 1 cascades.
-        decay: Of what was known before.
         backend: Implementation; chosen by device if None.
 
     Source: instant-ngp src/testbed_nerf.cu (update_density_grid_nerf); the step is always the finest, s.
@@ -38,7 +36,7 @@ def refresh_cells(
     check("cells", cells, ("n",), "int64")
     check("noise", noise, ("n", 3))
     choice = choose("occupancy_update", backend, field.table, values, noise, limit=field.limit)
-    choice.kernels.refresh_cells(values, cells, noise, field, aabb_scale, float(decay))
+    choice.kernels.refresh_cells(values, cells, noise, field, aabb_scale)
 
 
 @torch.no_grad()

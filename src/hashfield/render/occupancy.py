@@ -1,5 +1,6 @@
 """The occupancy grid of a scene: where rays need samples, kept up to date while the field is trained."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ Source: instant-ngp's NERF_MIN_OPTICAL_THICKNESS; paper appendix E.2."""
 class OccupancyGrid:
     """Optical thickness of the cells of nested cubes, and the bits that rays are marched by.
 
-    Cells that can never hold anything ("dead": carved away, or seen by no camera) have the value -1 and are never
+    Cells that can never hold anything ("dead": carved away, or seen by no camera) have the value -inf and are never
     asked again.
     """
 
@@ -38,7 +39,7 @@ class OccupancyGrid:
     def start(cls, alive: Bool[Tensor, " n_cells"], aabb_scale: int) -> "OccupancyGrid":
         """A grid in which every living cell is occupied until the first refresh, which forgets that."""
         bits = occupied_bits(alive.float(), 0.5, aabb_scale=aabb_scale)
-        return cls(aabb_scale, torch.where(alive, 0.0, -1.0), bits, torch.nonzero(alive)[:, 0])
+        return cls(aabb_scale, torch.where(alive, 0.0, -math.inf), bits, torch.nonzero(alive)[:, 0])
 
     @classmethod
     def restored(cls, aabb_scale: int, values: Tensor, bits: Tensor) -> "OccupancyGrid":
@@ -58,25 +59,21 @@ class OccupancyGrid:
             decay: Of old values.
             max_cells: Density queries to spend at most.
         """
-        n = self.living.shape[0]
+        n = len(self.living)
+        groups = [self.living]
         if n > max_cells:
-            some = torch.from_numpy(generator.integers(0, n, max_cells // 2))
             occupied = torch.nonzero(self.values > self.threshold())[:, 0]
-            pick = torch.from_numpy(generator.integers(0, max(len(occupied), 1), max_cells // 2))
-            cells = torch.unique(torch.cat([self.living[some], occupied[pick] if len(occupied) else occupied]))
-            before = self.values[cells]
-            self.values[self.living] *= decay
-            self.values[cells] = before
-        else:
-            cells = self.living
-        noise = torch.from_numpy(generator.random((cells.shape[0], 3), dtype=np.float32))
-        refresh_cells(self.values, cells, noise, field, aabb_scale=self.aabb_scale, decay=decay)
+            groups = [_spread(cells, max_cells // 2, generator) for cells in (self.living, occupied)]
+        self.values.mul_(decay)
+        for cells in groups:
+            noise = torch.from_numpy(generator.random((len(cells), 3), dtype=np.float32))
+            refresh_cells(self.values, cells, noise, field, aabb_scale=self.aabb_scale)
         self.bits = occupied_bits(self.values, self.threshold(), aabb_scale=self.aabb_scale)
 
     def threshold(self) -> float:
         """Optical thickness above which a cell counts as occupied."""
         # float64, since a float32 mean over millions of cells depends on how torch splits it among threads
-        mean = float(self.values[self.living].double().mean()) if len(self.living) else 0.0
+        mean = float(self.values.clamp(min=0.0).sum(dtype=torch.float64)) / max(len(self.living), 1)
         return min(FULL_THICKNESS, mean)
 
     def living_box(self) -> Float[Tensor, " 6"]:
@@ -88,6 +85,10 @@ class OccupancyGrid:
         low = (corner / 128 - 0.5) * side + 0.5
         return torch.cat([low.amin(0), (low + side / 128).amax(0)])
 
-    def occupied_share(self) -> float:
-        """Share of all cells that are occupied."""
-        return float((self.values > self.threshold()).double().mean())
+
+def _spread(cells: Tensor, n: int, generator: np.random.Generator) -> Tensor:
+    """n of the cells, one out of each n-th of the list, so that none comes twice; all if there are no more."""
+    if len(cells) <= n:
+        return cells
+    at = ((np.arange(n) + generator.random(n)) * (len(cells) / n)).astype(np.int64)
+    return cells[torch.from_numpy(np.minimum(at, len(cells) - 1))]

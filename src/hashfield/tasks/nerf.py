@@ -510,9 +510,8 @@ class NerfTask:
         one = slice(0, 1)
         tiny = torch.zeros((1, 4), dtype=torch.uint8)
         ones, zeros = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        masks = silhouettes(tiny, zeros, ones, ones, 1)
-        if self.is_carved:
-            carve(s.table[one][:0], zeros[:0], ones[:0], ones[:0], masks, aabb_scale=spaces.aabb_scale)
+        masks = silhouettes(tiny, zeros, ones, ones, 1) if self.is_carved else None
+        carve(s.table[one][:0], zeros[:0], ones[:0], ones[:0], masks, aabb_scale=spaces.aabb_scale)
         dead = torch.zeros(spaces.n_cascades * 128**3, dtype=torch.bool)
         dead[:1] = True
         grid = OccupancyGrid.start(dead, spaces.aabb_scale)
@@ -545,7 +544,8 @@ class NerfTask:
             )
         self._choose_pixels()
         self.grid = OccupancyGrid.start(alive, self.spaces.aabb_scale)
-        self.box = self.grid.living_box()
+        # Uncarved, nearly the whole box lives.
+        self.box = self.grid.living_box() if self.is_carved else torch.tensor([*self.spaces.box_min, *self.spaces.box_max]).double()
 
     def _choose_pixels(self) -> None:
         s = self.sampler

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class TableOptimizer:
         """Args: table and matrices are changed in place by `step`."""
         self.table, self.matrices = table, list(matrices)
         self.table_bf16 = table.detach().to(torch.bfloat16)
-        self.options = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
+        self.options: dict[str, Any] = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
         self.l2 = l2
         self.n_steps = 0
         self.moments = {

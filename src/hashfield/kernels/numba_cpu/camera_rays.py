@@ -38,34 +38,65 @@ def invert_radial(value, k1, k2, k3, k4, limit):
     return x
 
 
+@inline
+def distort(u, v, k1, k2, k3, k4, p1, p2):
+    """Radial-tangential distortion and its Jacobian (a, b; b, d)."""
+    r2 = u * u + v * v
+    scale = 1.0 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
+    growth = k1 + r2 * (2.0 * k2 + r2 * (3.0 * k3 + r2 * 4.0 * k4))
+    return (
+        u * scale + 2.0 * p1 * u * v + p2 * (r2 + 2.0 * u * u),
+        v * scale + 2.0 * p2 * u * v + p1 * (r2 + 2.0 * v * v),
+        scale + 2.0 * u * u * growth + 2.0 * p1 * v + 6.0 * p2 * u,
+        2.0 * u * v * growth + 2.0 * p1 * u + 2.0 * p2 * v,
+        scale + 2.0 * v * v * growth + 6.0 * p1 * v + 2.0 * p2 * u,
+    )
+
+
 @part
 def undistort(u_d, v_d, k1, k2, k3, k4, p1, p2, limit):
-    """Plane coordinates that OpenCV's radial-tangential lens maps to (u_d, v_d)."""
+    """Plane coordinates that OpenCV's radial-tangential lens maps to (u_d, v_d): damped Newton on the sheet that
+    holds the axis, as in the reference; the radial limit where none does."""
     rho = math.hypot(u_d, v_d)
     ratio = invert_radial(rho, k1, k2, k3, k4, limit) / rho if rho > 0.0 else 1.0
-    u, v = u_d * ratio, v_d * ratio
-    if (p1 == 0.0 and p2 == 0.0) or rho > radial(limit, k1, k2, k3, k4)[0]:
-        return u, v
-    for _ in range(20):
-        r2 = u * u + v * v
-        scale = 1.0 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
-        growth = k1 + r2 * (2.0 * k2 + r2 * (3.0 * k3 + r2 * 4.0 * k4))
-        miss_u = u_d - (u * scale + 2.0 * p1 * u * v + p2 * (r2 + 2.0 * u * u))
-        miss_v = v_d - (v * scale + 2.0 * p2 * u * v + p1 * (r2 + 2.0 * v * v))
-        a = scale + 2.0 * u * u * growth + 2.0 * p1 * v + 6.0 * p2 * u
-        b = 2.0 * u * v * growth + 2.0 * p1 * u + 2.0 * p2 * v
-        d = scale + 2.0 * v * v * growth + 6.0 * p1 * v + 2.0 * p2 * u
+    held_u, held_v = u_d * ratio, v_d * ratio
+    bend = abs(p1) + abs(p2)
+    if bend == 0.0 or rho > radial(limit, k1, k2, k3, k4)[0] + 4.0 * bend * limit * limit:
+        return held_u, held_v
+    u, v = held_u, held_v
+    is_folded = True
+    for _ in range(12):
+        x, y, a, b, d = distort(u, v, k1, k2, k3, k4, p1, p2)
+        if a * d - b * b >= 0.05:
+            is_folded = False
+            break
+        u, v = 0.8 * u, 0.8 * v
+    if is_folded:
+        u, v = 0.0, 0.0
+    x, y, a, b, d = distort(u, v, k1, k2, k3, k4, p1, p2)
+    miss = math.hypot(u_d - x, v_d - y)
+    arrived = 2e-14 * (1.0 + rho)
+    for _ in range(40):
+        if miss <= arrived:
+            break
         det = a * d - b * b
-        if det <= 1e-3:
-            break
+        miss_u, miss_v = u_d - x, v_d - y
         step_u, step_v = (d * miss_u - b * miss_v) / det, (a * miss_v - b * miss_u) / det
-        u, v = u + step_u, v + step_v
-        radius = math.hypot(u, v)
-        if radius > limit:
-            u, v = u * limit / radius, v * limit / radius
-        if math.hypot(step_u, step_v) < 1e-14 * (1.0 + radius):
+        is_better = False
+        for _ in range(8):
+            new_u, new_v = u + step_u, v + step_v
+            x, y, a, b, d = distort(new_u, new_v, k1, k2, k3, k4, p1, p2)
+            new_miss = math.hypot(u_d - x, v_d - y)
+            is_better = new_miss < miss and a * d - b * b > 0.0 and math.hypot(new_u, new_v) <= limit
+            if is_better:
+                break
+            step_u, step_v = 0.5 * step_u, 0.5 * step_v
+        if not is_better:
             break
-    return u, v
+        u, v, miss = new_u, new_v, new_miss
+    if miss <= 2.2e-13 * (1.0 + rho):
+        return u, v
+    return held_u, held_v
 
 
 @part

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from hashfield.kernels.numba_cpu.camera_rays import camera_rays_forward
 from hashfield.kernels.numba_cpu.common import (
     as_array,
     exp,
@@ -59,9 +60,9 @@ def query_density(
 
 @kernel
 def _refresh(
-    values, cells, noise, decay, n_cascades, table, n_features, levels, scales, net, row, bias, step, thread, threads
+    values, cells, noise, n_cascades, table, n_features, levels, scales, net, row, bias, step, thread, threads
 ):
-    """values[c] = max(decay * values[c], density at one point of cell c, times the finest step)."""
+    """values[c] = max(values[c], density at one point of cell c, times the finest step)."""
     n = cells.size
     side = float(1 << (n_cascades - 1))
     mode = flush_denormals()
@@ -92,7 +93,7 @@ def _refresh(
             store(raw, i, exp(load(raw, i) + splat(bias)) * splat(step))
         for i in range(m):
             cell = cells[first + i]
-            values[cell] = max(decay * values[cell], raw[i])
+            values[cell] = max(values[cell], raw[i])
     restore_denormals(mode)
 
 
@@ -153,8 +154,18 @@ def project(camera, x, y, z):
     return camera[12] * u + camera[14], camera[13] * v + camera[15]
 
 
+@inline
+def is_beyond(camera, cone, x, y, z, radius):
+    """Whether a sphere lies wholly outside a camera's cone of view, given as (cos, sin) of its half angle."""
+    x, y, z = x - camera[3], y - camera[7], z - camera[11]
+    u = camera[0] * x + camera[4] * y + camera[8] * z
+    v = camera[1] * x + camera[5] * y + camera[9] * z
+    w = camera[2] * x + camera[6] * y + camera[10] * z
+    return math.sqrt(u * u + v * v) * cone[0] - w * cone[1] > radius
+
+
 @kernel
-def _carve(table, widths, heights, mask_starts, masks, has_masks, n_cascades, alive, thread, threads):
+def _carve(table, cones, widths, heights, mask_starts, masks, has_masks, n_cascades, alive, thread, threads):
     """A cell lives if some camera sees it and no camera that sees it finds its centre outside the mask.
 
     Without masks it is seen if its centre or one of its corners is."""
@@ -162,31 +173,33 @@ def _carve(table, widths, heights, mask_starts, masks, has_masks, n_cascades, al
     n_cameras = table.shape[0]
     blocks = n // 512
     for block in range(thread, blocks, threads):
-        remembered = 0  # neighbours are mostly refused by the same camera: ask it first
+        remembered = 0  # neighbours are mostly refused, or seen, by the same camera: ask it first
         for cell in range(block * 512, (block + 1) * 512):
             code, scale = cell & (CELLS - 1), float(1 << (cell // CELLS))
             i, j, l = compact_bits(code), compact_bits(code >> 1), compact_bits(code >> 2)
+            side = scale / GRID_SIZE
+            x = ((i + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
+            y = ((j + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
+            z = ((l + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
             is_seen, is_outside = False, False
-            for corner in range(1 if has_masks else 9):  # 0 is the centre
-                a, b, c = 0.5, 0.5, 0.5
-                if corner > 0:
-                    a, b, c = float((corner - 1) & 1), float((corner - 1) >> 1 & 1), float((corner - 1) >> 2 & 1)
-                x = ((i + a) / GRID_SIZE - 0.5) * scale + 0.5
-                y = ((j + b) / GRID_SIZE - 0.5) * scale + 0.5
-                z = ((l + c) / GRID_SIZE - 0.5) * scale + 0.5
-                for k in range(n_cameras):
-                    camera = (remembered + k) % n_cameras
-                    px, py = project(table[camera], x, y, z)
+            for k in range(n_cameras):
+                camera = (remembered + k) % n_cameras
+                if is_beyond(table[camera], cones[camera], x, y, z, side):
+                    continue  # the cell's own radius is sqrt(3)/2 of its side
+                for corner in range(1 if has_masks else 9):  # 0 is the centre
+                    a, b, c = 0.0, 0.0, 0.0
+                    if corner > 0:
+                        a, b, c = (corner - 1 & 1) - 0.5, (corner - 1 >> 1 & 1) - 0.5, (corner - 1 >> 2 & 1) - 0.5
+                    px, py = project(table[camera], x + a * side, y + b * side, z + c * side)
                     if 0.0 <= px < widths[camera] and 0.0 <= py < heights[camera]:
                         is_seen = True
-                        if not has_masks:
-                            remembered = camera
-                            break
-                        if masks[mask_starts[camera] + int(py) * widths[camera] + int(px)] == 0:
-                            is_outside = True
-                            remembered = camera
-                            break
-                if is_seen or is_outside:
+                        if has_masks:
+                            is_outside = (
+                                masks[mask_starts[camera] + int(py) * widths[camera] + int(px)] == 0
+                            )
+                        break
+                if is_outside or (is_seen and not has_masks):
+                    remembered = camera
                     break
             alive[cell] = is_seen and not is_outside
 
@@ -220,7 +233,7 @@ def _silhouettes(pixels, starts, widths, heights, radius, out, thread, threads):
                 out[start + y * w + x] = column[x] > 0
 
 
-def refresh_cells(values, cells, noise, field, aabb_scale: int, decay: float) -> None:
+def refresh_cells(values, cells, noise, field, aabb_scale: int) -> None:
     """See `hashfield.ops.occupancy_update`."""
     net, _, _ = pack_networks(field.density_weights, field.color_weights, field.precision)
     table = lookup_table(field)
@@ -228,7 +241,7 @@ def refresh_cells(values, cells, noise, field, aabb_scale: int, decay: float) ->
     if len(cells):
         launch(
             _refresh, as_array(values), as_array(cells.contiguous()), as_array(noise.contiguous()),
-            np.float32(decay), aabb_scale.bit_length(), table, layout.n_features_per_level, level_table(layout),
+            aabb_scale.bit_length(), table, layout.n_features_per_level, level_table(layout),
             layout.scales, net[0], net[3], np.float32(field.density_bias), np.float32(math.sqrt(3) / 1024),
         )  # fmt: skip
 
@@ -249,12 +262,26 @@ def silhouettes(pixels, starts, widths, heights, radius: int) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
+def cones_of_view(table: torch.Tensor, widths: torch.Tensor, heights: torch.Tensor) -> np.ndarray:
+    """(cos, sin) [n, 2] of each camera's widest angle to its axis, a little enlarged. Lenses are radial but for a few
+    per cent, so the widest angle is at the picture's border."""
+    u, v = torch.meshgrid(torch.linspace(0, 1, 9), torch.linspace(0, 1, 9), indexing="ij")
+    border = torch.stack([u, v], -1).reshape(-1, 2)[((u * (1 - u) * v * (1 - v)) == 0).reshape(-1)].double()
+    n, m = table.shape[0], border.shape[0]
+    pixel = border.repeat(n, 1) * torch.stack([widths, heights], 1).double().repeat_interleave(m, 0)
+    _, direction = camera_rays_forward(table, torch.arange(n).repeat_interleave(m), pixel)
+    axis = table[:, [2, 6, 10]].double().repeat_interleave(m, 0)
+    angle = torch.acos((direction.double() * axis).sum(1).clamp(-1, 1)).reshape(n, m).amax(1)
+    angle = (1.02 * angle + 0.01).clamp(max=math.pi)
+    return torch.stack([angle.cos(), angle.sin()], 1).numpy()
+
+
 def carve(table, starts, widths, heights, masks, aabb_scale: int) -> torch.Tensor:
     """See `hashfield.ops.occupancy_update`."""
     n_cascades = aabb_scale.bit_length()
     alive = np.empty(n_cascades * CELLS, np.bool_)
     launch(
-        _carve, as_array(table.contiguous()), *map(as_array, (widths, heights, starts)),
+        _carve, as_array(table.contiguous()), cones_of_view(table, widths, heights), *map(as_array, (widths, heights, starts)),
         np.zeros(1, np.uint8) if masks is None else as_array(masks), masks is not None, n_cascades, alive,
     )  # fmt: skip
     return torch.from_numpy(alive)

@@ -290,6 +290,13 @@ def _train(
         kept, wave = 0, 0
         while n_alive > 0:
             quota = WAVES[min(wave, WAVES.size - 1)]
+            if n_alive * quota > room - kept:
+                quota = max(1, (room - kept) // n_alive)
+                while n_alive > room - kept:  # not even one sample each: later rays give up so that earlier ones end
+                    n_alive -= 1
+                    is_dropped[alive[n_alive]] = True
+                if n_alive == 0:
+                    break
             clock0 = cycles()
             m = march_wave(
                 origin, direction, t_max, first_ray, alive, n_alive, quota, n_next, ended, counts, words, coarse,
@@ -361,7 +368,7 @@ def _add_table_gradient(
 
 # --- entry point -------------------------------------------------------------------------------------------
 
-CHUNK_SAMPLES = 6144  # kept samples a chunk has room for
+CHUNK_SAMPLES = 12288  # kept samples a chunk has room for
 CHUNK_TARGET = 1536  # and is meant to have
 
 
@@ -419,7 +426,7 @@ def train_rays(field, rays, target, background, bits, options, workspace, jitter
     net, density_packing, color_packing = pack_networks(field.density_weights, field.color_weights, field.precision)
     n_rays = rays.n_rays
     own = np.empty((threads, density_packing.w.size + color_packing.w.size), np.float32)
-    chunk_rays = int(min(buffers.chunk_rays, max(16, CHUNK_TARGET / max(workspace.samples_per_ray, 1.0))))
+    chunk_rays = int(min(buffers.chunk_rays, max(4, CHUNK_TARGET / max(workspace.samples_per_ray, 1.0))))
     chunk_rays = min(chunk_rays, buffers.wave // int(WAVES[-1]))
     box_min, side = 0.5 - 0.5 * options.aabb_scale, float(options.aabb_scale)
     table = lookup_table(field)

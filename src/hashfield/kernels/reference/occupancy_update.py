@@ -18,13 +18,13 @@ def cell_points(cells: Tensor, offset: Tensor) -> Tensor:
     return ((corner + offset) / GRID_SIZE - 0.5) * side + 0.5
 
 
-def refresh_cells(values: Tensor, cells: Tensor, noise: Tensor, field: Any, aabb_scale: int, decay: float) -> None:
-    """values[c] = max(decay * values[c], density at a point of c times sqrt(3)/1024)."""
+def refresh_cells(values: Tensor, cells: Tensor, noise: Tensor, field: Any, aabb_scale: int) -> None:
+    """values[c] = max(values[c], density at a point of c times sqrt(3)/1024)."""
     position = (cell_points(cells, noise) - 0.5) / aabb_scale + 0.5
     table = field.table if field.table_bf16 is None else field.table_bf16.to(field.table.dtype)
     h = encoded_mlp(position, table, field.density_weights, field.layout, "linear", "relu", "none", field.precision)
     new = torch.exp(h[:, 0] + field.density_bias) * (math.sqrt(3) / 1024)
-    values[cells] = torch.maximum(decay * values[cells], new)
+    values[cells] = torch.maximum(values[cells], new)
 
 
 def occupied_bits(values: Tensor, threshold: float, aabb_scale: int) -> Tensor:
