@@ -54,7 +54,7 @@ def test_learns_without_alpha():
     config = tiny_config()
     config = replace(config, occupancy=replace(config.occupancy, use_alpha=False))
     task = NerfTask(config, small_scene(), seed=1)
-    assert not task.is_carved and task.density_bias == 1.0
+    assert not task.is_carved and task.density_bias == 2.0
     task.warm_up()
     task.begin()
     for step in range(200):

@@ -64,7 +64,8 @@ class NerfTrainConfig:
     min_transmittance: float = 1e-2
     """A training ray ends where less light than this is left."""
     min_weight: float = 4e-3
-    """Samples that weigh less in their pixel are not coloured and not trained."""
+    """Samples that weigh less in their pixel are not coloured and not trained. At most 1e-3 counts in scenes without
+    silhouettes: their fog is made of faint samples, which go only if they are trained."""
     step_scales: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
     """Length of the march's step, in units of sqrt(3)/1024, in each stage of the run."""
     step_until: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
@@ -132,7 +133,7 @@ class NerfConfig:
     """Vertices per axis and unit of aabb_scale at the last level (N_max)."""
     density_bias: float | None = None
     """Added to the log-density. None: 3 where the scene was carved, so that hulls start opaque, else
-    1 - ln(aabb_scale), so that the box does not."""
+    2 - ln(aabb_scale), so that the box does not."""
     n_neurons: int = 64
     """Neurons of the hidden layers, one of the density network and two of the colour network."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -475,8 +476,10 @@ class NerfTask:
         self.is_carved = config.occupancy.use_alpha and scene.has_alpha
         bias, decay = config.density_bias, config.occupancy.decay
         # Uncarved, a ray should get through some of the box at first, whatever its size.
-        usual_bias = 3.0 if self.is_carved else 1.0 - math.log(self.spaces.aabb_scale)
+        # Uncarved, a ray should get through some of the box at first, whatever its size.
+        usual_bias = 3.0 if self.is_carved else 2.0 - math.log(self.spaces.aabb_scale)
         self.density_bias: float = usual_bias if bias is None else bias
+        self.min_weight = config.train.min_weight if self.is_carved else min(config.train.min_weight, 1e-3)
         self.decay: float = (0.6 if self.is_carved else 0.9) if decay is None else decay
         views: PosedImages = scene.splits["train"]
         table = self.spaces.camera_table_to_scene(camera_table(views.cameras))
@@ -564,7 +567,7 @@ class NerfTask:
         background = torch.from_numpy(random["rays"].random((n, 3), dtype=np.float32))
         options = MarchOptions(
             self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale(fraction), config.min_transmittance,
-            config.min_weight,
+            self.min_weight,
         )  # fmt: skip
         result = train_rays(
             self.parameters(), batch.rays, batch.target, background, self.grid.bits, options, self.workspace,
