@@ -390,7 +390,7 @@ class Buffers:
             floats(corner_slots), stored(kept * row), stored(kept * N_COLOR_IN), stored(kept * width),
             stored(kept * width), floats(10, kept + 16), np.zeros((threads, kept), np.int64),
             floats(ROWS * max(out_row, 16)), stored(ROWS * out_row), stored(ROWS * width), stored(ROWS * width),
-            stored(ROWS * N_GEOMETRY), floats(ROWS * row), pairs(ROWS * width), pairs(ROWS * max(width, row)),
+            stored(ROWS * N_GEOMETRY), floats(ROWS * row), pairs(ROWS * width), pairs(ROWS * max(width, row, N_COLOR_IN)),
             floats(7, chunk_rays), np.zeros((threads, chunk_rays)),
             np.zeros((threads, chunk_rays), np.int64), np.zeros((threads, chunk_rays), np.int64),
             np.zeros((threads, 3, chunk_rays), np.bool_), stored(chunk_rays * N_DIRECTION),
