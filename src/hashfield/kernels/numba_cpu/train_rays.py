@@ -8,6 +8,7 @@ of the table is added to by one thread. Nothing depends on timing: same seed, sa
 
 import numpy as np
 
+from hashfield.kernels.numba_cpu.amx import begin_tiles, end_tiles
 from hashfield.kernels.numba_cpu.common import (
     as_array,
     flush_denormals,
@@ -238,6 +239,7 @@ def _train(
     n_rays = t_min.size
     n_levels = scales.size
     mode = flush_denormals()
+    begin_tiles()
     (
         positions, w_t, w_dt, w_tau, w_alpha, w_ray, features, geometry, d_hidden, index, weight,
         k_features, k_color_in, hidden1, hidden2, k_scalars, k_ray, out, g_out, g_hidden, g_hidden2, g_geometry,
@@ -329,6 +331,7 @@ def _train(
     kept_counts[thread] = used
     for i in range(used, used + 2 * BLOCK):
         own_positions[i] = own_positions[k_stride + i] = own_positions[2 * k_stride + i] = np.float32(0.0)
+    end_tiles()
     restore_denormals(mode)
 
 
