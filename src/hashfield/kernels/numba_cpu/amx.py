@@ -111,21 +111,26 @@ def _real_release(typingctx):
 _real_load, _real_store = _on_tile("llvm.x86.tileloadd64"), _on_tile("llvm.x86.tilestored64")
 
 
+def _configuration(builder, n_rows, n_pairs):
+    """The 64 bytes of a configuration as 8 numbers: palette 1; at 16 the bytes to a row of tiles 0 to 7, 16 bits each;
+    at 48 their rows, 8 bits each."""
+
+    def spread(value, factor):
+        return builder.mul(value, ir.Constant(I64, factor))
+
+    quads = [ir.Constant(I64, 0)] * 8
+    quads[0] = ir.Constant(I64, 1)
+    quads[2] = ir.Constant(I64, 0x0040_0040_0040_0040)
+    quads[3] = builder.or_(spread(n_pairs, 0x0004_0004), ir.Constant(I64, 0x0040_0040_0000_0000))
+    quads[6] = builder.or_(spread(n_rows, 0x0000_0101_0101_0101), spread(n_pairs, 0x0101_0000_0000_0000))
+    return quads
+
+
 @intrinsic
 def _real_configure(typingctx, rows, pairs):
     def codegen(context, builder, sig, args):
-        # 64 bytes: palette 1; at 16 the bytes to a row of tiles 0 to 7, 16 bits each; at 48 their rows, 8 bits each.
-        def spread(value, factor):
-            return builder.mul(value, ir.Constant(I64, factor))
-
-        n_rows, n_pairs = args
-        quads = [ir.Constant(I64, 0)] * 8
-        quads[0] = ir.Constant(I64, 1)
-        quads[2] = ir.Constant(I64, 0x0040_0040_0040_0040)
-        quads[3] = builder.or_(spread(n_pairs, 0x0004_0004), ir.Constant(I64, 0x0040_0040_0000_0000))
-        quads[6] = builder.or_(spread(n_rows, 0x0000_0101_0101_0101), spread(n_pairs, 0x0101_0000_0000_0000))
         slot = _on_stack(builder, ir.ArrayType(I64, 8))
-        for k, quad in enumerate(quads):
+        for k, quad in enumerate(_configuration(builder, *args)):
             builder.store(quad, builder.gep(slot, [ir.Constant(I32, 0), ir.Constant(I32, k)]))
         _call(builder, "llvm.x86.ldtilecfg", ir.VoidType(), [builder.bitcast(slot, I8.as_pointer())])
         return context.get_dummy_value()
@@ -248,6 +253,16 @@ def _slot():
     return _SLOTS * _SLOT
 
 
+@intrinsic
+def _write_configuration(typingctx, array, rows, pairs):
+    def codegen(context, builder, sig, args):
+        for k, quad in enumerate(_configuration(builder, *args[1:])):
+            builder.store(quad, _element_address(context, builder, sig.args[0], args[0], ir.Constant(I64, k)))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), codegen
+
+
 @part
 def _emulated_configure(rows, pairs):
     _keep_apart()
@@ -263,9 +278,12 @@ def _emulated_configure(rows, pairs):
         k = (k + 1) % _SLOTS
     for i in range(at, at + _ROWS):
         words[i] = 0
+    quads = np.empty(8, np.int64)
+    _write_configuration(quads, rows, pairs)
+    data = quads.view(np.uint8)
     for tile in range(8):
-        words[at + _ROWS + tile] = rows if tile < 6 else pairs
-        words[at + _WORDS + tile] = pairs if tile == 4 or tile == 5 else SIDE
+        words[at + _ROWS + tile] = data[48 + tile]
+        words[at + _WORDS + tile] = (data[16 + 2 * tile] + 256 * data[17 + 2 * tile]) // 4
 
 
 @part
