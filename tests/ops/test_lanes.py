@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hashfield.kernels.numba_cpu.target import available_paths
+
 SCRIPT = """
 import os
 import torch
@@ -62,8 +64,15 @@ def test_scalar_path(tmp_path: Path):
 
 @pytest.mark.parametrize("path", ["pentium", "amx"])
 def test_a_path_that_cannot_run_is_refused(path: str, tmp_path: Path):
+    if path in available_paths():
+        pytest.skip("this CPU can run it")
     done = run(tmp_path, HASHFIELD_CPU=path)
     assert done.returncode != 0 and "ConfigError" in done.stderr and f"HASHFIELD_CPU={path}" in done.stderr
+
+
+def test_emulation_must_be_spelled_right(tmp_path: Path):
+    done = run(tmp_path, HASHFIELD_AMX="yes")
+    assert done.returncode != 0 and "ConfigError: HASHFIELD_AMX=yes: expected 'emulated'" in done.stderr
 
 
 def test_two_python_threads_at_once_and_a_forked_child():

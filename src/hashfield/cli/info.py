@@ -39,12 +39,13 @@ def about_this_machine() -> None:
     import torch
 
     from hashfield.kernels.numba_cpu.common import cache_folder, is_cache_warm
-    from hashfield.kernels.numba_cpu.target import LANES, PATH, available_paths
+    from hashfield.kernels.numba_cpu.target import ARE_TILES_EMULATED, LANES, PATH, available_paths
     from hashfield.ops.backend import available_backends, ops
 
     say(f"hashfield {__version__}, python {platform.python_version()}, torch {torch.__version__}, "
         f"numba {numba.__version__}, numpy {numpy.__version__}")  # fmt: skip
-    say(f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, kernels for {PATH} ({LANES} lanes); "
+    say(f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, kernels for {PATH} ({LANES} lanes"
+        f"{', tiles emulated' if ARE_TILES_EMULATED else ''}); "
         f"possible here: {', '.join(available_paths())}")  # fmt: skip
     say(f"GPU: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none that torch can use'}")
     say(f"compiled kernels: {cache_folder()} ({'warm' if is_cache_warm() else 'empty'})")

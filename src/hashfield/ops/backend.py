@@ -159,9 +159,9 @@ def fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
     """The precision in which networks run fastest on a device: "bfloat16" on CPUs that multiply pairs of them."""
     if device.type != "cpu" or _unavailable("train_rays", "numba"):
         return "float32"
-    from hashfield.kernels.numba_cpu.target import HAS_BF16_DOT
+    from hashfield.kernels.numba_cpu.target import HAS_BF16_DOT, HAS_TILES
 
-    return "bfloat16" if HAS_BF16_DOT else "float32"
+    return "bfloat16" if HAS_BF16_DOT or HAS_TILES else "float32"
 
 
 def ops() -> tuple[str, ...]:

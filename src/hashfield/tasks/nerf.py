@@ -476,7 +476,6 @@ class NerfTask:
         self.is_carved = config.occupancy.use_alpha and scene.has_alpha
         bias, decay = config.density_bias, config.occupancy.decay
         # Uncarved, a ray should get through some of the box at first, whatever its size.
-        # Uncarved, a ray should get through some of the box at first, whatever its size.
         usual_bias = 3.0 if self.is_carved else 2.0 - math.log(self.spaces.aabb_scale)
         self.density_bias: float = usual_bias if bias is None else bias
         self.min_weight = config.train.min_weight if self.is_carved else min(config.train.min_weight, 1e-3)
@@ -547,8 +546,10 @@ class NerfTask:
             )
         self._choose_pixels()
         self.grid = OccupancyGrid.start(alive, self.spaces.aabb_scale)
-        # Uncarved, nearly the whole box lives.
-        self.box = self.grid.living_box() if self.is_carved else torch.tensor([*self.spaces.box_min, *self.spaces.box_max]).double()
+        if self.is_carved:
+            self.box = self.grid.living_box()
+        else:  # nearly the whole box lives
+            self.box = torch.tensor([*self.spaces.box_min, *self.spaces.box_max], dtype=torch.float64)
 
     def _choose_pixels(self) -> None:
         s = self.sampler

@@ -18,7 +18,7 @@ from numba.extending import intrinsic, overload
 
 from hashfield.kernels.numba_cpu import simd
 from hashfield.kernels.numba_cpu.simd import LANES, floor, fma, maximum, minimum, splat, to_int_fast
-from hashfield.kernels.numba_cpu.target import PATH, host_features
+from hashfield.kernels.numba_cpu.target import ARE_TILES_EMULATED, PATH, host_features
 
 # --- compile cache -----------------------------------------------------------------------------------------
 
@@ -42,7 +42,7 @@ def cache_folder() -> Path:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     features = ",".join(name for name, on in sorted(host_features().items()) if on)
-    digest.update(f"{numba.__version__} {llvmlite.__version__} {PATH} {LANES} {features}".encode())
+    digest.update(f"{numba.__version__} {llvmlite.__version__} {PATH} {ARE_TILES_EMULATED} {LANES} {features}".encode())
     digest.update(f"{sys.version_info[:2]} {platform.machine()}".encode())
     return root / f"kernels-{digest.hexdigest()[:16]}"
 
@@ -97,7 +97,14 @@ def overloaded(function):
     return stub
 
 
-part = njit(nogil=True, **_CALLED)  # its own machine code within the kernel that calls it
+# Its own machine code within the kernel that calls it. Said outright, since the flag is inherited from a caller.
+part = njit(nogil=True, forceinline=False, **_CALLED)
+
+
+@overloaded
+def paired(array):
+    """Values to an operand of a product: 2 in uint16 arrays, which hold pairs of bfloat16, else 1."""
+    return (lambda array: 2) if array.dtype == types.uint16 else (lambda array: 1)
 
 
 # --- threads -----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ the forward again. All three products of a layer are one register tile with othe
     weight gradient dW[o, i] = sum_s dY[s, o] X[s, i]    A = dY read down a column, B = X
 
 Widths are padded to whole vectors with zeros; the padding of a weight never receives a gradient that is read.
+Products of bfloat16 go through AMX tiles instead where the CPU has them (`amx.tile_product`).
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numba import types
 
+from hashfield.kernels.numba_cpu import amx
 from hashfield.kernels.numba_cpu.common import (
     as_array,
     exp,
@@ -25,6 +27,7 @@ from hashfield.kernels.numba_cpu.common import (
     launch,
     n_threads,
     overloaded,
+    paired,
     part,
     restore_denormals,
     round_up,
@@ -32,7 +35,11 @@ from hashfield.kernels.numba_cpu.common import (
     sigmoid,
 )
 from hashfield.kernels.numba_cpu.simd import (
+    ADD,
+    GATE,
     LANES,
+    RELU,
+    STORE,
     copy_lanes,
     load,
     load_pairs,
@@ -44,10 +51,11 @@ from hashfield.kernels.numba_cpu.simd import (
     store_int,
 )
 from hashfield.kernels.numba_cpu.simd import where as simd_where
+from hashfield.kernels.numba_cpu.target import HAS_TILES
 
 ROWS = 96  # samples to a block: a multiple of the tile's rows, small enough for the activations to stay in L2
-STORE, RELU, ADD, GATE = 0, 1, 2, 3  # what a product does with its sums; see simd.product_tile
-PAD = max(LANES, 2)  # widths are padded to this: whole vectors, and whole pairs
+PAD = max(LANES, amx.SIDE if HAS_TILES else 2)  # widths are padded to this: whole vectors, and whole pairs or tiles
+_DEPTH = amx.SIDE if HAS_TILES else 1  # pairs of rows of which weight gradients take a multiple
 _WIDE = 4 if LANES >= 16 else 2  # vectors to a register tile: 6 x 4 of 32 registers, 6 x 2 of 16
 
 
@@ -82,7 +90,7 @@ def _product(mode: int):
     wide, narrow = _column_products(mode, _WIDE), _column_products(mode, 1)
 
     @part
-    def product(
+    def by_lanes(
         a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_rows, n_columns, depth, gate, gate_start
     ):
         v = 0
@@ -99,13 +107,25 @@ def _product(mode: int):
             )  # fmt: skip
             v += LANES
 
+    by_tiles = amx.tile_product(mode)
+
+    @overloaded
+    def product(
+        a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_rows, n_columns, depth, gate, gate_start
+    ):
+        chosen = by_tiles if HAS_TILES and a.dtype == types.uint16 else by_lanes
+
+        def call(
+            a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_rows, n_columns, depth, gate, gate_start
+        ):
+            chosen(
+                a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_rows, n_columns, depth,
+                gate, gate_start,
+            )  # fmt: skip
+
+        return call
+
     return product
-
-
-@overloaded
-def paired(array):
-    """Values to an operand of a product: 2 in uint16 arrays, which hold pairs of bfloat16, else 1."""
-    return (lambda array: 2) if array.dtype == types.uint16 else (lambda array: 1)
 
 
 product_store, product_relu, product_add, product_gate = (_product(mode) for mode in (STORE, RELU, ADD, GATE))
@@ -126,18 +146,26 @@ def put(source, start, target, at, count):
     return copied if source.dtype == target.dtype else rounded
 
 
+@inline
+def whole_pairs(n_rows):
+    """Pairs that n_rows make; on tiles the next multiple of 16."""
+    return (n_rows + 2 * _DEPTH - 1) // (2 * _DEPTH) * _DEPTH
+
+
 @part
 def interleave(source, start, width, n_rows, target):
     """Word [r, i] of target pairs rows 2r and 2r + 1 of source [n_rows, width] at column i; a row that is missing
-    is zero."""
-    for r in range(0, n_rows, 2):
+    is zero. Makes `whole_pairs(n_rows)` rows."""
+    for r in range(0, 2 * whole_pairs(n_rows), 2):
         low = start + r * width
         for i in range(0, width, LANES):
             if r + 1 < n_rows:
                 store_int(target, r * width + 2 * i, load_pairs(source, low + i, low + width + i))
-            else:
+            elif r < n_rows:
                 pair = load_pairs(source, low + i, low + i) & splat_int(0xFFFF)
                 store_int(target, r * width + 2 * i, pair)
+            else:
+                store_int(target, r * width + 2 * i, splat_int(0))
 
 
 @overloaded
@@ -155,9 +183,11 @@ def weight_gradient(
     def paired(grad, grad_start, grad_width, x, x_start, x_width, own, own_start, n_out, n_rows, grad_pairs, x_pairs):
         interleave(grad, grad_start, grad_width, n_rows, grad_pairs)
         interleave(x, x_start, x_width, n_rows, x_pairs)
+        if HAS_TILES:
+            amx.turn(grad_pairs, grad_width, whole_pairs(n_rows))
         product_add(
             grad_pairs, 0, 2, 2 * grad_width, x_pairs, 0, 2 * x_width,
-            own, own_start, x_width, n_out, x_width, (n_rows + 1) // 2, own, 0,
+            own, own_start, x_width, n_out, x_width, whole_pairs(n_rows), own, 0,
         )  # fmt: skip
 
     return paired if grad.dtype == types.uint16 else plain

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from hashfield.kernels.numba_cpu.amx import begin_tiles, end_tiles
 from hashfield.kernels.numba_cpu.camera_rays import camera_rays_forward
 from hashfield.kernels.numba_cpu.common import (
     as_array,
@@ -20,7 +21,7 @@ from hashfield.kernels.numba_cpu.common import (
 from hashfield.kernels.numba_cpu.field import N_GEOMETRY
 from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range, level_table, lookup_table
 from hashfield.kernels.numba_cpu.march import GRID_SIZE
-from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks, paired, product_relu, product_store
+from hashfield.kernels.numba_cpu.mlp import PAD, ROWS, pack_networks, paired, product_relu, product_store
 from hashfield.kernels.numba_cpu.simd import LANES, load, splat, store
 
 CELLS = GRID_SIZE**3
@@ -52,7 +53,7 @@ def query_density(
             hidden, 0,
         )  # fmt: skip
         product_store(
-            hidden, 0, width, p, w2t, 0, p * N_GEOMETRY, geometry, 0, N_GEOMETRY, rows, LANES, width // p, hidden, 0
+            hidden, 0, width, p, w2t, 0, p * N_GEOMETRY, geometry, 0, N_GEOMETRY, rows, PAD, width // p, hidden, 0
         )  # the first vector holds the log-density
         for s in range(rows):
             raw[begin + s] = geometry[s * N_GEOMETRY]
@@ -66,6 +67,7 @@ def _refresh(
     n = cells.size
     side = float(1 << (n_cascades - 1))
     mode = flush_denormals()
+    begin_tiles()
     stride = CHUNK + 2 * BLOCK
     positions = np.zeros(3 * stride, np.float32)
     index, weight = np.empty((2 * BLOCK) << 3, np.uint32), np.empty((2 * BLOCK) << 3, np.float32)
@@ -94,6 +96,7 @@ def _refresh(
         for i in range(m):
             cell = cells[first + i]
             values[cell] = max(values[cell], raw[i])
+    end_tiles()
     restore_denormals(mode)
 
 

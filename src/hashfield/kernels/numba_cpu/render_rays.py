@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from hashfield.kernels.numba_cpu.amx import begin_tiles, end_tiles
 from hashfield.kernels.numba_cpu.common import (
     as_array,
     flush_denormals,
@@ -73,6 +74,7 @@ def _render(rays, scene, net, table, n_features, levels, scales, options, color,
     wave_size = CHUNK_RAYS * WAVES[WAVES.size - 1]
     stride = wave_size + 2 * BLOCK
     mode = flush_denormals()
+    begin_tiles()
     positions = np.empty(3 * stride, np.float32)
     w_t, w_dt = np.empty(wave_size + LANES, np.float32), np.empty(wave_size + LANES, np.float32)
     w_tau, w_alpha = np.empty(wave_size + LANES, np.float32), np.empty(wave_size + LANES, np.float32)
@@ -129,6 +131,7 @@ def _render(rays, scene, net, table, n_features, levels, scales, options, color,
                 color[ray, 1] += w * rgb[3 * i + 1]
                 color[ray, 2] += w * rgb[3 * i + 2]
             wave += 1
+    end_tiles()
     restore_denormals(mode)
 
 

@@ -449,6 +449,8 @@ def prefetch(typingctx, array, index):
 
 # --- register tiles ----------------------------------------------------------------------------------------
 
+STORE, RELU, ADD, GATE = 0, 1, 2, 3  # what a product does with its sums; see product_tile
+
 
 def _tile_loop(builder, n_rows, n_vectors, depth, step):
     """Emit `for k in range(depth)` around `step(k, sums) -> sums`, all sums in registers; returns the final sums.
@@ -478,6 +480,46 @@ def _tile_loop(builder, n_rows, n_vectors, depth, step):
             final[r][v].add_incoming(_constant(f32v, 0.0), before)
             final[r][v].add_incoming(new[r][v], loop)
     return final
+
+
+def _finish(builder, mode, value, c_data, index, gate_data, at, is_rounded):
+    """Emit what a product does with a vector of sums that belongs at C[index]; modes as in `product_tile`."""
+    zero, halves = _constant(f32v, 0.0), ir.VectorType(ir.IntType(16), LANES)
+
+    def vector_at(data, index, kind):
+        return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+
+    if mode == 1:
+        value = _call(builder, f"llvm.maxnum.{_suffix(f32v)}", f32v.ir_type, [value, zero])
+    elif mode == 2:
+        value = builder.fadd(value, builder.load(vector_at(c_data, index, f32v.ir_type), align=4, typ=f32v.ir_type))
+    elif mode == 3:
+        if is_rounded:  # a bfloat16 is above zero exactly if its bits are, as a signed number
+            bits = builder.load(vector_at(gate_data, at, halves), align=2, typ=halves)
+            is_on = builder.icmp_signed(">", bits, ir.Constant(halves, [0] * LANES))
+        else:
+            number = builder.load(vector_at(gate_data, at, f32v.ir_type), align=4, typ=f32v.ir_type)
+            is_on = builder.fcmp_ordered(">", number, zero)
+        value = builder.select(is_on, value, zero)
+    if is_rounded:
+        builder.store(_to_bf16(builder, value), vector_at(c_data, index, halves), align=2)
+    else:
+        builder.store(value, vector_at(c_data, index, f32v.ir_type), align=4)
+
+
+@intrinsic(prefer_literal=True)
+def finish(typingctx, mode, value, c, index, gate, at):
+    """Store a vector of a product's sums at C[index], as `mode` says (a literal; see `product_tile`)."""
+    if not isinstance(mode, types.IntegerLiteral):
+        return None  # Numba asks again with the literal kept
+    is_rounded = c.dtype == types.uint16
+
+    def codegen(context, builder, sig, args):
+        c_data, gate_data = (_data_pointer(context, builder, sig.args[k], args[k]) for k in (2, 4))
+        _finish(builder, mode.literal_value, args[1], c_data, args[3], gate_data, args[5], is_rounded)
+        return context.get_dummy_value()
+
+    return types.void(mode, value, c, types.intp, gate, types.intp), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -511,7 +553,7 @@ def product_tile(
         a_first, a_row_, a_step_, b_first, b_step_, c_first, c_row_, depth_ = (
             args[k] for k in (3, 4, 5, 7, 8, 10, 11, 12)
         )
-        vector, halves = f32v.ir_type, ir.VectorType(ir.IntType(16), LANES)
+        vector = f32v.ir_type
         element, b_vector = (I32, i32v.ir_type) if is_paired else (F32, vector)
         width = 2 * LANES if is_paired else LANES  # array elements to a vector of B
 
@@ -546,23 +588,9 @@ def product_tile(
         sums = _tile_loop(builder, n_rows, n_vectors, depth_, step)
         for r in range(n_rows):
             for v in range(n_vectors):
-                value, index = sums[r][v], c_index(r, v)
-                if n_mode == 1:
-                    value = _call(builder, f"llvm.maxnum.{_suffix(f32v)}", vector, [value, _constant(f32v, 0.0)])
-                elif n_mode == 2:
-                    value = builder.fadd(value, load_at(c_data, index, vector, 4))
-                elif n_mode == 3:
-                    at = builder.add(builder.sub(index, c_first), args[15])
-                    if is_rounded:  # a bfloat16 is above zero exactly if its bits are, as a signed number
-                        is_on = builder.icmp_signed(">", load_at(gate_data, at, halves, 2), ir.Constant(halves, [0] * LANES))
-                    else:
-                        is_on = builder.fcmp_ordered(">", load_at(gate_data, at, vector, 4), _constant(f32v, 0.0))
-                    value = builder.select(is_on, value, _constant(f32v, 0.0))
-                address = builder.gep(c_data, [index])
-                if is_rounded:
-                    builder.store(_to_bf16(builder, value), builder.bitcast(address, halves.as_pointer()), align=2)
-                else:
-                    builder.store(value, builder.bitcast(address, vector.as_pointer()), align=4)
+                index = c_index(r, v)
+                at = builder.add(builder.sub(index, c_first), args[15])
+                _finish(builder, n_mode, sums[r][v], c_data, index, gate_data, at, is_rounded)
         return context.get_dummy_value()
 
     n = types.intp

@@ -1,10 +1,12 @@
 """Which vector instructions the kernels are compiled for.
 
-`HASHFIELD_CPU=avx512_bf16|avx512|avx2|scalar` forces a path; unset, the best one that this CPU has is taken. Must be
-imported before anything is compiled, since a forced path narrows the features that Numba may use.
+`HASHFIELD_CPU=amx|avx512_bf16|avx512|avx2|scalar` forces a path; unset, the best one that this CPU has is taken. Must
+be imported before anything is compiled, since a forced path narrows the features that Numba may use.
 """
 
+import ctypes
 import os
+import sys
 from functools import lru_cache
 
 import llvmlite.binding as llvm
@@ -12,9 +14,17 @@ from numba import config
 
 from hashfield.errors import ConfigError
 
-PATHS = ("avx512_bf16", "avx512", "avx2", "scalar")
+PATHS = ("amx", "avx512_bf16", "avx512", "avx2", "scalar")
 _AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq")
+_AVX512_BF16 = (*_AVX512, "avx512bf16")
 _AVX2 = ("avx2", "fma")
+_NEEDS = {
+    "amx": (*_AVX512_BF16, "amx-tile", "amx-bf16"),
+    "avx512_bf16": _AVX512_BF16,
+    "avx512": _AVX512,
+    "avx2": _AVX2,
+    "scalar": (),
+}
 
 
 @lru_cache
@@ -28,21 +38,40 @@ def _has(features) -> bool:
     return all(host.get(name, False) for name in features)
 
 
+@lru_cache
+def _may_use_tiles() -> bool:
+    """Ask the kernel, once a process, to let its threads hold tile data."""
+    if sys.platform != "linux":
+        return False  # other systems offer no such call, and none was tried
+    arch_prctl, req_xcomp_perm, xtiledata = 158, 0x1023, 18
+    try:
+        return ctypes.CDLL(None).syscall(arch_prctl, req_xcomp_perm, xtiledata) == 0
+    except (OSError, AttributeError):
+        return False
+
+
 def available_paths() -> tuple[str, ...]:
     """The paths this CPU can run, best first."""
-    needs = {"avx512_bf16": (*_AVX512, "avx512bf16"), "avx512": _AVX512, "avx2": _AVX2, "scalar": ()}
-    return tuple(path for path in PATHS if _has(needs[path]))
+    return tuple(path for path in PATHS if _has(_NEEDS[path]) and (path != "amx" or _may_use_tiles()))
+
+
+def _wants_emulation() -> bool:
+    """Whether the tile instructions are to be emulated, which is for tests and slow."""
+    asked = os.environ.get("HASHFIELD_AMX", "")
+    if asked not in ("", "emulated"):
+        raise ConfigError(f"HASHFIELD_AMX={asked}: expected 'emulated' or nothing")
+    return asked == "emulated" and os.environ.get("HASHFIELD_CPU", "").lower() == "amx"
 
 
 def _chosen_path() -> str:
     asked = os.environ.get("HASHFIELD_CPU", "").lower()
     available = available_paths()
     if not asked:
-        if "scalar" == available[0]:
-            return "simd128"  # no x86 vectors: 4 lanes, which is NEON on ARM and SSE2 on old x86
-        return available[0]
-    if asked == "amx":
-        raise ConfigError("HASHFIELD_CPU=amx: kernels for AMX tiles are not built yet; use avx512_bf16")
+        return "simd128" if available[0] == "scalar" else available[0]
+    if _wants_emulation():
+        if os.name != "posix":
+            raise ConfigError("HASHFIELD_AMX=emulated: the emulation tells threads apart as POSIX systems do")
+        return "amx"
     if asked not in PATHS:
         raise ConfigError(f"HASHFIELD_CPU={asked}: expected one of {', '.join(PATHS)}")
     if asked not in available:
@@ -56,9 +85,21 @@ def _chosen_path() -> str:
 
 
 PATH = _chosen_path()
+# Products of bfloat16 matrices on tiles (Sapphire Rapids and later); see `amx.py`.
+HAS_TILES = PATH == "amx"
+ARE_TILES_EMULATED = _wants_emulation()
 # Products of bfloat16 pairs in one instruction (Zen 4, Cooper Lake, Sapphire Rapids and later).
-HAS_BF16_DOT = PATH == "avx512_bf16"
-# A lane count other than the path's own exercises the wide sources on a narrow CPU: LLVM splits the vectors.
-LANES = (
-    int(os.environ.get("HASHFIELD_LANES", 0)) or {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "simd128": 4, "scalar": 1}[PATH]
-)
+HAS_BF16_DOT = PATH in ("amx", "avx512_bf16") and _has(_AVX512_BF16)
+
+
+def _lanes() -> int:
+    # A lane count other than the path's own exercises the wide sources on a narrow CPU: LLVM splits the vectors.
+    asked = int(os.environ.get("HASHFIELD_LANES", 0))
+    if PATH == "scalar":
+        return asked or 1
+    # Without x86 vectors 4 lanes, which is NEON on ARM and SSE2 on old x86.
+    host = PATH if PATH != "amx" else available_paths()[0]
+    return asked or {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8}.get(host, 4)
+
+
+LANES = _lanes()

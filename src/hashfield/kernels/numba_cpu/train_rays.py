@@ -8,6 +8,7 @@ of the table is added to by one thread. Nothing depends on timing: same seed, sa
 
 import numpy as np
 
+from hashfield.kernels.numba_cpu.amx import begin_tiles, end_tiles
 from hashfield.kernels.numba_cpu.common import (
     as_array,
     flush_denormals,
@@ -242,6 +243,7 @@ def _train(
     n_rays = t_min.size
     n_levels = scales.size
     mode = flush_denormals()
+    begin_tiles()
     (
         positions, w_t, w_dt, w_tau, w_alpha, features, geometry, d_hidden, index, weight,
         k_features, k_color_in, hidden1, hidden2, k_scalars, k_ray, out, g_out, g_hidden, g_hidden2, g_geometry,
@@ -340,6 +342,7 @@ def _train(
     kept_counts[thread] = used
     for i in range(used, used + 2 * BLOCK):
         own_positions[i] = own_positions[k_stride + i] = own_positions[2 * k_stride + i] = np.float32(0.0)
+    end_tiles()
     restore_denormals(mode)
 
 
@@ -401,7 +404,7 @@ class Buffers:
             floats(corner_slots), stored(kept * row), stored(kept * N_COLOR_IN), stored(kept * width),
             stored(kept * width), floats(10, kept + 16), np.zeros((threads, kept), np.int64),
             floats(ROWS * max(out_row, 16)), stored(ROWS * out_row), stored(ROWS * width), stored(ROWS * width),
-            stored(ROWS * N_GEOMETRY), floats(ROWS * row), pairs(ROWS * width), pairs(ROWS * max(width, row)),
+            stored(ROWS * N_GEOMETRY), floats(ROWS * row), pairs(ROWS * width), pairs(ROWS * max(width, row, N_COLOR_IN)),
             floats(7, chunk_rays), np.zeros((threads, chunk_rays)),
             np.zeros((threads, chunk_rays), np.int64), np.zeros((threads, chunk_rays), np.int64),
             np.zeros((threads, 3, chunk_rays), np.bool_), stored(chunk_rays * N_DIRECTION),
