@@ -174,12 +174,14 @@ def _preset(name: str, log2_hashmap_size: int, batch_samples: int, **changes: An
 
 
 PRESETS: dict[str, NerfConfig] = {
-    # For about a minute: coarse steps to the end, a small table.
-    "fast": _preset("fast", 17, 2**15, min_weight=1e-2, step_scales=(8.0, 4.0, 2.0), step_until=(0.15, 0.4, 1.0)),
+    # For about a minute.
+    "fast": _preset("fast", 18, 2**15, step_until=(0.1, 0.25, 0.6, 1.0)),
     # For a few minutes.
-    "default": _preset("default", 18, 2**16),
-    # From five minutes on.
-    "quality": _preset("quality", 19, 2**17),
+    "default": _preset("default", 19, 2**16),
+    # From five minutes on: half steps at the end.
+    "quality": _preset(
+        "quality", 19, 2**16, step_scales=(8.0, 4.0, 2.0, 1.0, 0.5), step_until=(0.05, 0.15, 0.3, 0.7, 1.0)
+    ),
     # The paper's encoding, loss and step, for comparisons; not the fastest on a CPU.
     "paper": NerfConfig(
         preset="paper",
@@ -192,7 +194,7 @@ PRESETS: dict[str, NerfConfig] = {
 def preset_for(max_seconds: float | None, n_steps: int | None) -> str:
     """The preset that suits a length of training, where the user names none."""
     if max_seconds is not None:
-        return "fast" if max_seconds < 100 else "default" if max_seconds < 280 else "quality"
+        return "fast" if max_seconds < 150 else "default" if max_seconds < 280 else "quality"
     return "fast" if n_steps is None or n_steps <= 3000 else "default" if n_steps <= 8000 else "quality"
 
 
