@@ -47,3 +47,11 @@ MARCH_DT = 5e-4
 FUSED_STEP = 3e-5
 """A whole training step in float32 against the float64 reference, where no hidden unit lies so close to zero
 that rounding decides whether it passes (measured at most 6.4e-6; one flipped unit of one sample costs 1e-3)."""
+
+BFLOAT16_OVER_REFERENCE = 2.0
+"""Error of a fast bfloat16 backend against float32 may be this many times that of the bfloat16 reference, and three
+times for gradients, whose layers' cotangents the fast backends round as well (measured at most 1.02 and 1.02)."""
+
+BFLOAT16_FLIP = 1e-2
+"""Fast against reference, both bfloat16: a sum in another order may round to the neighbouring bfloat16, 2^-8 away
+(measured at most 3.4e-3)."""

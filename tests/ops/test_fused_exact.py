@@ -100,6 +100,31 @@ def test_step_agrees_with_float64(name: str) -> None:
         assert relative_error(mine, right) < tolerances.FUSED_STEP
 
 
+@pytest.mark.parametrize("name", ["bf16", "cone_odd_bf16", "faint", "cone_huber"])
+def test_step_in_bfloat16_errs_no_more_than_the_reference_does(name: str) -> None:
+    layout, width, options, huber, _, n, seed = EXACT[name]
+    exact, case = field(LAYOUTS[layout], width, bf16=True, seed=seed), batch(n, options.aabb_scale)
+    rounded = replace(exact, precision="bfloat16")
+    right, right_grads = step(exact, case, options, TrainWorkspace(exact, 2**15, "reference"), huber)
+    same, same_grads = step(rounded, case, options, TrainWorkspace(rounded, 2**15, "reference"), huber)
+    mine, my_grads = step(rounded, case, options, TrainWorkspace(rounded, 2**15, "numba"), huber)
+    allowed = abs(same.loss - right.loss) + 1e-4 * right.loss
+    assert abs(mine.loss - right.loss) < tolerances.BFLOAT16_OVER_REFERENCE * allowed
+    for grad, reference, target in zip(my_grads, same_grads, right_grads, strict=True):
+        allowed = relative_error(reference, target)
+        assert 0 < relative_error(grad, target) < 1.5 * tolerances.BFLOAT16_OVER_REFERENCE * allowed
+        assert relative_error(grad, reference) < 1.5 * allowed
+
+
+def test_rendering_in_bfloat16_agrees_with_its_reference() -> None:
+    parameters, case = replace(field(LAYOUTS["L5F2"], 32), precision="bfloat16"), batch(65, 4)
+    found, expected = (
+        render_rays(parameters, case[0], case[1], CONE, jitter=case[4], backend=b) for b in ("numba", "reference")
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one, other) < tolerances.BFLOAT16_FLIP
+
+
 def test_rendering_agrees_with_float64() -> None:
     parameters, case = field(LAYOUTS["L5F2"], 32), batch(65, 4)
     options = replace(CONE, min_transmittance=1e-4)

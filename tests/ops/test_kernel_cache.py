@@ -171,3 +171,14 @@ def test_path_that_cannot_run_is_refused(
     with pytest.raises(ConfigError) as caught:
         target._chosen_path()
     assert str(caught.value).startswith(message)
+
+
+def test_only_long_unused_folders_of_other_versions_go(tmp_path: Path) -> None:
+    old, fresh, foreign = (tmp_path / name for name in ("kernels-0123", "kernels-4567", "photos"))
+    for folder in (old, fresh, foreign):
+        folder.mkdir()
+        (folder / "file").write_text("x")
+    for folder in (old, foreign):
+        os.utime(folder, (0, 0))
+    common._forget_old_caches(tmp_path)
+    assert not old.exists() and fresh.exists() and (foreign / "file").exists()

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import platform
+import shutil
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -50,9 +52,22 @@ def cache_folder() -> Path:
 _CACHE = cache_folder()
 
 
+def _forget_old_caches(root: Path, days: float = 60.0) -> None:
+    """Remove the folders of other versions that nobody has used for so long; each is some 20 MB."""
+    for folder in root.glob("kernels-*"):
+        try:
+            if folder.is_dir() and not folder.is_symlink() and time.time() - folder.stat().st_mtime > days * 86400:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # it went, or is not ours to judge
+
+
 def _usable_cache() -> bool:
     try:
+        if not _CACHE.exists():
+            _forget_old_caches(_CACHE.parent)
         _CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.utime(_CACHE)  # used today
         if os.name == "posix":
             if _CACHE.stat().st_uid != os.getuid():
                 return False  # someone else's machine code is never loaded

@@ -1,0 +1,135 @@
+"""Upkeep of the occupancy grid, fast against reference: refresh, bits, silhouettes, carving."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hashfield.geometry.cameras import Camera, camera_table
+from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
+from hashfield.render.occupancy import FULL_THICKNESS, OccupancyGrid
+from tests import tolerances
+from tests.ops.compare import relative_error
+from tests.ops.test_fused import LAYOUTS, field
+
+N_CELLS = 128**3
+
+
+def looking_in(
+    position: tuple[float, float, float], lens: str = "pinhole", fov: float = 60.0, size: int = 40
+) -> Camera:
+    """A camera at a place in scene space that looks at the middle of the box; for a grid, scene space is the world."""
+    eye = torch.tensor(position, dtype=torch.float64)
+    forward = torch.nn.functional.normalize(0.5 - eye, dim=0)
+    right = torch.nn.functional.normalize(torch.linalg.cross(forward, torch.tensor([0.1, 0.9, 0.3]).double()), dim=0)
+    pose = torch.cat([torch.stack([right, torch.linalg.cross(forward, right), forward, eye], 1)])
+    distortion = {
+        "pinhole": (),
+        "opencv": (0.05, -0.02, 0.0, 0.0, 0.001, 0.002),
+        "fisheye": (0.02, 0.0, 0.0, 0.0, 0.0, 0.0),
+    }
+    focal = 0.5 * size / math.tan(math.radians(fov) / 2)
+    center = (size / 2, (size - 7) / 2)
+    return Camera(pose, size, size - 7, focal, focal, *center, lens=lens, distortion=distortion[lens])
+
+
+CAMERAS = {
+    "pinhole": [looking_in((1.9, 0.4, 0.6)), looking_in((0.3, -0.9, 0.7), fov=25)],
+    "inside": [looking_in((0.6, 0.45, 0.8), fov=90)],
+    "lenses": [looking_in((1.4, 0.2, 0.3), "opencv"), looking_in((0.1, 0.5, 1.2), "fisheye", 100)],
+}
+
+
+@pytest.mark.parametrize("aabb_scale", [1, 4])
+@pytest.mark.parametrize("name", list(CAMERAS))
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_carving_agrees_with_reference(name: str, aabb_scale: int, is_masked: bool) -> None:
+    cameras = CAMERAS[name]
+    widths = torch.tensor([c.width for c in cameras])
+    heights = torch.tensor([c.height for c in cameras])
+    starts = torch.cumsum(widths * heights, 0) - widths * heights
+    masks = None
+    if is_masked:
+        masks = (torch.rand(int((widths * heights).sum()), generator=torch.Generator().manual_seed(3)) < 0.7).byte()
+    found = [
+        carve(camera_table(cameras), starts, widths, heights, masks, aabb_scale=aabb_scale, backend=backend)
+        for backend in ("numba", "reference")
+    ]
+    assert 0 < int(found[1].sum()) < len(found[1])
+    # A cell whose projection lies on a pixel's very edge may fall on either side.
+    assert int((found[0] != found[1]).sum()) <= 2
+
+
+def test_silhouettes_agree_with_reference() -> None:
+    widths, heights = torch.tensor([9, 1, 17]), torch.tensor([5, 1, 30])
+    starts = torch.cumsum(widths * heights, 0) - widths * heights
+    pixels = torch.zeros(int((widths * heights).sum()), 4, dtype=torch.uint8)
+    pixels[torch.randint(0, len(pixels), (12,), generator=torch.Generator().manual_seed(0)), 3] = 1
+    for radius in (0, 1, 4, 40):
+        one, other = (silhouettes(pixels, starts, widths, heights, radius, backend=b) for b in ("numba", "reference"))
+        assert torch.equal(one > 0, other > 0), radius
+
+
+@pytest.mark.parametrize("aabb_scale", [1, 4])
+@pytest.mark.parametrize("n", [0, 1, 2049])
+def test_refresh_agrees_with_reference(aabb_scale: int, n: int) -> None:
+    parameters = field(LAYOUTS["L5F2"], 32)
+    generator = torch.Generator().manual_seed(1)
+    cells = torch.randperm(aabb_scale.bit_length() * N_CELLS, generator=generator)[:n]
+    noise = torch.rand(n, 3, generator=generator)
+    found = []
+    for backend in ("numba", "reference"):
+        values = torch.full((aabb_scale.bit_length() * N_CELLS,), 1e-3)
+        refresh_cells(values, cells, noise, parameters, aabb_scale=aabb_scale, backend=backend)
+        found.append(values)
+    untouched = torch.ones(len(found[0]), dtype=torch.bool)
+    untouched[cells] = False
+    assert bool((found[0][untouched] == 1e-3).all()) and bool((found[0] >= 1e-3).all())
+    assert relative_error(found[0], found[1]) < tolerances.FAST_OUTPUT
+
+
+def test_bits_agree_with_reference_and_cover_finer_cells() -> None:
+    values = torch.rand(3 * N_CELLS, generator=torch.Generator().manual_seed(2)) ** 8
+    values[::7] = -math.inf
+    one, other = (occupied_bits(values, 0.5, aabb_scale=4, backend=b) for b in ("numba", "reference"))
+    assert torch.equal(one, other)
+
+
+def test_grid_asks_living_cells_only_and_each_at_most_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Tensor] = []
+
+    def note(values, cells, noise, parameters, *, aabb_scale):
+        asked.append(cells)
+        values[cells] = torch.maximum(values[cells], torch.full_like(values[cells], 0.5))
+
+    monkeypatch.setattr("hashfield.render.occupancy.refresh_cells", note)
+    alive = torch.zeros(N_CELLS, dtype=torch.bool)
+    alive[100:5100] = True
+    grid = OccupancyGrid.start(alive, 1)
+    parameters = field(LAYOUTS["L5F2"], 32)
+    grid.refresh(parameters, np.random.default_rng(0), 0.9, 10_000)
+    assert len(asked) == 1 and torch.equal(asked[0], torch.arange(100, 5100))
+    assert grid.threshold() == FULL_THICKNESS  # the mean over the living is 0.5
+    grid.refresh(parameters, np.random.default_rng(0), 0.9, 1000)
+    for group in asked[1:]:
+        assert len(group) == len(group.unique()) == 500 and bool(alive[group].all())
+    # decayed once where not asked, and dead cells stay dead through any decay
+    values = grid.values[100:5100]
+    assert bool(((values - 0.45).abs() < 1e-6).logical_or(values == 0.5).all())
+    assert bool((grid.values[:100] == -math.inf).all())
+    restored = OccupancyGrid.restored(1, grid.values, grid.bits)
+    assert torch.equal(restored.living, grid.living)
+
+
+def test_refresh_in_bfloat16_stays_close() -> None:
+    parameters = replace(field(LAYOUTS["L8F4"]), precision="bfloat16")
+    cells = torch.arange(0, N_CELLS, 997)
+    noise = torch.rand(len(cells), 3, generator=torch.Generator().manual_seed(1))
+    found = []
+    for backend in ("numba", "reference"):
+        values = torch.zeros(N_CELLS)
+        refresh_cells(values, cells, noise, parameters, aabb_scale=1, backend=backend)
+        found.append(values)
+    assert relative_error(found[0], found[1]) < tolerances.BFLOAT16_FLIP
