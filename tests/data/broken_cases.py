@@ -626,7 +626,7 @@ CASES = (
         "opencv",
         "OpenCV poses, large box",
         opencv_poses,
-        "warning: 100 % of the cameras look away from the point their axes share; .* OpenCV's camera axes",
+        "warning: 100 % of the cameras look away from the point their axes share; .* --camera-axes opencv",
         "note",
     ),
     Case(

@@ -621,3 +621,20 @@ def test_lego(shared_data: Path) -> None:
     assert scene.splits["train"].cameras[0].fx == pytest.approx(1111.1110, abs=1e-3)
     assert not any(note.startswith("warning") for note in scene.notes)
     assert np.array_equal(scene.splits["test"].images[1], decode_rgba(shared_data / "lego/test/r_8.webp"))
+
+
+def test_poses_with_opencv_axes_can_be_named(tmp_path: Path) -> None:
+    def flip(top: dict[str, Any]) -> None:
+        for frame in top["frames"]:
+            pose = np.array(frame["transform_matrix"])
+            pose[:3, 1:3] *= -1
+            frame["transform_matrix"] = pose.tolist()
+
+    usual = load_scene(write_scene(tmp_path / "opengl", aabb_scale=16))
+    other = load_scene(write_scene(tmp_path / "opencv", change=flip, aabb_scale=16), ReadOptions(camera_axes="opencv"))
+    assert usual.camera_axes == "opengl" and other.camera_axes == "opencv"
+    for one, two in zip(usual.splits["train"].cameras, other.splits["train"].cameras, strict=True):
+        assert torch.allclose(one.camera_to_world, two.camera_to_world)
+    assert not any("camera axes" in note for note in other.notes)
+    with pytest.raises(ConfigError, match="camera_axes"):
+        ReadOptions(camera_axes="blender")  # type: ignore[arg-type]

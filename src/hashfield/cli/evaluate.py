@@ -83,6 +83,7 @@ def views_of(model: NerfModel, options: Evaluate) -> PosedImages:
         raise DataError(f"{path}: the photos of this run are not there any more; name them with --data")
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=model.spaces.aabb_scale, splits=(options.split,),
+        camera_axes=stored.get("camera_axes", "opengl"),
         max_image_memory=int(options.max_image_memory * 2**30),
     )  # fmt: skip
     scene = load_scene(path, read)

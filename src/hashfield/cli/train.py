@@ -53,6 +53,8 @@ class TrainNerf:
     """GiB that the decoded photos may take."""
     aabb_scale: int | None = None
     """Side of the training box, a power of two up to 128; default the file's, or chosen and printed."""
+    camera_axes: Literal["opengl", "opencv"] = "opengl"
+    """Of the file's poses: opengl looks along -z, as the formats have it; opencv along +z, as some exporters do."""
     tensorboard: bool = False
     """Also write the figures for TensorBoard (extra: hashfield[tensorboard])."""
     config: Annotated[NerfConfig, tyro.conf.arg(name="")] = NerfConfig()
@@ -106,7 +108,7 @@ def train_nerf(arguments: list[str]) -> int:
     if not options.max_image_memory > 0:
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
     read = ReadOptions(
-        downscale=options.downscale, aabb_scale=options.aabb_scale,
+        downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
         max_image_memory=int(options.max_image_memory * 2**30),
     )  # fmt: skip
     scene = load_scene(options.path, read)
@@ -149,6 +151,7 @@ def stored_options(run: RunFolder, metadata: dict[str, Any], options: TrainNerf)
             "seed": int(metadata["seed"]),
             "aabb_scale": int(metadata["spaces"]["aabb_scale"]),
             "background": f"#{r:02x}{g:02x}{b:02x}",
+            "camera_axes": metadata["scene"].get("camera_axes", "opengl"),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{run.checkpoint}: metadata: missing or wrong: {error}") from error

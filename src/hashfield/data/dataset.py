@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -64,6 +64,8 @@ class Scene:
     guessed."""
     splits: Mapping[str, PosedImages]
     """"train" and "test" (never trained on), "val" where the data has one; only those asked for."""
+    camera_axes: str = "opengl"
+    """As the poses were read, see ReadOptions."""
     notes: tuple[str, ...] = ()
     """Lines for the user: what was found, chosen, skipped. Those that begin with "warning: " need a look."""
 
@@ -82,6 +84,9 @@ class ReadOptions:
     """Bytes that decoded images may take, 4 a pixel."""
     aabb_scale: int | None = None
     """Replaces the side of the training box, a power of two in 1..128; None: the file's, or chosen."""
+    camera_axes: Literal["opengl", "opencv"] = "opengl"
+    """Of the file's poses: "opengl" (x right, y up, looking along -z), as the format has it, or "opencv" (x right,
+    y down, looking along +z), as files of some exporters have it."""
     splits: tuple[str, ...] = field(default=("train", "test"))
     """Which of train, val and test to decode."""
 
@@ -92,6 +97,8 @@ class ReadOptions:
                 raise ConfigError(f"{name}: expected a whole number >= 1, got {value!r}")
         if self.aabb_scale is not None and not is_aabb_scale(self.aabb_scale):
             raise ConfigError(f"aabb_scale: expected a power of two in 1..128, got {self.aabb_scale!r}")
+        if self.camera_axes not in ("opengl", "opencv"):
+            raise ConfigError(f"camera_axes: expected opengl or opencv, got {self.camera_axes!r}")
         unknown = [name for name in self.splits if name not in ("train", "val", "test")]
         if unknown or not self.splits:
             raise ConfigError(f"splits: expected some of train, val, test, got {self.splits!r}")

@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from hashfield.data.dataset import ReadOptions
 from hashfield.data.files import Folder, natural_key, normalized
 from hashfield.data.images import ImageHeader, exif_orientation
 from hashfield.data.json_fields import Fields, kind, one_line
@@ -156,14 +157,16 @@ def refuse_companions(frame: Frame, folder: Folder) -> None:
             raise frame.fields.fail("file_path", f"{name} lies beside the image: {reason}")
 
 
-def camera_of(frame: Frame, header: ImageHeader, downscale: int, tally: Tally) -> Camera:
-    """The frame's camera for its image as it will lie in memory, divided by `downscale`.
+def camera_of(frame: Frame, header: ImageHeader, options: ReadOptions, tally: Tally) -> Camera:
+    """The frame's camera for its image as it will lie in memory, divided by options.downscale.
 
     Raises:
         DataError: a field is missing, wrong or refused, or the image does not have the stated shape.
     """
     refuse(frame.fields)
     pose = _pose(frame, tally)
+    if options.camera_axes == "opengl":
+        pose = flip_opengl(pose)
     _check_size(frame, header, tally)
     focal = _focal(frame.fields, frame.top, header) or _focal(frame.top, frame.fields, header)
     if focal is None:
@@ -171,19 +174,19 @@ def camera_of(frame: Frame, header: ImageHeader, downscale: int, tally: Tally) -
         raise DataError(one_line(f"{place}: no focal length: expected one of 'fl_x', 'camera_angle_x', 'x_fov'"))
     cx, cy = _principal_point(frame, header)
     lens, distortion = _lens(frame, tally)
-    width, height = header.width // downscale, header.height // downscale
+    width, height = header.width // options.downscale, header.height // options.downscale
     if min(width, height) < 1:
         size = f"{header.width}x{header.height}"
-        raise frame.fields.fail("file_path", f"{size} is too small for --downscale {downscale}")
+        raise frame.fields.fail("file_path", f"{size} is too small for --downscale {options.downscale}")
     try:
         return Camera(
             pose,
             width,
             height,
-            fx=focal[0] / downscale,
-            fy=focal[1] / downscale,
-            cx=cx / downscale,
-            cy=cy / downscale,
+            fx=focal[0] / options.downscale,
+            fy=focal[1] / options.downscale,
+            cx=cx / options.downscale,
+            cy=cy / options.downscale,
             lens=lens,
             distortion=distortion,
         )
@@ -199,7 +202,7 @@ _EXACT: Final = 1e-5  # rotations nearer to orthonormal than this are taken as t
 
 
 def _pose(frame: Frame, tally: Tally) -> Tensor:
-    """Camera-to-world with OpenCV camera axes, 3x4 float64, a uniform scale and rounding removed."""
+    """Camera-to-world with the file's camera axes, 3x4 float64, a uniform scale and rounding removed."""
     fields, name = frame.fields, "transform_matrix"
     value = fields.values.get(name)
     if not isinstance(value, list) or len(value) not in (3, 4):
@@ -234,7 +237,7 @@ def _pose(frame: Frame, tally: Tally) -> Tensor:
         # the nearest rotation: the orthogonal factor of the polar decomposition, exact for a uniform scale
         left, _, right = torch.linalg.svd(axes)
         pose = torch.cat([left @ right, pose[:, 3:]], dim=1)
-    return flip_opengl(pose)
+    return pose
 
 
 # --- intrinsics

@@ -306,9 +306,7 @@ def _assemble(source: _Source, splits: Mapping[str, list[Frame]], options: ReadO
         if reduction:
             tally.reduced.setdefault(reduction, []).append(frame)
     _check_memory(source.data_file, headers, options)
-    cameras = [
-        camera_of(frame, header, options.downscale, tally) for frame, header in zip(frames, headers, strict=True)
-    ]
+    cameras = [camera_of(frame, header, options, tally) for frame, header in zip(frames, headers, strict=True)]
     stated = _stated_spaces(source.top)
     try:
         Spaces(stated.scale, stated.offset)
@@ -339,13 +337,14 @@ def _assemble(source: _Source, splits: Mapping[str, list[Frame]], options: ReadO
         form=source.form,
         spaces=spaces,
         has_alpha=has_alpha,
+        camera_axes=options.camera_axes,
         splits={split: posed(chosen) for split, chosen in splits.items()},
         notes=(
             f"{source.form} form: {counts} views, {_describe(cameras, has_alpha, options)}",
             *notes,
             *_tally_notes(tally, frames, source.top),
             *([] if has_alpha else _brightness_notes(images)),
-            *_space_notes(spaces, origin, cameras),
+            *_space_notes(spaces, origin, cameras, options),
         ),
     )
 
@@ -460,7 +459,7 @@ def _brightness_notes(images: Sequence[np.ndarray]) -> list[str]:
     ]
 
 
-def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera]) -> list[str]:
+def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera], options: ReadOptions) -> list[str]:
     offset = " ".join(f"{value:.6g}" for value in spaces.offset)
     position = torch.stack([camera.position for camera in cameras])
     distance = float((position - spaces.box_center_world).norm(dim=1).mean())
@@ -485,7 +484,8 @@ def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera
     if len(cameras) > 2 and away > 0.8:
         notes.append(
             f"warning: {100 * away:.0f} % of the cameras look away from the point their axes share; right "
-            "for views outwards from one place, else the poses may have OpenCV's camera axes, not OpenGL's"
+            "for views outwards from one place, else the poses may have the other camera axes: --camera-axes "
+            + ("opencv" if options.camera_axes == "opengl" else "opengl")
         )
     return notes
 

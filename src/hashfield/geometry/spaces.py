@@ -282,7 +282,7 @@ def check_rays_meet_box(cameras: Sequence[Camera], spaces: Spaces, source: str =
     turned = table.clone()
     turned[:, [1, 2, 5, 6, 9, 10]] *= -1
     if bool(_meets_box(turned, cameras, spaces, 9).any()):
-        advice = "they look away from it, as OpenCV poses do when read as OpenGL ones: check the axis convention"
+        advice = "they look away from it, as OpenCV poses do when read as OpenGL ones: try --camera-axes opencv"
     elif spaces.aabb_scale < MAX_AABB_SCALE:
         advice = "state scale and offset in the data file, or enlarge the box with --aabb-scale"
     else:

@@ -669,7 +669,12 @@ class NerfTask:
             "cameras": {
                 split: [camera.to_dict() for camera in views.cameras] for split, views in self.scene.splits.items()
             },
-            "scene": {"name": self.scene.name, "path": str(self.scene.path), "has_alpha": self.scene.has_alpha},
+            "scene": {
+                "name": self.scene.name,
+                "path": str(self.scene.path),
+                "has_alpha": self.scene.has_alpha,
+                "camera_axes": self.scene.camera_axes,
+            },
         }
 
     def model(self) -> NerfModel:
