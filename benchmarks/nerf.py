@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("scene", type=Path)
     parser.add_argument("--seconds", type=float, nargs="+", default=[30.0])
     parser.add_argument("--preset", default="auto", choices=["auto", *PRESETS])
-    parser.add_argument("--background", default="white")
+    parser.add_argument(
+        "--background", nargs="+", default=["white"], help="behind photo and rendering; a line for each"
+    )
     parser.add_argument("--no-alpha", action="store_true", help="never carve from alpha")
     parser.add_argument("--log2-hashmap-size", type=int)
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of lookups and networks")
@@ -38,7 +40,6 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     print(f"{cpu_model()}; others keep {other_load():.2f} cores busy")
     scene = load_scene(options.scene)
-    rows = []
     for seconds in options.seconds:
         name = preset_for(seconds, None) if options.preset == "auto" else options.preset
         config = PRESETS[name]
@@ -48,7 +49,7 @@ def main() -> None:
             config = replace(config, encoding=replace(config.encoding, log2_hashmap_size=options.log2_hashmap_size))
         if options.precision:
             config = replace(config, precision=options.precision)
-        task = NerfTask(config, scene, seed=options.seed, background=options.background)
+        task = NerfTask(config, scene, seed=options.seed, background=options.background[0])
         before = time.perf_counter()
         task.warm_up()
         compile_s = time.perf_counter() - before
@@ -66,27 +67,28 @@ def main() -> None:
         parameters = task.parameters()
         lookups = "lookups float32" if parameters.table_bf16 is None else "lookups bfloat16"
         model = task.model()
-        figures = evaluate_views(model, scene.splits["test"], parse_background(options.background))
-        psnrs = [view["psnr"] for view in figures["views"]]
-        frame = sorted(view["seconds"] for view in figures["views"])[len(psnrs) // 2]
-        row = {
-            "scene": scene.name, "seconds": round(elapsed, 1), "preset": name,
-            "log2_T": config.encoding.log2_hashmap_size, "background": options.background,
-            "alpha": "used" if task.is_carved else "not used", "precision": f"{lookups}, networks {parameters.precision}",
-            "psnr": round(figures["psnr"], 3), "psnr_min": round(min(psnrs), 2), "psnr_max": round(max(psnrs), 2),
-            "ssim": round(figures["ssim"], 4), "steps": step, "rays_M": round(n_rays / 1e6, 2),
-            "kept_M": round(n_samples / 1e6, 1), "frame_s": round(frame, 3), "compile_s": round(compile_s, 1),
-            "own_cpu_share": round(share, 3), "peak_memory_GB": round(peak_memory_gb(), 2), "seed": options.seed,
-            "threads": torch.get_num_threads(),
-        }  # fmt: skip
-        rows.append(row)
-        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-        append("nerf", [row])
+        for background in options.background:
+            figures = evaluate_views(model, scene.splits["test"], parse_background(background))
+            psnrs = [view["psnr"] for view in figures["views"]]
+            frame = sorted(view["seconds"] for view in figures["views"])[len(psnrs) // 2]
+            row = {
+                "scene": scene.name, "seconds": round(elapsed, 1), "preset": name,
+                "log2_T": config.encoding.log2_hashmap_size, "background": background,
+                "alpha": "used" if task.is_carved else "not used",
+                "precision": f"{lookups}, networks {parameters.precision}",
+                "psnr": round(figures["psnr"], 3), "psnr_min": round(min(psnrs), 2), "psnr_max": round(max(psnrs), 2),
+                "ssim": round(figures["ssim"], 4), "steps": step, "rays_M": round(n_rays / 1e6, 2),
+                "kept_M": round(n_samples / 1e6, 1), "frame_s": round(frame, 3), "compile_s": round(compile_s, 1),
+                "own_cpu_share": round(share, 3), "peak_memory_GB": round(peak_memory_gb(), 2), "seed": options.seed,
+                "threads": torch.get_num_threads(),
+            }  # fmt: skip
+            print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+            append("nerf", [row])
         if options.save:
             from PIL import Image
 
             camera, image = scene.splits["test"].cameras[3], scene.splits["test"].images[3]
-            rendering = model.render(camera, ("color",), parse_background(options.background))["color"]
+            rendering = model.render(camera, ("color",), parse_background(options.background[0]))["color"]
             picture = torch.cat(
                 [torch.from_numpy(rendering).clamp(0, 1) * 255, torch.from_numpy(image[..., :3]).float()], 1
             )

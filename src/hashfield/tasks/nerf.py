@@ -178,10 +178,8 @@ PRESETS: dict[str, NerfConfig] = {
     "fast": _preset("fast", 18, 2**15, step_until=(0.1, 0.25, 0.6, 1.0)),
     # For a few minutes.
     "default": _preset("default", 19, 2**16),
-    # From five minutes on: half steps at the end.
-    "quality": _preset(
-        "quality", 19, 2**16, step_scales=(8.0, 4.0, 2.0, 1.0, 0.5), step_until=(0.05, 0.15, 0.3, 0.7, 1.0)
-    ),
+    # From five minutes on: more of the run at the full resolution.
+    "quality": _preset("quality", 19, 2**16, step_until=(0.05, 0.15, 0.3, 1.0)),
     # The paper's encoding, loss and step, for comparisons; not the fastest on a CPU.
     "paper": NerfConfig(
         preset="paper",
