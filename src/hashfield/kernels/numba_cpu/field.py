@@ -9,7 +9,7 @@ import numpy as np
 
 from hashfield.kernels.numba_cpu.common import exp, part
 from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range
-from hashfield.kernels.numba_cpu.march import next_sample, ray_line
+from hashfield.kernels.numba_cpu.march import next_sample, ray_line, t_from_steps
 from hashfield.kernels.numba_cpu.mlp import ROWS, paired, product_relu, product_store, put
 from hashfield.kernels.numba_cpu.simd import LANES, load, peek, poke, splat, store
 
@@ -39,9 +39,10 @@ def march_wave(
         line = ray_line(origin, direction, ray)
         ox, oy, oz, dx, dy, dz = line[:6]
         n, end = n_next[r], np.float64(t_max[ray])
+        following = t_from_steps(n, steps)
         before = m
         while m - before < quota:
-            n, at, step = next_sample(line, n, end, words, coarse, n_cascades, steps)
+            n, at, step = next_sample(line, n, following, end, words, coarse, n_cascades, steps)
             if at < 0.0:
                 ended[r] = True
                 break
@@ -52,6 +53,7 @@ def march_wave(
             poke(dt, m, np.float32(step))
             m += 1
             n += 1.0
+            following = at + step
         n_next[r] = n
         counts[k] = m - before
     for i in range(m, min(stride, m + 2 * BLOCK)):  # what the last block reads beyond the samples

@@ -42,6 +42,7 @@ from hashfield.kernels.numba_cpu.simd import (
     store,
     store_bf16,
     store_int,
+    to_bf16,
     to_int_fast,
     unsigned_minimum,
     where,
@@ -476,9 +477,24 @@ def to_planes(positions: np.ndarray) -> np.ndarray:
     return planes.reshape(-1)
 
 
+@kernel
+def _round_table(table, words, thread, threads):
+    n_vectors = table.size // LANES
+    first, last = share(n_vectors, thread, threads), share(n_vectors, thread + 1, threads)
+    for i in range(first * LANES, last * LANES, LANES):
+        store_bf16(words, i, load(table, i))
+    if thread == threads - 1:
+        for i in range(n_vectors * LANES, table.size):
+            words[i] = to_bf16(table[i])
+
+
 def bf16_words(table: torch.Tensor) -> np.ndarray:
-    """The table rounded to bfloat16 (nearest even), flat, as the uint16 the kernels read."""
-    return table.detach().to(torch.bfloat16).reshape(-1).view(torch.int16).numpy().view(np.uint16)  # no copy if bf16
+    """The table rounded to bfloat16 (nearest even), flat, as the uint16 the kernels read; no copy if it is so."""
+    if table.dtype == torch.bfloat16:
+        return table.detach().reshape(-1).view(torch.int16).numpy().view(np.uint16)
+    words = np.empty(table.numel(), np.uint16)
+    launch(_round_table, as_array(table).reshape(-1), words)
+    return words
 
 
 def lookup_table(field) -> np.ndarray:
@@ -491,7 +507,7 @@ def lookup_table(field) -> np.ndarray:
 def grid_encode_forward(positions, table, layout: GridLayout, interpolation: str, precision: str) -> torch.Tensor:
     """Features [n, L*F] of positions [n, D]; see `hashfield.ops.grid_encode`."""
     n = positions.shape[0]
-    out = torch.empty((n, layout.n_output), dtype=torch.float32)
+    out = torch.from_numpy(np.empty((n, layout.n_output), np.float32))  # numpy asks for huge pages: fewer faults
     flat = bf16_words(table) if precision == "bfloat16" else as_array(table).reshape(-1)
     if n:
         # A level of a large table stays in cache only while many points read it in turn; a small table stays
@@ -514,7 +530,7 @@ def grid_encode_backward(
     smoothstep, cotangent = interpolation == "smoothstep", as_array(grad_output).reshape(-1)
     grad_table = grad_positions = None
     if needs_table:
-        grad_table = torch.zeros((layout.n_entries, layout.n_features_per_level), dtype=torch.float32)
+        grad_table = torch.from_numpy(np.zeros((layout.n_entries, layout.n_features_per_level), np.float32))
         parts = -(-n_threads() // layout.n_levels)
         if n:
             launch(

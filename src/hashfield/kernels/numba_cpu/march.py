@@ -14,6 +14,7 @@ from hashfield.kernels.numba_cpu.simd import peek
 
 GRID_SIZE = 128
 WORDS_PER_CASCADE = GRID_SIZE**3 // 64
+POWERS, LONGEST_JUMP = 9, 64
 FINEST_STEP, COARSEST_STEP = math.sqrt(3) / 1024, math.sqrt(3)
 
 # Bits of 0..127 spread to every third position.
@@ -21,13 +22,14 @@ SPREAD = np.array([sum(((v >> b) & 1) << (3 * b) for b in range(7)) for v in ran
 
 
 def lattice(cone_angle: float, step_scale: float) -> np.ndarray:
-    """s, M, rate, t_a, n_a, t_b, n_b of the stepping coordinate (algorithm: see the reference's `march`), then 1/s
-    and e^rate - 1, the growth of a step in the part where steps grow."""
+    """s, M, rate, t_a, n_a, t_b, n_b of the stepping coordinate (algorithm: see the reference's `march`), then 1/s,
+    e^rate - 1, and from `POWERS` on e^(k rate): how distance grows over k steps in the part where steps grow."""
     s, m, rate = FINEST_STEP * step_scale, COARSEST_STEP * step_scale, math.log1p(cone_angle * step_scale)
     if not rate:
-        return np.array([s, m, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0 / s, 0.0])
+        return np.array([s, m, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0 / s, 0.0, *[1.0] * LONGEST_JUMP])
     t_a, t_b = s / rate, m / rate
-    return np.array([s, m, rate, t_a, math.log(t_a) / rate, t_b, math.log(t_b) / rate, 1.0 / s, math.expm1(rate)])
+    powers = np.exp(rate * np.arange(LONGEST_JUMP))
+    return np.array([s, m, rate, t_a, math.log(t_a) / rate, t_b, math.log(t_b) / rate, 1.0 / s, math.expm1(rate), *powers])
 
 
 @inline
@@ -65,11 +67,17 @@ def step_at(n, t, steps):
 
 
 @inline
+def cascade_of_step(dt):
+    """The finest cascade whose cells are more than two steps wide; below 0 where all are."""
+    return math.frexp(dt * (2 * GRID_SIZE))[1]
+
+
+@inline
 def cascade_of(x, y, z, dt, n_cascades):
     """The finest cascade that holds a point of scene space and whose cells are more than two steps wide."""
     m = max(abs(x - 0.5), abs(y - 0.5), abs(z - 0.5))
     mip = 1 if m == 0.0 else max(0, math.frexp(m)[1] + 1)
-    mip = max(mip, math.frexp(dt * (2 * GRID_SIZE))[1])
+    mip = max(mip, cascade_of_step(dt))
     return min(mip, n_cascades - 1)
 
 
@@ -96,14 +104,13 @@ def to_face(x, cell, size, slope):
 
 
 @inline
-def next_sample(line, n, end, words, coarse, n_cascades, steps):
-    """The first lattice point from stepping coordinate n on that lies in an occupied cell.
+def next_sample(line, n, t, end, words, coarse, n_cascades, steps):
+    """The first lattice point from stepping coordinate n, distance t, on that lies in an occupied cell.
 
     Returns its stepping coordinate, t and dt; t < 0 where the ray ends before.
     """
     ox, oy, oz, dx, dy, dz, inverse_x, inverse_y, inverse_z = line
     while True:
-        t = t_from_steps(n, steps)
         if not t < end:
             return n, -1.0, 0.0
         x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
@@ -125,15 +132,28 @@ def next_sample(line, n, end, words, coarse, n_cascades, steps):
                 return n, t, step_at(n, t, steps)
             if word == 0:
                 size = 4 if peek(coarse, at >> 6) else 16
-        leave = min(
-            to_face(x, i, size, inverse_x), to_face(y, j, size, inverse_y), to_face(z, k, size, inverse_z)
-        )
+        leave = min(to_face(x, i, size, inverse_x), to_face(y, j, size, inverse_y), to_face(z, k, size, inverse_z))
         leave = max(leave, 0.0) * (side / GRID_SIZE)
+        if size > 1 and mip < n_cascades - 1 and cascade_of_step((t + leave) * steps[8]) > mip:
+            # Longer steps at the block's far end ask a coarser cascade, which need not be empty: one cell only.
+            leave = min(to_face(x, i, 1, inverse_x), to_face(y, j, 1, inverse_y), to_face(z, k, 1, inverse_z))
+            leave = max(leave, 0.0) * (side / GRID_SIZE)
         if steps[2] == 0.0:
-            jump = leave * steps[7]
+            n += max(1.0, math.ceil(leave * steps[7]))
+            t = n * steps[0]
+        elif steps[4] <= n and n + LONGEST_JUMP <= steps[6]:
+            # Where steps grow: at least as many as fit if all were as long as the one at the end, which needs no
+            # logarithm, then one by one; a table stands for the exponential.
+            out = t + leave
+            jump = max(1, min(LONGEST_JUMP - 1, math.ceil(leave / (out * steps[8]))))
+            n += jump
+            t *= peek(steps, POWERS + jump)
+            while t < out:
+                n += 1.0
+                t *= peek(steps, POWERS + 1)
         else:
-            jump = steps_from_t(t + leave, steps) - n
-        n += max(1.0, math.ceil(jump))
+            n += max(1.0, math.ceil(steps_from_t(t + leave, steps) - n))
+            t = t_from_steps(n, steps)
 
 
 @kernel
@@ -148,9 +168,9 @@ def _march(
         if t_max[ray] > t_min[ray]:
             line = ray_line(origin, direction, ray)
             n = steps_from_t(np.float64(t_min[ray]), steps) + np.float64(jitter[ray])
-            end = np.float64(t_max[ray])
+            at, end = t_from_steps(n, steps), np.float64(t_max[ray])
             while found < most:
-                n, t, dt = next_sample(line, n, end, words, coarse, n_cascades, steps)
+                n, t, dt = next_sample(line, n, at, end, words, coarse, n_cascades, steps)
                 if t < 0.0:
                     break
                 if write:
@@ -158,6 +178,7 @@ def _march(
                     dt_out[offsets[ray] + found] = dt
                 found += 1
                 n += 1.0
+                at = t + dt
         if not write:
             offsets[ray + 1] = found
 
