@@ -36,15 +36,17 @@ def looking_in(
 
 
 CAMERAS = {
-    "pinhole": [looking_in((1.9, 0.4, 0.6)), looking_in((0.3, -0.9, 0.7), fov=25)],
+    "pinhole": [looking_in((1.9, 0.4, 0.6))],
     "inside": [looking_in((0.6, 0.45, 0.8), fov=90)],
-    "lenses": [looking_in((1.4, 0.2, 0.3), "opencv"), looking_in((0.1, 0.5, 1.2), "fisheye", 100)],
+    "fisheye": [looking_in((0.1, 0.5, 1.8), "fisheye", 70)],
+    "two": [looking_in((1.4, 0.2, 0.3), "opencv"), looking_in((0.3, -0.9, 0.7), fov=25)],
 }
 
 
-@pytest.mark.parametrize("aabb_scale", [1, 4])
-@pytest.mark.parametrize("name", list(CAMERAS))
-@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize(
+    ("name", "aabb_scale", "is_masked"),
+    [("pinhole", 1, False), ("fisheye", 1, False), ("inside", 2, True), ("two", 1, True)],
+)
 def test_carving_agrees_with_reference(name: str, aabb_scale: int, is_masked: bool) -> None:
     cameras = CAMERAS[name]
     widths = torch.tensor([c.width for c in cameras])
