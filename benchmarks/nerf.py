@@ -88,10 +88,11 @@ def main() -> None:
             from PIL import Image
 
             camera, image = scene.splits["test"].cameras[3], scene.splits["test"].images[3]
-            rendering = model.render(camera, ("color",), parse_background(options.background[0]))["color"]
-            picture = torch.cat(
-                [torch.from_numpy(rendering).clamp(0, 1) * 255, torch.from_numpy(image[..., :3]).float()], 1
-            )
+            background = torch.tensor(parse_background(options.background[0]))
+            rendering = torch.from_numpy(model.render(camera, ("color",), tuple(background.tolist()))["color"])
+            photo, alpha = torch.from_numpy(image).float().div(255).split([3, image.shape[2] - 3], 2)
+            photo = photo * alpha + background * (1 - alpha) if alpha.numel() else photo
+            picture = torch.cat([rendering.clamp(0, 1), photo], 1) * 255
             options.save.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture.byte().numpy()).save(options.save / f"{scene.name}-{seconds:.0f}.png")
 
