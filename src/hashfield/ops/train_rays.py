@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from hashfield.errors import ShapeError
 from hashfield.geometry.rays import Rays
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker
@@ -43,10 +44,17 @@ class TrainWorkspace:
         choice = choose("train_rays", backend, field.table, limit=field.limit)
         self.backend: Backend = choice.name
         self.max_samples = max_samples
+        self.made_for = _signature(field)
         self.grad_table = torch.zeros_like(field.table, memory_format=torch.contiguous_format)
         self.buffers: Any = choice.kernels.make_buffers(field, max_samples)
         self.samples_per_ray = 64.0
         """Kept samples a ray is expected to have; part of the state, since it sets how work is cut up."""
+
+
+def _signature(field: FieldParameters) -> tuple[Any, ...]:
+    """What the buffers' sizes and types depend on."""
+    shapes = tuple(tuple(w.shape) for w in (field.table, *field.density_weights, *field.color_weights))
+    return field.precision, shapes
 
 
 @torch.no_grad()
@@ -89,6 +97,8 @@ def train_rays(
     """
     field.check("train_rays")
     jitter = check_rays("train_rays", rays, bits, options, jitter)
+    if workspace.made_for != _signature(field):
+        raise ShapeError("train_rays: workspace: was made for a field of other sizes or another precision")
     check = Checker("train_rays")
     check("target", target, (rays.n_rays, 4))
     check("background", background, (rays.n_rays, 3))

@@ -44,6 +44,7 @@ class OccupancyGrid:
     @classmethod
     def restored(cls, aabb_scale: int, values: Tensor, bits: Tensor) -> "OccupancyGrid":
         """A grid from saved values and bits."""
+        values = torch.where(values >= 0, values, -math.inf)
         return cls(aabb_scale, values, bits, torch.nonzero(values >= 0)[:, 0])
 
     def refresh(self, field: FieldParameters, generator: np.random.Generator, decay: float, max_cells: int) -> None:
@@ -63,7 +64,7 @@ class OccupancyGrid:
         groups = [self.living]
         if n > max_cells:
             occupied = torch.nonzero(self.values > self.threshold())[:, 0]
-            groups = [_spread(cells, max_cells // 2, generator) for cells in (self.living, occupied)]
+            groups = [_spread(cells, max(1, max_cells // 2), generator) for cells in (self.living, occupied)]
         self.values.mul_(decay)
         for cells in groups:
             noise = torch.from_numpy(generator.random((len(cells), 3), dtype=np.float32))
@@ -90,5 +91,6 @@ def _spread(cells: Tensor, n: int, generator: np.random.Generator) -> Tensor:
     """n of the cells, one out of each n-th of the list, so that none comes twice; all if there are no more."""
     if len(cells) <= n:
         return cells
-    at = ((np.arange(n) + generator.random(n)) * (len(cells) / n)).astype(np.int64)
-    return cells[torch.from_numpy(np.minimum(at, len(cells) - 1))]
+    edges = np.arange(n + 1) * len(cells) // n
+    at = edges[:-1] + (generator.random(n) * np.diff(edges)).astype(np.int64)
+    return cells[torch.from_numpy(at)]

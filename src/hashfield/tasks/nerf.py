@@ -111,8 +111,8 @@ class OccupancyConfig:
     """Cells asked by later refreshes of a grid with more living cells than this (and twice this if carved)."""
 
     def __post_init__(self) -> None:
-        if self.decay is not None and not 0 <= self.decay < 1:
-            raise ConfigError(f"decay: expected a number in [0, 1), got {self.decay}")
+        if self.decay is not None and not 0 < self.decay < 1:
+            raise ConfigError(f"decay: expected a number in (0, 1), got {self.decay}")
         for name in ("carve_margin_px", "pixel_margin_px", "full_sweeps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
@@ -450,6 +450,9 @@ def _restore_field(module: RadianceField, tensors: Mapping[str, Tensor], path: P
             parameter.copy_(value)
 
 
+LONGEST_RAYS = 2**14
+"""Samples for which a thread has room, however small the batch: a handful of the longest rays fit at once."""
+
 # --- the training task -------------------------------------------------------------------------------------
 
 
@@ -487,7 +490,9 @@ class NerfTask:
         self.field = RadianceField(config.field_config(self.spaces.aabb_scale, self.density_bias), generator=init)
         self.matrices = [*self.field.density_network.weights, *self.field.color_network.weights]
         self.optimizer = TableOptimizer(self.field.encoding.table, self.matrices, l2=config.train.l2)
-        self.workspace = TrainWorkspace(self.parameters(), 2 * config.train.batch_samples)
+        self.workspace = TrainWorkspace(
+            self.parameters(), max(2 * config.train.batch_samples, LONGEST_RAYS * torch.get_num_threads())
+        )
         seeds = np.random.SeedSequence(seed).spawn(3)
         self.random = {
             name: np.random.Generator(np.random.SFC64(s))
@@ -574,7 +579,9 @@ class NerfTask:
             self.parameters(), batch.rays, batch.target, background, self.grid.bits, options, self.workspace,
             jitter=jitter, huber_delta=config.huber_delta,
         )  # fmt: skip
-        if math.isfinite(result.loss):
+        if not math.isfinite(result.loss):
+            self.workspace.grad_table.zero_()
+        elif result.n_rays > 0:
             rate = learning_rate_at(fraction, config.learning_rate, config.final_learning_rate, config.flat_until)
             grads = [*result.grad_density_weights, *result.grad_color_weights]
             self.optimizer.step(self.workspace.grad_table, grads, rate)
@@ -594,10 +601,11 @@ class NerfTask:
     def _refresh(self, step: int) -> None:
         assert self.grid is not None
         config = self.config.occupancy
-        if self.is_carved:
-            max_cells = 2 * config.max_cells
+        full_sweeps = 1 if self.is_carved else config.full_sweeps
+        if self.n_refreshes < full_sweeps:
+            max_cells = len(self.grid.living)
         else:
-            max_cells = len(self.grid.living) if self.n_refreshes < config.full_sweeps else config.max_cells
+            max_cells = 2 * config.max_cells if self.is_carved else config.max_cells
         self.grid.refresh(self.parameters(), self.random["occupancy"], self.decay, max_cells)
         self.n_refreshes += 1
         self.next_refresh = step + max(4, min(config.most_steps, step // 8))
@@ -615,6 +623,7 @@ class NerfTask:
             "n_refreshes": self.n_refreshes,
             "samples_per_ray": self.workspace.samples_per_ray,
             "threads": torch.get_num_threads(),
+            "precision": self.parameters().precision,
             "random": {name: generator_state(g) for name, g in self.random.items()},
         }
         return tensors, values
@@ -641,13 +650,18 @@ class NerfTask:
             self.workspace.samples_per_ray = float(values["samples_per_ray"])
             for name, generator in self.random.items():
                 restore_generator(generator, values["random"][name], f"checkpoint: random.{name}")
-            threads = values["threads"]
+            threads, precision = values["threads"], values.get("precision")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
         if threads != torch.get_num_threads():
             logger.warning(
                 "the run was begun on %s threads and goes on with %s: it will differ in the last bits",
                 threads, torch.get_num_threads(),
+            )  # fmt: skip
+        if precision not in (None, self.parameters().precision):
+            logger.warning(
+                "the run was begun with %s networks and goes on with %s, which this CPU runs faster",
+                precision, self.parameters().precision,
             )  # fmt: skip
         self.grid = OccupancyGrid.restored(
             self.spaces.aabb_scale, tensors["occupancy.values"].clone(), tensors["bits"].clone()

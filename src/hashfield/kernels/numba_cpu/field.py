@@ -39,7 +39,7 @@ def march_wave(
         line = ray_line(origin, direction, ray)
         ox, oy, oz, dx, dy, dz = line[:6]
         n, end = n_next[r], np.float64(t_max[ray])
-        following = t_from_steps(n, steps)
+        following = max(t_from_steps(n, steps), 0.0)
         before = m
         while m - before < quota:
             n, at, step = next_sample(line, n, following, end, words, coarse, n_cascades, steps)

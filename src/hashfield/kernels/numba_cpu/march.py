@@ -1,7 +1,8 @@
 """Ray marching through the occupancy bits on CPUs.
 
 64 consecutive Morton numbers are a block of 4x4x4 cells, so the bit field is read as 64-bit words and a word
-of zeros lets the ray jump over the whole block, or over 16x16x16 cells where all 64 words of that block are zero. Every jump is a whole number of steps of the ray's lattice.
+of zeros lets the ray jump over the whole block, or over 16x16x16 cells where all 64 words of that block are zero.
+Every jump is a whole number of steps of the ray's lattice.
 """
 
 import math
@@ -151,6 +152,8 @@ def next_sample(line, n, t, end, words, coarse, n_cascades, steps):
             while t < out:
                 n += 1.0
                 t *= peek(steps, POWERS + 1)
+            if n > steps[6]:
+                t = t_from_steps(n, steps)
         else:
             n += max(1.0, math.ceil(steps_from_t(t + leave, steps) - n))
             t = t_from_steps(n, steps)
@@ -168,7 +171,7 @@ def _march(
         if t_max[ray] > t_min[ray]:
             line = ray_line(origin, direction, ray)
             n = steps_from_t(np.float64(t_min[ray]), steps) + np.float64(jitter[ray])
-            at, end = t_from_steps(n, steps), np.float64(t_max[ray])
+            at, end = max(t_from_steps(n, steps), 0.0), np.float64(t_max[ray])
             while found < most:
                 n, t, dt = next_sample(line, n, at, end, words, coarse, n_cascades, steps)
                 if t < 0.0:

@@ -414,14 +414,11 @@ def pack_networks(density_weights, color_weights, precision: str) -> tuple[tuple
     """Both networks as the kernels read them, and the float32 packings by which gradients are laid out."""
     d, c = PackedWeights(density_weights), PackedWeights(color_weights)
 
-    def parts_of(p: PackedWeights, flat: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
-        return np.split(flat, starts[1:])
-
     def arrays(p: PackedWeights, weights) -> list[np.ndarray]:
         if precision == "bfloat16":
             pairs = PackedPairs(weights)
             return [*pairs.w, *pairs.wt]
-        return [*parts_of(p, p.w, p.w_starts), *parts_of(p, p.wt, p.wt_starts)]
+        return [*np.split(p.w, p.w_starts[1:]), *np.split(p.wt, p.wt_starts[1:])]
 
     width, n_in = int(d.dims[1]), int(d.dims[0])
     density_net = (*arrays(d, density_weights), width, n_in)

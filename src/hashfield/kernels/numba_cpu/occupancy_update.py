@@ -273,7 +273,7 @@ def cones_of_view(table: torch.Tensor, widths: torch.Tensor, heights: torch.Tens
     n, m = table.shape[0], border.shape[0]
     pixel = border.repeat(n, 1) * torch.stack([widths, heights], 1).double().repeat_interleave(m, 0)
     _, direction = camera_rays_forward(table, torch.arange(n).repeat_interleave(m), pixel)
-    axis = table[:, [2, 6, 10]].double().repeat_interleave(m, 0)
+    axis = torch.nn.functional.normalize(table[:, [2, 6, 10]].double(), dim=1).repeat_interleave(m, 0)
     angle = torch.acos((direction.double() * axis).sum(1).clamp(-1, 1)).reshape(n, m).amax(1)
     angle = (1.02 * angle + 0.01).clamp(max=math.pi)
     return torch.stack([angle.cos(), angle.sin()], 1).numpy()

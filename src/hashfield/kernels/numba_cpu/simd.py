@@ -1,4 +1,4 @@
-"""Vector values inside Numba: `<LANES x float>` and friends with operators, loads, gathers and register tiles.
+"""Vector values inside Numba: `<LANES x float>` and friends with operators, loads and register tiles.
 
 Plain Numba loops come out scalar (the assembly shows no gather and no wide multiply-add), so the kernels
 of this folder are written over the vector values defined here. A vector is a Numba extension type whose
@@ -43,7 +43,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, fe_type.ir_type)
 
 
-f32v, i32v, i64v, maskv = (VectorType(kind, LANES) for kind in ("f32", "i32", "i64", "i1"))
+f32v, i32v = (VectorType(kind, LANES) for kind in ("f32", "i32"))
 
 
 def _constant(vector_type: VectorType, value) -> ir.Constant:
@@ -156,16 +156,6 @@ def splat_int(typingctx, value):
     return i32v(value), codegen
 
 
-@intrinsic
-def lane_numbers(typingctx):
-    """i32v holding 0, 1, 2, ..."""
-
-    def codegen(context, builder, sig, args):
-        return ir.Constant(i32v.ir_type, list(range(LANES)))
-
-    return i32v(), codegen
-
-
 def _load(vector_type):
     def typer(typingctx, array, index):
         def codegen(context, builder, sig, args):
@@ -192,7 +182,6 @@ def _store(vector_type):
 
 
 load = intrinsic(_load(f32v))  # f32v from a float32 array at an element index
-load_int = intrinsic(_load(i32v))  # i32v from a 32-bit integer array
 store = intrinsic(_store(f32v))
 store_int = intrinsic(_store(i32v))
 
@@ -273,17 +262,6 @@ def where(typingctx, mask, a, b):
 
 
 @intrinsic
-def to_int(typingctx, a):
-    """Truncation to 32-bit integers; saturating, so that NaN (0) and huge values stay defined."""
-
-    def codegen(context, builder, sig, args):
-        name = f"llvm.fptosi.sat.v{a.lanes}i32.v{a.lanes}f32"
-        return _call(builder, name, ir.VectorType(I32, a.lanes), args)
-
-    return VectorType("i32", a.lanes)(a), codegen
-
-
-@intrinsic
 def to_int_fast(typingctx, a):
     """Truncation to 32-bit integers for values known to lie within their range."""
 
@@ -291,16 +269,6 @@ def to_int_fast(typingctx, a):
         return builder.fptosi(args[0], ir.VectorType(I32, a.lanes))
 
     return VectorType("i32", a.lanes)(a), codegen
-
-
-@intrinsic
-def to_float(typingctx, a):
-    """Signed 32-bit integers to float32."""
-
-    def codegen(context, builder, sig, args):
-        return builder.sitofp(args[0], ir.VectorType(F32, a.lanes))
-
-    return VectorType("f32", a.lanes)(a), codegen
 
 
 @intrinsic
@@ -314,27 +282,6 @@ def bits_to_float(typingctx, a):
 
 
 @intrinsic
-def float_to_bits(typingctx, a):
-    """The bit patterns of these float32 values."""
-
-    def codegen(context, builder, sig, args):
-        return builder.bitcast(args[0], ir.VectorType(I32, a.lanes))
-
-    return VectorType("i32", a.lanes)(a), codegen
-
-
-@intrinsic
-def lane(typingctx, a, k):
-    """One lane as a scalar; `k` may be a variable."""
-    scalar = {"f32": types.float32, "i32": types.uint32, "i64": types.int64}[a.kind]
-
-    def codegen(context, builder, sig, args):
-        return builder.extract_element(args[0], builder.trunc(args[1], I32))
-
-    return scalar(a, types.intp), codegen
-
-
-@intrinsic
 def reduce_add(typingctx, a):
     """Sum of the lanes (pairwise order, fixed)."""
 
@@ -343,44 +290,6 @@ def reduce_add(typingctx, a):
         return _call(builder, name, F32, [ir.Constant(F32, -0.0), args[0]], flags=("reassoc",))
 
     return types.float32(a), codegen
-
-
-# --- gathers -----------------------------------------------------------------------------------------------
-
-
-class _VectorGep(ir.instructions.Instruction):
-    """getelementptr of a scalar base with a vector of indices, which llvmlite's builder does not offer."""
-
-    def __init__(self, parent, element_type, base, indices):
-        result = ir.VectorType(ir.PointerType(), indices.type.count)
-        super().__init__(parent, result, "getelementptr", [base, indices])
-        self.element_type = element_type
-
-    def descr(self, buf):
-        base, indices = self.operands
-        buf.append(
-            f"getelementptr {self.element_type}, ptr {base.get_reference()}, {indices.type} {indices.get_reference()}\n"
-        )
-
-
-def _gather(builder, base, indices, element_type, vector_type):
-    base = builder.bitcast(base, ir.PointerType())
-    addresses = _VectorGep(builder.block, element_type, base, indices)
-    builder._insert(addresses)
-    all_lanes = ir.Constant(ir.VectorType(I1, vector_type.lanes), [1] * vector_type.lanes)
-    arguments = [addresses, ir.Constant(I32, 4), all_lanes, ir.Constant(vector_type.ir_type, ir.Undefined)]
-    name = f"llvm.masked.gather.{_suffix(vector_type)}.v{vector_type.lanes}p0"
-    return _call(builder, name, vector_type.ir_type, arguments)
-
-
-@intrinsic
-def gather(typingctx, array, indices):
-    """f32v of array[indices] for non-negative i32v indices into a float32 array."""
-
-    def codegen(context, builder, sig, args):
-        return _gather(builder, _data_pointer(context, builder, sig.args[0], args[0]), args[1], F32, f32v)
-
-    return f32v(array, indices), codegen
 
 
 # --- feature vectors -------------------------------------------------------------------------------------------
@@ -645,16 +554,6 @@ def _dot_pairs(builder, total, a, b):
     (a_low, a_high), (b_low, b_high) = halves(a), halves(b)
     name = f"llvm.fma.v{n}f32"
     return _call(builder, name, total.type, [a_low, b_low, _call(builder, name, total.type, [a_high, b_high, total])])
-
-
-@intrinsic
-def dot_pairs(typingctx, total, a, b):
-    """total + a.low*b.low + a.high*b.high, lane by lane, for i32v holding pairs of bfloat16."""
-
-    def codegen(context, builder, sig, args):
-        return _dot_pairs(builder, *args)
-
-    return total(total, a, b), codegen
 
 
 @intrinsic

@@ -70,7 +70,7 @@ def loss_and_slope(difference, huber_delta):
 
 @part
 def compact(
-    alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, kept, capacity,
+    alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, kept,
     features, row, geometry, harmonic, t, dt, tau, alpha, positions, stride,
     k_features, k_color_in, k_ray, k_slope, k_weight, k_after, k_positions, k_stride, k_base,
 ):  # fmt: skip
@@ -89,9 +89,6 @@ def compact(
                 # Too faint to matter to the pixel, and its gradient is smaller still; its shade remains.
                 light *= np.float32(1.0) - opaque
                 continue
-            if kept == capacity:
-                is_dropped[r] = True
-                break
             put(features, j * row, k_features, kept * row, row)
             put(geometry, j * N_GEOMETRY, k_color_in, kept * N_COLOR_IN, N_GEOMETRY)
             put(harmonic, r * N_DIRECTION, k_color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
@@ -313,7 +310,7 @@ def _train(
                 )  # fmt: skip
             clock2 = cycles()
             kept, n_alive = compact(
-                alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, kept, room,
+                alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, kept,
                 features, row, geometry, harmonic, w_t, w_dt, w_tau, w_alpha, positions, stride,
                 k_features, k_color_in, k_ray, k_slope, k_weight, k_after, own_positions, k_stride, used,
             )  # fmt: skip
@@ -382,8 +379,7 @@ class Buffers:
         self.threads, self.capacity = threads, -(-max_samples // threads)
         row = round_up(layout.n_output, PAD)
         chunk_rays = 1024
-        wave = round_up(max(chunk_rays * int(WAVES[0]), 512 * int(WAVES[-1])), ROWS)
-        kept = round_up(CHUNK_SAMPLES, ROWS)
+        wave = kept = round_up(CHUNK_SAMPLES, ROWS)  # a wave never takes more samples than there is room to keep
         out_row = round_up(3, PAD)
         corner_slots = (2 * BLOCK) << 3
 
@@ -396,7 +392,7 @@ class Buffers:
         def pairs(*shape):
             return np.zeros((threads, *shape), np.uint16)
 
-        self.wave, self.chunk_rays = wave, chunk_rays
+        self.chunk_rays = chunk_rays
         self.work = (
             floats(3 * (wave + 2 * BLOCK)), floats(wave + 16), floats(wave + 16), floats(wave + 16),
             floats(wave + 16), stored(wave * row),
@@ -430,7 +426,6 @@ def train_rays(field, rays, target, background, bits, options, workspace, jitter
     n_rays = rays.n_rays
     own = np.empty((threads, density_packing.w.size + color_packing.w.size), np.float32)
     chunk_rays = int(min(buffers.chunk_rays, max(4, CHUNK_TARGET / max(workspace.samples_per_ray, 1.0))))
-    chunk_rays = min(chunk_rays, buffers.wave // int(WAVES[-1]))
     box_min, side = 0.5 - 0.5 * options.aabb_scale, float(options.aabb_scale)
     table = lookup_table(field)
     levels = level_table(layout)

@@ -50,7 +50,7 @@ def _training_rays(
                 half = left >> 1
                 low += half if peek(span_ends, low + half - 1) <= wanted else 0
                 left -= half
-            span = min(low, span_ends.size - 1)
+            span = low
             poke(found, k, span)
             inside = spans[span, 1] + (wanted - (span_ends[span] - spans[span, 2]))
             prefetch(pixels, 4 * (image_starts[spans[span, 0]] + inside))
