@@ -42,6 +42,8 @@ from hashfield.train.checkpoint import (
 from hashfield.train.optim import TableOptimizer, learning_rate_at
 from hashfield.train.task import StepResult
 
+RunPrecision = Literal["auto", "float32", "bfloat16"]
+
 # --- configuration -----------------------------------------------------------------------------------------
 
 
@@ -136,7 +138,7 @@ class NerfConfig:
     2 - ln(aabb_scale), so that the box does not."""
     n_neurons: int = 64
     """Neurons of the hidden layers, one of the density network and two of the colour network."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: RunPrecision = "auto"
     """Of lookups and networks; sums and parameters are float32 always. auto: bfloat16 lookups, and bfloat16 networks
     where the CPU has instructions for them."""
     train: NerfTrainConfig = NerfTrainConfig()
@@ -213,7 +215,7 @@ def parse_background(text: str) -> tuple[float, float, float]:
     return r, g, b
 
 
-def field_parameters(module: RadianceField, table_bf16: Tensor, precision: str = "auto") -> FieldParameters:
+def field_parameters(module: RadianceField, table_bf16: Tensor, precision: RunPrecision = "auto") -> FieldParameters:
     """A field module's numbers as the fused ops take them; `precision` as NerfConfig describes it."""
     return FieldParameters(
         layout=module.encoding.layout,
@@ -246,7 +248,7 @@ class NerfModel(nn.Module):
         cameras: Mapping[str, Sequence[Camera]] | None = None,
         background: tuple[float, float, float] = (1.0, 1.0, 1.0),
         step_scale: float = 1.0,
-        precision: str = "auto",
+        precision: RunPrecision = "auto",
         info: dict[str, Any] | None = None,
     ) -> None:
         """Args:
@@ -269,7 +271,7 @@ class NerfModel(nn.Module):
         self.cameras = {split: list(views) for split, views in (cameras or {}).items()}
         self.background = background
         self.step_scale = step_scale
-        self.precision = precision
+        self.precision: RunPrecision = precision
         self.info = info or {}
 
     def density(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
