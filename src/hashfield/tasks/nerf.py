@@ -104,13 +104,13 @@ class OccupancyConfig:
     pixel_margin_px: int = 14
     """Rays are drawn within silhouettes grown by this; pixels farther out practically never meet anything."""
     decay: float | None = None
-    """Of a cell's old value at each refresh; None: 0.6 carved, 0.9 not."""
+    """Of a cell's old value at each refresh; None: 0.6 carved, 0.95 not."""
     most_steps: int = 32
     """Steps between refreshes, at most; an eighth of the steps so far, at least 4, is taken if that is less."""
     full_sweeps: int = 8
     """Refreshes that ask every living cell, at the start of an uncarved run."""
-    max_cells: int = 2**17
-    """Cells asked by later refreshes of a grid with more living cells than this (and twice this if carved)."""
+    max_cells: int = 2**18
+    """Cells asked by later refreshes of a grid with more living cells than this."""
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 < self.decay < 1:
@@ -484,7 +484,7 @@ class NerfTask:
         usual_bias = 3.0 if self.is_carved else 2.0 - math.log(self.spaces.aabb_scale)
         self.density_bias: float = usual_bias if bias is None else bias
         self.min_weight = config.train.min_weight if self.is_carved else min(config.train.min_weight, 1e-3)
-        self.decay: float = (0.6 if self.is_carved else 0.9) if decay is None else decay
+        self.decay: float = (0.6 if self.is_carved else 0.95) if decay is None else decay
         views: PosedImages = scene.splits["train"]
         table = self.spaces.camera_table_to_scene(camera_table(views.cameras))
         self.sampler = PixelSampler(views.images, table)
@@ -604,10 +604,7 @@ class NerfTask:
         assert self.grid is not None
         config = self.config.occupancy
         full_sweeps = 1 if self.is_carved else config.full_sweeps
-        if self.n_refreshes < full_sweeps:
-            max_cells = len(self.grid.living)
-        else:
-            max_cells = 2 * config.max_cells if self.is_carved else config.max_cells
+        max_cells = len(self.grid.living) if self.n_refreshes < full_sweeps else config.max_cells
         self.grid.refresh(self.parameters(), self.random["occupancy"], self.decay, max_cells)
         self.n_refreshes += 1
         self.next_refresh = step + max(4, min(config.most_steps, step // 8))
