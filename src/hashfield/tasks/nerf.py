@@ -129,7 +129,7 @@ class NerfConfig:
 
     preset: str = "default"
     """fast, default, quality or paper: where the other values start from. Not named, the run's length chooses."""
-    encoding: GridConfig = GridConfig(log2_hashmap_size=18)
+    encoding: GridConfig = GridConfig()
     """Of positions. per_level_scale is not set here: it follows from finest_resolution."""
     finest_resolution: int = 2048
     """Vertices per axis and unit of aabb_scale at the last level (N_max)."""

@@ -63,12 +63,12 @@ def march_wave(
 
 
 @part
-def density_wave(
-    positions, stride, m, table, n_features, levels, scales, index, weight, features, row, density_net, hidden,
-    raw, geometry, dt, tau, alpha, bias,
+def log_density(
+    positions, stride, m, table, n_features, levels, scales, index, weight, features, row, density_net, hidden, raw,
+    geometry, out,
 ):  # fmt: skip
-    """Encode m samples and ask the density network: features [m, row], geometry [m, 16], tau = density * dt
-    and alpha = 1 - e^-tau. The log-density is taken from float32 sums, `raw` [ROWS, 16], whatever the storage."""
+    """Encode m samples and ask the density network: features [m, row], geometry [m, 16] (or empty, if nobody needs it)
+    and out [m], the log-density before the bias, taken from the float32 sums `raw` [ROWS, 16] whatever the storage."""
     w1t, w2t, width, n_in = density_net[2], density_net[3], density_net[4], density_net[5]
     p = paired(features)
     encode_range(positions, 3, stride, 0, m, table, n_features, levels, scales, False, features, row, index, weight)
@@ -81,9 +81,22 @@ def density_wave(
         product_store(
             hidden, 0, width, p, w2t, 0, p * N_GEOMETRY, raw, 0, N_GEOMETRY, rows, N_GEOMETRY, width // p, hidden, 0
         )
-        put(raw, 0, geometry, begin * N_GEOMETRY, rows * N_GEOMETRY)
+        if geometry.size > 0:
+            put(raw, 0, geometry, begin * N_GEOMETRY, rows * N_GEOMETRY)
         for s in range(rows):
-            poke(tau, begin + s, peek(raw, s * N_GEOMETRY))
+            poke(out, begin + s, peek(raw, s * N_GEOMETRY))
+
+
+@part
+def density_wave(
+    positions, stride, m, table, n_features, levels, scales, index, weight, features, row, density_net, hidden,
+    raw, geometry, dt, tau, alpha, bias,
+):  # fmt: skip
+    """Density of m samples: features [m, row], geometry [m, 16], tau = density * dt and alpha = 1 - e^-tau."""
+    log_density(
+        positions, stride, m, table, n_features, levels, scales, index, weight, features, row, density_net, hidden,
+        raw, geometry, tau,
+    )  # fmt: skip
     one, zero, bias_v = splat(np.float32(1.0)), splat(np.float32(0.0)), splat(bias)
     for i in range(0, m, LANES):
         thickness = exp(load(tau, i) + bias_v) * load(dt, i)

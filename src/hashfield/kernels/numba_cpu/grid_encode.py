@@ -214,9 +214,9 @@ _READERS = {
 
 @overloaded
 def read_block(table, n_features, n_dims, index, weight, at, ahead, count, out, start, row):
-    """out[start + i*row + f] = sum over corners of weight * table[index, f], of one level's table. uint16 arrays hold bfloat16.
+    """out[start + i*row + f] = sum over corners of weight * table[index, f], of one level's table.
 
-    The corners' indices lie at index[at:]; the lines of those at index[ahead:] are asked for on the way.
+    uint16 arrays hold bfloat16. The corners' indices lie at index[at:]; the lines of those at index[ahead:] are asked for on the way.
     """
     kinds = table.dtype == types.uint16, out.dtype == types.uint16
     one, two, four, eight = (_READERS[n, 8, *kinds] for n in (1, 2, 4, 8))

@@ -12,6 +12,7 @@ Products of bfloat16 go through AMX tiles instead where the CPU has them (`amx.t
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -325,27 +326,39 @@ def _backward(
 
 
 class PackedWeights:
-    """A network's weights padded to whole vectors, as they are and transposed, flat, with where each begins."""
+    """A network's weights padded to whole vectors, as they are (`w`) and transposed (`wt`), flat, with where each
+    begins. Made when first asked for: a bfloat16 network needs only their layout."""
 
     def __init__(self, weights: Sequence[torch.Tensor]):
-        arrays = [as_array(w) for w in weights]
-        self.shapes = [a.shape for a in arrays]
-        self.dims = np.array([arrays[0].shape[1], *[a.shape[0] for a in arrays]], np.int64)
+        self._arrays = [as_array(w) for w in weights]
+        self.shapes = [a.shape for a in self._arrays]
+        self.dims = np.array([self.shapes[0][1], *[rows for rows, _ in self.shapes]], np.int64)
         self.padded = np.array([round_up(int(d), PAD) for d in self.dims], np.int64)
-        self.w, self.w_starts = self._pack(arrays, transposed=False)
-        self.wt, self.wt_starts = self._pack(arrays, transposed=True)
+        sizes = self.dims[1:] * self.padded[:-1]
+        self.n_values = int(sizes.sum())
+        self.w_starts = np.cumsum(sizes) - sizes
+        sizes = self.dims[:-1] * self.padded[1:]
+        self.wt_starts = np.cumsum(sizes) - sizes
         self.starts = np.concatenate([[0], np.cumsum(ROWS * self.padded)]).astype(np.int64)
 
-    def _pack(self, arrays, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
-        blocks, starts, at = [], [], 0
-        for a in arrays:
-            m = a.T if transposed else a
+    @cached_property
+    def w(self) -> np.ndarray:
+        """Layer by layer [out, padded in]."""
+        return self._pack(self._arrays)
+
+    @cached_property
+    def wt(self) -> np.ndarray:
+        """Layer by layer [in, padded out]."""
+        return self._pack([a.T for a in self._arrays])
+
+    @staticmethod
+    def _pack(matrices) -> np.ndarray:
+        blocks = []
+        for m in matrices:
             block = np.zeros((m.shape[0], round_up(m.shape[1], PAD)), np.float32)
             block[:, : m.shape[1]] = m
             blocks.append(block.reshape(-1))
-            starts.append(at)
-            at += block.size
-        return np.concatenate(blocks), np.array(starts, np.int64)
+        return np.concatenate(blocks)
 
     def unpack(self, flat: np.ndarray) -> list[torch.Tensor]:
         """Weights laid out as `w` back as tensors [out, in]."""
@@ -380,7 +393,7 @@ def mlp_backward(
     packed = PackedWeights(weights)
     n, threads = x.shape[0], n_threads()
     grad_x = torch.empty_like(x) if needs_x else torch.empty(0)
-    grad_w = np.zeros((threads, packed.w.size), np.float32)
+    grad_w = np.zeros((threads, packed.n_values), np.float32)
     if n:
         launch(
             _backward, as_array(x).reshape(-1), n, packed.dims, packed.padded, packed.starts, packed.wt,

@@ -18,10 +18,10 @@ from hashfield.kernels.numba_cpu.common import (
     restore_denormals,
     share,
 )
-from hashfield.kernels.numba_cpu.field import N_GEOMETRY
-from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range, level_table, lookup_table
+from hashfield.kernels.numba_cpu.field import N_GEOMETRY, log_density
+from hashfield.kernels.numba_cpu.grid_encode import BLOCK, level_table, lookup_table
 from hashfield.kernels.numba_cpu.march import GRID_SIZE
-from hashfield.kernels.numba_cpu.mlp import PAD, ROWS, pack_networks, paired, product_relu, product_store
+from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks
 from hashfield.kernels.numba_cpu.simd import LANES, load, splat, store
 
 CELLS = GRID_SIZE**3
@@ -38,27 +38,6 @@ def compact_bits(v):
     return (v ^ (v >> 16)) & 0x3FF
 
 
-@part
-def query_density(
-    positions, stride, n, table, n_features, levels, scales, index, weight, features, row, net, hidden, geometry, raw
-):  # fmt: skip
-    """Logarithm of density, before the bias, of n <= CHUNK positions [3, stride]."""
-    w1t, w2t, width, n_in = net[2], net[3], net[4], net[5]
-    p = paired(features)
-    encode_range(positions, 3, stride, 0, n, table, n_features, levels, scales, False, features, row, index, weight)
-    for begin in range(0, n, ROWS):
-        rows = min(ROWS, n - begin)
-        product_relu(
-            features, begin * row, row, p, w1t, 0, p * width, hidden, 0, width, rows, width, (n_in + p - 1) // p,
-            hidden, 0,
-        )  # fmt: skip
-        product_store(
-            hidden, 0, width, p, w2t, 0, p * N_GEOMETRY, geometry, 0, N_GEOMETRY, rows, PAD, width // p, hidden, 0
-        )  # the first vector holds the log-density
-        for s in range(rows):
-            raw[begin + s] = geometry[s * N_GEOMETRY]
-
-
 @kernel
 def _refresh(
     values, cells, noise, n_cascades, table, n_features, levels, scales, net, row, bias, step, thread, threads
@@ -72,8 +51,7 @@ def _refresh(
     positions = np.zeros(3 * stride, np.float32)
     index, weight = np.empty((2 * BLOCK) << 3, np.uint32), np.empty((2 * BLOCK) << 3, np.float32)
     features, hidden = np.zeros(CHUNK * row, net[0].dtype), np.empty(ROWS * net[4], net[0].dtype)
-    geometry = np.empty(ROWS * N_GEOMETRY, np.float32)
-    raw = np.zeros(CHUNK + LANES, np.float32)
+    raw, thickness = np.empty(ROWS * N_GEOMETRY, np.float32), np.zeros(CHUNK + LANES, np.float32)
     last = share(n, thread + 1, threads)
     for first in range(share(n, thread, threads), last, CHUNK):
         m = min(CHUNK, last - first)
@@ -87,15 +65,15 @@ def _refresh(
         for i in range(m, m + 2 * BLOCK):
             for axis in range(3):
                 positions[axis * stride + i] = np.float32(0.0)
-        query_density(
-            positions, stride, m, table, n_features, levels, scales, index, weight, features, row, net, hidden,
-            geometry, raw,
+        log_density(
+            positions, stride, m, table, n_features, levels, scales, index, weight, features, row, net, hidden, raw,
+            features[:0], thickness,
         )  # fmt: skip
         for i in range(0, m, LANES):
-            store(raw, i, exp(load(raw, i) + splat(bias)) * splat(step))
+            store(thickness, i, exp(load(thickness, i) + splat(bias)) * splat(step))
         for i in range(m):
             cell = cells[first + i]
-            values[cell] = max(values[cell], raw[i])
+            values[cell] = max(values[cell], thickness[i])
     end_tiles()
     restore_denormals(mode)
 

@@ -424,7 +424,7 @@ def train_rays(field, rays, target, background, bits, options, workspace, jitter
     layout, threads = field.layout, buffers.threads
     net, density_packing, color_packing = pack_networks(field.density_weights, field.color_weights, field.precision)
     n_rays = rays.n_rays
-    own = np.empty((threads, density_packing.w.size + color_packing.w.size), np.float32)
+    own = np.empty((threads, density_packing.n_values + color_packing.n_values), np.float32)
     chunk_rays = int(min(buffers.chunk_rays, max(4, CHUNK_TARGET / max(workspace.samples_per_ray, 1.0))))
     box_min, side = 0.5 - 0.5 * options.aabb_scale, float(options.aabb_scale)
     table = lookup_table(field)
@@ -451,7 +451,7 @@ def train_rays(field, rays, target, background, bits, options, workspace, jitter
     used = max(sums[S_RAYS], 1.0)
     workspace.samples_per_ray = float(sums[S_KEPT] / used)
     total = own.sum(axis=0)
-    split = density_packing.w.size
+    split = density_packing.n_values
     return {
         "loss": float(sums[S_LOSS] / used), "squared_error": float(sums[S_ERROR] / (3 * used)),
         "n_rays": int(sums[S_RAYS]), "n_marched": int(sums[S_MARCHED]), "n_kept": int(sums[S_KEPT]),

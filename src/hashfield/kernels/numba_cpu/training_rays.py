@@ -50,10 +50,9 @@ def _training_rays(
                 half = left >> 1
                 low += half if peek(span_ends, low + half - 1) <= wanted else 0
                 left -= half
-            span = low
-            poke(found, k, span)
-            inside = spans[span, 1] + (wanted - (span_ends[span] - spans[span, 2]))
-            prefetch(pixels, 4 * (image_starts[spans[span, 0]] + inside))
+            poke(found, k, low)
+            inside = spans[low, 1] + (wanted - (span_ends[low] - spans[low, 2]))
+            prefetch(pixels, 4 * (image_starts[spans[low, 0]] + inside))
         for k in range(count):
             i, span = first + k, peek(found, k)
             image = spans[span, 0]
