@@ -22,6 +22,7 @@ from hashfield.kernels.numba_cpu.common import (
     n_threads,
     overloaded,
     part,
+    recycled,
     restore_denormals,
     round_up,
     share,
@@ -363,6 +364,8 @@ def _backward_table(
         level, piece = task % n_levels, task // n_levels
         size = levels[level, 1]
         low, high = share(size, piece, parts), share(size, piece + 1, parts)
+        first = levels[level, 3]
+        grad[(first + low) * n_features : (first + high) * n_features] = np.float32(0.0)
         if parts == 1:
             high = -1  # the whole level: nothing to compare
         add_level(
@@ -469,12 +472,32 @@ def level_table(layout: GridLayout) -> np.ndarray:
     return np.stack([np.asarray(c).astype(np.int64) for c in columns], axis=1)
 
 
+def are_neighbours(positions: np.ndarray) -> bool:
+    """Whether points [n, D] that follow each other mostly lie close together, as along rays; judged by a few."""
+    if len(positions) < 2:
+        return True
+    first = np.linspace(0, len(positions) - 2, 64).astype(np.int64)
+    with np.errstate(invalid="ignore", over="ignore"):  # positions may be anything
+        apart = np.abs(positions[first + 1] - positions[first]).max(axis=1)
+    return int(np.count_nonzero(apart < 1 / 64)) > len(first) // 2
+
+
 def to_planes(positions: np.ndarray) -> np.ndarray:
     """Positions [n, D] as one padded plane per axis, flat: the kernels read whole vectors."""
     n, n_dims = positions.shape
-    planes = np.zeros((n_dims, round_up(n, BLOCK) + 2 * BLOCK), np.float32)
-    planes[:, :n] = positions.T
+    planes = np.empty((n_dims, round_up(n, BLOCK) + 2 * BLOCK), np.float32)
+    launch(_fill_planes, positions, planes)
     return planes.reshape(-1)
+
+
+@kernel
+def _fill_planes(positions, planes, thread, threads):
+    n, n_dims = positions.shape
+    for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
+        for d in range(n_dims):
+            planes[d, i] = positions[i, d]
+    if thread == threads - 1:
+        planes[:, n:] = np.float32(0.0)
 
 
 @kernel
@@ -507,12 +530,14 @@ def lookup_table(field) -> np.ndarray:
 def grid_encode_forward(positions, table, layout: GridLayout, interpolation: str, precision: str) -> torch.Tensor:
     """Features [n, L*F] of positions [n, D]; see `hashfield.ops.grid_encode`."""
     n = positions.shape[0]
-    out = torch.from_numpy(np.empty((n, layout.n_output), np.float32))  # numpy asks for huge pages: fewer faults
+    out = torch.from_numpy(recycled("grid_encode", n * layout.n_output).reshape(n, layout.n_output))
     flat = bf16_words(table) if precision == "bfloat16" else as_array(table).reshape(-1)
     if n:
-        # A level of a large table stays in cache only while many points read it in turn; a small table stays
-        # anyway, and then small chunks keep the output in cache.
-        chunk = 2048 if flat.nbytes < 8 << 20 else 65536
+        # Points in no order find a level of a large table in cache only while many of them read it in turn. Points
+        # along rays find their neighbours' lines anyway, as all do in a small table, and then small chunks keep
+        # the output in cache.
+        small = flat.nbytes < 8 << 20 or are_neighbours(as_array(positions))
+        chunk = 2048 if small else 2**18
         launch(
             _forward, to_planes(as_array(positions)), layout.n_dims, n, flat, layout.n_features_per_level,
             level_table(layout), layout.scales, interpolation == "smoothstep", as_array(out).reshape(-1), chunk,
@@ -530,9 +555,12 @@ def grid_encode_backward(
     smoothstep, cotangent = interpolation == "smoothstep", as_array(grad_output).reshape(-1)
     grad_table = grad_positions = None
     if needs_table:
-        grad_table = torch.from_numpy(np.zeros((layout.n_entries, layout.n_features_per_level), np.float32))
+        shape = (layout.n_entries, layout.n_features_per_level)
+        grad_table = torch.from_numpy(recycled("grid_encode.grad_table", table.numel()).reshape(shape))
         parts = -(-n_threads() // layout.n_levels)
-        if n:
+        if not n:
+            grad_table.zero_()
+        else:
             launch(
                 _backward_table, planes, n_dims, n, as_array(grad_table).reshape(-1), layout.n_features_per_level,
                 levels, layout.scales, smoothstep, cotangent, parts,
