@@ -46,7 +46,8 @@ class Checker:
             name: Of the argument.
             tensor: Its value.
             shape: Sizes, or names of axes that must agree between arguments.
-            kind: "float", "integer", "int64", "uint8" or "bfloat16". Floats must share one dtype, all tensors one device.
+            kind: "float", "integer", "int64", "uint8" or "bfloat16". Floats must share one dtype, all tensors one
+                device.
 
         Raises:
             ShapeError: it does not fit.
