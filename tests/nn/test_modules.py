@@ -13,15 +13,19 @@ from hashfield.errors import ConfigError, ShapeError
 from hashfield.nn import (
     MLP,
     CompositeEncoding,
+    EncodingConfig,
     FrequencyEncoding,
     GridConfig,
     GridEncoding,
     IdentityEncoding,
     MLPConfig,
     NetworkWithEncoding,
+    OneBlobEncoding,
     RadianceField,
     RadianceFieldConfig,
     SphericalHarmonicsEncoding,
+    TriangleWaveEncoding,
+    encoding_from_config,
 )
 from tests.ops.cases import unit_vectors
 
@@ -103,9 +107,86 @@ def test_composite_encoding_splits_and_joins(generator: torch.Generator) -> None
     assert len(list(encoding.parameters())) == 1
 
 
+def test_composite_fills_up_before_a_grid(generator: torch.Generator) -> None:
+    # A grid's features begin at a multiple of its F: ones after an identity, in front of harmonics, zeros after a grid.
+    grid = GridEncoding.from_config(GridConfig(n_levels=3, n_features_per_level=4, log2_hashmap_size=8), 2)
+    fine = GridEncoding.from_config(GridConfig(n_levels=1, n_features_per_level=8, log2_hashmap_size=8), 2)
+    encoding = CompositeEncoding([IdentityEncoding(3), grid, fine, SphericalHarmonicsEncoding(3), grid])
+    x = torch.rand(5, 12, generator=generator)
+    ones, zeros = torch.ones(5, 1), torch.zeros(5, 8)
+    expected = [
+        *(x[:, :3], ones),  # 4
+        *(grid(x[:, 3:5]), zeros[:, :0]),  # 16, a multiple of 8 already
+        *(fine(x[:, 5:7]),),  # 24
+        *(ones.expand(5, 3), ops.spherical_harmonics(x[:, 7:10], degree=3)),  # 36
+        grid(x[:, 10:]),
+    ]
+    assert torch.equal(encoding(x), torch.cat(expected, 1))
+    assert (encoding.n_dims, encoding.n_output, encoding.alignment) == (12, 48, 8)
+    padded = CompositeEncoding([grid, IdentityEncoding(2), fine])
+    assert padded.padded_widths == [12, 4, 8]
+    nested = CompositeEncoding([GridEncoding.from_config(SMALL, 2), fine])(x[:, :4])
+    assert nested.shape == (5, 16) and torch.equal(nested[:, 8:], fine(x[:, 2:4]))
+    gap = CompositeEncoding([GridEncoding(2, n_levels=1, n_features_per_level=2, log2_hashmap_size=8), fine])(x[:, :4])
+    assert torch.equal(gap[:, 2:8], zeros[:, :6])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "product"])
+def test_composite_of_overlapping_shares(reduction: Any, generator: torch.Generator) -> None:
+    encoding = CompositeEncoding([FrequencyEncoding(2, 3), OneBlobEncoding(2, 6)], begins=[0, 1], reduction=reduction)
+    assert (encoding.n_dims, encoding.n_output) == (3, 12)
+    x = torch.rand(6, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    a, b = ops.frequency_encode(x[:, :2], n_frequencies=3), ops.one_blob_encode(x[:, 1:], n_bins=6)
+    expected = a + b if reduction == "sum" else a * b
+    out = encoding(x)
+    torch.testing.assert_close(out, expected)
+    # The component that both see gets both gradients.
+    grads = [torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0] for y in (out, expected)]
+    torch.testing.assert_close(*grads)
+    assert grads[0].abs().min() > 0
+
+
+def test_small_encodings_are_the_ops(generator: torch.Generator) -> None:
+    x = torch.rand(5, 2, generator=generator)
+    for encoding, expected in (
+        (FrequencyEncoding(2, 3), ops.frequency_encode(x, n_frequencies=3)),
+        (TriangleWaveEncoding(2, 5), ops.triangle_wave_encode(x, n_frequencies=5)),
+        (OneBlobEncoding(2, 8), ops.one_blob_encode(x, n_bins=8)),
+    ):
+        assert torch.equal(encoding(x), expected)
+        assert (encoding.n_dims, encoding.n_output) == (2, expected.shape[1])
+
+
 @pytest.mark.parametrize(
-    "encoding", [FrequencyEncoding(2), IdentityEncoding(2), CompositeEncoding([IdentityEncoding(2)])]
+    "config",
+    [
+        EncodingConfig(n_levels=3, n_features_per_level=2, log2_hashmap_size=9, base_resolution=5),
+        EncodingConfig(type="Tiled", n_levels=2, n_features_per_level=8, base_resolution=6, interpolation="nearest"),
+        EncodingConfig(otype="Frequency", n_frequencies=4),
+        EncodingConfig(otype="TriangleWave", n_frequencies=4),
+        EncodingConfig(otype="OneBlob", n_bins=6),
+        EncodingConfig(otype="Identity"),
+    ],
 )
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_one_configuration_describes_any_encoding(config: EncodingConfig, n_dims: int) -> None:
+    encoding = encoding_from_config(config, n_dims)
+    assert type(encoding).__name__ == f"{config.otype}Encoding"
+    assert (encoding.n_dims, encoding.n_output) == (n_dims, config.n_output(n_dims))
+    assert sum(p.numel() for p in encoding.parameters()) == config.n_parameters(n_dims)
+    assert encoding(torch.rand(7, n_dims)).shape == (7, encoding.n_output)
+    if isinstance(encoding, GridEncoding):
+        assert encoding.layout == config.layout(n_dims)
+        assert encoding.config.interpolation == config.interpolation
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        FrequencyEncoding(2), TriangleWaveEncoding(2), OneBlobEncoding(2), IdentityEncoding(2),
+        CompositeEncoding([IdentityEncoding(2)]),
+    ],
+)  # fmt: skip
 def test_wrong_width_is_named(encoding: nn.Module) -> None:
     with pytest.raises(ShapeError, match=r"x: expected shape \[n, 2\], got \[5, 3\]"):
         encoding(torch.zeros(5, 3))
@@ -217,6 +298,21 @@ def test_modules_save_and_load(generator: torch.Generator) -> None:
         (lambda: SphericalHarmonicsEncoding(0), "degree: expected 1, 2, 3 or 4, got 0"),
         (lambda: FrequencyEncoding(0), "n_dims, n_frequencies: expected at least 1 each, got 0 and 12"),
         (lambda: IdentityEncoding(0), "n_dims: expected at least 1, got 0"),
+        (lambda: TriangleWaveEncoding(2, 0), "n_dims, n_frequencies: expected at least 1 each, got 2 and 0"),
+        (lambda: OneBlobEncoding(2, 0), "n_dims, n_bins: expected at least 1 each, got 2 and 0"),
+        (
+            lambda: CompositeEncoding([IdentityEncoding(2)], begins=[-1]),
+            "begins: expected 1 numbers of at least 0, got [-1]",
+        ),
+        (
+            lambda: CompositeEncoding([IdentityEncoding(2), IdentityEncoding(3)], reduction="sum"),
+            "reduction 'sum': expected equal widths, got [2, 3]",
+        ),
+        (
+            lambda: EncodingConfig(otype="Hash"),  # pyright: ignore[reportArgumentType]
+            "otype: expected Grid, Frequency, TriangleWave, OneBlob or Identity, got 'Hash'",
+        ),
+        (lambda: EncodingConfig(n_bins=0), "n_bins: expected at least 1, got 0"),
         (lambda: CompositeEncoding([]), "encodings: expected at least one, got none"),
         (lambda: MLP(0, 3), "n_input, n_output: expected at least 1 each, got 0 and 3"),
     ],

@@ -53,6 +53,24 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
         lambda: ops.grid_encode(P, TABLE, L, precision="float16"),  # pyright: ignore[reportArgumentType]
         "grid_encode: precision: expected one of 'float32', 'bfloat16', got 'float16'",
     ),
+    (lambda: ops.identity_encode(P[0]), "identity_encode: x: expected shape [n, n_dims], got [3]"),
+    (lambda: ops.frequency_encode(P[0]), "frequency_encode: x: expected shape [n, n_dims], got [3]"),
+    (
+        lambda: ops.frequency_encode(P, n_frequencies=0),
+        "frequency_encode: n_frequencies: expected a finite number of at least 1, got 0",
+    ),
+    (
+        lambda: ops.triangle_wave_encode(P.half()),
+        "triangle_wave_encode: x: expected float32 or float64, got float16",
+    ),
+    (
+        lambda: ops.triangle_wave_encode(P, n_frequencies=-1),
+        "triangle_wave_encode: n_frequencies: expected a finite number of at least 1, got -1",
+    ),
+    (
+        lambda: ops.one_blob_encode(P, n_bins=0),
+        "one_blob_encode: n_bins: expected a finite number of at least 1, got 0",
+    ),
     (
         lambda: ops.spherical_harmonics(D, degree=5),
         "spherical_harmonics: degree: expected 1, 2, 3 or 4, got 5",

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,61 @@ def test_nearest_has_no_gradient_to_positions(generator: torch.Generator) -> Non
     table = torch.rand(HASH_2D.n_entries, 2, generator=generator)
     out = ops.grid_encode(x, table, HASH_2D, interpolation="nearest", backend="reference")
     assert not out.requires_grad
+
+
+@pytest.mark.op("grid_encode")
+def test_nearest_is_constant_around_vertices(backend: ops.Backend, generator: torch.Generator) -> None:
+    layout = GridLayout(2, 1, 2, 8, 9, 1.0)  # 8 cells a unit: vertices at (k - 0.5) / 8
+    table = torch.rand(layout.n_entries, 2, generator=generator, requires_grad=True)
+    vertex = torch.randint(1, 8, (50, 2), generator=generator)
+    x = ((vertex - 0.5 + 0.49 * (2 * torch.rand(50, 2, generator=generator) - 1) + 0.5) / 8).requires_grad_()
+    out = ops.grid_encode(x, table, layout, interpolation="nearest", backend=backend)
+    expected = table[vertex[:, 0] + 9 * vertex[:, 1]]
+    assert torch.equal(out, expected)
+    out.square().sum().backward()
+    assert x.grad is None and table.grad is not None
+    reached = torch.zeros(layout.n_entries, dtype=torch.bool)
+    reached[vertex[:, 0] + 9 * vertex[:, 1]] = True
+    assert torch.equal(table.grad.abs().amax(1) > 0, reached)
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda x: ops.identity_encode(x, scale=3.0, offset=0.5),
+        lambda x: ops.frequency_encode(x, n_frequencies=4),
+        lambda x: ops.triangle_wave_encode(x, n_frequencies=4),
+        lambda x: ops.one_blob_encode(x, n_bins=5),
+    ],
+    ids=["identity", "frequency", "triangle_wave", "one_blob"],
+)
+def test_elementwise_derivatives(encode: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
+    # A multiple of 1/64 and a bit more: away from every kink of the waves and every edge of the blobs' bins.
+    steps = torch.randint(-16, 80, (6, 2), generator=generator).double()
+    x = ((steps + 0.37) / 64).requires_grad_()
+    assert gradcheck(encode, x)
+    assert gradgradcheck(encode, x)
+
+
+def test_triangle_wave_slope_on_both_sides_and_on_the_kinks() -> None:
+    # v = x/2, x + 1/4, 2x + 1/2: the sign is that of floor(2 v), also on a kink itself.
+    x = torch.tensor([[0.0], [0.3], [0.5], [0.75], [1.0]], dtype=torch.float64, requires_grad=True)
+    for k in range(3):
+        out = ops.triangle_wave_encode(x, n_frequencies=3)[:, k]
+        (slope,) = torch.autograd.grad(out.sum(), x)
+        v = x.detach()[:, 0] * 2.0 ** (k - 1) + k / 4
+        sign = torch.where((2 * v).floor() % 2 == 0, -1.0, 1.0)
+        assert torch.equal(slope[:, 0], sign.double() * 2 ** (k + 1))
+
+
+def test_one_blob_bins_sum_to_one_and_wrap(generator: torch.Generator) -> None:
+    x = torch.rand(200, 3, generator=generator, dtype=torch.float64)
+    bins = ops.one_blob_encode(x, n_bins=7).view(200, 3, 7)
+    torch.testing.assert_close(bins.sum(2), torch.ones(200, 3, dtype=torch.float64))
+    assert bins.min() > -1e-12
+    # A shift by whole bins rolls them.
+    shifted = ops.one_blob_encode((x + 3 / 7) % 1.0, n_bins=7).view(200, 3, 7)
+    torch.testing.assert_close(shifted, bins.roll(3, 2))
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 4])

@@ -57,6 +57,43 @@ class GridConfig:
 
 
 @dataclass(frozen=True)
+class EncodingConfig(GridConfig):
+    """Any encoding of positions: a grid, whose numbers these are, or one without parameters.
+
+    Fields of the other kinds are not read. `hashfield.nn.encoding_from_config` makes the module.
+    """
+
+    otype: Literal["Grid", "Frequency", "TriangleWave", "OneBlob", "Identity"] = "Grid"
+    """Which encoding, by tiny-cuda-nn's name. Identity is none at all."""
+    n_frequencies: int = 12
+    """Octaves of Frequency (sine and cosine each) and TriangleWave, per dimension."""
+    n_bins: int = 16
+    """Of OneBlob, per dimension."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.otype not in ("Grid", "Frequency", "TriangleWave", "OneBlob", "Identity"):
+            raise ConfigError(f"otype: expected Grid, Frequency, TriangleWave, OneBlob or Identity, got {self.otype!r}")
+        for name in ("n_frequencies", "n_bins"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def n_output(self, n_dims: int) -> int:
+        """Features of an encoded position of n_dims components."""
+        return {
+            "Grid": self.n_levels * self.n_features_per_level,
+            "Frequency": 2 * n_dims * self.n_frequencies,
+            "TriangleWave": n_dims * self.n_frequencies,
+            "OneBlob": n_dims * self.n_bins,
+            "Identity": n_dims,
+        }[self.otype]
+
+    def n_parameters(self, n_dims: int) -> int:
+        """Numbers that the encoding learns."""
+        return self.layout(n_dims).n_parameters if self.otype == "Grid" else 0
+
+
+@dataclass(frozen=True)
 class MLPConfig:
     """A fully connected network without biases, ReLU between the layers."""
 

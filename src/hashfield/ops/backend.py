@@ -53,6 +53,7 @@ _FAST: dict[str, tuple[Backend, ...]] = {
     "occupancy_update": ("numba", "triton"),
     "training_rays": ("numba", "triton"),
     "camera_rays": ("numba", "triton"),
+    "elementwise_encode": (),
     "ray_box": (),
     "occupancy": (),
 }
