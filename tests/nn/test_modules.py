@@ -216,6 +216,42 @@ def test_radiance_field_sizes_and_names() -> None:
     assert n_network + 13 * 64 == 10_240
 
 
+def test_hashnerf_network_sizes_and_what_it_sees(generator: torch.Generator) -> None:
+    config = replace(SMALL_FIELD, density_activation="relu", color_sees_density=False, density_bias=0.5)
+    field = RadianceField(config, generator=generator)
+    assert field.color_network.weights[0].shape == (16, 15 + 16)
+    x, d = torch.rand(50, 3, generator=generator), unit_vectors(generator, 50)
+    with torch.no_grad():
+        field.encoding.table.mul_(3e4)
+        h = field.density_network(field.encoding(x))
+        color, density = field(x, d)
+        expected = field.color_network(torch.cat([h[:, 1:], ops.spherical_harmonics(d)], 1))
+    torch.testing.assert_close(density, (h[:, 0] + 0.5).clamp(min=0))
+    assert 5 < int((density == 0).sum()) < 45
+    torch.testing.assert_close(color, expected)
+    torch.testing.assert_close(field.density(x), density)
+    full = RadianceFieldConfig(
+        encoding=GridConfig(n_levels=16, n_features_per_level=2), density_activation="relu", color_sees_density=False
+    )
+    assert full.network_shapes() == ([(64, 32), (16, 64)], [(64, 31), (64, 64), (3, 64)])
+    assert sum(a * b for shapes in full.network_shapes() for a, b in shapes) == 9344
+
+
+@pytest.mark.parametrize("otype", ["Frequency", "TriangleWave", "OneBlob", "Identity"])
+def test_radiance_field_behind_any_encoding(otype: Any, generator: torch.Generator) -> None:
+    encoding = EncodingConfig(otype=otype, n_frequencies=3, n_bins=4)
+    config = replace(SMALL_FIELD, encoding=encoding, density_network=MLPConfig(16, 3))
+    field = RadianceField(config, generator=generator)
+    x, d = torch.rand(20, 3, generator=generator), unit_vectors(generator, 20)
+    color, density = field(x, d)
+    assert color.shape == (20, 3) and config.n_grid_parameters == 0
+    shapes = [tuple(p.shape) for p in field.parameters()]
+    assert shapes == [shape for network in config.network_shapes() for shape in network]
+    (color.sum() + density.sum()).backward()
+    assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in field.parameters())
+    torch.testing.assert_close(field.density(x), density)
+
+
 def test_radiance_field_starts_as_fog_of_the_biased_density(generator: torch.Generator) -> None:
     config = replace(SMALL_FIELD, density_bias=3.0)
     field = RadianceField(config, generator=generator)
@@ -295,6 +331,14 @@ def test_modules_save_and_load(generator: torch.Generator) -> None:
         (lambda: RadianceFieldConfig(n_features=0), "n_features: expected at least 1, got 0"),
         (lambda: RadianceFieldConfig(direction_degree=5), "direction_degree: expected 1, 2, 3 or 4, got 5"),
         (lambda: RadianceFieldConfig(density_bias=math.nan), "density_bias: expected -80 to 80, got nan"),
+        (
+            lambda: RadianceFieldConfig(density_activation="tanh"),  # pyright: ignore[reportArgumentType]
+            "density_activation: expected 'exp' or 'relu', got 'tanh'",
+        ),
+        (
+            lambda: RadianceFieldConfig(n_features=1, color_sees_density=False),
+            "n_features: expected at least 2 where the colour network does not see the first",
+        ),
         (lambda: SphericalHarmonicsEncoding(0), "degree: expected 1, 2, 3 or 4, got 0"),
         (lambda: FrequencyEncoding(0), "n_dims, n_frequencies: expected at least 1 each, got 0 and 12"),
         (lambda: IdentityEncoding(0), "n_dims: expected at least 1, got 0"),

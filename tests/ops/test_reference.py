@@ -15,7 +15,9 @@ from hashfield import ops
 from hashfield.errors import ConfigError
 from hashfield.geometry.grid_layout import GridLayout, per_level_scale_between
 from hashfield.geometry.rays import Rays, RaySamples
+from hashfield.kernels.reference.grid_encode import vertex_index
 from hashfield.kernels.reference.rounding import round_to_bfloat16
+from hashfield.ops.total_variation import cube_sides
 from tests import tolerances
 from tests.ops.cases import FINE, HASH_2D, HASH_3D, random_samples, unit_vectors
 from tests.ops.compare import relative_error
@@ -486,3 +488,37 @@ def test_rays_and_samples_move_and_count() -> None:
     assert (samples.n_rays, samples.n_samples) == (3, 4)
     assert samples.ray_index().tolist() == [0, 2, 2, 2]
     assert samples.to("meta").t.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "layout", [HASH_3D, HASH_2D, GridLayout(3, 3, 2, 19, 4, 2.0, "Dense")], ids=["3d", "2d", "dense"]
+)
+def test_total_variation_is_that_of_the_whole_table(layout: GridLayout, generator: torch.Generator) -> None:
+    shape = (layout.n_entries, layout.n_features_per_level)
+    table = torch.rand(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    sides = [min(3, r - 1) for r in layout.resolutions.tolist()]
+    room = torch.tensor([r - s for r, s in zip(layout.resolutions.tolist(), sides, strict=True)])
+    corners = (torch.rand(layout.n_levels, layout.n_dims, generator=generator) * room[:, None]).long()
+    expected = torch.zeros((), dtype=torch.float64)
+    for level, side in enumerate(sides):
+        features = table.split(layout.entries.tolist())[level]
+        for vertex in itertools.product(range(side + 1), repeat=layout.n_dims):
+            for d in range(layout.n_dims):
+                if vertex[d] < side:
+                    pair = torch.tensor([vertex, [v + (k == d) for k, v in enumerate(vertex)]]) + corners[level]
+                    a, b = features[vertex_index(pair[None], layout, level)[0]]
+                    expected = expected + (a - b).square().sum() / side
+    (gradient,) = torch.autograd.grad(expected, table)
+    grad = torch.ones(shape, dtype=torch.float64)
+    value = ops.total_variation(table.detach(), grad, layout, corners=corners, sides=sides, weight=0.5)
+    assert value == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(grad, 1 + 0.5 * gradient)
+    assert torch.equal(grad == 1, gradient == 0)
+
+
+def test_cubes_of_the_total_variation() -> None:
+    # HashNeRF's levels: a tenth of the resolution within 15 and 50.
+    layout = GridLayout(3, 16, 2, 19, 16, per_level_scale_between(16, 512, 16))
+    sides = dict(zip(layout.resolutions.tolist(), cube_sides(layout), strict=True))
+    assert sides[16] == 15 and sides[162] == 16 and sides[512] == 50
+    assert cube_sides(GridLayout(3, 1, 2, 19, 8, 1.0)) == [7]

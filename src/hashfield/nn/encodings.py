@@ -309,7 +309,7 @@ class CompositeEncoding(Encoding):
 
 
 def encoding_from_config(
-    config: EncodingConfig,
+    config: GridConfig,
     n_dims: int = 3,
     *,
     precision: Precision = "float32",
@@ -320,11 +320,11 @@ def encoding_from_config(
     """The encoding that a configuration describes.
 
     Args:
-        config: What to make.
+        config: What to make: a `GridConfig`, or an `EncodingConfig` for any other.
         n_dims: Components of a position.
         precision, backend, generator, dtype: As for `GridEncoding`; the others have no parameters.
     """
-    if config.otype == "Grid":
+    if not isinstance(config, EncodingConfig) or config.otype == "Grid":
         return GridEncoding.from_config(
             config, n_dims, precision=precision, backend=backend, generator=generator, dtype=dtype
         )

@@ -31,3 +31,4 @@ from hashfield.ops.radiance_field import RadianceFieldResult as RadianceFieldRes
 from hashfield.ops.radiance_field import radiance_field as radiance_field
 from hashfield.ops.ray_box import ray_box as ray_box
 from hashfield.ops.spherical_harmonics import spherical_harmonics as spherical_harmonics
+from hashfield.ops.total_variation import total_variation as total_variation
