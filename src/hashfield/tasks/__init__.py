@@ -50,6 +50,12 @@ KINDS: Final = (
             "evaluate": "hashfield.cli.evaluate:evaluate_nerf",
         },
     ),
+    Kind(
+        "image",
+        "a picture of any size as a function from position to colour",
+        "hashfield.tasks.image",
+        {verb: f"hashfield.cli.image:{verb}_image" for verb in ("train", "demo", "render", "evaluate")},
+    ),
 )
 """All of them; the first is the one meant where none is named."""
 
