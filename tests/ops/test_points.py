@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hashfield import ops
 from hashfield.errors import BackendError, ShapeError
 from hashfield.geometry.fixed_point import from_fixed_point, to_fixed_point
 from hashfield.geometry.grid_layout import GridLayout
@@ -326,3 +327,47 @@ def test_wrong_arguments_are_named() -> None:
         eval_points(network("2d_f4", (24,)), positions, backend="numba")
     with pytest.raises(ShapeError, match="to_fixed_point"):
         to_fixed_point(torch.zeros(3, dtype=torch.int32))
+
+
+# --- other encodings than grids
+
+
+def test_unfused_network_is_the_same_function(generator: torch.Generator) -> None:
+    layout = GridLayout(2, 4, 2, 10, 5, 1.7)
+    table = torch.rand(layout.n_entries, 2, generator=generator) - 0.5
+    weights = tuple(torch.randn(s, generator=generator) * 0.3 for s in ((16, 8), (16, 16), (3, 16)))
+    fused = EncodedNetwork(layout, table, weights)
+    twin = replace(fused, table=torch.zeros(0, 1), encode=lambda x: ops.grid_encode(x, table, layout))
+    assert fused.is_fused and not twin.is_fused
+    x, target = torch.rand(500, 2, generator=generator), torch.rand(500, 3, generator=generator)
+    for positions in (x, to_fixed_point(x)):
+        torch.testing.assert_close(eval_points(twin, positions), eval_points(fused, positions), rtol=1e-4, atol=1e-5)
+    for loss in LOSSES:
+        found = [train_points(n, x, target, PointsWorkspace(n, 500), loss=loss) for n in (twin, fused)]
+        assert found[0].loss == pytest.approx(found[1].loss, rel=1e-4)
+        assert found[0].squared_error == pytest.approx(found[1].squared_error, rel=1e-4)
+        for a, b in zip(found[0].grad_weights, found[1].grad_weights, strict=True):
+            assert float((a - b).norm() / b.norm()) < 1e-3
+
+
+def test_unfused_network_in_parts_and_of_no_points(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tuple(torch.randn(s, generator=generator) for s in ((16, 12), (1, 16)))
+    network = EncodedNetwork(
+        GridLayout(2, 1, 2, 8, 4, 1.0), torch.zeros(0, 1), weights,
+        encode=lambda x: ops.frequency_encode(x, n_frequencies=3),
+    )  # fmt: skip
+    x, target = torch.rand(90, 2, generator=generator), torch.rand(90, 1, generator=generator)
+    workspace = PointsWorkspace(network, 100)
+    whole = train_points(network, x, target, workspace), eval_points(network, x)
+    for module in ("eval_points", "train_points"):
+        monkeypatch.setattr(f"hashfield.ops.{module}.UNFUSED_POINTS", 32)
+    parts = train_points(network, x, target, workspace), eval_points(network, x)
+    assert parts[0].loss == pytest.approx(whole[0].loss, rel=1e-5)
+    torch.testing.assert_close(parts[0].grad_weights, whole[0].grad_weights)
+    torch.testing.assert_close(parts[1], whole[1])
+    assert eval_points(network, x[:0]).shape == (0, 1)
+    assert train_points(network, x[:0], target[:0], workspace).loss == 0.0
+    with pytest.raises(ShapeError, match="float32 only"):
+        eval_points(replace(network, precision="bfloat16"), x)
+    with pytest.raises(ShapeError, match=r"weights\[1\]"):
+        eval_points(replace(network, weights=(weights[0], weights[0])), x)

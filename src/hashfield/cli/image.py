@@ -124,6 +124,8 @@ def _stored_seed(metadata: dict[str, Any], run: RunFolder) -> int:
 
 def sizes(task: ImageTask) -> str:
     """The grid in words."""
+    if task.config.encoding.otype != "Grid":
+        return f"none: {task.config.encoding.otype}, {task.config.encoding.n_output(2)} features"
     layout = task.layout
     hashed = int(layout.is_hashed.sum())
     return (

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Self
 
 from hashfield.errors import ConfigError
 from hashfield.geometry.grid_layout import GridLayout, GridType, per_level_scale_between
@@ -51,7 +51,7 @@ class GridConfig:
             type=self.type,
         )
 
-    def reaching(self, finest_resolution: float) -> "GridConfig":
+    def reaching(self, finest_resolution: float) -> Self:
         """The same grid with the per-level scale that ends at about finest_resolution vertices per axis."""
         scale = per_level_scale_between(self.base_resolution, finest_resolution, self.n_levels)
         return replace(self, per_level_scale=scale)

@@ -1,5 +1,6 @@
 """A grid-encoded network asked at points: positions in, outputs out, nothing in between leaves the cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,17 +8,20 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from hashfield.errors import ShapeError
+from hashfield.geometry.fixed_point import from_fixed_point
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, one_of
 from hashfield.ops.grid_encode import Interpolation, Precision
+from hashfield.ops.mlp import mlp
 
 
 @dataclass(frozen=True)
 class EncodedNetwork:
     """The numbers of a network behind a grid encoding, as the fused ops take them: images, distances.
 
-    output = matrices with ReLU between them, of the grid's features; nothing after the last matrix.
+    output = matrices with ReLU between them, of the grid's features; nothing after the last matrix. With another
+    encoding than a grid (`encode`) the ops run the small ones, in float32: slower.
     """
 
     layout: GridLayout
@@ -33,6 +37,21 @@ class EncodedNetwork:
     sums and outputs stay float32. Lookups then are bfloat16 too."""
     interpolation: Interpolation = "linear"
     """Of the grid."""
+    encode: Callable[[Tensor], Tensor] | None = None
+    """Features of positions in unit space where they are not the grid's: an encoding without parameters. The table then
+    has no entries, and of the layout only the dimensions count."""
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the fused kernels are made for such an encoding."""
+        return self.encode is None
+
+    def unfused(self, positions_unit: Tensor) -> Tensor:
+        """Outputs by the small ops, where `encode` is given; differentiable in the matrices."""
+        assert self.encode is not None
+        if positions_unit.dtype == torch.int32:
+            positions_unit = from_fixed_point(positions_unit).to(self.table.dtype)
+        return mlp(self.encode(positions_unit), self.weights)
 
     @property
     def n_outputs(self) -> int:
@@ -44,14 +63,18 @@ class EncodedNetwork:
         one_of(op, "precision", self.precision, ("float32", "bfloat16"))
         one_of(op, "interpolation", self.interpolation, ("linear", "smoothstep", "nearest"))
         layout = self.layout
+        n_in: int | None = layout.n_output
         wanted = {"table": (self.table, (layout.n_entries, layout.n_features_per_level))}
+        if not self.is_fused:
+            n_in, wanted["table"] = None, (self.table, (0, self.table.shape[-1]))
+        if not self.is_fused and (self.precision != "float32" or self.table_bf16 is not None):
+            raise ShapeError(f"{op}: precision: a network behind another encoding than a grid takes float32 only")
         if self.table_bf16 is not None:
             wanted["table_bf16"] = (self.table_bf16, wanted["table"][1])
         if not self.weights:
             raise ShapeError(f"{op}: weights: expected at least one matrix, got none")
-        n_in = layout.n_output
         for k, weight in enumerate(self.weights):
-            wanted[f"weights[{k}]"] = (weight, (weight.shape[0], n_in))
+            wanted[f"weights[{k}]"] = (weight, (weight.shape[0], weight.shape[1] if n_in is None else n_in))
             n_in = weight.shape[0]
         for name, (tensor, shape) in wanted.items():
             if tuple(tensor.shape) != shape:
@@ -73,6 +96,9 @@ class EncodedNetwork:
 
 Positions = Float[Tensor, "n n_dims"] | Int32[Tensor, "n n_dims"]
 """Unit space, [0, 1]^D: floats as `grid_encode` takes them, or int32 in fixed point (`geometry.fixed_point`)."""
+
+
+UNFUSED_POINTS = 2**16  # asked at once, which bounds memory
 
 
 def check_positions(op: str, network: EncodedNetwork, positions_unit: Tensor) -> None:
@@ -109,5 +135,8 @@ def eval_points(
     """
     network.check("eval_points")
     check_positions("eval_points", network, positions_unit)
+    if not network.is_fused:
+        parts = [network.unfused(part) for part in positions_unit.split(UNFUSED_POINTS)]
+        return torch.cat(parts) if parts else network.table.new_zeros(0, network.n_outputs)
     choice = choose("eval_points", backend, network.table, positions_unit, limit=network.limit)
     return choice.kernels.eval_points(network, positions_unit)

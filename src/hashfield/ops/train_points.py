@@ -1,6 +1,6 @@
 """One training step of a grid-encoded network: points in, loss and gradients out, fused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from hashfield.errors import ShapeError
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, at_least, one_of
-from hashfield.ops.eval_points import EncodedNetwork, Positions, check_positions
+from hashfield.ops.eval_points import UNFUSED_POINTS, EncodedNetwork, Positions, check_positions
 
 PointLoss = Literal["l2", "relative_l2", "l1", "mape", "huber"]
 LOSSES: tuple[PointLoss, ...] = ("l2", "relative_l2", "l1", "mape", "huber")
@@ -42,12 +42,15 @@ class PointsWorkspace:
         """
         network.check("PointsWorkspace")
         at_least("PointsWorkspace", "max_points", max_points, 1)
-        choice = choose("train_points", backend, network.table, limit=network.limit)
-        self.backend: Backend = choice.name
         self.max_points = max_points
         self.made_for = _signature(network)
         self.grad_table = torch.zeros_like(network.table, memory_format=torch.contiguous_format)
-        self.buffers: Any = choice.kernels.make_buffers(network, max_points)
+        self.backend: Backend = "reference"
+        self.buffers: Any = None
+        if network.is_fused:
+            choice = choose("train_points", backend, network.table, limit=network.limit)
+            self.backend = choice.name
+            self.buffers = choice.kernels.make_buffers(network, max_points)
 
 
 def _signature(network: EncodedNetwork) -> tuple[Any, ...]:
@@ -100,8 +103,30 @@ def train_points(
         raise ShapeError("train_points: workspace: was made for a network of other sizes or another precision")
     if n > workspace.max_points:
         raise ShapeError(f"train_points: positions_unit: expected at most {workspace.max_points} points, got {n}")
+    if not network.is_fused:
+        return _train_unfused(network, positions_unit, target, loss, float(huber_delta))
     choice = choose(
         "train_points", workspace.backend, network.table, positions_unit, target, limit=network.limit
     )
     found = choice.kernels.train_points(network, positions_unit, target, workspace, loss, float(huber_delta))
     return TrainPointsResult(**found)
+
+
+@torch.enable_grad()
+def _train_unfused(
+    network: EncodedNetwork, positions_unit: Positions, target: Tensor, loss: PointLoss, huber_delta: float
+) -> TrainPointsResult:
+    """A step by the small ops, part by part; its gradients are autograd's."""
+    kernels = choose("train_points", "reference", network.table).kernels
+    leaves = [w.detach().requires_grad_() for w in network.weights]
+    leaf = replace(network, weights=tuple(leaves))
+    grads, total, error = [torch.zeros_like(w) for w in leaves], 0.0, 0.0
+    count = max(target.numel(), 1)
+    for positions, wanted in zip(positions_unit.split(UNFUSED_POINTS), target.split(UNFUSED_POINTS), strict=True):
+        output = leaf.unfused(positions)
+        part = kernels.point_loss(output, wanted, loss, huber_delta).sum() / count
+        for grad, found in zip(grads, torch.autograd.grad(part, leaves), strict=True):
+            grad += found
+        total += float(part.detach())
+        error += float((output - wanted).detach().square().sum()) / count
+    return TrainPointsResult(total, error, grads, {})

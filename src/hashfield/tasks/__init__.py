@@ -23,8 +23,8 @@ class Kind:
     module: str
     """Holds the task, its configuration, and `load_model(path)`."""
     commands: dict[str, str]
-    """Verb of the command line -> "module:function" that takes the verb's arguments and returns the exit code. "train"
-    and "demo" get what follows the kind's name, "render" and "evaluate" all of their arguments."""
+    """Verb of the command line -> "module:function" that takes the verb's arguments and returns the exit code. "train",
+    "demo" and "sweep" get what follows the kind's name, "render" and "evaluate" all of their arguments."""
 
     def load_model(self, path: Path) -> Any:
         """The model in a checkpoint file of this kind."""
@@ -48,13 +48,15 @@ KINDS: Final = (
             "demo": "hashfield.cli.demo:demo_nerf",
             "render": "hashfield.cli.render:render_nerf",
             "evaluate": "hashfield.cli.evaluate:evaluate_nerf",
+            "sweep": "hashfield.cli.sweep:sweep_nerf",
         },
     ),
     Kind(
         "image",
         "a picture of any size as a function from position to colour",
         "hashfield.tasks.image",
-        {verb: f"hashfield.cli.image:{verb}_image" for verb in ("train", "demo", "render", "evaluate")},
+        {verb: f"hashfield.cli.image:{verb}_image" for verb in ("train", "demo", "render", "evaluate")}
+        | {"sweep": "hashfield.cli.sweep:sweep_image"},
     ),
 )
 """All of them; the first is the one meant where none is named."""

@@ -18,8 +18,8 @@ from hashfield.data.pictures import Picture, linear_from_srgb
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.fixed_point import to_fixed_point
 from hashfield.log import logger
-from hashfield.nn.config import GridConfig, MLPConfig
-from hashfield.nn.encodings import GridEncoding
+from hashfield.nn.config import EncodingConfig, MLPConfig
+from hashfield.nn.encodings import GridEncoding, encoding_from_config
 from hashfield.nn.networks import NetworkWithEncoding
 from hashfield.ops.backend import fast_precision
 from hashfield.ops.eval_points import EncodedNetwork, eval_points
@@ -77,7 +77,7 @@ class ImageConfig:
 
     preset: str = "default"
     """default or paper: where the other values start from."""
-    encoding: GridConfig = GridConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=24)
+    encoding: EncodingConfig = EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=24)
     """Of positions. Its log2_hashmap_size is the most T may be; per_level_scale follows from finest_resolution."""
     finest_resolution: int | None = None
     """Vertices per axis of the last level (N_max). None: half the longer side in pixels."""
@@ -102,7 +102,9 @@ class ImageConfig:
             raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
         if not 1 <= self.n_hidden_layers <= 8:
             raise ConfigError(f"n_hidden_layers: expected 1 to 8, got {self.n_hidden_layers}")
-        if self.encoding.per_level_scale != GridConfig().per_level_scale:
+        if self.precision == "bfloat16" and self.encoding.otype != "Grid":
+            raise ConfigError("precision: bfloat16 needs a grid")
+        if self.encoding.per_level_scale != EncodingConfig().per_level_scale:
             raise ConfigError("encoding.per_level_scale: follows from finest_resolution; set that instead")
         if self.encoding.interpolation == "nearest":
             raise ConfigError("encoding.interpolation: expected linear or smoothstep, got nearest")
@@ -124,14 +126,14 @@ class ImageConfig:
         finest = self.finest_resolution or max(self.encoding.base_resolution, math.ceil(max(width, height) / 2))
         budget = min(self.max_numbers, max(2**16, self.numbers_per_pixel * width * height))
         log2_t = self.encoding.log2_hashmap_size
-        while log2_t > 8:
+        while log2_t > 8 and (self.encoding.otype, self.encoding.type) == ("Grid", "Hash"):
             grid = replace(self.encoding, log2_hashmap_size=log2_t).reaching(finest).layout(2)
             if grid.n_parameters <= budget:
                 break
             log2_t -= 1
         return replace(self, finest_resolution=finest, encoding=replace(self.encoding, log2_hashmap_size=log2_t))
 
-    def grid(self) -> GridConfig:
+    def grid(self) -> EncodingConfig:
         """The encoding with its per-level scale; `fitted` comes first."""
         assert self.finest_resolution is not None
         return self.encoding.reaching(self.finest_resolution)
@@ -142,7 +144,7 @@ PRESETS: dict[str, ImageConfig] = {
     # The paper's encoding and network (its T, 2^24, may be lowered to the budget); not the fastest on a CPU.
     "paper": ImageConfig(
         preset="paper",
-        encoding=GridConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=24),
+        encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=24),
         n_neurons=64,
         n_hidden_layers=2,
         numbers_per_pixel=1e6,
@@ -152,7 +154,7 @@ PRESETS: dict[str, ImageConfig] = {
 
 def make_module(config: ImageConfig, n_channels: int, generator: torch.Generator | None = None) -> NetworkWithEncoding:
     """The trainable module of a fitted configuration."""
-    encoding = GridEncoding.from_config(config.grid(), 2, generator=generator)
+    encoding = encoding_from_config(config.grid(), 2, generator=generator)
     network = MLPConfig(config.n_neurons, config.n_hidden_layers)
     return NetworkWithEncoding(encoding, n_channels, network, generator=generator)
 
@@ -160,16 +162,23 @@ def make_module(config: ImageConfig, n_channels: int, generator: torch.Generator
 def network_parameters(module: NetworkWithEncoding, table_bf16: Tensor, config: ImageConfig) -> EncodedNetwork:
     """A module's numbers as the fused ops take them."""
     encoding = module.encoding
-    assert isinstance(encoding, GridEncoding)
-    precision = config.precision
+    precision, weights = config.precision, tuple(w.detach() for w in module.network.weights)
+    if not isinstance(encoding, GridEncoding):
+        return EncodedNetwork(config.encoding.layout(2), table_of(module), weights, encode=encoding)
     return EncodedNetwork(
         layout=encoding.layout,
         table=encoding.table.detach(),
-        weights=tuple(w.detach() for w in module.network.weights),
+        weights=weights,
         table_bf16=None if precision == "float32" else table_bf16,
         precision=fast_precision(table_bf16.device) if precision == "auto" else precision,
         interpolation=config.encoding.interpolation,
     )
+
+
+def table_of(module: NetworkWithEncoding) -> Tensor:
+    """The grid's table; without entries where the encoding has none."""
+    encoding = module.encoding
+    return encoding.table if isinstance(encoding, GridEncoding) else torch.zeros(0, 1)
 
 
 # --- the trained model -------------------------------------------------------------------------------------
@@ -215,9 +224,7 @@ class ImageModel(nn.Module):
         super().__init__()
         self.field = module.requires_grad_(False)
         self.config, self.shape, self.info = config, shape, info or {}
-        encoding = module.encoding
-        assert isinstance(encoding, GridEncoding)
-        self.register_buffer("table_bf16", encoding.table.detach().to(torch.bfloat16))
+        self.register_buffer("table_bf16", table_of(module).detach().to(torch.bfloat16))
 
     def forward(self, positions_unit: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch n_channels"]:
         """Values at positions (x / width, y / height), y down: sRGB, multiplied by alpha where there is one.
@@ -373,13 +380,16 @@ def load_model(path: Path) -> ImageModel:
         shape = config_from_dict(ImageShape, metadata.get("image"), f"{path}: image")
         if config.finest_resolution is None:
             raise CheckpointError(f"{path}: config.finest_resolution: expected a number, got None")
-        layout = config.grid().layout(2)
+        n_encoded = config.grid().n_output(2)
     except CheckpointError:
         raise
     except HashfieldError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    widths = [layout.n_output, *[config.n_neurons] * config.n_hidden_layers, shape.n_channels]
-    expected = {"field.encoding.table": (layout.n_entries, layout.n_features_per_level)}
+    widths = [n_encoded, *[config.n_neurons] * config.n_hidden_layers, shape.n_channels]
+    expected = {}
+    if config.encoding.otype == "Grid":
+        layout = config.grid().layout(2)
+        expected["field.encoding.table"] = (layout.n_entries, layout.n_features_per_level)
     expected |= {f"field.network.weights.{k}": (widths[k + 1], widths[k]) for k in range(len(widths) - 1)}
     found = tensor_shapes(path)
     for name, size in expected.items():
@@ -428,11 +438,9 @@ class ImageTask:
         self.config = config.fitted(picture.width, picture.height)
         init = torch.Generator().manual_seed(seed)
         self.field = make_module(self.config, picture.n_channels, init)
-        encoding = self.field.encoding
-        assert isinstance(encoding, GridEncoding)
-        self.layout = encoding.layout
+        self.layout = self.config.grid().layout(2)
         self.matrices = list(self.field.network.weights)
-        self.optimizer = TableOptimizer(encoding.table, self.matrices, l2=self.config.train.l2)
+        self.optimizer = TableOptimizer(table_of(self.field), self.matrices, l2=self.config.train.l2)
         self.lattice = lattice_for(self.config.train.batch, picture.width, picture.height)
         self.workspace = PointsWorkspace(self.parameters(), self.lattice[0] * self.lattice[1])
         pixels = picture.pixels
