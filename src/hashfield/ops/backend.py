@@ -50,6 +50,8 @@ _FAST: dict[str, tuple[Backend, ...]] = {
     "adam": ("numba", "triton"),
     "render_rays": ("numba", "triton"),
     "train_rays": ("numba", "triton"),
+    "eval_points": ("numba", "triton"),
+    "train_points": ("numba", "triton"),
     "occupancy_update": ("numba", "triton"),
     "training_rays": ("numba", "triton"),
     "camera_rays": ("numba", "triton"),

@@ -33,6 +33,7 @@ from hashfield.kernels.numba_cpu.simd import (
     floor,
     fma,
     load,
+    load_int,
     peek,
     poke,
     prefetch,
@@ -43,6 +44,7 @@ from hashfield.kernels.numba_cpu.simd import (
     store_bf16,
     store_int,
     to_bf16,
+    to_float,
     to_int_fast,
     unsigned_minimum,
     where,
@@ -66,6 +68,35 @@ def cell_and_fraction(x, scale):
 
 
 @inline
+def cell_and_fraction_fixed(k, scale):
+    """The same for a position k / 2^32 in fixed point; the fraction is good to 2^-23 of a cell on every level.
+
+    scale * k falls into an upper half, of which the rounding error is kept, and a lower half of at most 2^-16 * scale.
+    """
+    high, low = to_float(k >> splat_int(16)), to_float(k & splat_int(0xFFFF))
+    scale = scale * splat(2.0**-16)
+    q = scale * high
+    error = fma(scale, high, splat(0.0) - q)
+    cell = floor(q)
+    rest = (q - cell) + (fma(scale * splat(2.0**-16), low, error) + splat(0.5))
+    whole = floor(rest)
+    return to_int_fast(cell + whole), rest - whole
+
+
+@overloaded
+def locate(positions, at, scale):
+    """Cells and fractions of LANES points along one axis: float32 positions, or uint32 ones in fixed point."""
+
+    def floating(positions, at, scale):
+        return cell_and_fraction(load(positions, at), scale)
+
+    def fixed(positions, at, scale):
+        return cell_and_fraction_fixed(load_int(positions, at), scale)
+
+    return fixed if positions.dtype == types.uint32 else floating
+
+
+@inline
 def eased(f, smoothstep):
     """The interpolation weight of the upper corner: f, or f^2 (3 - 2f)."""
     if smoothstep:
@@ -85,9 +116,9 @@ def corners3(positions, stride, start, scale, resolution, size, hashed, smoothst
     scale_v, one, one_i = splat(scale), splat(1.0), splat_int(1)
     size_v = splat_int(size)
     for i in range(0, BLOCK, LANES):
-        ix, fx = cell_and_fraction(load(positions, start + i), scale_v)
-        iy, fy = cell_and_fraction(load(positions, stride + start + i), scale_v)
-        iz, fz = cell_and_fraction(load(positions, 2 * stride + start + i), scale_v)
+        ix, fx = locate(positions, start + i, scale_v)
+        iy, fy = locate(positions, stride + start + i, scale_v)
+        iz, fz = locate(positions, 2 * stride + start + i, scale_v)
         fx, fy, fz = eased(fx, smoothstep), eased(fy, smoothstep), eased(fz, smoothstep)
         gx, gy, gz = one - fx, one - fy, one - fz
         w00, w10, w01, w11 = gy * gz, fy * gz, gy * fz, fy * fz
@@ -136,8 +167,8 @@ def corners2(positions, stride, start, scale, resolution, size, hashed, smoothst
     scale_v, one, one_i = splat(scale), splat(1.0), splat_int(1)
     size_v = splat_int(size)
     for i in range(0, BLOCK, LANES):
-        ix, fx = cell_and_fraction(load(positions, start + i), scale_v)
-        iy, fy = cell_and_fraction(load(positions, stride + start + i), scale_v)
+        ix, fx = locate(positions, start + i, scale_v)
+        iy, fy = locate(positions, stride + start + i, scale_v)
         fx, fy = eased(fx, smoothstep), eased(fy, smoothstep)
         gx, gy = one - fx, one - fy
         j = at + i
@@ -470,9 +501,12 @@ def level_table(layout: GridLayout) -> np.ndarray:
 
 
 def to_planes(positions: np.ndarray) -> np.ndarray:
-    """Positions [n, D] as one padded plane per axis, flat: the kernels read whole vectors."""
+    """Positions [n, D] as one padded plane per axis, flat: the kernels read whole vectors. int32 positions are in fixed
+    point, and go on as uint32."""
     n, n_dims = positions.shape
-    planes = np.zeros((n_dims, round_up(n, BLOCK) + 2 * BLOCK), np.float32)
+    is_fixed = positions.dtype == np.int32
+    positions = positions.view(np.uint32) if is_fixed else positions
+    planes = np.zeros((n_dims, round_up(n, BLOCK) + 2 * BLOCK), positions.dtype)
     planes[:, :n] = positions.T
     return planes.reshape(-1)
 
