@@ -50,6 +50,17 @@ KINDS: Final = (
             "evaluate": "hashfield.cli.evaluate:evaluate_nerf",
         },
     ),
+    Kind(
+        "sdf",
+        "a signed distance from a mesh",
+        "hashfield.tasks.sdf",
+        {
+            "train": "hashfield.cli.sdf:train_sdf",
+            "demo": "hashfield.cli.sdf:demo_sdf",
+            "render": "hashfield.cli.sdf:render_sdf",
+            "evaluate": "hashfield.cli.sdf:evaluate_sdf",
+        },
+    ),
 )
 """All of them; the first is the one meant where none is named."""
 
