@@ -71,7 +71,11 @@ def main(arguments: list[str]) -> int:
 
 def render_nerf(arguments: list[str]) -> int:
     """`render` for a radiance field."""
-    options = parse(Render, arguments, "render")
+    return render(parse(Render, arguments, "render"))
+
+
+def render(options: Render) -> int:
+    """`render` for any model that renders cameras: with `render`, `cameras` and `background`."""
     set_up(threads=options.threads)
     if options.transparent and options.format == "mp4":
         raise ConfigError("--transparent: a video has no transparency; use --format png")

@@ -12,11 +12,14 @@ from hashfield.cli.progress import ProgressView
 from hashfield.cli.shared import kind_from_name, parse, run_command, say, set_up
 from hashfield.data import ReadOptions, load_scene
 from hashfield.data.dataset import PosedImages
+from hashfield.data.meshes import read_mesh
 from hashfield.data.pictures import read_picture
 from hashfield.errors import ConfigError
 from hashfield.export.plots import Series, plot_svg
-from hashfield.tasks import KINDS, image, nerf
+from hashfield.nn.config import MLPConfig
+from hashfield.tasks import KINDS, image, nerf, sdf
 from hashfield.tasks.evaluate import evaluate_views
+from hashfield.tasks.evaluate_surface import evaluate_distance
 from hashfield.tasks.studies import Setting, encodings_study, grid_study
 from hashfield.train.checkpoint import write_aside
 from hashfield.train.loop import TrainOptions
@@ -46,7 +49,7 @@ class SweepOptions:
     overwrite: bool = False
     """Begin anew where --out holds another sweep."""
     max_samples: int | None = None
-    """Points that each cell is trained on: the budget that all share. Default 2^22, of a picture 2^24."""
+    """Points that each cell is trained on: the budget that all share. Default 2^22, of a picture 2^24, a mesh 2^23."""
     max_seconds: float | None = None
     """Seconds of training of each cell instead."""
     cells: tuple[str, ...] = ()
@@ -58,7 +61,7 @@ class SweepOptions:
     log2_hashmap_sizes: tuple[int, ...] = (14, 17, 19)
     """log2 T of the study grid."""
     batch: int | None = None
-    """Points per step; default 2^14, of a picture 2^16."""
+    """Points per step; default 2^14, of a picture 2^16, a mesh 2^15."""
     seed: int = 0
     """Of every random choice."""
     threads: int | None = None
@@ -89,6 +92,8 @@ def main(arguments: list[str]) -> int:
     return run_command(kind, "sweep", rest)
 
 
+PSNR = ("psnr", "PSNR of batches, dB")
+
 # --- what every kind does ------------------------------------------------------------------------------------
 
 
@@ -106,6 +111,8 @@ class Subject:
     """Key and heading of further figures."""
     is_the_papers: bool
     """Whether the paper's figure 2 is about this kind, so that its figures stand beside ours."""
+    batches: tuple[str, str]
+    """Key and heading of the training loop's figure that is drawn over time."""
     n_dims: int
     """Of positions."""
     finest: int
@@ -193,12 +200,12 @@ def write_results(
         _front_plot(f"{heading} and time", by_time, names, fronts[1], "seconds of training", heading),
     )
     curves = [
-        Series(name, [(line["elapsed_s"], line["psnr"]) for line in lines if line["elapsed_s"] > 0])
+        Series(name, [(line["elapsed_s"], line[subject.batches[0]]) for line in lines if line["elapsed_s"] > 0])
         for name, lines in result.histories.items()
     ]
     _write(
         folder / "batches_over_time.svg",
-        plot_svg("Training batches", curves, "seconds of training", "PSNR of batches, dB", log_x=True),
+        plot_svg("Training batches", curves, "seconds of training", subject.batches[1], log_x=True),
     )
     here = machine()
     seen = {row["machine"] for row in rows}, {row["commit"] for row in rows}
@@ -300,7 +307,7 @@ def sweep_nerf(arguments: list[str]) -> int:
         "directions": "spherical harmonics of degree 4 in every row",
     }  # fmt: skip
     quality, others = ("psnr", "held-out PSNR, dB"), (("ssim", "SSIM"),)
-    return sweep(options, Subject("nerf", about, quality, others, True, 3, 4096, 2**22, cell))
+    return sweep(options, Subject("nerf", about, quality, others, True, PSNR, 3, 4096, 2**22, cell))
 
 
 # --- images --------------------------------------------------------------------------------------------------
@@ -332,7 +339,7 @@ def sweep_image(arguments: list[str]) -> int:
         def cell(setting: Setting) -> Cell:
             config = config_of(setting)
             grid, layers = config.grid(), config.n_hidden_layers
-            sizes = image.MLPConfig(config.n_neurons, layers).shapes(grid.n_output(2), picture.n_channels)
+            sizes = MLPConfig(config.n_neurons, layers).shapes(grid.n_output(2), picture.n_channels)
             return Cell(
                 setting.name,
                 {
@@ -348,4 +355,60 @@ def sweep_image(arguments: list[str]) -> int:
             "N_max": finest, "seed": options.seed,
         }  # fmt: skip
         quality = ("psnr", "PSNR of every pixel, dB")
-        return sweep(options, Subject("image", about, quality, (), False, 2, finest, 2**24, cell))
+        return sweep(options, Subject("image", about, quality, (), False, PSNR, 2, finest, 2**24, cell))
+
+
+# --- signed distances ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SweepSdf(SweepOptions):
+    """Train a matrix of settings on a mesh."""
+
+    n_points: int = 2**20
+    """Uniform points for the IoU."""
+
+
+def sweep_sdf(arguments: list[str]) -> int:
+    """`sweep sdf` with its arguments."""
+    options = parse(SweepSdf, arguments, "sweep sdf")
+    set_up(threads=options.threads)
+    batch, finest = options.batch or 2**15, 2048
+    mesh = read_mesh(options.path)
+
+    def config_of(setting: Setting) -> sdf.SdfConfig:
+        base = sdf.PRESETS["fast"]
+        rates: dict[str, Any] = {}
+        if setting.learning_rate is not None:
+            rates = {"learning_rate": setting.learning_rate, "final_learning_rate": setting.learning_rate / 20}
+        return replace(
+            base, preset="sweep", encoding=setting.encoding, finest_resolution=setting.finest,
+            n_neurons=setting.n_neurons, n_hidden_layers=7 if setting.is_deep else 2,
+            train=replace(base.train, batch_points=batch, **rates),
+        )  # fmt: skip
+
+    def judge(task: sdf.SdfTask) -> dict[str, float]:
+        found = evaluate_distance(task.model(), task.truth, n_points=options.n_points)
+        return {k: found[k] for k in ("iou", "mean_distance_of_diagonal") if found[k] is not None}
+
+    def cell(setting: Setting) -> Cell:
+        config = config_of(setting)
+        grid = config.encoding.reaching(config.finest_resolution)
+        sizes = MLPConfig(config.n_neurons, config.n_hidden_layers).shapes(grid.n_output(3), 1)
+        return Cell(
+            setting.name,
+            {
+                **setting.columns, "encoding_parameters": grid.n_parameters(3),
+                "network_parameters": sum(a * b for a, b in sizes),
+            },
+            lambda: sdf.SdfTask(config, mesh, seed=options.seed),
+            judge,
+        )  # fmt: skip
+
+    about = {
+        "input": mesh.name, "triangles": len(mesh.faces), "points a step": batch, "N_max": finest,
+        "seed": options.seed, "points of the IoU": options.n_points,
+    }  # fmt: skip
+    quality, batches = ("iou", "IoU"), ("loss", "MAPE of batches")
+    others = (("mean_distance_of_diagonal", "mean error, of the diagonal"),)
+    return sweep(options, Subject("sdf", about, quality, others, False, batches, 3, finest, 2**23, cell))

@@ -337,6 +337,11 @@ def encoding_from_config(
     return IdentityEncoding(n_dims)
 
 
+def table_of(encoding: Encoding) -> Tensor:
+    """A grid's table; a tensor without entries where the encoding has none."""
+    return encoding.table if isinstance(encoding, GridEncoding) else torch.zeros(0, 1)
+
+
 def _check_counts(**counts: int) -> None:
     if min(counts.values()) < 1:
         names, values = ", ".join(counts), " and ".join(map(str, counts.values()))

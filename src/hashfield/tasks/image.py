@@ -19,7 +19,7 @@ from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.fixed_point import to_fixed_point
 from hashfield.log import logger
 from hashfield.nn.config import EncodingConfig, MLPConfig
-from hashfield.nn.encodings import GridEncoding, encoding_from_config
+from hashfield.nn.encodings import GridEncoding, encoding_from_config, table_of
 from hashfield.nn.networks import NetworkWithEncoding
 from hashfield.ops.backend import fast_precision
 from hashfield.ops.eval_points import EncodedNetwork, eval_points
@@ -164,7 +164,7 @@ def network_parameters(module: NetworkWithEncoding, table_bf16: Tensor, config: 
     encoding = module.encoding
     precision, weights = config.precision, tuple(w.detach() for w in module.network.weights)
     if not isinstance(encoding, GridEncoding):
-        return EncodedNetwork(config.encoding.layout(2), table_of(module), weights, encode=encoding)
+        return EncodedNetwork(config.encoding.layout(2), table_of(module.encoding), weights, encode=encoding)
     return EncodedNetwork(
         layout=encoding.layout,
         table=encoding.table.detach(),
@@ -173,12 +173,6 @@ def network_parameters(module: NetworkWithEncoding, table_bf16: Tensor, config: 
         precision=fast_precision(table_bf16.device) if precision == "auto" else precision,
         interpolation=config.encoding.interpolation,
     )
-
-
-def table_of(module: NetworkWithEncoding) -> Tensor:
-    """The grid's table; without entries where the encoding has none."""
-    encoding = module.encoding
-    return encoding.table if isinstance(encoding, GridEncoding) else torch.zeros(0, 1)
 
 
 # --- the trained model -------------------------------------------------------------------------------------
@@ -224,7 +218,7 @@ class ImageModel(nn.Module):
         super().__init__()
         self.field = module.requires_grad_(False)
         self.config, self.shape, self.info = config, shape, info or {}
-        self.register_buffer("table_bf16", table_of(module).detach().to(torch.bfloat16))
+        self.register_buffer("table_bf16", table_of(module.encoding).detach().to(torch.bfloat16))
 
     def forward(self, positions_unit: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch n_channels"]:
         """Values at positions (x / width, y / height), y down: sRGB, multiplied by alpha where there is one.
@@ -440,7 +434,7 @@ class ImageTask:
         self.field = make_module(self.config, picture.n_channels, init)
         self.layout = self.config.grid().layout(2)
         self.matrices = list(self.field.network.weights)
-        self.optimizer = TableOptimizer(table_of(self.field), self.matrices, l2=self.config.train.l2)
+        self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=self.config.train.l2)
         self.lattice = lattice_for(self.config.train.batch, picture.width, picture.height)
         self.workspace = PointsWorkspace(self.parameters(), self.lattice[0] * self.lattice[1])
         pixels = picture.pixels

@@ -23,7 +23,7 @@ from hashfield.geometry.rays import Rays
 from hashfield.geometry.spaces import Spaces
 from hashfield.log import logger
 from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig
-from hashfield.nn.encodings import GridEncoding
+from hashfield.nn.encodings import GridEncoding, table_of
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.backend import fast_precision
 from hashfield.ops.camera_rays import camera_rays
@@ -276,7 +276,7 @@ def field_parameters(module: RadianceField, table_bf16: Tensor, precision: RunPr
     encoding = module.encoding
     found = FieldParameters(
         layout=module.config.encoding.layout(3) if isinstance(encoding, GridEncoding) else GridLayout(),
-        table=table_of(module).detach(),
+        table=table_of(module.encoding).detach(),
         density_weights=tuple(w.detach() for w in module.density_network.weights),
         color_weights=(first, *others),
         density_bias=module.config.density_bias,
@@ -291,11 +291,6 @@ def field_parameters(module: RadianceField, table_bf16: Tensor, precision: RunPr
         table_bf16=None if precision == "float32" else table_bf16,
         precision=fast_precision(table_bf16.device) if precision == "auto" else precision,
     )
-
-
-def table_of(module: RadianceField) -> Tensor:
-    """The grid's table; without entries where the encoding has none."""
-    return module.encoding.table if isinstance(module.encoding, GridEncoding) else torch.zeros(0, 1)
 
 
 # --- the trained model -------------------------------------------------------------------------------------
@@ -337,7 +332,7 @@ class NerfModel(nn.Module):
         self.spaces = spaces
         self.register_buffer("bits", bits)
         self.register_buffer("box", box)
-        self.register_buffer("table_bf16", table_of(module).detach().to(torch.bfloat16))
+        self.register_buffer("table_bf16", table_of(module.encoding).detach().to(torch.bfloat16))
         self.cameras = {split: list(views) for split, views in (cameras or {}).items()}
         self.background = background
         self.step_scale = step_scale
@@ -559,7 +554,7 @@ class NerfTask:
         init = torch.Generator().manual_seed(seed)
         self.field = RadianceField(config.field_config(self.spaces.aabb_scale, self.density_bias), generator=init)
         self.matrices = [*self.field.density_network.weights, *self.field.color_network.weights]
-        self.optimizer = TableOptimizer(table_of(self.field), self.matrices, l2=config.train.l2)
+        self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=config.train.l2)
         self.workspace = TrainWorkspace(
             self.parameters(), max(2 * config.train.batch_samples, LONGEST_RAYS * torch.get_num_threads())
         )
@@ -675,7 +670,7 @@ class NerfTask:
         generator = np.random.default_rng((self.seed, step))
         highest = layout.resolutions.astype(np.int64)[:, None] - np.array(sides)[:, None]
         corners = torch.from_numpy((generator.random((layout.n_levels, 3)) * highest).astype(np.int64))
-        weight, table = self.config.train.total_variation, table_of(self.field)
+        weight, table = self.config.train.total_variation, table_of(self.field.encoding)
         return total_variation(table, self.workspace.grad_table, layout, corners=corners, sides=sides, weight=weight)
 
     def step_scale(self, fraction: float) -> float:
