@@ -15,7 +15,7 @@ import hashfield
 from hashfield.cli import main
 from hashfield.data.meshes import Mesh, make_mesh
 from hashfield.errors import CheckpointError, ConfigError
-from hashfield.nn.config import GridConfig
+from hashfield.nn.config import EncodingConfig, GridConfig
 from hashfield.tasks.evaluate_surface import evaluate_distance
 from hashfield.tasks.sdf import PRESETS, SdfConfig, SdfModel, SdfTask, load_model, preset_for
 from hashfield.train.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
@@ -226,3 +226,23 @@ def test_broken_input_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureF
     path.write_text("nothing")
     assert main.run(["train", "sdf", str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("otype", ["Frequency", "OneBlob"])
+def test_encodings_without_a_table_learn_and_load(otype, tmp_path: Path):
+    config = tiny_config()
+    config = replace(
+        config, encoding=EncodingConfig(otype=otype, n_frequencies=4, n_bins=8), n_hidden_layers=3,
+        train=replace(config.train, learning_rate=3e-3),
+    )  # fmt: skip
+    task = SdfTask(config, torus_mesh(), seed=1)
+    run = RunFolder.create(tmp_path / "a", "torus")
+    assert train(task, run, TrainOptions(n_steps=150)).stopped_by == "done"
+    model = hashfield.load(run.path)
+    assert isinstance(model, SdfModel)
+    assert evaluate_distance(model, task.truth, n_points=2**15, n_surface=2**11)["iou"] > 0.8
+    points = torch.tensor([[1.5, 0.0, 0.0], [0.0, 0.6, 1.0]]).double()
+    assert torch.equal(model.distance(points), task.model().distance(points))
+    normals = model.normals(points)
+    torch.testing.assert_close(normals.norm(dim=1), torch.ones(2, dtype=normals.dtype), rtol=0, atol=1e-4)
+    assert normals[0, 0] > 0.8 and normals[1, 1] > 0.5

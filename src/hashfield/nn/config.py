@@ -79,6 +79,11 @@ class EncodingConfig(GridConfig):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
+    @classmethod
+    def of(cls, config: GridConfig) -> "EncodingConfig":
+        """A grid's configuration as one of any encoding; one that is it already, as it is."""
+        return config if isinstance(config, cls) else cls(**vars(config))
+
     def n_output(self, n_dims: int) -> int:
         """Features of an encoded position of n_dims components."""
         return {

@@ -96,6 +96,7 @@ class ImageConfig:
     """Batches, loss, schedule."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
         if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:

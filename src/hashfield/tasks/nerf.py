@@ -171,8 +171,7 @@ class NerfConfig:
     """Empty-space skipping."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.encoding, EncodingConfig):  # a GridConfig, whose fields are all that a grid has
-            object.__setattr__(self, "encoding", EncodingConfig(**vars(self.encoding)))
+        object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
         if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:

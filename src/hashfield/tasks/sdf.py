@@ -120,6 +120,7 @@ class SdfConfig:
     """Points, rates, schedules."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
         if self.inside not in ("auto", "normals", "winding"):
