@@ -10,6 +10,7 @@ from PIL import Image
 
 from hashfield.cli.main import run
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from tests.data.mesh_cases import sphere, write_obj
 
 PLOTS = ("quality_over_parameters.svg", "quality_over_training_time.svg", "batches_over_time.svg")
 GRID = ["--study", "grid", "--features", "2", "--levels", "4", "--log2-hashmap-sizes", "8", "12", "--batch", "4096"]
@@ -89,3 +90,15 @@ def test_what_is_refused(picture: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert message in capsys.readouterr().err
     assert not (tmp_path / "never").exists()
     assert run(["sweep", "--help"]) == 0 and "sweep KIND PATH" in capsys.readouterr().out
+
+
+def test_grid_study_of_a_mesh(tmp_path: Path) -> None:
+    pytest.importorskip("trimesh")
+    pytest.importorskip("igl")
+    write_obj(tmp_path / "ball.obj", *sphere(24))
+    out = tmp_path / "out"
+    command = ["sweep", "sdf", str(tmp_path / "ball.obj"), *GRID, "--max-samples", "200000", "--n-points", "20000"]
+    assert run([*command, "--out", str(out), "--cells", "F2-L4-T12"]) == 0
+    (row,) = rows_of(out)
+    assert float(row["iou"]) > 0.9 and 0 < float(row["mean_distance_of_diagonal"]) < 0.05
+    assert "MAPE of batches" in (out / "batches_over_time.svg").read_text()
