@@ -13,6 +13,8 @@ from hashfield.cli.shared import parse, say
 from hashfield.train.checkpoint import read_metadata, tensor_shapes
 from hashfield.train.run_folder import RunFolder
 
+SHOWN_ELSEWHERE = ("scene", "figures", "loop", "state", "cameras", "config")
+
 
 @dataclass(frozen=True)
 class Info:
@@ -62,7 +64,9 @@ def about_run(run: RunFolder) -> None:
     say(f"{run.checkpoint}: {metadata.get('task')}, {size / 1e6:.1f} MB, format {metadata['format_version']}, "
         f"written by hashfield {metadata.get('hashfield')}")  # fmt: skip
     say(f"scene: {scene.get('name')} from {scene.get('path')}")
-    say(f"spaces: {metadata.get('spaces')}; background {metadata.get('background')}")
+    for name, value in metadata.items():  # what only some kinds of run have
+        if name not in ("task", "hashfield", "format", "format_version", "torch", "python", *SHOWN_ELSEWHERE):
+            say(f"{name}: {value}")
     say(f"trained: {figures.get('steps')} steps, {figures.get('train_seconds', 0):.1f} s, "
         f"{figures.get('n_rays', 0) / 1e6:.1f} M rays, {figures.get('n_samples', 0) / 1e6:.1f} M samples")  # fmt: skip
     loop = metadata.get("loop", {})
@@ -71,7 +75,8 @@ def about_run(run: RunFolder) -> None:
         say(f"planned for: {planned}; can be resumed: yes")
     else:
         say("can be resumed: no, this is an export")
-    say("cameras: " + ", ".join(f"{len(views)} {split}" for split, views in metadata.get("cameras", {}).items()))
+    if "cameras" in metadata:
+        say("cameras: " + ", ".join(f"{len(views)} {split}" for split, views in metadata["cameras"].items()))
     config = metadata.get("config", {})
     encoding = {k: v for k, v in config.get("encoding", {}).items() if k != "per_level_scale"}
     finest = config.get("finest_resolution")

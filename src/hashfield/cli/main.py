@@ -16,6 +16,7 @@ VERBS = {
     "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH"),
     "evaluate": ("hashfield.cli.evaluate", "PSNR and SSIM of a run on views it has not seen"),
     "render": ("hashfield.cli.render", "pictures or a video of a run: test views, an orbit, or a camera path"),
+    "sweep": ("hashfield.cli.sweep", "a matrix of settings on one input: tables and plots of the paper's comparison"),
     "export": ("hashfield.cli.export", "the small form of a checkpoint: half precision, no optimiser"),
     "info": ("hashfield.cli.info", "versions, CPU, kernels; or what a run or checkpoint holds"),
 }

@@ -50,9 +50,14 @@ _FAST: dict[str, tuple[Backend, ...]] = {
     "adam": ("numba", "triton"),
     "render_rays": ("numba", "triton"),
     "train_rays": ("numba", "triton"),
+    "eval_points": ("numba", "triton"),
+    "train_points": ("numba", "triton"),
     "occupancy_update": ("numba", "triton"),
     "training_rays": ("numba", "triton"),
     "camera_rays": ("numba", "triton"),
+    "elementwise_encode": (),
+    "total_variation": (),
+    "pixel_batch": ("numba",),
     "ray_box": (),
     "occupancy": (),
 }
@@ -162,6 +167,15 @@ def fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
     from hashfield.kernels.numba_cpu.target import HAS_BF16_DOT, HAS_TILES
 
     return "bfloat16" if HAS_BF16_DOT or HAS_TILES else "float32"
+
+
+def kernel_path() -> str:
+    """What the CPU kernels are compiled for, e.g. "avx512_bf16"; "no kernels" where Numba is missing."""
+    if _unavailable("grid_encode", "numba"):
+        return "no kernels"
+    from hashfield.kernels.numba_cpu.target import PATH
+
+    return PATH
 
 
 def ops() -> tuple[str, ...]:

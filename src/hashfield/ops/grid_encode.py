@@ -81,7 +81,7 @@ def grid_encode(
             return None
         if layout.n_dims not in (2, 3):
             return f"{layout.n_dims} dimensions, it covers 2 and 3"
-        if interpolation == "nearest":
+        if name == "triton" and interpolation == "nearest":
             return "interpolation 'nearest'"
         return None
 
@@ -90,6 +90,8 @@ def grid_encode(
         return choice.kernels.grid_encode(
             positions_unit, table, layout, interpolation, precision, table_bf16
         )  # fmt: skip
+    if interpolation == "nearest":
+        positions_unit = positions_unit.detach()  # constant between the middles of the vertices
     options = (layout, interpolation, precision, table_bf16, choice)
     return _GridEncode.apply(positions_unit, table, *options)  # pyright: ignore[reportReturnType]
 

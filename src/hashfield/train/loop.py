@@ -26,21 +26,25 @@ METRICS: Final = (
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How long to train. Exactly one of the two lengths is given; schedules are fractions of it."""
+    """How long to train. Exactly one of the three lengths is given; schedules are fractions of it."""
 
     n_steps: int | None = None
     """Steps of the whole run."""
     max_seconds: float | None = None
     """Seconds of training of the whole run: all that happens after the images are decoded, without evaluation,
     saving and first-use compilation. The clock then enters the schedule, so runs are not repeatable bit for bit."""
+    max_samples: int | None = None
+    """Points that the networks are trained on; the run ends with the step that reaches it."""
     autosave_seconds: float = 60.0
     """Time between checkpoints."""
     stop_after: int | None = None
     """Stop as if interrupted once this many steps are done; for tests of resuming."""
 
     def __post_init__(self) -> None:
-        if (self.n_steps is None) == (self.max_seconds is None):
-            raise ConfigError("expected exactly one of --n-steps and --max-seconds")
+        if sum(length is not None for length in (self.n_steps, self.max_seconds, self.max_samples)) != 1:
+            raise ConfigError("expected exactly one of --n-steps, --max-seconds and --max-samples")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ConfigError(f"max_samples: expected at least 1, got {self.max_samples}")
         if self.n_steps is not None and self.n_steps < 1:
             raise ConfigError(f"n_steps: expected at least 1, got {self.n_steps}")
         if self.max_seconds is not None and not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
@@ -148,6 +152,8 @@ def train(
     def fraction() -> float:
         if options.n_steps is not None:
             return min(1.0, step / options.n_steps)
+        if options.max_samples is not None:
+            return min(1.0, n_samples / options.max_samples)
         return min(1.0, elapsed / (options.max_seconds or 1.0))
 
     if not resume:
