@@ -234,9 +234,9 @@ def write_results(
         f"{here['date']}. One cell after another; kernels compiled before; evaluation is not part of the time.",
         "",
         markdown_table(marked, columns),
-        "`front`: no other cell is at once as small (size) or as quick (time) and as good. `share of the cores`: of the "
-        "threads' time in training that this process got; where it is far below 1, others used the machine and the "
-        "seconds are too many.",
+        "`front`: no other cell is at once as small (size) or as quick (time) and as good.",
+        "`share of the cores`: what this process got of the threads' time in training; far below 1, others used the",
+        "machine and the seconds are too many.",
         "",
         *(f"![{name}]({name}.svg)" for name in
           ("quality_over_parameters", "quality_over_training_time", "batches_over_time")),
