@@ -37,6 +37,14 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
         f"grid_encode: table: expected shape [{L.n_entries}, 2], got [5, 2]",
     ),
     (
+        lambda: ops.grid_encode(P, TABLE, L, precision="bfloat16", table_bf16=TABLE),
+        "grid_encode: table_bf16: expected bfloat16, got float32",
+    ),
+    (
+        lambda: ops.grid_encode(P, TABLE, L, table_bf16=TABLE.bfloat16()),
+        "grid_encode: table_bf16: is read with precision 'bfloat16' only",
+    ),
+    (
         lambda: ops.grid_encode(P, TABLE.double(), L),
         "grid_encode: table: expected float32 like positions_unit, got float64",
     ),

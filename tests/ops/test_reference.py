@@ -17,6 +17,7 @@ from hashfield.geometry.grid_layout import GridLayout, per_level_scale_between
 from hashfield.geometry.rays import Rays, RaySamples
 from hashfield.kernels.reference.grid_encode import vertex_index
 from hashfield.kernels.reference.rounding import round_to_bfloat16
+from hashfield.ops.backend import Backend
 from hashfield.ops.total_variation import cube_sides
 from tests import tolerances
 from tests.ops.cases import FINE, HASH_2D, HASH_3D, random_samples, unit_vectors
@@ -121,6 +122,26 @@ def test_bfloat16_table_gradient_is_that_of_float32(generator: torch.Generator) 
         out.square().sum().backward()
         grads.append(table.grad)
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_a_table_rounded_beforehand_is_read_and_the_gradient_is_the_tables(
+    backend: Backend, generator: torch.Generator
+) -> None:
+    x = torch.rand(50, 3, generator=generator, requires_grad=True)
+    table = torch.rand(HASH_3D.n_entries, 4, generator=generator, requires_grad=True)
+    cotangent = torch.rand(50, HASH_3D.n_output, generator=generator)
+
+    def found(table_bf16: Tensor | None) -> list[Tensor]:
+        out = ops.grid_encode(x, table, HASH_3D, precision="bfloat16", table_bf16=table_bf16, backend=backend)
+        return [out, *torch.autograd.grad((out * cotangent).sum(), [table, x])]
+
+    rounded = table.detach().to(torch.bfloat16)
+    for value, expected in zip(found(rounded), found(None), strict=True):
+        assert torch.equal(value, expected)
+    twice = found(2 * rounded)  # another table than the first: it is this one that is looked up
+    assert torch.equal(twice[0], 2 * found(None)[0])
+    assert torch.equal(twice[1], found(None)[1])
 
 
 TINY = {d: GridLayout(d, 2, 2, 6, 3, 1.9) for d in (2, 3)}

@@ -22,6 +22,7 @@ from hashfield.kernels.numba_cpu.common import (
     n_threads,
     overloaded,
     part,
+    recycled,
     restore_denormals,
     round_up,
     share,
@@ -403,6 +404,8 @@ def _backward_table(
         level, piece = task % n_levels, task // n_levels
         size = levels[level, 1]
         low, high = share(size, piece, parts), share(size, piece + 1, parts)
+        first = levels[level, 3]
+        grad[(first + low) * n_features : (first + high) * n_features] = np.float32(0.0)
         if parts == 1:
             high = -1  # the whole level: nothing to compare
         add_level(
@@ -573,7 +576,7 @@ def _forward_nearest(positions, n_dims, n, table, n_features, levels, scales, ou
 def _backward_nearest(
     positions, n_dims, n, grad, n_features, levels, scales, cotangent, parts, thread, threads
 ):
-    """The table's gradient; every level, or part of one, has one writer."""
+    """The table's gradient, cleared and then added to; every level, or part of one, has one writer."""
     stride, n_levels = positions.size // n_dims, scales.size
     row = n_levels * n_features
     mode = flush_denormals()
@@ -582,9 +585,10 @@ def _backward_nearest(
         level, piece = task % n_levels, task // n_levels
         size = levels[level, 1]
         low, high = share(size, piece, parts), share(size, piece + 1, parts)
+        own = grad[levels[level, 3] * n_features :]
+        own[low * n_features : high * n_features] = np.float32(0.0)
         if parts == 1:
             high = -1  # the whole level: nothing to compare
-        own = grad[levels[level, 3] * n_features :]
         for start in range(0, n, BLOCK):
             nearest(positions, n_dims, stride, start, level, levels, scales, index)
             count, at = min(BLOCK, n - start), start * row + level * n_features
@@ -608,15 +612,36 @@ def level_table(layout: GridLayout) -> np.ndarray:
     return np.stack([np.asarray(c).astype(np.int64) for c in columns], axis=1)
 
 
+def are_neighbours(positions: np.ndarray) -> bool:
+    """Whether points [n, D] that follow each other mostly lie close together, as along rays; judged by a few."""
+    if len(positions) < 2:
+        return True
+    first = np.linspace(0, len(positions) - 2, 64).astype(np.int64)
+    with np.errstate(invalid="ignore", over="ignore"):  # positions may be anything
+        apart = np.abs(positions[first + 1] - positions[first]).max(axis=1)
+    return int(np.count_nonzero(apart < 1 / 64)) > len(first) // 2
+
+
 def to_planes(positions: np.ndarray) -> np.ndarray:
     """Positions [n, D] as one padded plane per axis, flat: the kernels read whole vectors. int32 positions are in fixed
     point, and go on as uint32."""
     n, n_dims = positions.shape
-    is_fixed = positions.dtype == np.int32
-    positions = positions.view(np.uint32) if is_fixed else positions
-    planes = np.zeros((n_dims, round_up(n, BLOCK) + 2 * BLOCK), positions.dtype)
-    planes[:, :n] = positions.T
+    positions = positions.view(np.uint32) if positions.dtype == np.int32 else positions
+    planes = np.empty((n_dims, round_up(n, BLOCK) + 2 * BLOCK), positions.dtype)
+    launch(_fill_planes, positions, planes)
     return planes.reshape(-1)
+
+
+@kernel
+def _fill_planes(positions, planes, thread, threads):
+    n, n_dims = positions.shape
+    for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
+        for d in range(n_dims):
+            planes[d, i] = positions[i, d]
+    if thread == threads - 1:
+        for d in range(n_dims):
+            for i in range(n, planes.shape[1]):
+                planes[d, i] = 0
 
 
 @kernel
@@ -649,12 +674,14 @@ def lookup_table(field) -> np.ndarray:
 def grid_encode_forward(positions, table, layout: GridLayout, interpolation: str, precision: str) -> torch.Tensor:
     """Features [n, L*F] of positions [n, D]; see `hashfield.ops.grid_encode`."""
     n = positions.shape[0]
-    out = torch.from_numpy(np.empty((n, layout.n_output), np.float32))  # numpy asks for huge pages: fewer faults
+    out = torch.from_numpy(recycled("grid_encode", n * layout.n_output).reshape(n, layout.n_output))
     flat = bf16_words(table) if precision == "bfloat16" else as_array(table).reshape(-1)
     if n:
-        # A level of a large table stays in cache only while many points read it in turn; a small table stays
-        # anyway, and then small chunks keep the output in cache.
-        chunk = 2048 if flat.nbytes < 8 << 20 else 65536
+        # Points in no order find a level of a large table in cache only while many of them read it in turn. Points
+        # along rays find their neighbours' lines anyway, as all do in a small table, and then small chunks keep
+        # the output in cache.
+        small = flat.nbytes < 8 << 20 or are_neighbours(as_array(positions))
+        chunk = 2048 if small else 2**18
         planes, levels, features = to_planes(as_array(positions)), level_table(layout), as_array(out).reshape(-1)
         if interpolation == "nearest":
             launch(
@@ -679,14 +706,17 @@ def grid_encode_backward(
     smoothstep, cotangent = interpolation == "smoothstep", as_array(grad_output).reshape(-1)
     grad_table = grad_positions = None
     if needs_table:
-        grad_table = torch.from_numpy(np.zeros((layout.n_entries, layout.n_features_per_level), np.float32))
+        shape = (layout.n_entries, layout.n_features_per_level)
+        grad_table = torch.from_numpy(recycled("grid_encode.grad_table", table.numel()).reshape(shape))
         parts = -(-n_threads() // layout.n_levels)
-        if n and interpolation == "nearest":
+        if not n:
+            grad_table.zero_()
+        elif interpolation == "nearest":
             launch(
                 _backward_nearest, planes, n_dims, n, as_array(grad_table).reshape(-1), layout.n_features_per_level,
                 levels, layout.scales, cotangent, parts,
             )  # fmt: skip
-        elif n:
+        else:
             launch(
                 _backward_table, planes, n_dims, n, as_array(grad_table).reshape(-1), layout.n_features_per_level,
                 levels, layout.scales, smoothstep, cotangent, parts,
