@@ -150,7 +150,7 @@ def test_an_interrupt_saves_and_leaves_no_scratch_file(picture: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "image"], "path"),
+        (["train", "image"], "Required options"),
         (["train", "image", "/no/such.png"], "no such file"),
         (["train", "image", "."], "is a folder"),
         (["train", "image", "PICTURE", "--max-pixels", "100"], "more than --max-pixels 100"),

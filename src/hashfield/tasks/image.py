@@ -56,6 +56,9 @@ class ImageTrainConfig:
     """Fraction of the run with the full learning rate."""
     l2: float = 1e-6
     """L2 on the network's matrices."""
+    touches_per_update: float = 0.5
+    """A level is updated once the batches since have touched its entries this often on average, at most after
+    `LONGEST_INTERVAL` steps; 0 updates every level at every step."""
     loss: PointLoss = "l2"
     """What is minimised, of sRGB values; l2 is what PSNR measures."""
 
@@ -67,6 +70,8 @@ class ImageTrainConfig:
                 raise ConfigError(f"{name}: expected a number in (0, 10), got {getattr(self, name)}")
         if not 0 <= self.flat_until <= 1:
             raise ConfigError(f"flat_until: expected a fraction, got {self.flat_until}")
+        if not 0 <= self.touches_per_update <= 100:
+            raise ConfigError(f"touches_per_update: expected 0 to 100, got {self.touches_per_update}")
         if self.loss not in LOSSES:
             raise ConfigError(f"loss: expected {', '.join(LOSSES)}, got {self.loss!r}")
 
@@ -432,8 +437,14 @@ class ImageTask:
         assert isinstance(encoding, GridEncoding)
         self.layout = encoding.layout
         self.matrices = list(self.field.network.weights)
-        self.optimizer = TableOptimizer(encoding.table, self.matrices, l2=self.config.train.l2)
         self.lattice = lattice_for(self.config.train.batch, picture.width, picture.height)
+        self.intervals = update_intervals(
+            self.layout.entries.tolist(), 4 * self.lattice[0] * self.lattice[1], self.config.train.touches_per_update
+        )
+        self.optimizer = TableOptimizer(
+            encoding.table, self.matrices, l2=self.config.train.l2,
+            parts=list(zip(self.layout.entries.tolist(), self.intervals, strict=True)),
+        )  # fmt: skip
         self.workspace = PointsWorkspace(self.parameters(), self.lattice[0] * self.lattice[1])
         pixels = picture.pixels
         codes = pixels.view(np.int16) if pixels.dtype in (np.uint16, np.float16) else pixels
@@ -482,6 +493,8 @@ class ImageTask:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
         tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
+        if max(self.intervals) > 1:
+            tensors["optimizer.gradient"] = self.workspace.grad_table  # of the levels that wait for their update
         values = {
             "optimizer_steps": self.optimizer.n_steps,
             "threads": torch.get_num_threads(),
@@ -500,9 +513,11 @@ class ImageTask:
         try:
             moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
             self.optimizer.restore(moments, int(values["optimizer_steps"]))
+            if max(self.intervals) > 1:
+                self.workspace.grad_table.copy_(tensors["optimizer.gradient"])
             restore_generator(self.random, values["random"], "checkpoint: random")
             threads, precision = values["threads"], values.get("precision")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
         if threads != torch.get_num_threads():
             logger.warning(
@@ -530,6 +545,25 @@ class ImageTask:
         model = ImageModel(self.field, self.config, self.shape, info)
         self.field.requires_grad_(True)
         return model
+
+
+LONGEST_INTERVAL = 8
+"""Steps between two updates of a level, at most."""
+
+
+def update_intervals(entries: list[int], touches: int, wanted: float) -> list[int]:
+    """Steps between the updates of each level: powers of two, so that a level's turn comes with those of coarser ones.
+
+    >>> update_intervals([1000, 2**20, 2**22], 2**18, 0.5)
+    [1, 2, 8]
+    """
+    found = []
+    for size in entries:
+        interval = 1
+        while interval < LONGEST_INTERVAL and interval * touches < wanted * size:
+            interval *= 2
+        found.append(interval)
+    return found
 
 
 def lattice_for(batch: int, width: int, height: int) -> tuple[int, int]:
