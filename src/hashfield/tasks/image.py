@@ -46,7 +46,7 @@ RunPrecision = Literal["auto", "float32", "bfloat16"]
 class ImageTrainConfig:
     """How an image is trained. Every schedule is a fraction of the planned run."""
 
-    batch: int = 2**18
+    batch: int = 2**16
     """Pixels per step, about: the lattice they are drawn from has whole cells."""
     learning_rate: float = 1e-2
     """Of table and network until `flat_until`."""
@@ -81,19 +81,25 @@ class ImageConfig:
     """Everything that decides how a picture becomes a model. What is None follows from the picture's size."""
 
     preset: str = "default"
-    """default or paper: where the other values start from."""
-    encoding: GridConfig = GridConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=24)
+    """small, default, quality or paper: where the other values start from. Not named, the run's length chooses."""
+    encoding: GridConfig = GridConfig(n_levels=8, n_features_per_level=4, log2_hashmap_size=24)
     """Of positions. Its log2_hashmap_size is the most T may be; per_level_scale follows from finest_resolution."""
     finest_resolution: int | None = None
-    """Vertices per axis of the last level (N_max). None: half the longer side in pixels."""
-    numbers_per_pixel: float = 1.5
-    """T is lowered until the table has no more numbers than this a pixel (but 2^16 it may always have)..."""
+    """Vertices per axis of the last level (N_max). None: `finest_per_pixel` of the longer side."""
+    finest_per_pixel: float = 0.5
+    """N_max as a share of the longer side in pixels; half of it in the paper..."""
+    least_resolution: int = 512
+    """...but no less than this or the longer side, whichever is less: small pictures can have a cell for every pixel."""
+    numbers_per_pixel: float = 2.5
+    """T is lowered until the table has no more numbers than this a pixel (but `least_numbers` it may have)..."""
+    least_numbers: int = 2**21
+    """...whatever the size of the picture..."""
     max_numbers: int = 2**25
     """...nor more than this; each costs 18 bytes of memory in training, and 2 in an export."""
-    n_neurons: int = 64
+    n_neurons: int = 32
     """Width of the hidden layers, a multiple of 16."""
-    n_hidden_layers: int = 2
-    """Hidden layers."""
+    n_hidden_layers: int = 1
+    """Hidden layers. On a CPU a small network, and so more steps, beats the paper's two of 64."""
     precision: RunPrecision = "auto"
     """Of lookups and network; sums and parameters are float32 always. auto: bfloat16 lookups, and a bfloat16 network
     where the CPU has instructions for it."""
@@ -114,10 +120,15 @@ class ImageConfig:
         finest, base = self.finest_resolution, self.encoding.base_resolution
         if finest is not None and not base <= finest <= 2**24:
             raise ConfigError(f"finest_resolution: expected base_resolution ({base}) to {2**24}, got {finest}")
+        if not 0.001 <= self.finest_per_pixel <= 4:
+            raise ConfigError(f"finest_per_pixel: expected 0.001 to 4, got {self.finest_per_pixel}")
         if not 0.01 <= self.numbers_per_pixel <= 1e6:
             raise ConfigError(f"numbers_per_pixel: expected 0.01 to 1e6, got {self.numbers_per_pixel}")
-        if not 2**16 <= self.max_numbers <= 2**32:
-            raise ConfigError(f"max_numbers: expected 2^16 to 2^32, got {self.max_numbers}")
+        for name in ("least_numbers", "max_numbers"):
+            if not 2**10 <= getattr(self, name) <= 2**32:
+                raise ConfigError(f"{name}: expected 2^10 to 2^32, got {getattr(self, name)}")
+        if not 1 <= self.least_resolution <= 2**24:
+            raise ConfigError(f"least_resolution: expected 1 to 2^24, got {self.least_resolution}")
 
     def fitted(self, width: int, height: int) -> "ImageConfig":
         """The same with N_max and T decided for a picture of this size.
@@ -126,8 +137,10 @@ class ImageConfig:
         largest power of two up to the encoding's own for which the table stays within its budget; levels of up to T
         vertices are then stored without hashing.
         """
-        finest = self.finest_resolution or max(self.encoding.base_resolution, math.ceil(max(width, height) / 2))
-        budget = min(self.max_numbers, max(2**16, self.numbers_per_pixel * width * height))
+        longer = max(width, height)
+        wanted = max(math.ceil(longer * self.finest_per_pixel), min(longer, self.least_resolution))
+        finest = self.finest_resolution or max(self.encoding.base_resolution, wanted)
+        budget = min(self.max_numbers, max(self.least_numbers, self.numbers_per_pixel * width * height))
         log2_t = self.encoding.log2_hashmap_size
         while log2_t > 8:
             grid = replace(self.encoding, log2_hashmap_size=log2_t).reaching(finest).layout(2)
@@ -143,16 +156,32 @@ class ImageConfig:
 
 
 PRESETS: dict[str, ImageConfig] = {
+    # For small files: about a tenth of the numbers.
+    "small": ImageConfig(
+        preset="small", numbers_per_pixel=0.2, finest_per_pixel=0.15, least_resolution=16, least_numbers=2**14
+    ),
+    # For a minute or two.
     "default": ImageConfig(),
-    # The paper's encoding and network (its T, 2^24, may be lowered to the budget); not the fastest on a CPU.
+    # From a few minutes on: finer cells, which take longer to fill.
+    "quality": ImageConfig(preset="quality", numbers_per_pixel=4.0, finest_per_pixel=0.7),
+    # The paper's encoding, network and batch (its T, 2^24, may be lowered by max_numbers); not the fastest on a CPU.
     "paper": ImageConfig(
         preset="paper",
         encoding=GridConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=24),
         n_neurons=64,
         n_hidden_layers=2,
         numbers_per_pixel=1e6,
+        least_resolution=16,
+        train=ImageTrainConfig(batch=2**18, touches_per_update=0.0),
     ),
 }
+
+
+def preset_for(max_seconds: float | None, n_steps: int | None) -> str:
+    """The preset that suits a length of training, where the user names none."""
+    if max_seconds is not None:
+        return "default" if max_seconds < 150 else "quality"
+    return "default" if n_steps is None or n_steps <= 12000 else "quality"
 
 
 def make_module(config: ImageConfig, n_channels: int, generator: torch.Generator | None = None) -> NetworkWithEncoding:
