@@ -89,7 +89,7 @@ class ImageConfig:
     finest_per_pixel: float = 0.5
     """N_max as a share of the longer side in pixels; half of it in the paper..."""
     least_resolution: int = 512
-    """...but no less than this or the longer side, whichever is less: small pictures can have a cell for every pixel."""
+    """...but no less than this or the longer side, whichever is less: small ones can have a cell for every pixel."""
     numbers_per_pixel: float = 2.5
     """T is lowered until the table has no more numbers than this a pixel (but `least_numbers` it may have)..."""
     least_numbers: int = 2**21
