@@ -55,6 +55,7 @@ _FAST: dict[str, tuple[Backend, ...]] = {
     "occupancy_update": ("numba", "triton"),
     "training_rays": ("numba", "triton"),
     "camera_rays": ("numba", "triton"),
+    "pixel_batch": ("numba",),
     "ray_box": (),
     "occupancy": (),
 }

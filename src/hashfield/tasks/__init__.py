@@ -51,15 +51,16 @@ KINDS: Final = (
         },
     ),
     Kind(
+        "image",
+        "a picture of any size as a function from position to colour",
+        "hashfield.tasks.image",
+        {verb: f"hashfield.cli.image:{verb}_image" for verb in ("train", "demo", "render", "evaluate")},
+    ),
+    Kind(
         "sdf",
         "a signed distance from a mesh",
         "hashfield.tasks.sdf",
-        {
-            "train": "hashfield.cli.sdf:train_sdf",
-            "demo": "hashfield.cli.sdf:demo_sdf",
-            "render": "hashfield.cli.sdf:render_sdf",
-            "evaluate": "hashfield.cli.sdf:evaluate_sdf",
-        },
+        {verb: f"hashfield.cli.sdf:{verb}_sdf" for verb in ("train", "demo", "render", "evaluate")},
     ),
 )
 """All of them; the first is the one meant where none is named."""
