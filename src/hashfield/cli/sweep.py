@@ -336,7 +336,7 @@ def sweep_image(arguments: list[str]) -> int:
             return image.ImageConfig(
                 preset="sweep", encoding=setting.encoding, finest_resolution=setting.finest, numbers_per_pixel=1e6,
                 max_numbers=2**32, n_neurons=setting.n_neurons, n_hidden_layers=7 if setting.is_deep else 2,
-                train=image.ImageTrainConfig(batch=batch, **rates),
+                train=image.ImageTrainConfig(batch=batch, touches_per_update=0.0, **rates),
             )  # fmt: skip
 
         def cell(setting: Setting) -> Cell:
