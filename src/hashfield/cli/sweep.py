@@ -193,11 +193,11 @@ def write_results(
     names = [row["cell"] for row in rows]
     _write(
         folder / "quality_over_parameters.svg",
-        _front_plot(f"{heading} and size", by_size, names, fronts[0], "numbers learnt", heading),
+        _front_plot("Quality over size", by_size, names, fronts[0], "numbers learnt", heading),
     )
     _write(
         folder / "quality_over_training_time.svg",
-        _front_plot(f"{heading} and time", by_time, names, fronts[1], "seconds of training", heading),
+        _front_plot("Quality over training time", by_time, names, fronts[1], "seconds of training", heading),
     )
     curves = [
         Series(name, [(line["elapsed_s"], line[subject.batches[0]]) for line in lines if line["elapsed_s"] > 0])
