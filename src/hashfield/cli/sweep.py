@@ -260,6 +260,9 @@ def _write(path: Path, text: str) -> None:
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
+SWEEP_STEP = 4.0
+"""Length of the march's steps: a deep network that has learnt little is a fog, and would be rendered for minutes."""
+
 # --- radiance fields -----------------------------------------------------------------------------------------
 
 
@@ -287,7 +290,10 @@ def sweep_nerf(arguments: list[str]) -> int:
         return replace(
             base, preset="sweep", encoding=setting.encoding, finest_resolution=max(1, setting.finest // box),
             n_neurons=setting.n_neurons, density_layers=7 if setting.is_deep else 1,
-            color_layers=1 if setting.is_deep else 2, train=replace(base.train, batch_samples=batch, **rates),
+            color_layers=1 if setting.is_deep else 2,
+            train=replace(
+                base.train, batch_samples=batch, step_scales=(SWEEP_STEP,), step_until=(1.0,), **rates
+            ),
             # A deep network is too slow to be asked for more cells than points it is trained on, and cells that wait
             # their turn must not be forgotten meanwhile.
             occupancy=replace(base.occupancy, decay=0.95, max_cells=batch, full_sweeps=1),
@@ -307,7 +313,7 @@ def sweep_nerf(arguments: list[str]) -> int:
     about = {
         "input": scene.name, "photos": f"{len(scene.splits['train'])} of {views.cameras[0].width} pixels a row",
         "held-out views": len(views), "points a step": batch, "N_max": 4096, "seed": options.seed,
-        "directions": "spherical harmonics of degree 4 in every row",
+        "directions": "spherical harmonics of degree 4 in every row", "march": f"steps of {SWEEP_STEP:g} sqrt(3)/1024",
     }  # fmt: skip
     quality, others = ("psnr", "held-out PSNR, dB"), (("ssim", "SSIM"),)
     return sweep(options, Subject("nerf", about, quality, others, True, PSNR, 3, 4096, 2**22, cell))
