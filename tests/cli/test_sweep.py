@@ -46,6 +46,8 @@ def test_grid_study_of_a_picture(picture: Path, tmp_path: Path, capsys: pytest.C
     assert 120_000 <= int(small["samples"]) < 122_000 and float(small["train_seconds"]) > 0
     assert all((tmp_path / name).read_text().startswith("<svg") for name in PLOTS)
     table = (tmp_path / "table.md").read_text()
+    again = "--study grid --max-samples 120000 --features 2 --levels 4 --log2-hashmap-sizes 8 12 --batch 1024"
+    assert f"    hashfield sweep image rings.png {again}" in table
     assert "120,000 trained points" in table and "rings" in table and "96x64" in table and "Commit" in table
     assert table.count("| F2-L4-T") == 2 and "paper" not in table
     assert all(f"({name})" in table for name in PLOTS)

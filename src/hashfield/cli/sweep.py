@@ -1,7 +1,7 @@
 """`hashfield sweep KIND PATH`: the paper's comparisons of encodings, measured here; with what all kinds share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,7 +157,7 @@ def sweep(options: SweepOptions, subject: Subject) -> int:
     with ProgressView(None) as view:
         result = run_sweep([subject.cell(s) for s in settings], folder, length, subject.about, on_cell, view.show)
     if result.rows:
-        write_results(folder, options.study, subject, settings, length, result)
+        write_results(folder, options, subject, settings, length, result)
         say(f"tables and plots: {folder}")
     if not result.is_complete:
         say("interrupted; the same command goes on")
@@ -172,11 +172,28 @@ def budget(length: TrainOptions) -> str:
     return f"{length.max_samples:,} trained points"
 
 
+def command_of(options: SweepOptions, kind: str) -> str:
+    """The command that repeats a sweep, on a file of the same name."""
+    words = ["hashfield sweep", kind, options.path.name]
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        if entry.name in ("path", "out", "overwrite", "cells", "threads") or value in (entry.default, MISSING):
+            continue
+        words.append(f"--{entry.name.replace('_', '-')}")
+        words.append(" ".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return " ".join(words)
+
+
 def write_results(
-    folder: Path, study: str, subject: Subject, settings: Sequence[Setting], length: TrainOptions, result: SweepResult
+    folder: Path,
+    options: SweepOptions,
+    subject: Subject,
+    settings: Sequence[Setting],
+    length: TrainOptions,
+    result: SweepResult,
 ) -> None:
     """cells.csv, table.md and the plots."""
-    quality, heading = subject.quality
+    study, (quality, heading) = options.study, subject.quality
     paper = {s.name: s.paper for s in settings}
     rows = [{**row, **(paper[row["cell"]] if subject.is_the_papers else {})} for row in result.rows]
     _write(folder / "cells.csv", csv_text(rows))
@@ -228,6 +245,8 @@ def write_results(
         ]  # fmt: skip
     text = [
         f"# {subject.kind}: {'encodings' if study == 'encodings' else 'F x L x T'}",
+        "",
+        f"    {command_of(options, subject.kind)}",
         "",
         f"Each cell: {budget(length)}. " + "; ".join(f"{name} {value}" for name, value in subject.about.items()) + ".",
         f"Machine: {'; '.join(sorted(seen[0]))}. Commit {', '.join(sorted(seen[1]))}, torch {here['torch']}, "
