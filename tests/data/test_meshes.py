@@ -14,13 +14,13 @@ from hashfield.cli import main
 from hashfield.data.demo_mesh import demo_mesh
 from hashfield.data.mesh_distance import DistanceQuery
 from hashfield.data.mesh_samples import MeshSamples, SurfaceSampler
-from hashfield.data.meshes import Mesh, make_mesh, read_mesh
+from hashfield.data.meshes import SourceMesh, make_mesh, read_mesh
 from hashfield.errors import DataError
 from hashfield.tasks.sdf import MeshInUnitSpace
 from tests.data.mesh_cases import CASES, MeshCase, sphere, torus, write_obj, write_stl
 
 
-def mesh_of(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
+def mesh_of(vertices: np.ndarray, faces: np.ndarray) -> SourceMesh:
     return make_mesh(vertices, faces, "made", Path("made"))
 
 

@@ -192,7 +192,7 @@ def test_background_values():
 
 
 def test_presets():
-    assert set(PRESETS) == {"fast", "default", "quality", "paper"}
+    assert set(PRESETS) == {"fast", "default", "quality", "paper", "hashnerf"}
     paper = PRESETS["paper"]
     layout = paper.field_config(1, 0.0).encoding.layout(3)
     assert layout.n_parameters == 12_196_240  # the paper's encoding, algorithm of tiny-cuda-nn
@@ -322,7 +322,7 @@ def test_losses_of_hashnerf_change_what_is_learnt():
 @pytest.mark.parametrize("otype", ["Frequency", "Identity"])
 def test_encodings_without_a_table_learn_resume_and_load(otype, tmp_path: Path):
     config = replace(
-        tiny_config(batch_samples=4096), encoding=EncodingConfig(otype=otype, n_frequencies=6), density_layers=3,
+        tiny_config(), encoding=EncodingConfig(otype=otype, n_frequencies=6), density_layers=3,
         n_neurons=32, color_layers=1,
     )  # fmt: skip
     assert not config.is_fused

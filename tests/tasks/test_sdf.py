@@ -13,7 +13,7 @@ pytest.importorskip("igl")
 
 import hashfield
 from hashfield.cli import main
-from hashfield.data.meshes import Mesh, make_mesh
+from hashfield.data.meshes import SourceMesh, make_mesh
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.nn.config import EncodingConfig, GridConfig
 from hashfield.tasks.evaluate_surface import evaluate_distance
@@ -25,7 +25,7 @@ from tests.data.mesh_cases import sphere, torus, write_obj
 from tests.data.test_meshes import torus_distance
 
 
-def torus_mesh() -> Mesh:
+def torus_mesh() -> SourceMesh:
     return make_mesh(*torus(96), "torus", Path("torus.obj"))
 
 

@@ -82,7 +82,7 @@ def test_every_cell_gets_the_budget_and_a_row(tmp_path: Path) -> None:
         ("rate-1", 10.0, 100, 10),
         ("rate-2", 20.0, 100, 10),
     ]
-    assert {"train_seconds", "us_per_sample", "date", "commit", "machine", "torch"} <= set(result.rows[0])
+    assert {"train_seconds", "us_per_sample", "cpu_share", "date", "commit", "machine", "torch"} <= set(result.rows[0])
     assert all(result.histories[name][-1]["step"] == 10 for name in ("rate-1", "rate-2"))
     assert not list(tmp_path.glob("*/checkpoint.safetensors"))
 

@@ -30,7 +30,8 @@ from hashfield.export.images import (
 )
 from hashfield.export.report import write_report
 from hashfield.kernels.numba_cpu.common import is_cache_warm
-from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, to_linear
+from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, preset_for, to_linear
+from hashfield.tasks.nerf import parse_background
 from hashfield.train.checkpoint import exported_size
 from hashfield.train.loop import Progress, TrainOptions, TrainResult
 from hashfield.train.run_folder import RunFolder
@@ -108,8 +109,14 @@ def train_image(arguments: list[str]) -> int:
 
 
 def _defaults(arguments: list[str]) -> TrainImage:
-    """The options' defaults: those of the preset that the arguments name."""
-    name = value_of(arguments, "--preset") or "default"
+    """The options' defaults: those of the preset that the arguments name, or that suits their length."""
+    name = value_of(arguments, "--preset")
+    if name is None:
+        seconds, steps = value_of(arguments, "--max-seconds"), value_of(arguments, "--n-steps")
+        try:
+            name = preset_for(float(seconds) if seconds else None, int(steps) if steps else None)
+        except ValueError:
+            name = "default"  # tyro will name the wrong number
     if name not in PRESETS:
         raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return TrainImage(path=tyro.MISSING, config=PRESETS[name])
@@ -208,29 +215,20 @@ def comparisons(model: ImageModel, picture: Picture) -> list[tuple[str, np.ndarr
     rows, columns = np.arange(every // 2, picture.height, every), np.arange(every // 2, picture.width, every)
     whole = np.concatenate([picture.region(0, int(y), picture.width, 1)[:, columns] for y in rows])
     grid = np.stack(np.meshgrid((columns + 0.5) / picture.width, (rows + 0.5) / picture.height), -1)
-    found = [
-        ("whole picture" + (f", every {every}th pixel" if every > 1 else ""), whole, model(torch.from_numpy(grid)))
-    ]
+    name = f"whole picture, every {every}th pixel" if every > 1 else "whole picture"
+    found = [(name, whole, model(torch.from_numpy(grid)).numpy())]
     if every > 1:
         w, h = min(DETAIL, picture.width), min(DETAIL, picture.height)
         # Of some places the one with most contrast: detail is where models fail.
         places = [(x, y) for x in np.linspace(0, picture.width - w, 5) for y in np.linspace(0, picture.height - h, 5)]
         x, y = max(places, key=lambda p: float(picture.region(int(p[0]), int(p[1]), w, h)[::4, ::4].std()))
         crop = int(x), int(y), w, h
-        found.append(
-            (
-                f"detail, {w}x{h} pixels at ({crop[0]}, {crop[1]})",
-                picture.region(*crop),
-                torch.from_numpy(model.render(crop)),
-            )
-        )
+        found.append((f"detail, {w}x{h} pixels at ({crop[0]}, {crop[1]})", picture.region(*crop), model.render(crop)))
     sheets = []
-    for name, wanted, answer in found:
-        seen, right = answer.numpy(), np.asarray(wanted)
-        colors = (
-            v[..., : 1 if v.shape[2] < 3 else 3].repeat(3 if v.shape[2] < 3 else 1, axis=2) for v in (seen, right)
-        )
-        row = [("picture", shown(right)), ("model", shown(seen)), ("error x 5", error_picture(*colors))]
+    for name, right, seen in found:
+        n_colors = 1 if picture.n_channels < 3 else 3
+        error = error_picture(*(np.repeat(v[..., :n_colors], 3 // n_colors, axis=2) for v in (seen, right)))
+        row = [("picture", shown(right)), ("model", shown(seen)), ("error x 5", error)]
         sheets.append((name, comparison_sheet([[(label, shrunk(image, SHOWN_SIDE)) for label, image in row]])))
     return sheets
 
@@ -342,7 +340,7 @@ def render_image(arguments: list[str]) -> int:
         raise ConfigError(f"--out {target}: is a folder, expected a file")
     if target.exists() and not options.overwrite:
         raise ConfigError(f"{target}: is there already; choose another --out, or --overwrite")
-    background = None if options.background is None else parse_color(options.background)
+    background = None if options.background is None else parse_background(options.background)
     width, height = model.size_of(options.crop, options.width, options.height)
     n_channels = model.shape.n_channels
     if background is not None and model.shape.has_alpha:

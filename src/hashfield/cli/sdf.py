@@ -24,7 +24,7 @@ from hashfield.cli.train import (
     write_tensorboard,
 )
 from hashfield.data.demo_mesh import DEMO, demo_mesh
-from hashfield.data.meshes import Mesh, mesh_library, read_mesh
+from hashfield.data.meshes import SourceMesh, mesh_library, read_mesh
 from hashfield.errors import CheckpointError, ConfigError, DataError
 from hashfield.export.images import colorize_normals, comparison_sheet, to_uint8, write_png
 from hashfield.export.meshes import extract_mesh
@@ -124,7 +124,7 @@ def _stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{run.checkpoint}: metadata: missing or wrong: {error}") from error
 
 
-def _check_same_mesh(run: RunFolder, metadata: dict[str, Any], mesh: Mesh) -> None:
+def _check_same_mesh(run: RunFolder, metadata: dict[str, Any], mesh: SourceMesh) -> None:
     """Raise unless the mesh has as many vertices and triangles as the one the run was begun with."""
     stored = tuple(metadata.get("scene", {}).get(name) for name in ("n_vertices", "n_faces"))
     found = (len(mesh.vertices), len(mesh.faces))
@@ -282,7 +282,7 @@ def evaluate_sdf(arguments: list[str]) -> int:
     return 0
 
 
-def _mesh_of(model: SdfModel, options: EvaluateSdf) -> Mesh:
+def _mesh_of(model: SdfModel, options: EvaluateSdf) -> SourceMesh:
     """The mesh to compare with."""
     stored = model.info.get("scene", {})
     if options.data is None and stored.get("path") == DEMO:

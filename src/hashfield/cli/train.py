@@ -264,9 +264,9 @@ def run_training(
                 on_progress(progress)
 
         result = train(task, run, length, show, resume)
+    rays = "" if result.n_rays == result.n_samples else f"{result.n_rays / 1e6:.1f} M rays, "
     say(
-        f"trained {result.step} steps in {result.train_seconds:.1f} s "
-        f"({result.n_rays / 1e6:.1f} M rays, {result.n_samples / 1e6:.1f} M samples; "
+        f"trained {result.step} steps in {result.train_seconds:.1f} s ({rays}{result.n_samples / 1e6:.1f} M samples; "
         f"kernels ready in {result.compile_seconds:.1f} s)"
     )
     return result

@@ -5,13 +5,13 @@ from typing import Final
 
 import numpy as np
 
-from hashfield.data.meshes import Mesh, make_mesh
+from hashfield.data.meshes import SourceMesh, make_mesh
 
 DEMO: Final = "demo"
 """Stands for the path of the demo's mesh."""
 
 
-def demo_mesh(n_along: int = 720, n_around: int = 60) -> Mesh:
+def demo_mesh(n_along: int = 720, n_around: int = 60) -> SourceMesh:
     """A tube along the trefoil (2, 3) on a torus, its radius rippled along and around it.
 
     Args:

@@ -22,7 +22,7 @@ InsideRule = Literal["normals", "winding"]
 
 
 @dataclass(frozen=True)
-class Mesh:
+class SourceMesh:
     """A surface of triangles."""
 
     name: str
@@ -56,7 +56,7 @@ def mesh_library(name: str) -> Any:
         raise ConfigError(f"meshes need the package {package}: pip install 'hashfield[mesh]'") from error
 
 
-def read_mesh(path: Path) -> Mesh:
+def read_mesh(path: Path) -> SourceMesh:
     """The mesh in a file, in world units, ready for distance queries.
 
     Scenes become one mesh with each node's transform applied. Vertices at equal positions (seams of texture
@@ -90,7 +90,7 @@ def read_mesh(path: Path) -> Mesh:
 
 def make_mesh(
     vertices: Float64[np.ndarray, "n_vertices 3"], faces: Int64[np.ndarray, "n_faces 3"], name: str, path: Path
-) -> Mesh:
+) -> SourceMesh:
     """The cleaned mesh of these triangles; see `read_mesh`.
 
     Raises:
@@ -137,7 +137,7 @@ def make_mesh(
             if count
         ]
         notes.append(f"warning: the mesh is not closed ({', '.join(faults)})")
-    return Mesh(name, path, vertices, faces, is_closed, tuple(notes))
+    return SourceMesh(name, path, vertices, faces, is_closed, tuple(notes))
 
 
 def _left_out(faces: np.ndarray, keep: np.ndarray, notes: list[str], why: str, path: Path) -> np.ndarray:

@@ -259,7 +259,8 @@ def _as_data_error(path: Path) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: not a picture that can be read here") from error
     except Exception as error:  # decoders of broken files raise nearly every type there is
-        raise DataError(f"{path}: the picture cannot be decoded: {' '.join(str(error).split())}") from error
+        text = getattr(error, "strerror", None) or str(error)  # ffmpeg's numbers mean nothing to anybody
+        raise DataError(f"{path}: the picture cannot be decoded: {' '.join(text.split())}") from error
 
 
 @contextmanager
@@ -387,7 +388,8 @@ _PLANAR: Final = {
 }  # fmt: skip
 _PACKED: Final = {
     "rgb48be": (">u2", 3), "rgba64be": (">u2", 4), "rgb48le": ("<u2", 3), "rgba64le": ("<u2", 4),
-    "ya16be": (">u2", 2), "ya16le": ("<u2", 2), "rgbf32le": ("<f4", 3), "rgbaf32le": ("<f4", 4),
+    "ya16be": (">u2", 2), "ya16le": ("<u2", 2), "yaf16le": ("<f2", 2), "yaf32le": ("<f4", 2),
+    "rgbf32le": ("<f4", 3), "rgbaf32le": ("<f4", 4),
 }  # fmt: skip
 
 

@@ -62,13 +62,8 @@ KINDS: Final = (
         "sdf",
         "a signed distance from a mesh",
         "hashfield.tasks.sdf",
-        {
-            "train": "hashfield.cli.sdf:train_sdf",
-            "demo": "hashfield.cli.sdf:demo_sdf",
-            "render": "hashfield.cli.sdf:render_sdf",
-            "evaluate": "hashfield.cli.sdf:evaluate_sdf",
-            "sweep": "hashfield.cli.sweep:sweep_sdf",
-        },
+        {verb: f"hashfield.cli.sdf:{verb}_sdf" for verb in ("train", "demo", "render", "evaluate")}
+        | {"sweep": "hashfield.cli.sweep:sweep_sdf"},
     ),
 )
 """All of them; the first is the one meant where none is named."""

@@ -46,7 +46,7 @@ RunPrecision = Literal["auto", "float32", "bfloat16"]
 class ImageTrainConfig:
     """How an image is trained. Every schedule is a fraction of the planned run."""
 
-    batch: int = 2**18
+    batch: int = 2**16
     """Pixels per step, about: the lattice they are drawn from has whole cells."""
     learning_rate: float = 1e-2
     """Of table and network until `flat_until`."""
@@ -56,6 +56,9 @@ class ImageTrainConfig:
     """Fraction of the run with the full learning rate."""
     l2: float = 1e-6
     """L2 on the network's matrices."""
+    touches_per_update: float = 0.5
+    """A level is updated once the batches since have touched its entries this often on average, at most after
+    `LONGEST_INTERVAL` steps; 0 updates every level at every step."""
     loss: PointLoss = "l2"
     """What is minimised, of sRGB values; l2 is what PSNR measures."""
 
@@ -67,6 +70,8 @@ class ImageTrainConfig:
                 raise ConfigError(f"{name}: expected a number in (0, 10), got {getattr(self, name)}")
         if not 0 <= self.flat_until <= 1:
             raise ConfigError(f"flat_until: expected a fraction, got {self.flat_until}")
+        if not 0 <= self.touches_per_update <= 100:
+            raise ConfigError(f"touches_per_update: expected 0 to 100, got {self.touches_per_update}")
         if self.loss not in LOSSES:
             raise ConfigError(f"loss: expected {', '.join(LOSSES)}, got {self.loss!r}")
 
@@ -76,19 +81,25 @@ class ImageConfig:
     """Everything that decides how a picture becomes a model. What is None follows from the picture's size."""
 
     preset: str = "default"
-    """default or paper: where the other values start from."""
-    encoding: EncodingConfig = EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=24)
+    """small, default, quality or paper: where the other values start from. Not named, the run's length chooses."""
+    encoding: EncodingConfig = EncodingConfig(n_levels=8, n_features_per_level=4, log2_hashmap_size=24)
     """Of positions. Its log2_hashmap_size is the most T may be; per_level_scale follows from finest_resolution."""
     finest_resolution: int | None = None
-    """Vertices per axis of the last level (N_max). None: half the longer side in pixels."""
-    numbers_per_pixel: float = 1.5
-    """T is lowered until the table has no more numbers than this a pixel (but 2^16 it may always have)..."""
+    """Vertices per axis of the last level (N_max). None: `finest_per_pixel` of the longer side."""
+    finest_per_pixel: float = 0.5
+    """N_max as a share of the longer side in pixels; half of it in the paper..."""
+    least_resolution: int = 512
+    """...but no less than this or the longer side, whichever is less: small ones can have a cell for every pixel."""
+    numbers_per_pixel: float = 2.5
+    """T is lowered until the table has no more numbers than this a pixel (but `least_numbers` it may have)..."""
+    least_numbers: int = 2**21
+    """...whatever the size of the picture..."""
     max_numbers: int = 2**25
     """...nor more than this; each costs 18 bytes of memory in training, and 2 in an export."""
-    n_neurons: int = 64
+    n_neurons: int = 32
     """Width of the hidden layers, a multiple of 16."""
-    n_hidden_layers: int = 2
-    """Hidden layers."""
+    n_hidden_layers: int = 1
+    """Hidden layers. On a CPU a small network, and so more steps, beats the paper's two of 64."""
     precision: RunPrecision = "auto"
     """Of lookups and network; sums and parameters are float32 always. auto: bfloat16 lookups, and a bfloat16 network
     where the CPU has instructions for it."""
@@ -112,10 +123,15 @@ class ImageConfig:
         finest, base = self.finest_resolution, self.encoding.base_resolution
         if finest is not None and not base <= finest <= 2**24:
             raise ConfigError(f"finest_resolution: expected base_resolution ({base}) to {2**24}, got {finest}")
+        if not 0.001 <= self.finest_per_pixel <= 4:
+            raise ConfigError(f"finest_per_pixel: expected 0.001 to 4, got {self.finest_per_pixel}")
         if not 0.01 <= self.numbers_per_pixel <= 1e6:
             raise ConfigError(f"numbers_per_pixel: expected 0.01 to 1e6, got {self.numbers_per_pixel}")
-        if not 2**16 <= self.max_numbers <= 2**32:
-            raise ConfigError(f"max_numbers: expected 2^16 to 2^32, got {self.max_numbers}")
+        for name in ("least_numbers", "max_numbers"):
+            if not 2**10 <= getattr(self, name) <= 2**32:
+                raise ConfigError(f"{name}: expected 2^10 to 2^32, got {getattr(self, name)}")
+        if not 1 <= self.least_resolution <= 2**24:
+            raise ConfigError(f"least_resolution: expected 1 to 2^24, got {self.least_resolution}")
 
     def fitted(self, width: int, height: int) -> "ImageConfig":
         """The same with N_max and T decided for a picture of this size.
@@ -124,8 +140,10 @@ class ImageConfig:
         largest power of two up to the encoding's own for which the table stays within its budget; levels of up to T
         vertices are then stored without hashing.
         """
-        finest = self.finest_resolution or max(self.encoding.base_resolution, math.ceil(max(width, height) / 2))
-        budget = min(self.max_numbers, max(2**16, self.numbers_per_pixel * width * height))
+        longer = max(width, height)
+        wanted = max(math.ceil(longer * self.finest_per_pixel), min(longer, self.least_resolution))
+        finest = self.finest_resolution or max(self.encoding.base_resolution, wanted)
+        budget = min(self.max_numbers, max(self.least_numbers, self.numbers_per_pixel * width * height))
         log2_t = self.encoding.log2_hashmap_size
         while log2_t > 8 and (self.encoding.otype, self.encoding.type) == ("Grid", "Hash"):
             grid = replace(self.encoding, log2_hashmap_size=log2_t).reaching(finest).layout(2)
@@ -141,16 +159,32 @@ class ImageConfig:
 
 
 PRESETS: dict[str, ImageConfig] = {
+    # For small files: about a tenth of the numbers.
+    "small": ImageConfig(
+        preset="small", numbers_per_pixel=0.2, finest_per_pixel=0.15, least_resolution=16, least_numbers=2**14
+    ),
+    # For a minute or two.
     "default": ImageConfig(),
-    # The paper's encoding and network (its T, 2^24, may be lowered to the budget); not the fastest on a CPU.
+    # From a few minutes on: finer cells, which take longer to fill.
+    "quality": ImageConfig(preset="quality", numbers_per_pixel=4.0, finest_per_pixel=0.7),
+    # The paper's encoding, network and batch (its T, 2^24, may be lowered by max_numbers); not the fastest on a CPU.
     "paper": ImageConfig(
         preset="paper",
         encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=24),
         n_neurons=64,
         n_hidden_layers=2,
         numbers_per_pixel=1e6,
+        least_resolution=16,
+        train=ImageTrainConfig(batch=2**18, touches_per_update=0.0),
     ),
 }
+
+
+def preset_for(max_seconds: float | None, n_steps: int | None) -> str:
+    """The preset that suits a length of training, where the user names none."""
+    if max_seconds is not None:
+        return "default" if max_seconds < 150 else "quality"
+    return "default" if n_steps is None or n_steps <= 12000 else "quality"
 
 
 def make_module(config: ImageConfig, n_channels: int, generator: torch.Generator | None = None) -> NetworkWithEncoding:
@@ -435,8 +469,15 @@ class ImageTask:
         self.field = make_module(self.config, picture.n_channels, init)
         self.layout = self.config.grid().layout(2)
         self.matrices = list(self.field.network.weights)
-        self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=self.config.train.l2)
         self.lattice = lattice_for(self.config.train.batch, picture.width, picture.height)
+        entries = self.layout.entries.tolist() if self.config.encoding.otype == "Grid" else []
+        self.intervals = update_intervals(
+            entries, 4 * self.lattice[0] * self.lattice[1], self.config.train.touches_per_update
+        )
+        self.optimizer = TableOptimizer(
+            table_of(self.field.encoding), self.matrices, l2=self.config.train.l2,
+            parts=list(zip(entries, self.intervals, strict=True)) or None,
+        )  # fmt: skip
         self.workspace = PointsWorkspace(self.parameters(), self.lattice[0] * self.lattice[1])
         pixels = picture.pixels
         codes = pixels.view(np.int16) if pixels.dtype in (np.uint16, np.float16) else pixels
@@ -485,6 +526,8 @@ class ImageTask:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
         tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
+        if max(self.intervals, default=1) > 1:
+            tensors["optimizer.gradient"] = self.workspace.grad_table  # of the levels that wait for their update
         values = {
             "optimizer_steps": self.optimizer.n_steps,
             "threads": torch.get_num_threads(),
@@ -503,9 +546,11 @@ class ImageTask:
         try:
             moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
             self.optimizer.restore(moments, int(values["optimizer_steps"]))
+            if max(self.intervals, default=1) > 1:
+                self.workspace.grad_table.copy_(tensors["optimizer.gradient"])
             restore_generator(self.random, values["random"], "checkpoint: random")
             threads, precision = values["threads"], values.get("precision")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
         if threads != torch.get_num_threads():
             logger.warning(
@@ -533,6 +578,25 @@ class ImageTask:
         model = ImageModel(self.field, self.config, self.shape, info)
         self.field.requires_grad_(True)
         return model
+
+
+LONGEST_INTERVAL = 8
+"""Steps between two updates of a level, at most."""
+
+
+def update_intervals(entries: list[int], touches: int, wanted: float) -> list[int]:
+    """Steps between the updates of each level: powers of two, so that a level's turn comes with those of coarser ones.
+
+    >>> update_intervals([1000, 2**20, 2**22], 2**18, 0.5)
+    [1, 2, 8]
+    """
+    found = []
+    for size in entries:
+        interval = 1
+        while interval < LONGEST_INTERVAL and interval * touches < wanted * size:
+            interval *= 2
+        found.append(interval)
+    return found
 
 
 def lattice_for(batch: int, width: int, height: int) -> tuple[int, int]:

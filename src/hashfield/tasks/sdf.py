@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hashfield.data.mesh_distance import INSIDE, DistanceQuery
 from hashfield.data.mesh_samples import HALF_DIAGONAL, MeshSamples
-from hashfield.data.meshes import InsideRule, Mesh
+from hashfield.data.meshes import InsideRule, SourceMesh
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.cameras import Camera, camera_table, look_at, pixel_centers
 from hashfield.geometry.grid_layout import GridLayout
@@ -466,7 +466,7 @@ def _restore_field(field: NetworkWithEncoding, tensors: Mapping[str, Tensor], pa
 class MeshInUnitSpace:
     """A mesh where the encoding sees it, and its exact distances."""
 
-    def __init__(self, mesh: Mesh, inside: Literal["auto", "normals", "winding"] = "auto") -> None:
+    def __init__(self, mesh: SourceMesh, inside: Literal["auto", "normals", "winding"] = "auto") -> None:
         """Args:
         mesh: World.
         inside: As SdfConfig has it.
@@ -512,7 +512,12 @@ class SdfTask:
     name = "sdf"
 
     def __init__(
-        self, config: SdfConfig, mesh: Mesh, *, seed: int = 0, background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+        self,
+        config: SdfConfig,
+        mesh: SourceMesh,
+        *,
+        seed: int = 0,
+        background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     ) -> None:
         """Args:
         config: What to train and how.

@@ -85,6 +85,8 @@ class TrainResult:
     n_samples: int
     history: list[dict[str, Any]] = field(default_factory=list)
     """The lines of metrics.jsonl."""
+    cpu_seconds: float = 0.0
+    """Processor time of this process in the steps it took itself, all threads."""
 
 
 class _Window:
@@ -123,7 +125,7 @@ def train(
     task.warm_up()
     compile_seconds = time.perf_counter() - before
 
-    step, n_rays, n_samples, elapsed = 0, 0, 0, 0.0
+    step, n_rays, n_samples, elapsed, cpu_seconds = 0, 0, 0, 0.0, 0.0
     history: list[dict[str, Any]] = []
     metrics = _Metrics(run.metrics_jsonl)
     if resume:
@@ -165,10 +167,11 @@ def train(
             if signals.caught or (options.stop_after is not None and step >= options.stop_after):
                 stopped_by = "interrupted"
                 break
-            before = time.perf_counter()
+            before, own = time.perf_counter(), time.process_time()
             result = task.step(step, fraction())
             now = time.perf_counter()
             elapsed += now - before
+            cpu_seconds += time.process_time() - own
             if not math.isfinite(result.loss):
                 stopped_by = "non_finite"
                 break
@@ -202,7 +205,7 @@ def train(
                 window.started += time.perf_counter() - now
     if stopped_by != "non_finite":
         save()
-    return TrainResult(step, elapsed, compile_seconds, stopped_by, n_rays, n_samples, history)
+    return TrainResult(step, elapsed, compile_seconds, stopped_by, n_rays, n_samples, history, cpu_seconds)
 
 
 def _saved(step: int, options: TrainOptions, elapsed: float, fraction: float) -> Progress:

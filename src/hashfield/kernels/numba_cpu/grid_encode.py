@@ -576,7 +576,7 @@ def _forward_nearest(positions, n_dims, n, table, n_features, levels, scales, ou
 def _backward_nearest(
     positions, n_dims, n, grad, n_features, levels, scales, cotangent, parts, thread, threads
 ):
-    """The table's gradient; every level, or part of one, has one writer."""
+    """The table's gradient, cleared and then added to; every level, or part of one, has one writer."""
     stride, n_levels = positions.size // n_dims, scales.size
     row = n_levels * n_features
     mode = flush_denormals()
@@ -585,9 +585,10 @@ def _backward_nearest(
         level, piece = task % n_levels, task // n_levels
         size = levels[level, 1]
         low, high = share(size, piece, parts), share(size, piece + 1, parts)
+        own = grad[levels[level, 3] * n_features :]
+        own[low * n_features : high * n_features] = np.float32(0.0)
         if parts == 1:
             high = -1  # the whole level: nothing to compare
-        own = grad[levels[level, 3] * n_features :]
         for start in range(0, n, BLOCK):
             nearest(positions, n_dims, stride, start, level, levels, scales, index)
             count, at = min(BLOCK, n - start), start * row + level * n_features
@@ -625,8 +626,7 @@ def to_planes(positions: np.ndarray) -> np.ndarray:
     """Positions [n, D] as one padded plane per axis, flat: the kernels read whole vectors. int32 positions are in fixed
     point, and go on as uint32."""
     n, n_dims = positions.shape
-    if positions.dtype == np.int32:
-        positions = positions.view(np.uint32)
+    positions = positions.view(np.uint32) if positions.dtype == np.int32 else positions
     planes = np.empty((n_dims, round_up(n, BLOCK) + 2 * BLOCK), positions.dtype)
     launch(_fill_planes, positions, planes)
     return planes.reshape(-1)
@@ -639,7 +639,9 @@ def _fill_planes(positions, planes, thread, threads):
         for d in range(n_dims):
             planes[d, i] = positions[i, d]
     if thread == threads - 1:
-        planes[:, n:] = 0
+        for d in range(n_dims):
+            for i in range(n, planes.shape[1]):
+                planes[d, i] = 0
 
 
 @kernel
@@ -707,14 +709,13 @@ def grid_encode_backward(
         shape = (layout.n_entries, layout.n_features_per_level)
         grad_table = torch.from_numpy(recycled("grid_encode.grad_table", table.numel()).reshape(shape))
         parts = -(-n_threads() // layout.n_levels)
-        if n and interpolation == "nearest":
+        if not n:
             grad_table.zero_()
+        elif interpolation == "nearest":
             launch(
                 _backward_nearest, planes, n_dims, n, as_array(grad_table).reshape(-1), layout.n_features_per_level,
                 levels, layout.scales, cotangent, parts,
             )  # fmt: skip
-        elif not n:
-            grad_table.zero_()
         else:
             launch(
                 _backward_table, planes, n_dims, n, as_array(grad_table).reshape(-1), layout.n_features_per_level,

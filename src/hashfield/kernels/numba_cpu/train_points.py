@@ -63,7 +63,7 @@ def point_loss(kind, output, wanted, huber_delta):
 
 @part
 def loss_block(out, out_row, target, first, n, n_outputs, kind, huber_delta, scale, sums):
-    """Replace n rows of outputs by the gradient of the loss to them; padding becomes zero."""
+    """Replace n rows of outputs by the gradient of the loss to them; the padding is zero already, as its weights are."""
     total, error = 0.0, 0.0
     for s in range(n):
         for c in range(n_outputs):
@@ -72,8 +72,6 @@ def loss_block(out, out_row, target, first, n, n_outputs, kind, huber_delta, sca
             total += loss
             error += (output - wanted) * (output - wanted)
             poke(out, s * out_row + c, slope * scale)
-        for c in range(n_outputs, out_row):
-            poke(out, s * out_row + c, np.float32(0.0))
     sums[S_LOSS] += total
     sums[S_ERROR] += error
 
