@@ -26,6 +26,8 @@ Backend = Literal["reference", "numba", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 ENVIRONMENT_VARIABLE = "HASHFIELD_BACKEND"
+INTERPRETER_VARIABLE = "TRITON_INTERPRET"
+"""Triton's own: with 1, set before the first op runs, its kernels are interpreted on CPU tensors. For tests."""
 
 Limit = Callable[[Backend], str | None]
 """Given a backend, why it cannot take this very call (an option, a number of dimensions), or None."""
@@ -198,6 +200,8 @@ def _unavailable(op: str, backend: Backend) -> str | None:
 
 def _unfit(backend: Backend, tensors: tuple[Tensor, ...]) -> str | None:
     device = _DEVICES[backend]
+    if backend == "triton" and os.environ.get(INTERPRETER_VARIABLE) == "1":
+        device = "cpu"  # its interpreter runs on the host, for tests
     for tensor in tensors:
         if tensor.device.type != device:
             return f"a tensor is on {tensor.device}, it needs {device}"

@@ -73,7 +73,7 @@ def grid_encode(
             return None
         if layout.n_dims not in (2, 3):
             return f"{layout.n_dims} dimensions, it covers 2 and 3"
-        if interpolation == "nearest":
+        if interpolation == "nearest" and name == "numba":
             return "interpolation 'nearest'"
         return None
 

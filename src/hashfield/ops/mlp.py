@@ -57,7 +57,7 @@ def mlp(
     def limit(name: Backend) -> str | None:
         if name == "reference":
             return None
-        if precision != "float32":
+        if precision != "float32" and name == "numba":
             return f"precision {precision!r}, it covers 'float32'"
         if activation != "relu" and len(weights) > 1:
             return f"activation {activation!r}, it covers 'relu'"

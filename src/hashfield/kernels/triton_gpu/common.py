@@ -107,7 +107,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, *
 def fused_multiply_add(a, b, c):
     """a*b + c rounded once: cells and fractions must be those of every other backend."""
     if INTERPRETED:
-        return (a.to(tl.float64) * b + c).to(tl.float32)
+        # The bounds keep numpy from warning of an overflow; beyond 2^31 nothing reads the value.
+        return tl.minimum(tl.maximum(a.to(tl.float64) * b + c, -3e38), 3e38).to(tl.float32)
     return tl.fma(a, tl.full(a.shape, b, tl.float32), tl.full(a.shape, c, tl.float32))
 
 
@@ -221,9 +222,8 @@ def encode_level(
     pz, fz = py, fy
     if D == 3:
         pz, fz, _ = cell_and_fraction(z, SCALE)
-    fx, fy, fz = eased(fx, INTERPOLATION == "smoothstep"), eased(fy, INTERPOLATION == "smoothstep"), eased(
-        fz, INTERPOLATION == "smoothstep"
-    )
+    SMOOTHSTEP: tl.constexpr = INTERPOLATION == "smoothstep"
+    fx, fy, fz = eased(fx, SMOOTHSTEP), eased(fy, SMOOTHSTEP), eased(fz, SMOOTHSTEP)
     features = tl.zeros([x.shape[0], F], tl.float32)
     N_CORNERS: tl.constexpr = 1 if INTERPOLATION == "nearest" else 1 << D
     for c in tl.static_range(N_CORNERS):
