@@ -350,6 +350,22 @@ def add_features(start, index, values, inside, F: tl.constexpr, FORM: tl.constex
 
 
 @triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """a [m, k] times b [k, n], of one type, with float32 sums."""
+    if INTERPRETED:  # whose products know no bfloat16; those of two halves are exact in float32
+        return tl.dot(a.to(tl.float32), b.to(tl.float32))
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def product_onto(total, a, b, PRECISION: tl.constexpr):
+    """total [m, n] (float32) + a times b."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+    return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
 def activated(x, ACTIVATION: tl.constexpr):
     """ "none", "relu", "sigmoid" or "exp" of x."""
     if ACTIVATION == "relu":
@@ -365,7 +381,7 @@ def activated(x, ACTIVATION: tl.constexpr):
 def activation_gradient(grad, y, ACTIVATION: tl.constexpr):
     """Cotangent of the activation's input, from that of its output and the output y itself."""
     if ACTIVATION == "relu":
-        return tl.where(y > 0, grad, 0.0)
+        return tl.where(y.to(tl.float32) > 0.0, grad, 0.0)
     if ACTIVATION == "sigmoid":
         return grad * y * (1.0 - y)
     if ACTIVATION == "exp":

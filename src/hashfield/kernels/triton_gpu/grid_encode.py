@@ -177,17 +177,25 @@ def scatter_features(
     )  # fmt: skip
 
 
+def encode_into(
+    out: torch.Tensor, positions: torch.Tensor, n_live: torch.Tensor, table: torch.Tensor, layout: GridLayout,
+    interpolation: str, precision: str = "float32",
+) -> None:  # fmt: skip
+    """Write the features of the first n_live positions [capacity, D] to out [capacity, L*F], in its type."""
+    launch(
+        _forward, (triton.cdiv(positions.shape[0], BLOCK), layout.n_levels), positions, n_live, table, out,
+        LEVELS=levels_of(layout), L=layout.n_levels, D=layout.n_dims, F=layout.n_features_per_level,
+        INTERPOLATION=interpolation, ROUND=precision == "bfloat16", BLOCK=BLOCK,
+    )  # fmt: skip
+
+
 def grid_encode_forward(
     positions: torch.Tensor, table: torch.Tensor, layout: GridLayout, interpolation: str, precision: str
 ) -> torch.Tensor:
     """Features [n, L*F] of positions [n, D]; see `hashfield.ops.grid_encode`."""
     n = positions.shape[0]
     out = torch.empty((n, layout.n_output), dtype=torch.float32, device=positions.device)
-    launch(
-        _forward, (triton.cdiv(n, BLOCK), layout.n_levels), positions, count_of(n, positions.device), table, out,
-        LEVELS=levels_of(layout), L=layout.n_levels, D=layout.n_dims, F=layout.n_features_per_level,
-        INTERPOLATION=interpolation, ROUND=precision == "bfloat16", BLOCK=BLOCK,
-    )  # fmt: skip
+    encode_into(out, positions, count_of(n, positions.device), table, layout, interpolation, precision)
     return out
 
 

@@ -1,0 +1,352 @@
+"""The radiance field on GPUs: grid, density network, spherical harmonics and colour network, fused.
+
+For programs that keep their samples on the device. Every function takes tensors of a fixed capacity and the number
+of live samples in an int32 [1] on the device: programs beyond it leave at once, nothing synchronises, and with all
+outputs and scratch given nothing is allocated, so that a CUDA graph can hold the calls.
+
+    field = DeviceField(layout, table, weights)             table and flat weights in the compute type
+    field_forward(field, positions_unit, directions, n_live, log_density_out, rgb_out, features=...)
+    field_density(field, positions_unit, n_live, log_density_out)
+    field_backward(field, positions_unit, directions, n_live, grad_log_density, grad_rgb, grad_table, grad_weights,
+                   features=..., grad_features=...)
+
+log_density [capacity] = h_0 + density_bias and rgb [capacity, 3] = sigmoid(...) are float32. The compute type is the
+weights': float16, bfloat16 or float32, with float32 sums; the table has the same or any other of them.
+`field_backward` *adds* to grad_table (float32 or float16 [n_entries, F]) and grad_weights (float32, flat like the
+weights); cotangents pass between layers in the compute type, so in float16 the caller scales the loss up, and
+divides both gradients.
+
+**The backward pass is two kernels**, since one needs registers and few programs, the other neither: the networks'
+(persistent programs, gradients of all five matrices in registers) leaves the cotangents of the encoded features,
+and the scatter adds them to the table level by level. What passes between is 2 bytes a feature each way, 1/20 of the
+table's own traffic. The encoded features are kept from the forward pass if `features` was given there, for the same
+price, or encoded again if not.
+
+**The forward pass** encodes in place where the table fits the card's L2 cache; where it does not, level by level in
+a kernel of its own, so that one level at a time does.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.kernels.triton_gpu.common import (
+    activated,
+    activation_gradient,
+    as_columns,
+    dot_precision,
+    encode,
+    launch,
+    levels_of,
+    load_positions,
+    n_processors,
+    padded,
+    product,
+    product_onto,
+    spherical_harmonics_of,
+)
+from hashfield.kernels.triton_gpu.grid_encode import encode_into, scatter_features
+from hashfield.kernels.triton_gpu.mlp import (
+    add_matrix,
+    layer,
+    layer_backward,
+    load_matrix,
+    matrix_gradient,
+)
+
+N_GEOMETRY = tl.constexpr(16)  # outputs of the density network; the first is the logarithm of density
+N_DIRECTION = tl.constexpr(16)  # spherical harmonics of degree 4
+N_COLOR_IN = tl.constexpr(32)
+
+
+@dataclass(frozen=True)
+class DeviceField:
+    """A radiance field's numbers as these kernels take them."""
+
+    layout: GridLayout
+    """Three dimensions."""
+    table: torch.Tensor
+    """[n_entries, F]; float16, bfloat16 or float32."""
+    weights: torch.Tensor
+    """Flat, in the compute type: density [width, L*F], [16, width]; colour [v, 32], [v, v], [3, v]; see `mlp.flat`."""
+    width: int = 64
+    """Hidden neurons of the density network, a multiple of 16 up to 128."""
+    color_width: int = 64
+    """v, those of the colour network."""
+    density_bias: float = 0.0
+    """Added to the log-density."""
+    interpolation: str = "linear"
+    """Of the grid."""
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of the five matrices, in the order in which they lie."""
+        w, v = self.width, self.color_width
+        return [(w, self.layout.n_output), (16, w), (v, 32), (v, v), (3, v)]
+
+    @property
+    def n_weights(self) -> int:
+        """Numbers in `weights`."""
+        return sum(a * b for a, b in self.shapes())
+
+
+@triton.jit
+def _density_network(
+    features, weights, N_FEATURES: tl.constexpr, C: tl.constexpr, W: tl.constexpr, PW: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Hidden layer (compute type) and output h (float32)."""
+    hidden = activated(layer(features, weights, W, N_FEATURES, PW, C, PRECISION), "relu").to(features.dtype)
+    return hidden, layer(hidden, weights + W * N_FEATURES, N_GEOMETRY, W, N_GEOMETRY, PW, PRECISION)
+
+
+@triton.jit
+def _color_network(h, harmonics, weights, V: tl.constexpr, PV: tl.constexpr, PRECISION: tl.constexpr):
+    """Both hidden layers (compute type) and the colour [BLOCK, 16] (float32), of which 3 columns count."""
+    # [h | harmonics] times the first matrix, as two products: the tiles come in different register layouts.
+    from_h = load_matrix(weights, V, N_GEOMETRY, PV, N_GEOMETRY, N_COLOR_IN)
+    from_direction = load_matrix(weights + N_GEOMETRY, V, N_DIRECTION, PV, N_DIRECTION, N_COLOR_IN)
+    first = product(h, tl.trans(from_h), PRECISION)
+    first = product_onto(first, harmonics, tl.trans(from_direction), PRECISION)
+    first = activated(first, "relu").to(h.dtype)
+    weights += V * N_COLOR_IN
+    second = activated(layer(first, weights, V, V, PV, PV, PRECISION), "relu").to(h.dtype)
+    return first, second, activated(layer(second, weights + V * V, 3, V, 16, PV, PRECISION), "sigmoid")
+
+
+@triton.jit
+def _harmonics(directions, rows, inside, DTYPE: tl.constexpr):
+    x, y, z = load_positions(directions, rows, inside, 3)
+    return as_columns(spherical_harmonics_of(x, y, z, 4), 16, 4).to(DTYPE)
+
+
+@triton.jit
+def _load_features(features, rows, inside, N_FEATURES: tl.constexpr, C: tl.constexpr):
+    columns = tl.arange(0, C)[None, :]
+    return tl.load(features + rows[:, None] * N_FEATURES + columns, inside[:, None] & (columns < N_FEATURES), other=0.0)
+
+
+@triton.jit
+def _store_features(out, values, rows, inside, N_FEATURES: tl.constexpr, C: tl.constexpr):
+    columns = tl.arange(0, C)[None, :]
+    at = out + rows[:, None] * N_FEATURES + columns
+    tl.store(at, values.to(out.dtype.element_ty), inside[:, None] & (columns < N_FEATURES))
+
+
+@triton.jit
+def _forward(
+    positions, directions, n_live, table, features, weights, log_density, rgb, density_bias, LEVELS: tl.constexpr,
+    L: tl.constexpr, LOG2_L: tl.constexpr, F: tl.constexpr, INTERPOLATION: tl.constexpr, W: tl.constexpr,
+    PW: tl.constexpr, V: tl.constexpr, PV: tl.constexpr, ENCODE: tl.constexpr, KEEP: tl.constexpr,
+    COLOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # ENCODE: features are looked up here, and kept if KEEP; else they are read.
+    n = tl.load(n_live)
+    if tl.program_id(0) * BLOCK < n:
+        N_FEATURES: tl.constexpr = L * F
+        C: tl.constexpr = F << LOG2_L
+        DTYPE: tl.constexpr = weights.dtype.element_ty
+        rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = rows < n
+        if ENCODE:
+            x, y, z = load_positions(positions, rows, inside, 3)
+            encoded = encode(table, x, y, z, LEVELS, L, LOG2_L, 3, F, INTERPOLATION, False, DTYPE)
+            if KEEP:
+                _store_features(features, encoded, rows, inside, N_FEATURES, C)
+        else:
+            encoded = _load_features(features, rows, inside, N_FEATURES, C).to(DTYPE)
+        _, h = _density_network(encoded, weights, N_FEATURES, C, W, PW, PRECISION)
+        columns = tl.arange(0, 16)[None, :]
+        tl.store(log_density + rows, tl.sum(tl.where(columns == 0, h, 0.0), axis=1) + density_bias, inside)
+        if COLOR:
+            harmonics = _harmonics(directions, rows, inside, DTYPE)
+            weights += W * N_FEATURES + N_GEOMETRY * W
+            _, _, color = _color_network(h.to(DTYPE), harmonics, weights, V, PV, PRECISION)
+            tl.store(rgb + rows[:, None] * 3 + columns, color, inside[:, None] & (columns < 3))
+
+
+@triton.jit
+def _networks_backward(
+    directions, n_live, features, weights, grad_log_density, grad_rgb, grad_features, grad_weights,
+    N_FEATURES: tl.constexpr, C: tl.constexpr, W: tl.constexpr, PW: tl.constexpr, V: tl.constexpr, PV: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    n = tl.load(n_live)
+    if tl.program_id(0) * BLOCK < n:
+        DTYPE: tl.constexpr = weights.dtype.element_ty
+        DENSITY_OUT: tl.constexpr = W * N_FEATURES
+        COLOR_FIRST: tl.constexpr = DENSITY_OUT + N_GEOMETRY * W
+        COLOR_SECOND: tl.constexpr = COLOR_FIRST + V * N_COLOR_IN
+        COLOR_OUT: tl.constexpr = COLOR_SECOND + V * V
+        # Sums are kept with the wider side first, as tensor cores like them: those of 16 rows are transposed.
+        sum_density = tl.zeros([PW, C], tl.float32)
+        sum_density_out = tl.zeros([PW, N_GEOMETRY], tl.float32)
+        sum_first_h = tl.zeros([PV, N_GEOMETRY], tl.float32)
+        sum_first_direction = tl.zeros([PV, N_DIRECTION], tl.float32)
+        sum_second = tl.zeros([PV, PV], tl.float32)
+        sum_out = tl.zeros([PV, 16], tl.float32)
+        for tile in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
+            rows = tile * BLOCK + tl.arange(0, BLOCK)
+            inside = rows < n
+            columns = tl.arange(0, 16)[None, :]
+            encoded = _load_features(features, rows, inside, N_FEATURES, C).to(DTYPE)
+            hidden, h = _density_network(encoded, weights, N_FEATURES, C, W, PW, PRECISION)
+            h = h.to(DTYPE)
+            harmonics = _harmonics(directions, rows, inside, DTYPE)
+            first, second, color = _color_network(h, harmonics, weights + COLOR_FIRST, V, PV, PRECISION)
+            g = tl.load(grad_rgb + rows[:, None] * 3 + columns, inside[:, None] & (columns < 3), other=0.0)
+            g = activation_gradient(g, color, "sigmoid").to(DTYPE)
+            sum_out = matrix_gradient(sum_out, second, g, PRECISION)
+            g = layer_backward(g, weights + COLOR_OUT, 3, V, 16, PV, PRECISION)
+            g = activation_gradient(g, second, "relu").to(DTYPE)
+            sum_second = matrix_gradient(sum_second, g, first, PRECISION)
+            g = layer_backward(g, weights + COLOR_SECOND, V, V, PV, PV, PRECISION)
+            g = activation_gradient(g, first, "relu").to(DTYPE)
+            sum_first_h = matrix_gradient(sum_first_h, g, h, PRECISION)
+            sum_first_direction = matrix_gradient(sum_first_direction, g, harmonics, PRECISION)
+            from_h = load_matrix(weights + COLOR_FIRST, V, N_GEOMETRY, PV, N_GEOMETRY, N_COLOR_IN)
+            g = product(g, from_h, PRECISION)
+            direct = tl.load(grad_log_density + rows, inside, other=0.0)
+            g = (g + tl.where(columns == 0, direct[:, None], 0.0)).to(DTYPE)
+            sum_density_out = matrix_gradient(sum_density_out, hidden, g, PRECISION)
+            g = layer_backward(g, weights + DENSITY_OUT, N_GEOMETRY, W, N_GEOMETRY, PW, PRECISION)
+            g = activation_gradient(g, hidden, "relu").to(DTYPE)
+            sum_density = matrix_gradient(sum_density, g, encoded, PRECISION)
+            g = layer_backward(g, weights, W, N_FEATURES, PW, C, PRECISION)
+            _store_features(grad_features, g, rows, inside, N_FEATURES, C)
+        add_matrix(grad_weights, sum_density, W, N_FEATURES, PW, C, N_FEATURES)
+        add_matrix(grad_weights + DENSITY_OUT, tl.trans(sum_density_out), N_GEOMETRY, W, N_GEOMETRY, PW, W)
+        add_matrix(grad_weights + COLOR_FIRST, sum_first_h, V, N_GEOMETRY, PV, N_GEOMETRY, N_COLOR_IN)
+        add_matrix(
+            grad_weights + COLOR_FIRST + N_GEOMETRY, sum_first_direction, V, N_DIRECTION, PV, N_DIRECTION, N_COLOR_IN
+        )
+        add_matrix(grad_weights + COLOR_SECOND, sum_second, V, V, PV, PV, V)
+        add_matrix(grad_weights + COLOR_OUT, tl.trans(sum_out), 3, V, 16, PV, V)
+
+
+# --- entry points ------------------------------------------------------------------------------------------
+
+FORWARD_TILE = {torch.float16: (128, 4), torch.bfloat16: (128, 4), torch.float32: (64, 4)}
+"""(samples, warps) of a tile, by compute type; see the resource table beside the tests."""
+BACKWARD_TILE = {torch.float16: (128, 8), torch.bfloat16: (128, 8), torch.float32: (64, 8)}
+
+
+def _network_constants(field: DeviceField) -> dict[str, object]:
+    return {
+        "W": field.width, "PW": padded(field.width), "V": field.color_width, "PV": padded(field.color_width),
+        "PRECISION": dot_precision(field.weights.dtype),
+    }  # fmt: skip
+
+
+def forward_constants(field: DeviceField, *, encode: bool, keep: bool, color: bool) -> dict[str, object]:
+    """The compile-time constants of the forward kernel."""
+    layout = field.layout
+    return {
+        "LEVELS": levels_of(layout), "L": layout.n_levels, "LOG2_L": log2_levels(layout),
+        "F": layout.n_features_per_level, "INTERPOLATION": field.interpolation, "ENCODE": encode, "KEEP": keep,
+        "COLOR": color, "BLOCK": FORWARD_TILE[field.weights.dtype][0], **_network_constants(field),
+    }  # fmt: skip
+
+
+def backward_constants(field: DeviceField) -> dict[str, object]:
+    """The compile-time constants of the networks' backward kernel."""
+    n_features = field.layout.n_output
+    return {
+        "N_FEATURES": n_features, "C": field.layout.n_features_per_level << log2_levels(field.layout),
+        "BLOCK": BACKWARD_TILE[field.weights.dtype][0], **_network_constants(field),
+    }  # fmt: skip
+
+
+def log2_levels(layout: GridLayout) -> int:
+    """The logarithm of the number of levels a tile of features holds: at least 16 columns, a power of two."""
+    levels = padded(layout.n_levels, 1)
+    return max(levels, 16 // layout.n_features_per_level).bit_length() - 1
+
+
+@functools.lru_cache(maxsize=8)
+def _cache_bytes(device: torch.device) -> int:
+    return 0 if device.type != "cuda" else torch.cuda.get_device_properties(device).L2_cache_size
+
+
+def _encodes_in_place(field: DeviceField) -> bool:
+    return field.table.numel() * field.table.element_size() <= _cache_bytes(field.table.device)
+
+
+def field_forward(
+    field: DeviceField, positions_unit: torch.Tensor, directions: torch.Tensor | None, n_live: torch.Tensor,
+    log_density_out: torch.Tensor, rgb_out: torch.Tensor | None, *, features: torch.Tensor | None = None,
+    encode_in_place: bool | None = None,
+) -> None:  # fmt: skip
+    """Log-density and colour of the first n_live samples.
+
+    Args:
+        field: The numbers.
+        positions_unit: float32 [capacity, 3], contiguous.
+        directions: float32 [capacity, 3], unit length; None for densities alone.
+        n_live: int32 [1] on the device.
+        log_density_out: float32 [capacity].
+        rgb_out: float32 [capacity, 3]; None for densities alone.
+        features: [capacity, L*F] in the compute type, filled with the encoded features for `field_backward`.
+        encode_in_place: Look features up in the networks' kernel, or in one of their own; None chooses by the
+            size of the card's L2 cache.
+    """
+    capacity, dtype = positions_unit.shape[0], field.weights.dtype
+    in_place = _encodes_in_place(field) if encode_in_place is None else encode_in_place
+    keep = in_place and features is not None
+    if not in_place:
+        if features is None:
+            features = positions_unit.new_empty((capacity, field.layout.n_output), dtype=dtype)
+        encode_into(features, positions_unit, n_live, field.table, field.layout, field.interpolation)
+    block, warps = FORWARD_TILE[dtype]
+    color = rgb_out is not None
+    launch(
+        _forward, (triton.cdiv(capacity, block),), positions_unit, directions if color else positions_unit, n_live,
+        field.table, features if features is not None else log_density_out, field.weights, log_density_out,
+        rgb_out if color else log_density_out, field.density_bias, num_warps=warps,
+        **forward_constants(field, encode=in_place, keep=keep, color=color),
+    )  # fmt: skip
+
+
+def field_density(
+    field: DeviceField, positions_unit: torch.Tensor, n_live: torch.Tensor, log_density_out: torch.Tensor
+) -> None:
+    """Log-density alone of the first n_live samples; arguments as for `field_forward`."""
+    field_forward(field, positions_unit, None, n_live, log_density_out, None)
+
+
+def field_backward(
+    field: DeviceField, positions_unit: torch.Tensor, directions: torch.Tensor, n_live: torch.Tensor,
+    grad_log_density: torch.Tensor, grad_rgb: torch.Tensor, grad_table: torch.Tensor, grad_weights: torch.Tensor, *,
+    features: torch.Tensor | None = None, grad_features: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """Add the gradients of table and weights for the first n_live samples.
+
+    Args:
+        field: The numbers.
+        positions_unit: As for `field_forward`.
+        directions: As for `field_forward`.
+        n_live: As for `field_forward`.
+        grad_log_density: float32 [capacity], cotangent of the log-density.
+        grad_rgb: float32 [capacity, 3], cotangent of the colour.
+        grad_table: float32 or float16 [n_entries, F].
+        grad_weights: float32, flat like `field.weights`.
+        features: What `field_forward` kept for these samples; encoded again if None.
+        grad_features: Scratch [capacity, L*F] in the compute type (or float32).
+    """
+    capacity, dtype = positions_unit.shape[0], field.weights.dtype
+    shape = (capacity, field.layout.n_output)
+    if features is None:
+        features = positions_unit.new_empty(shape, dtype=dtype)
+        encode_into(features, positions_unit, n_live, field.table, field.layout, field.interpolation)
+    if grad_features is None:
+        grad_features = positions_unit.new_empty(shape, dtype=dtype)
+    block, warps = BACKWARD_TILE[dtype]
+    programs = min(triton.cdiv(capacity, block), n_processors(positions_unit.device))
+    launch(
+        _networks_backward, (programs,), directions, n_live, features, field.weights, grad_log_density, grad_rgb,
+        grad_features, grad_weights, num_warps=warps, **backward_constants(field),
+    )  # fmt: skip
+    scatter_features(positions_unit, n_live, grad_features, grad_table, field.layout, field.interpolation)

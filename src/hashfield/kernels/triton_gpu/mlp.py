@@ -1,0 +1,252 @@
+"""Fully fused networks on GPUs: a tile's activations never leave the chip; the backward pass recomputes them.
+
+Matrices lie one after another in one flat buffer of the compute type (float16, bfloat16 or float32), as they are:
+[n_out, n_in], unpadded. A tile's layers are `tl.dot` products with float32 sums; widths that are no power of two, or
+below 16, are padded with zeros as the matrices are read, and a padded unit stays 0 through ReLU.
+
+The backward pass is a few persistent programs: each keeps the gradients of all matrices in registers over all its
+tiles and adds them to memory once.
+
+The first layer's input is either given, or the grid's features of a position, encoded in place (`encoded_mlp`).
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from hashfield.kernels.triton_gpu.common import (
+    activated,
+    activation_gradient,
+    count_of,
+    dot_precision,
+    launch,
+    n_processors,
+    padded,
+    product,
+    product_onto,
+)
+
+MAX_WIDTH = 128
+"""Neurons of a hidden layer."""
+MAX_END_WIDTH = 256
+"""Inputs and outputs of a network."""
+
+
+# --- on the device -----------------------------------------------------------------------------------------
+
+
+@triton.jit
+def load_matrix(
+    weights, N_OUT: tl.constexpr, N_IN: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, STRIDE: tl.constexpr
+):
+    """A matrix [N_OUT, N_IN], whose rows lie STRIDE apart, as the tile [OUT, IN]; zeros where that is larger."""
+    o, i = tl.arange(0, OUT)[:, None], tl.arange(0, IN)[None, :]
+    if N_OUT == OUT and N_IN == IN:
+        return tl.load(weights + o * STRIDE + i)
+    return tl.load(weights + o * STRIDE + i, (o < N_OUT) & (i < N_IN), other=0.0)
+
+
+@triton.jit
+def layer(
+    x, weights, N_OUT: tl.constexpr, N_IN: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, PRECISION: tl.constexpr
+):
+    """x [BLOCK, IN] times a matrix [N_OUT, N_IN], transposed: [BLOCK, OUT], float32."""
+    matrix = load_matrix(weights, N_OUT, N_IN, OUT, IN, N_IN)
+    return product(x, tl.trans(matrix), PRECISION)
+
+
+@triton.jit
+def layer_backward(
+    grad, weights, N_OUT: tl.constexpr, N_IN: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Cotangent [BLOCK, OUT] of a layer's output times its matrix: that of its input, [BLOCK, IN], float32."""
+    return product(grad, load_matrix(weights, N_OUT, N_IN, OUT, IN, N_IN), PRECISION)
+
+
+@triton.jit
+def matrix_gradient(total, grad, x, PRECISION: tl.constexpr):
+    """total [OUT, IN] + grad^T x, for a layer's cotangent [BLOCK, OUT] and input [BLOCK, IN]."""
+    return product_onto(total, tl.trans(grad), x, PRECISION)
+
+
+@triton.jit
+def add_matrix(
+    out, total, N_OUT: tl.constexpr, N_IN: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, STRIDE: tl.constexpr
+):
+    """Add a program's sum [OUT, IN] to the gradient of a matrix in memory, whose rows lie STRIDE apart."""
+    o, i = tl.arange(0, OUT)[:, None], tl.arange(0, IN)[None, :]
+    tl.atomic_add(out + o * STRIDE + i, total, (o < N_OUT) & (i < N_IN), sem="relaxed")
+
+
+@triton.jit
+def network(
+    x, weights, WIDTHS: tl.constexpr, PADS: tl.constexpr, OFFSETS: tl.constexpr, DEPTH: tl.constexpr,
+    OUTPUT_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Every layer's input (a tuple, in x's type), and the activated output (float32)."""
+    inputs = (x,)
+    y = layer(x, weights, WIDTHS[1], WIDTHS[0], PADS[1], PADS[0], PRECISION)
+    for i in tl.static_range(1, DEPTH):
+        h = activated(y, "relu").to(x.dtype)
+        inputs = inputs + (h,)
+        y = layer(h, weights + OFFSETS[i], WIDTHS[i + 1], WIDTHS[i], PADS[i + 1], PADS[i], PRECISION)
+    return inputs, activated(y, OUTPUT_ACTIVATION)
+
+
+@triton.jit
+def network_backward(
+    inputs, grad, weights, totals, WIDTHS: tl.constexpr, PADS: tl.constexpr, OFFSETS: tl.constexpr,
+    DEPTH: tl.constexpr, TO_INPUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """New totals of the matrices' gradients, and the cotangent of the input (float32), for one tile.
+
+    grad is the cotangent of the last layer's output before its activation, in the compute type. Without TO_INPUT the
+    second result is not the gradient and must not be used.
+    """
+    reversed_totals = ()
+    g = grad
+    back = grad
+    for k in tl.static_range(DEPTH):
+        i: tl.constexpr = DEPTH - 1 - k
+        x = inputs[i]
+        reversed_totals = reversed_totals + (matrix_gradient(totals[i], g, x, PRECISION),)
+        if i > 0 or TO_INPUT:
+            back = layer_backward(g, weights + OFFSETS[i], WIDTHS[i + 1], WIDTHS[i], PADS[i + 1], PADS[i], PRECISION)
+        if i > 0:
+            g = activation_gradient(back, x, "relu").to(x.dtype)
+    ordered = ()
+    for i in tl.static_range(DEPTH):
+        ordered = ordered + (reversed_totals[DEPTH - 1 - i],)
+    return ordered, back
+
+
+@triton.jit
+def _forward(
+    x, n_live, weights, out, WIDTHS: tl.constexpr, PADS: tl.constexpr, OFFSETS: tl.constexpr, DEPTH: tl.constexpr,
+    OUTPUT_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    n = tl.load(n_live)
+    if tl.program_id(0) * BLOCK < n:
+        rows = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
+        columns = tl.arange(0, PADS[0])[None, :]
+        inside = (rows < n) & (columns < WIDTHS[0])
+        tile = tl.load(x + rows * WIDTHS[0] + columns, inside, other=0.0).to(weights.dtype.element_ty)
+        _, y = network(tile, weights, WIDTHS, PADS, OFFSETS, DEPTH, OUTPUT_ACTIVATION, PRECISION)
+        columns = tl.arange(0, PADS[DEPTH])[None, :]
+        inside = (rows < n) & (columns < WIDTHS[DEPTH])
+        tl.store(out + rows * WIDTHS[DEPTH] + columns, y.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _backward(
+    x, n_live, weights, grad_out, grad_x, grad_weights, WIDTHS: tl.constexpr, PADS: tl.constexpr,
+    OFFSETS: tl.constexpr, DEPTH: tl.constexpr, OUTPUT_ACTIVATION: tl.constexpr, TO_INPUT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    n = tl.load(n_live)
+    if tl.program_id(0) * BLOCK < n:
+        totals = ()
+        for i in tl.static_range(DEPTH):
+            totals = totals + (tl.zeros([PADS[i + 1], PADS[i]], tl.float32),)
+        for tile in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
+            rows = (tile * BLOCK + tl.arange(0, BLOCK))[:, None]
+            columns = tl.arange(0, PADS[0])[None, :]
+            inside = (rows < n) & (columns < WIDTHS[0])
+            first = tl.load(x + rows * WIDTHS[0] + columns, inside, other=0.0).to(weights.dtype.element_ty)
+            inputs, y = network(first, weights, WIDTHS, PADS, OFFSETS, DEPTH, OUTPUT_ACTIVATION, PRECISION)
+            ends = tl.arange(0, PADS[DEPTH])[None, :]
+            g = tl.load(grad_out + rows * WIDTHS[DEPTH] + ends, (rows < n) & (ends < WIDTHS[DEPTH]), other=0.0)
+            g = activation_gradient(g.to(tl.float32), y, OUTPUT_ACTIVATION).to(first.dtype)
+            totals, back = network_backward(
+                inputs, g, weights, totals, WIDTHS, PADS, OFFSETS, DEPTH, TO_INPUT, PRECISION
+            )
+            if TO_INPUT:
+                tl.store(grad_x + rows * WIDTHS[0] + columns, back.to(grad_x.dtype.element_ty), inside)
+        for i in tl.static_range(DEPTH):
+            add_matrix(
+                grad_weights + OFFSETS[i], totals[i], WIDTHS[i + 1], WIDTHS[i], PADS[i + 1], PADS[i], WIDTHS[i]
+            )
+
+
+# --- entry points ------------------------------------------------------------------------------------------
+
+
+def shape_of(weights: Sequence[torch.Tensor]) -> dict[str, object]:
+    """A network's sizes as the kernels take them: widths of the layers, padded widths, first number of each matrix."""
+    widths = (weights[0].shape[1], *(w.shape[0] for w in weights))
+    offsets = tuple(itertools.accumulate((w.numel() for w in weights[:-1]), initial=0))
+    return {"WIDTHS": widths, "PADS": tuple(map(padded, widths)), "OFFSETS": offsets, "DEPTH": len(weights)}
+
+
+def flat(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Matrices as one buffer of the compute type."""
+    return torch.cat([w.detach().reshape(-1) for w in weights]).to(dtype)
+
+
+def unflat(buffer: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Views of a flat buffer in the matrices' shapes."""
+    parts = buffer.split([w.numel() for w in weights])
+    return [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
+
+
+def why_not_fused(widths: Sequence[int]) -> str | None:
+    """Why a network of these widths (input, hidden, output) does not fit on the chip, or None."""
+    if max(widths[1:-1], default=0) > MAX_WIDTH:
+        return f"a hidden layer has {max(widths[1:-1])} neurons, it takes {MAX_WIDTH}"
+    if max(widths[0], widths[-1]) > MAX_END_WIDTH:
+        return f"{widths[0]} inputs or {widths[-1]} outputs, it takes {MAX_END_WIDTH}"
+    return None
+
+
+def tile_of(pads: Sequence[int], dtype: torch.dtype, *, backward: bool) -> tuple[int, int]:
+    """(samples of a tile, warps) for a network: what registers allow.
+
+    Chosen from the resource table of the cross-compiled kernels (tests/ops/triton_budget.json).
+    """
+    block, warps = (128, 8) if backward else (128, 4)
+    if dtype == torch.float32:
+        block //= 2
+    if max(pads) > 64:
+        block, warps = block // 2, 8
+    return block, warps
+
+
+def compute_type(precision: str) -> torch.dtype:
+    """The type matrices and layer inputs are rounded to."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def mlp_forward(
+    x: torch.Tensor, weights: list[torch.Tensor], activation: str, output_activation: str, precision: str = "float32"
+) -> torch.Tensor:
+    """Outputs [n, n_out]; see `hashfield.ops.mlp`."""
+    n, shape, dtype = x.shape[0], shape_of(weights), compute_type(precision)
+    out = torch.empty((n, weights[-1].shape[0]), dtype=torch.float32, device=x.device)
+    block, warps = tile_of(shape["PADS"], dtype, backward=False)
+    launch(
+        _forward, (triton.cdiv(n, block),), x, count_of(n, x.device), flat(weights, dtype), out, **shape,
+        OUTPUT_ACTIVATION=output_activation, PRECISION=dot_precision(dtype), BLOCK=block, num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+def mlp_backward(
+    x: torch.Tensor, weights: list[torch.Tensor], activation: str, output_activation: str, grad_output: torch.Tensor,
+    needs_x: bool, precision: str = "float32",
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
+    """Gradients to x (or None) and to every matrix for the cotangent [n, n_out]."""
+    n, shape, dtype = x.shape[0], shape_of(weights), compute_type(precision)
+    buffer = flat(weights, dtype)
+    grad_weights = torch.zeros(buffer.shape, dtype=torch.float32, device=x.device)
+    grad_x = torch.empty_like(x) if needs_x else None
+    block, warps = tile_of(shape["PADS"], dtype, backward=True)
+    programs = min(triton.cdiv(n, block), n_processors(x.device))
+    launch(
+        _backward, (programs,), x, count_of(n, x.device), buffer, grad_output, x if grad_x is None else grad_x,
+        grad_weights, **shape, OUTPUT_ACTIVATION=output_activation, TO_INPUT=needs_x,
+        PRECISION=dot_precision(dtype), BLOCK=block, num_warps=warps,
+    )  # fmt: skip
+    return grad_x, unflat(grad_weights, weights)
