@@ -10,6 +10,7 @@ nothing here repeats their arguments.
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -61,20 +62,18 @@ def _field(layout: GridLayout, dtype: torch.dtype, width: int = 64, table: torch
 
 
 def _field_step(layout: GridLayout, dtype: torch.dtype, width: int = 64, grad: torch.dtype = torch.float32) -> None:
-    from hashfield.kernels.triton_gpu.field import field_backward, field_density, field_forward
+    from hashfield.kernels.triton_gpu.field import field_backward, field_density, field_forward, scratch_width
 
     field, n = _field(layout, dtype, width), 256
     positions, vectors, scalars = torch.empty(n, 3), torch.empty(n, 3), torch.empty(n)
     live, features = torch.empty(1, dtype=torch.int32), torch.empty(n, layout.n_output, dtype=dtype)
     field_density(field, positions, live, scalars)
     for in_place in (True, False):
-        field_forward(
-            field, positions, vectors, live, scalars, vectors, features=features, encode_in_place=in_place
-        )
+        field_forward(field, positions, vectors, live, scalars, vectors, features=features, encode_in_place=in_place)
     grad_table = torch.empty(field.table.shape, dtype=grad)
     field_backward(
         field, positions, vectors, live, scalars, vectors, grad_table, torch.empty(field.n_weights),
-        features=features, grad_features=features,
+        features=features, grad_features=torch.empty(n, scratch_width(layout), dtype=dtype),
     )  # fmt: skip
 
 
@@ -91,7 +90,7 @@ def _grid(layout: GridLayout, interpolation: str = "linear", precision: str = "f
 def _mlp(*widths: int, output: str = "none", precision: str = "float32", needs_x: bool = True) -> None:
     from hashfield.kernels.triton_gpu.mlp import mlp_backward, mlp_forward
 
-    weights = [torch.empty(b, a) for a, b in zip(widths, widths[1:], strict=False)]
+    weights = [torch.empty(b, a) for a, b in itertools.pairwise(widths)]
     x, grad = torch.empty(256, widths[0]), torch.empty(256, widths[-1])
     mlp_forward(x, weights, "relu", output, precision)
     mlp_backward(x, weights, "relu", output, grad, needs_x, precision)
@@ -140,19 +139,17 @@ SHIPPED: dict[str, Callable[[], None]] = {
 # --- compiling ---------------------------------------------------------------------------------------------
 
 
-def launches(call: Callable[[], None], target: str) -> Iterator[tuple[str, JITFunction, dict[str, Any], int]]:
-    """What a call of entry points would launch on a card: (kernel's name, kernel, arguments, warps)."""
-    caught: list[tuple[str, JITFunction, dict[str, Any], int]] = []
+def launches(
+    call: Callable[[], None], target: str
+) -> Iterator[tuple[str, JITFunction, dict[str, Any], dict[str, Any]]]:
+    """What a call of entry points would launch on a card: (kernel's name, kernel, arguments, options)."""
+    caught: list[tuple[str, JITFunction, dict[str, Any], dict[str, Any]]] = []
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: Any = None, **kwargs: Any) -> None:
-        warps = kwargs.pop("num_warps", 4)
-        for option in ("enable_fp_fusion", "num_stages", "maxnreg"):
-            kwargs.pop(option, None)
+        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages", "enable_fp_fusion") if k in kwargs}
         names = [p.name for p in self.params]
         module = self.fn.__module__.rsplit(".", 1)[-1]
-        caught.append(
-            (f"{module}.{self.fn.__name__}", self, dict(zip(names, args, strict=False)) | kwargs, warps)
-        )
+        caught.append((f"{module}.{self.fn.__name__}", self, dict(zip(names, args, strict=False)) | kwargs, options))
 
     arch = TARGETS[target].arch
     changed: list[tuple[Any, str, Any]] = [(JITFunction, "run", JITFunction.run)]
@@ -172,11 +169,11 @@ def launches(call: Callable[[], None], target: str) -> Iterator[tuple[str, JITFu
         for owner, name, value in changed:
             setattr(owner, name, value)
     seen = set()
-    for name, kernel, arguments, warps in caught:
+    for name, kernel, arguments, options in caught:
         key = (name, str({k: _TYPES[v.dtype] if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}))
         if key not in seen:
             seen.add(key)
-            yield name, kernel, arguments, warps
+            yield name, kernel, arguments, options
 
 
 def source_of(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
@@ -199,12 +196,12 @@ def source_of(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
     return ASTSource(kernel, signature, constants, attributes)
 
 
-def compile_kernel(kernel: JITFunction, arguments: dict[str, Any], warps: int, target: str) -> dict[str, Any]:
+def compile_kernel(
+    kernel: JITFunction, arguments: dict[str, Any], options: dict[str, Any], target: str
+) -> dict[str, Any]:
     """Registers, bytes on the stack (spills), shared memory and atomics of one kernel on one target."""
-    compiled = triton.compile(
-        source_of(kernel, arguments), target=TARGETS[target], options={"num_warps": warps, "enable_fp_fusion": True}
-    )
-    result: dict[str, Any] = {"warps": warps, "shared": compiled.metadata.shared}
+    compiled = triton.compile(source_of(kernel, arguments), target=TARGETS[target], options=options)
+    result: dict[str, Any] = {"warps": options.get("num_warps", 4), "shared": compiled.metadata.shared}
     if target.startswith("cuda"):
         result |= _cubin_usage(compiled.asm["cubin"])
         result["atomics"] = atomics_in(compiled.asm["ptx"])
@@ -228,9 +225,7 @@ def _cubin_usage(cubin: bytes) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True
-        ).stdout
+        text = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
     return {
         "registers": int(_only(r"\bREG:(\d+)", text)),
         "stack": int(_only(r"\bSTACK:(\d+)", text)) + int(_only(r"\bLOCAL:(\d+)", text)),
@@ -248,12 +243,10 @@ def resources(target: str, only: str = "") -> Iterator[dict[str, Any]]:
     for name, call in SHIPPED.items():
         if re.search(only, name):
             numbers: dict[str, int] = {}
-            for kernel_name, kernel, arguments, warps in launches(call, target):
+            for kernel_name, kernel, arguments, options in launches(call, target):
                 k = numbers[kernel_name] = numbers.get(kernel_name, 0) + 1
                 label = kernel_name if k == 1 else f"{kernel_name}#{k}"
-                yield {
-                    "key": f"{name} {label} {target}", **compile_kernel(kernel, arguments, warps, target)
-                }
+                yield {"key": f"{name} {label} {target}", **compile_kernel(kernel, arguments, options, target)}
 
 
 def main() -> None:

@@ -93,11 +93,17 @@ def padded(n: int, least: int = 16) -> int:
     return max(least, triton.next_power_of_2(n))
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, **constants: Any) -> Any:
-    """Launch a kernel, unless the grid is empty. Multiplications and additions may be fused, as on CPUs."""
+def launch(
+    kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, num_stages: int = 1, **constants: Any
+) -> Any:
+    """Launch a kernel, unless the grid is empty.
+
+    Multiplications and additions may be fused, as on CPUs. Loops are not pipelined unless asked: what their
+    iterations load, mostly matrices, is in the nearest cache, and copies of it in shared memory cost occupancy.
+    """
     if min(grid) == 0:
         return None
-    return kernel[grid](*args, num_warps=num_warps, enable_fp_fusion=True, **constants)
+    return kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True, **constants)
 
 
 # --- on the device: positions and cells --------------------------------------------------------------------
@@ -411,6 +417,24 @@ def spherical_harmonics_of(x, y, z, DEGREE: tl.constexpr):
         s11, s13 = 0.45704579946446572 * y * (1.0 - 5.0 * zz), 0.45704579946446572 * x * (1.0 - 5.0 * zz)
         s12 = 0.3731763325901154 * z * (5.0 * zz - 3.0)
     return (s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, s12, s13, s14, s15)
+
+
+@triton.jit
+def spherical_harmonics_tile(directions, rows, inside, DTYPE: tl.constexpr):
+    """The 16 harmonics of degree 4 as a tile [BLOCK, 16], every column computed where it is used.
+
+    For kernels with more threads than samples, where `as_columns` would move columns between threads.
+    """
+    column = tl.arange(0, 16)[None, :]
+    at = directions + rows[:, None] * 3 + tl.zeros([1, 16], tl.int32)
+    x = tl.load(at, inside[:, None], other=0.0)
+    y = tl.load(at + 1, inside[:, None], other=0.0)
+    z = tl.load(at + 2, inside[:, None], other=0.0)
+    values = spherical_harmonics_of(x, y, z, 4)
+    tile = values[0]
+    for i in tl.static_range(1, 16):
+        tile = tl.where(column == i, values[i], tile)
+    return tile.to(DTYPE)
 
 
 @triton.jit

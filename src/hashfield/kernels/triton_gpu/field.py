@@ -16,11 +16,12 @@ weights': float16, bfloat16 or float32, with float32 sums; the table has the sam
 weights); cotangents pass between layers in the compute type, so in float16 the caller scales the loss up, and
 divides both gradients.
 
-**The backward pass is two kernels**, since one needs registers and few programs, the other neither: the networks'
-(persistent programs, gradients of all five matrices in registers) leaves the cotangents of the encoded features,
-and the scatter adds them to the table level by level. What passes between is 2 bytes a feature each way, 1/20 of the
-table's own traffic. The encoded features are kept from the forward pass if `features` was given there, for the same
-price, or encoded again if not.
+**The backward pass is three kernels.** In one, the activations of both networks and the gradients of all five
+matrices need more registers than there are, and the table's scatter would run at the networks' low occupancy. So the
+colour network (persistent programs, the matrices' gradients in registers) leaves the cotangent of h, the density
+network likewise that of the encoded features, and the scatter adds those to the table level by level. What passes
+between, some 100 bytes a sample each way, is a tenth of the table's own traffic. The encoded features are kept from
+the forward pass if `features` was given there, or encoded again if not.
 
 **The forward pass** encodes in place where the table fits the card's L2 cache; where it does not, level by level in
 a kernel of its own, so that one level at a time does.
@@ -48,6 +49,7 @@ from hashfield.kernels.triton_gpu.common import (
     product,
     product_onto,
     spherical_harmonics_of,
+    spherical_harmonics_tile,
 )
 from hashfield.kernels.triton_gpu.grid_encode import encode_into, scatter_features
 from hashfield.kernels.triton_gpu.mlp import (
@@ -169,76 +171,92 @@ def _forward(
 
 
 @triton.jit
-def _networks_backward(
-    directions, n_live, features, weights, grad_log_density, grad_rgb, grad_features, grad_weights,
-    N_FEATURES: tl.constexpr, C: tl.constexpr, W: tl.constexpr, PW: tl.constexpr, V: tl.constexpr, PV: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+def _color_backward(
+    directions, n_live, features, weights, grad_log_density, grad_rgb, grad_h, grad_weights,
+    N_FEATURES: tl.constexpr, C: tl.constexpr, ROW: tl.constexpr, W: tl.constexpr, PW: tl.constexpr, V: tl.constexpr,
+    PV: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    # Leaves the cotangent of h in the first 16 columns of grad_h [capacity, ROW].
     n = tl.load(n_live)
     if tl.program_id(0) * BLOCK < n:
         DTYPE: tl.constexpr = weights.dtype.element_ty
-        DENSITY_OUT: tl.constexpr = W * N_FEATURES
-        COLOR_FIRST: tl.constexpr = DENSITY_OUT + N_GEOMETRY * W
-        COLOR_SECOND: tl.constexpr = COLOR_FIRST + V * N_COLOR_IN
-        COLOR_OUT: tl.constexpr = COLOR_SECOND + V * V
-        # Sums are kept with the wider side first, as tensor cores like them: those of 16 rows are transposed.
-        sum_density = tl.zeros([PW, C], tl.float32)
-        sum_density_out = tl.zeros([PW, N_GEOMETRY], tl.float32)
-        sum_first_h = tl.zeros([PV, N_GEOMETRY], tl.float32)
-        sum_first_direction = tl.zeros([PV, N_DIRECTION], tl.float32)
+        FIRST: tl.constexpr = W * N_FEATURES + N_GEOMETRY * W
+        SECOND: tl.constexpr = FIRST + V * N_COLOR_IN
+        OUT: tl.constexpr = SECOND + V * V
+        # Sums are kept with the wider side first, as tensor cores like them: that of 16 rows is transposed.
+        sum_h = tl.zeros([PV, N_GEOMETRY], tl.float32)
+        sum_direction = tl.zeros([PV, N_DIRECTION], tl.float32)
         sum_second = tl.zeros([PV, PV], tl.float32)
         sum_out = tl.zeros([PV, 16], tl.float32)
-        for tile in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
+        # Hoisting out of the loop is off: the compiler would compute every matrix's addresses before it and keep
+        # them in registers, which then spill.
+        for tile in tl.range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0), disable_licm=True):
             rows = tile * BLOCK + tl.arange(0, BLOCK)
             inside = rows < n
             columns = tl.arange(0, 16)[None, :]
             encoded = _load_features(features, rows, inside, N_FEATURES, C).to(DTYPE)
-            hidden, h = _density_network(encoded, weights, N_FEATURES, C, W, PW, PRECISION)
+            _, h = _density_network(encoded, weights, N_FEATURES, C, W, PW, PRECISION)
             h = h.to(DTYPE)
-            harmonics = _harmonics(directions, rows, inside, DTYPE)
-            first, second, color = _color_network(h, harmonics, weights + COLOR_FIRST, V, PV, PRECISION)
+            harmonics = spherical_harmonics_tile(directions, rows, inside, DTYPE)
+            first, second, color = _color_network(h, harmonics, weights + FIRST, V, PV, PRECISION)
             g = tl.load(grad_rgb + rows[:, None] * 3 + columns, inside[:, None] & (columns < 3), other=0.0)
             g = activation_gradient(g, color, "sigmoid").to(DTYPE)
             sum_out = matrix_gradient(sum_out, second, g, PRECISION)
-            g = layer_backward(g, weights + COLOR_OUT, 3, V, 16, PV, PRECISION)
+            g = layer_backward(g, weights + OUT, 3, V, 16, PV, PRECISION)
             g = activation_gradient(g, second, "relu").to(DTYPE)
             sum_second = matrix_gradient(sum_second, g, first, PRECISION)
-            g = layer_backward(g, weights + COLOR_SECOND, V, V, PV, PV, PRECISION)
+            g = layer_backward(g, weights + SECOND, V, V, PV, PV, PRECISION)
             g = activation_gradient(g, first, "relu").to(DTYPE)
-            sum_first_h = matrix_gradient(sum_first_h, g, h, PRECISION)
-            sum_first_direction = matrix_gradient(sum_first_direction, g, harmonics, PRECISION)
-            from_h = load_matrix(weights + COLOR_FIRST, V, N_GEOMETRY, PV, N_GEOMETRY, N_COLOR_IN)
+            sum_h = matrix_gradient(sum_h, g, h, PRECISION)
+            sum_direction = matrix_gradient(sum_direction, g, harmonics, PRECISION)
+            from_h = load_matrix(weights + FIRST, V, N_GEOMETRY, PV, N_GEOMETRY, N_COLOR_IN)
             g = product(g, from_h, PRECISION)
             direct = tl.load(grad_log_density + rows, inside, other=0.0)
-            g = (g + tl.where(columns == 0, direct[:, None], 0.0)).to(DTYPE)
-            sum_density_out = matrix_gradient(sum_density_out, hidden, g, PRECISION)
-            g = layer_backward(g, weights + DENSITY_OUT, N_GEOMETRY, W, N_GEOMETRY, PW, PRECISION)
+            g += tl.where(columns == 0, direct[:, None], 0.0)
+            tl.store(grad_h + rows[:, None] * ROW + columns, g.to(grad_h.dtype.element_ty), inside[:, None])
+        add_matrix(grad_weights + FIRST, sum_h, V, N_GEOMETRY, PV, N_GEOMETRY, N_COLOR_IN)
+        add_matrix(grad_weights + FIRST + N_GEOMETRY, sum_direction, V, N_DIRECTION, PV, N_DIRECTION, N_COLOR_IN)
+        add_matrix(grad_weights + SECOND, sum_second, V, V, PV, PV, V)
+        add_matrix(grad_weights + OUT, tl.trans(sum_out), 3, V, 16, PV, V)
+
+
+@triton.jit
+def _density_backward(
+    n_live, features, weights, grad_h, grad_features, grad_weights, N_FEATURES: tl.constexpr, C: tl.constexpr,
+    ROW: tl.constexpr, W: tl.constexpr, PW: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # grad_h and grad_features [capacity, ROW] are one buffer: a tile's rows are read before they are overwritten.
+    n = tl.load(n_live)
+    if tl.program_id(0) * BLOCK < n:
+        DTYPE: tl.constexpr = weights.dtype.element_ty
+        OUT: tl.constexpr = W * N_FEATURES
+        sum_first = tl.zeros([PW, C], tl.float32)
+        sum_out = tl.zeros([PW, N_GEOMETRY], tl.float32)
+        for tile in tl.range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0), disable_licm=True):
+            rows = tile * BLOCK + tl.arange(0, BLOCK)
+            inside = rows < n
+            columns = tl.arange(0, 16)[None, :]
+            encoded = _load_features(features, rows, inside, N_FEATURES, C).to(DTYPE)
+            hidden = activated(layer(encoded, weights, W, N_FEATURES, PW, C, PRECISION), "relu").to(DTYPE)
+            g = tl.load(grad_h + rows[:, None] * ROW + columns, inside[:, None], other=0.0).to(DTYPE)
+            sum_out = matrix_gradient(sum_out, hidden, g, PRECISION)
+            g = layer_backward(g, weights + OUT, N_GEOMETRY, W, N_GEOMETRY, PW, PRECISION)
             g = activation_gradient(g, hidden, "relu").to(DTYPE)
-            sum_density = matrix_gradient(sum_density, g, encoded, PRECISION)
+            sum_first = matrix_gradient(sum_first, g, encoded, PRECISION)
             g = layer_backward(g, weights, W, N_FEATURES, PW, C, PRECISION)
-            _store_features(grad_features, g, rows, inside, N_FEATURES, C)
-        add_matrix(grad_weights, sum_density, W, N_FEATURES, PW, C, N_FEATURES)
-        add_matrix(grad_weights + DENSITY_OUT, tl.trans(sum_density_out), N_GEOMETRY, W, N_GEOMETRY, PW, W)
-        add_matrix(grad_weights + COLOR_FIRST, sum_first_h, V, N_GEOMETRY, PV, N_GEOMETRY, N_COLOR_IN)
-        add_matrix(
-            grad_weights + COLOR_FIRST + N_GEOMETRY, sum_first_direction, V, N_DIRECTION, PV, N_DIRECTION, N_COLOR_IN
-        )
-        add_matrix(grad_weights + COLOR_SECOND, sum_second, V, V, PV, PV, V)
-        add_matrix(grad_weights + COLOR_OUT, tl.trans(sum_out), 3, V, 16, PV, V)
+            at = tl.arange(0, C)[None, :]
+            g = g.to(grad_features.dtype.element_ty)
+            tl.store(grad_features + rows[:, None] * ROW + at, g, inside[:, None] & (at < N_FEATURES))
+        add_matrix(grad_weights, sum_first, W, N_FEATURES, PW, C, N_FEATURES)
+        add_matrix(grad_weights + OUT, tl.trans(sum_out), N_GEOMETRY, W, N_GEOMETRY, PW, W)
 
 
 # --- entry points ------------------------------------------------------------------------------------------
 
 FORWARD_TILE = {torch.float16: (128, 4), torch.bfloat16: (128, 4), torch.float32: (64, 4)}
 """(samples, warps) of a tile, by compute type; see the resource table beside the tests."""
-BACKWARD_TILE = {torch.float16: (128, 8), torch.bfloat16: (128, 8), torch.float32: (64, 8)}
-
-
-def _network_constants(field: DeviceField) -> dict[str, object]:
-    return {
-        "W": field.width, "PW": padded(field.width), "V": field.color_width, "PV": padded(field.color_width),
-        "PRECISION": dot_precision(field.weights.dtype),
-    }  # fmt: skip
+COLOR_TILE = {torch.float16: (64, 4), torch.bfloat16: (64, 4), torch.float32: (32, 8)}
+DENSITY_TILE = {torch.float16: (64, 4), torch.bfloat16: (64, 4), torch.float32: (32, 8)}
 
 
 def forward_constants(field: DeviceField, *, encode: bool, keep: bool, color: bool) -> dict[str, object]:
@@ -247,16 +265,8 @@ def forward_constants(field: DeviceField, *, encode: bool, keep: bool, color: bo
     return {
         "LEVELS": levels_of(layout), "L": layout.n_levels, "LOG2_L": log2_levels(layout),
         "F": layout.n_features_per_level, "INTERPOLATION": field.interpolation, "ENCODE": encode, "KEEP": keep,
-        "COLOR": color, "BLOCK": FORWARD_TILE[field.weights.dtype][0], **_network_constants(field),
-    }  # fmt: skip
-
-
-def backward_constants(field: DeviceField) -> dict[str, object]:
-    """The compile-time constants of the networks' backward kernel."""
-    n_features = field.layout.n_output
-    return {
-        "N_FEATURES": n_features, "C": field.layout.n_features_per_level << log2_levels(field.layout),
-        "BLOCK": BACKWARD_TILE[field.weights.dtype][0], **_network_constants(field),
+        "COLOR": color, "BLOCK": FORWARD_TILE[field.weights.dtype][0], "W": field.width, "PW": padded(field.width),
+        "V": field.color_width, "PV": padded(field.color_width), "PRECISION": dot_precision(field.weights.dtype),
     }  # fmt: skip
 
 
@@ -334,19 +344,38 @@ def field_backward(
         grad_table: float32 or float16 [n_entries, F].
         grad_weights: float32, flat like `field.weights`.
         features: What `field_forward` kept for these samples; encoded again if None.
-        grad_features: Scratch [capacity, L*F] in the compute type (or float32).
+        grad_features: Scratch [capacity, scratch_width(layout)] in the compute type (or float32).
     """
-    capacity, dtype = positions_unit.shape[0], field.weights.dtype
-    shape = (capacity, field.layout.n_output)
+    capacity, dtype, layout = positions_unit.shape[0], field.weights.dtype, field.layout
+    device = positions_unit.device
     if features is None:
-        features = positions_unit.new_empty(shape, dtype=dtype)
-        encode_into(features, positions_unit, n_live, field.table, field.layout, field.interpolation)
+        features = torch.empty((capacity, layout.n_output), dtype=dtype, device=device)
+        encode_into(features, positions_unit, n_live, field.table, layout, field.interpolation)
     if grad_features is None:
-        grad_features = positions_unit.new_empty(shape, dtype=dtype)
-    block, warps = BACKWARD_TILE[dtype]
-    programs = min(triton.cdiv(capacity, block), n_processors(positions_unit.device))
+        grad_features = torch.empty((capacity, scratch_width(layout)), dtype=dtype, device=device)
+    constants: dict[str, object] = {
+        "N_FEATURES": layout.n_output, "C": layout.n_features_per_level << log2_levels(layout),
+        "ROW": grad_features.shape[1], "W": field.width, "PW": padded(field.width), "PRECISION": dot_precision(dtype),
+    }  # fmt: skip
+    block, warps = COLOR_TILE[dtype]
     launch(
-        _networks_backward, (programs,), directions, n_live, features, field.weights, grad_log_density, grad_rgb,
-        grad_features, grad_weights, num_warps=warps, **backward_constants(field),
+        _color_backward, (_programs(capacity, block, 2, device),), directions, n_live, features, field.weights,
+        grad_log_density, grad_rgb, grad_features, grad_weights, **constants, V=field.color_width,
+        PV=padded(field.color_width), BLOCK=block, num_warps=warps,
     )  # fmt: skip
-    scatter_features(positions_unit, n_live, grad_features, grad_table, field.layout, field.interpolation)
+    block, warps = DENSITY_TILE[dtype]
+    launch(
+        _density_backward, (_programs(capacity, block, 4, device),), n_live, features, field.weights, grad_features,
+        grad_features, grad_weights, **constants, BLOCK=block, num_warps=warps,
+    )  # fmt: skip
+    scatter_features(positions_unit, n_live, grad_features, grad_table, layout, field.interpolation)
+
+
+def scratch_width(layout: GridLayout) -> int:
+    """Columns of `field_backward`'s scratch."""
+    return max(layout.n_output, N_GEOMETRY.value)
+
+
+def _programs(capacity: int, block: int, per_processor: int, device: torch.device) -> int:
+    # As many as fit on the card at once, by their registers.
+    return min(triton.cdiv(capacity, block), per_processor * n_processors(device))

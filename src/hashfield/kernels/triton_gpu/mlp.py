@@ -151,7 +151,9 @@ def _backward(
         totals = ()
         for i in tl.static_range(DEPTH):
             totals = totals + (tl.zeros([PADS[i + 1], PADS[i]], tl.float32),)
-        for tile in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
+        # Hoisting out of the loop is off: the compiler would compute every matrix's addresses before it and keep
+        # them in registers, which then spill.
+        for tile in tl.range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0), disable_licm=True):
             rows = (tile * BLOCK + tl.arange(0, BLOCK))[:, None]
             columns = tl.arange(0, PADS[0])[None, :]
             inside = (rows < n) & (columns < WIDTHS[0])
