@@ -19,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -39,6 +41,7 @@ TARGETS = {
     "hip:gfx942": GPUTarget("hip", "gfx942", 64),
 }
 BUDGET = Path(__file__).with_name("triton_budget.json")
+BUDGETED = ("registers", "stack", "shared")
 
 _TYPES = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64", torch.uint8: "u8",
@@ -136,6 +139,47 @@ SHIPPED: dict[str, Callable[[], None]] = {
 }
 
 
+@contextmanager
+def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+@triton.jit
+def scatter_one_by_one(grad_table, index, values, F: tl.constexpr, BLOCK: tl.constexpr):
+    """What must not be: the features of an entry added by an atomic each."""
+    rows = tl.arange(0, BLOCK)
+    start = grad_table + tl.load(index + rows) * F
+    for f in tl.static_range(F):
+        tl.atomic_add(start + f, tl.load(values + rows * F + f), sem="relaxed")
+
+
+def _planted_scalar_atomics() -> None:
+    table, index = torch.empty(100, 4, dtype=HALF), torch.empty(128, dtype=torch.int32)
+    scatter_one_by_one[(1,)](table, index, torch.empty(128, 4, dtype=HALF), F=4, BLOCK=128)
+
+
+def _planted_spill() -> None:
+    from hashfield.kernels.triton_gpu import field
+
+    with _patched(field, "COLOR_TILE", {HALF: (256, 4)}):
+        _field_step(L8_F4, HALF)
+
+
+PLANTED: dict[str, Callable[[], None]] = {
+    "planted-scalar_atomics-float16": _planted_scalar_atomics,
+    "planted-spill-float16": _planted_spill,
+}
+"""Faults that the guards must find: the tests of the tests."""
+
+Launch = tuple[str, JITFunction, dict[str, Any], dict[str, Any]]
+"""Name of a kernel, the kernel, its arguments by name, its options."""
+
+
 # --- compiling ---------------------------------------------------------------------------------------------
 
 
@@ -143,7 +187,7 @@ def launches(
     call: Callable[[], None], target: str
 ) -> Iterator[tuple[str, JITFunction, dict[str, Any], dict[str, Any]]]:
     """What a call of entry points would launch on a card: (kernel's name, kernel, arguments, options)."""
-    caught: list[tuple[str, JITFunction, dict[str, Any], dict[str, Any]]] = []
+    caught: list[Launch] = []
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: Any = None, **kwargs: Any) -> None:
         options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages", "enable_fp_fusion") if k in kwargs}
@@ -238,12 +282,14 @@ def _only(pattern: str, text: str) -> str:
     return found.group(1)
 
 
-def resources(target: str, only: str = "") -> Iterator[dict[str, Any]]:
-    """One record per kernel of every shipped configuration whose name matches `only`."""
-    for name, call in SHIPPED.items():
-        if re.search(only, name):
+def resources(target: str, only: str = "", kernel_only: str = "") -> Iterator[dict[str, Any]]:
+    """One record per kernel of every configuration (planted ones by full name) whose names match the patterns."""
+    for name, call in (SHIPPED | PLANTED).items():
+        if only == name or (name in SHIPPED and re.search(only, name)):
             numbers: dict[str, int] = {}
             for kernel_name, kernel, arguments, options in launches(call, target):
+                if not re.search(kernel_only, kernel_name):
+                    continue
                 k = numbers[kernel_name] = numbers.get(kernel_name, 0) + 1
                 label = kernel_name if k == 1 else f"{kernel_name}#{k}"
                 yield {"key": f"{name} {label} {target}", **compile_kernel(kernel, arguments, options, target)}
@@ -254,15 +300,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--only", default="", help="pattern of the configurations' names")
-    parser.add_argument("--write-budget", action="store_true")
+    parser.add_argument("--kernel", default="", help="pattern of the kernels' names")
+    parser.add_argument("--write-budget", action="store_true", help="record what is larger than what is recorded")
     args = parser.parse_args()
     assert os.environ.get("TRITON_INTERPRET", "0") != "1", "kernels must be compiled, not interpreted"
     budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
     for target in args.target:
-        for record in resources(target, args.only):
+        for record in resources(target, args.only, args.kernel):
             sys.stdout.write(json.dumps(record) + "\n")
             sys.stdout.flush()
-            budget[record.pop("key")] = record
+            key = record["key"]
+            # Compilers of several versions are in use: the largest figure counts.
+            budget[key] = {name: max(record[name], budget.get(key, record)[name]) for name in BUDGETED}
     if args.write_budget:
         lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(budget[key])}" for key in sorted(budget))
         BUDGET.write_text("{\n" + lines + "\n}\n")

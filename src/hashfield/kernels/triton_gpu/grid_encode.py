@@ -105,46 +105,60 @@ def _along(low, high, other1, other2, D: tl.constexpr):
 
 
 @triton.jit
+def _level_slopes(
+    table, x, y, z, cotangent, LEVEL: tl.constexpr, LEVELS: tl.constexpr, D: tl.constexpr, F: tl.constexpr,
+    INTERPOLATION: tl.constexpr, ROUND: tl.constexpr,
+):  # fmt: skip
+    """One level's share of the gradient to x, y and z.
+
+    Along axis d it is scale * S'(f_d) * sum over the other axes' corners of weights * (right - left) . cotangent.
+    """
+    SCALE: tl.constexpr = LEVELS[LEVEL * N_LEVEL_FIELDS]
+    SMOOTHSTEP: tl.constexpr = INTERPOLATION == "smoothstep"
+    start = level_start(table, LEVEL, LEVELS, F)
+    px, fx, valid_x = cell_and_fraction(x, SCALE)
+    py, fy, valid_y = cell_and_fraction(y, SCALE)
+    pz, fz, valid_z = py, fy, valid_y
+    if D == 3:
+        pz, fz, valid_z = cell_and_fraction(z, SCALE)
+    sx, sy = slope(fx, valid_x, SCALE, SMOOTHSTEP), slope(fy, valid_y, SCALE, SMOOTHSTEP)
+    sz = slope(fz, valid_z, SCALE, SMOOTHSTEP)
+    fx, fy, fz = eased(fx, SMOOTHSTEP), eased(fy, SMOOTHSTEP), eased(fz, SMOOTHSTEP)
+    d = ()
+    for c in tl.static_range(1 << D):
+        index = corner_index(px, py, pz, c, LEVEL, LEVELS, D)
+        value = tl.load(start + entry_offsets(index, F))
+        if ROUND:
+            value = value.to(tl.bfloat16)
+        d = d + (tl.sum(value.to(tl.float32) * cotangent, axis=1),)
+    if D == 2:
+        gx = sx * _along((d[0], d[2]), (d[1], d[3]), fy, fy, 2)
+        gy = sy * _along((d[0], d[1]), (d[2], d[3]), fx, fx, 2)
+        return gx, gy, gx
+    gx = sx * _along((d[0], d[2], d[4], d[6]), (d[1], d[3], d[5], d[7]), fy, fz, 3)
+    gy = sy * _along((d[0], d[1], d[4], d[5]), (d[2], d[3], d[6], d[7]), fx, fz, 3)
+    gz = sz * _along((d[0], d[1], d[2], d[3]), (d[4], d[5], d[6], d[7]), fx, fy, 3)
+    return gx, gy, gz
+
+
+@triton.jit
 def _backward_positions(
     positions, n_live, table, grad_features, grad_positions, LEVELS: tl.constexpr, L: tl.constexpr, D: tl.constexpr,
     F: tl.constexpr, INTERPOLATION: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # grad_d = sum over levels of scale * S'(f_d) * sum over the other axes' corners of
-    # weights * (right - left) . cotangent.
     n = tl.load(n_live)
-    SMOOTHSTEP: tl.constexpr = INTERPOLATION == "smoothstep"
     if tl.program_id(0) * BLOCK < n:
         rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = rows < n
         x, y, z = load_positions(positions, rows, inside, D)
         gx, gy, gz = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
         for level in tl.static_range(L):
-            SCALE: tl.constexpr = LEVELS[level * N_LEVEL_FIELDS]
-            start = level_start(table, level, LEVELS, F)
-            px, fx, valid_x = cell_and_fraction(x, SCALE)
-            py, fy, valid_y = cell_and_fraction(y, SCALE)
-            pz, fz, valid_z = py, fy, valid_y
-            if D == 3:
-                pz, fz, valid_z = cell_and_fraction(z, SCALE)
-            sx, sy = slope(fx, valid_x, SCALE, SMOOTHSTEP), slope(fy, valid_y, SCALE, SMOOTHSTEP)
-            sz = slope(fz, valid_z, SCALE, SMOOTHSTEP)
-            fx, fy, fz = eased(fx, SMOOTHSTEP), eased(fy, SMOOTHSTEP), eased(fz, SMOOTHSTEP)
             at = (rows * (L * F) + level * F)[:, None] + tl.arange(0, F)[None, :]
             cotangent = tl.load(grad_features + at, inside[:, None], other=0.0).to(tl.float32)
-            d = ()
-            for c in tl.static_range(1 << D):
-                index = corner_index(px, py, pz, c, level, LEVELS, D)
-                value = tl.load(start + entry_offsets(index, F))
-                if ROUND:
-                    value = value.to(tl.bfloat16)
-                d = d + (tl.sum(value.to(tl.float32) * cotangent, axis=1),)
-            if D == 2:
-                gx += sx * _along((d[0], d[2]), (d[1], d[3]), fy, fy, 2)
-                gy += sy * _along((d[0], d[1]), (d[2], d[3]), fx, fx, 2)
-            else:
-                gx += sx * _along((d[0], d[2], d[4], d[6]), (d[1], d[3], d[5], d[7]), fy, fz, 3)
-                gy += sy * _along((d[0], d[1], d[4], d[5]), (d[2], d[3], d[6], d[7]), fx, fz, 3)
-                gz += sz * _along((d[0], d[1], d[2], d[3]), (d[4], d[5], d[6], d[7]), fx, fy, 3)
+            dx, dy, dz = _level_slopes(table, x, y, z, cotangent, level, LEVELS, D, F, INTERPOLATION, ROUND)
+            gx += dx
+            gy += dy
+            gz += dz
         tl.store(grad_positions + rows * D, gx, inside)
         tl.store(grad_positions + rows * D + 1, gy, inside)
         if D == 3:
