@@ -97,11 +97,11 @@ def scatter(
 def _along(low, high, other1, other2, D: tl.constexpr):
     """Differences along one axis, weighted over the corners of the others: low and high are tuples of dots."""
     g1 = 1.0 - other1
-    if D == 2:
-        return g1 * (high[0] - low[0]) + other1 * (high[1] - low[1])
-    first = g1 * (high[0] - low[0]) + other1 * (high[1] - low[1])
-    second = g1 * (high[2] - low[2]) + other1 * (high[3] - low[3])
-    return (1.0 - other2) * first + other2 * second
+    slopes = g1 * (high[0] - low[0]) + other1 * (high[1] - low[1])
+    if D == 3:
+        second = g1 * (high[2] - low[2]) + other1 * (high[3] - low[3])
+        slopes = (1.0 - other2) * slopes + other2 * second
+    return slopes
 
 
 @triton.jit
@@ -134,10 +134,11 @@ def _level_slopes(
     if D == 2:
         gx = sx * _along((d[0], d[2]), (d[1], d[3]), fy, fy, 2)
         gy = sy * _along((d[0], d[1]), (d[2], d[3]), fx, fx, 2)
-        return gx, gy, gx
-    gx = sx * _along((d[0], d[2], d[4], d[6]), (d[1], d[3], d[5], d[7]), fy, fz, 3)
-    gy = sy * _along((d[0], d[1], d[4], d[5]), (d[2], d[3], d[6], d[7]), fx, fz, 3)
-    gz = sz * _along((d[0], d[1], d[2], d[3]), (d[4], d[5], d[6], d[7]), fx, fy, 3)
+        gz = gx
+    else:
+        gx = sx * _along((d[0], d[2], d[4], d[6]), (d[1], d[3], d[5], d[7]), fy, fz, 3)
+        gy = sy * _along((d[0], d[1], d[4], d[5]), (d[2], d[3], d[6], d[7]), fx, fz, 3)
+        gz = sz * _along((d[0], d[1], d[2], d[3]), (d[4], d[5], d[6], d[7]), fx, fy, 3)
     return gx, gy, gz
 
 

@@ -29,12 +29,6 @@ from hashfield.kernels.triton_gpu.common import (
     product_onto,
 )
 
-MAX_WIDTH = 128
-"""Neurons of a hidden layer."""
-MAX_END_WIDTH = 256
-"""Inputs and outputs of a network."""
-
-
 # --- on the device -----------------------------------------------------------------------------------------
 
 
@@ -194,23 +188,14 @@ def unflat(buffer: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.
     return [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
 
 
-def why_not_fused(widths: Sequence[int]) -> str | None:
-    """Why a network of these widths (input, hidden, output) does not fit on the chip, or None."""
-    if max(widths[1:-1], default=0) > MAX_WIDTH:
-        return f"a hidden layer has {max(widths[1:-1])} neurons, it takes {MAX_WIDTH}"
-    if max(widths[0], widths[-1]) > MAX_END_WIDTH:
-        return f"{widths[0]} inputs or {widths[-1]} outputs, it takes {MAX_END_WIDTH}"
-    return None
-
-
 def tile_of(pads: Sequence[int], dtype: torch.dtype, *, backward: bool) -> tuple[int, int]:
     """(samples of a tile, warps) for a network: what registers allow.
 
     Chosen from the resource table of the cross-compiled kernels (tests/ops/triton_budget.json).
     """
-    block, warps = (128, 8) if backward else (128, 4)
+    block, warps = (64, 4) if backward else (128, 4)
     if dtype == torch.float32:
-        block //= 2
+        block, warps = (32, 8) if backward else (64, 4)
     if max(pads) > 64:
         block, warps = block // 2, 8
     return block, warps
@@ -235,20 +220,29 @@ def mlp_forward(
     return out
 
 
+def network_gradients(
+    x: torch.Tensor, n_live: torch.Tensor, weights: list[torch.Tensor], output_activation: str,
+    grad_output: torch.Tensor, grad_x: torch.Tensor | None, dtype: torch.dtype,
+) -> list[torch.Tensor]:  # fmt: skip
+    """Gradients to every matrix for the cotangent [n, n_out]; that of x goes to grad_x where it is given."""
+    shape, buffer = shape_of(weights), flat(weights, dtype)
+    grad_weights = torch.zeros(buffer.shape, dtype=torch.float32, device=x.device)
+    block, warps = tile_of(shape["PADS"], dtype, backward=True)
+    programs = min(triton.cdiv(x.shape[0], block), 2 * n_processors(x.device))
+    launch(
+        _backward, (programs,), x, n_live, buffer, grad_output, x if grad_x is None else grad_x, grad_weights, **shape,
+        OUTPUT_ACTIVATION=output_activation, TO_INPUT=grad_x is not None, PRECISION=dot_precision(dtype),
+        BLOCK=block, num_warps=warps,
+    )  # fmt: skip
+    return unflat(grad_weights, weights)
+
+
 def mlp_backward(
     x: torch.Tensor, weights: list[torch.Tensor], activation: str, output_activation: str, grad_output: torch.Tensor,
     needs_x: bool, precision: str = "float32",
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
     """Gradients to x (or None) and to every matrix for the cotangent [n, n_out]."""
-    n, shape, dtype = x.shape[0], shape_of(weights), compute_type(precision)
-    buffer = flat(weights, dtype)
-    grad_weights = torch.zeros(buffer.shape, dtype=torch.float32, device=x.device)
     grad_x = torch.empty_like(x) if needs_x else None
-    block, warps = tile_of(shape["PADS"], dtype, backward=True)
-    programs = min(triton.cdiv(n, block), n_processors(x.device))
-    launch(
-        _backward, (programs,), x, count_of(n, x.device), buffer, grad_output, x if grad_x is None else grad_x,
-        grad_weights, **shape, OUTPUT_ACTIVATION=output_activation, TO_INPUT=needs_x,
-        PRECISION=dot_precision(dtype), BLOCK=block, num_warps=warps,
-    )  # fmt: skip
-    return grad_x, unflat(grad_weights, weights)
+    n_live = count_of(x.shape[0], x.device)
+    dtype = compute_type(precision)
+    return grad_x, network_gradients(x, n_live, weights, output_activation, grad_output, grad_x, dtype)
