@@ -99,6 +99,16 @@ def _mlp(*widths: int, output: str = "none", precision: str = "float32", needs_x
     mlp_backward(x, weights, "relu", output, grad, needs_x, precision)
 
 
+def _encoded(layout: GridLayout, *hidden: int, output: str = "none", precision: str = "bfloat16") -> None:
+    # The backward pass is the grid's and the network's.
+    from hashfield.kernels.triton_gpu.encoded_mlp import encoded_mlp_forward
+
+    widths = (layout.n_output, *hidden)
+    weights = [torch.empty(b, a) for a, b in itertools.pairwise(widths)]
+    table = torch.empty(layout.n_entries, layout.n_features_per_level)
+    encoded_mlp_forward(torch.empty(256, layout.n_dims), table, weights, layout, "linear", output, precision)
+
+
 def _harmonics() -> None:
     from hashfield.kernels.triton_gpu.spherical_harmonics import (
         spherical_harmonics_backward,
@@ -135,6 +145,9 @@ SHIPPED: dict[str, Callable[[], None]] = {
     "mlp-color-bfloat16-width16": lambda: _mlp(32, 16, 16, 3, output="sigmoid", precision="bfloat16"),
     "mlp-color-bfloat16-width128": lambda: _mlp(32, 128, 128, 3, output="sigmoid", precision="bfloat16"),
     "mlp-deep-bfloat16": lambda: _mlp(32, 64, 64, 64, 64, 64, 1, precision="bfloat16"),
+    "encoded-image-bfloat16": lambda: _encoded(IMAGE, 64, 64, 3, output="sigmoid"),
+    "encoded-distance-bfloat16": lambda: _encoded(L16_F2, 64, 64, 1),
+    "encoded-distance-float32": lambda: _encoded(L16_F2, 64, 64, 1, precision="float32"),
     "harmonics": _harmonics,
 }
 
@@ -166,7 +179,7 @@ def _planted_scalar_atomics() -> None:
 def _planted_spill() -> None:
     from hashfield.kernels.triton_gpu import field
 
-    with _patched(field, "COLOR_TILE", {HALF: (256, 4)}):
+    with _patched(field, "BACKWARD_TILE", {HALF: (256, 4)}):
         _field_step(L8_F4, HALF)
 
 

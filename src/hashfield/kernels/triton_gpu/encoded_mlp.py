@@ -10,7 +10,15 @@ import triton
 import triton.language as tl
 
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.kernels.triton_gpu.common import count_of, dot_precision, encode, launch, levels_of, load_positions
+from hashfield.kernels.triton_gpu.common import (
+    capability,
+    count_of,
+    dot_precision,
+    encode,
+    launch,
+    levels_of,
+    load_positions,
+)
 from hashfield.kernels.triton_gpu.field import log2_levels
 from hashfield.kernels.triton_gpu.grid_encode import encode_into, grid_encode_backward
 from hashfield.kernels.triton_gpu.mlp import compute_type, flat, network, network_gradients, shape_of, tile_of
@@ -44,7 +52,7 @@ def encoded_mlp_forward(
     n, dtype = positions.shape[0], compute_type(precision)
     shape = shape_of(weights)
     out = torch.empty((n, weights[-1].shape[0]), dtype=torch.float32, device=positions.device)
-    block, warps = tile_of(shape["PADS"], dtype, backward=False)
+    block, warps = tile_of(shape["PADS"], dtype, capability(positions.device), backward=False)
     launch(
         _forward, (triton.cdiv(n, block),), positions, count_of(n, positions.device), table, flat(weights, dtype), out,
         LEVELS=levels_of(layout), L=layout.n_levels, LOG2_L=log2_levels(layout), D=layout.n_dims,

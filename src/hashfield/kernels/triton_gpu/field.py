@@ -254,9 +254,17 @@ def _density_backward(
 # --- entry points ------------------------------------------------------------------------------------------
 
 FORWARD_TILE = {torch.float16: (128, 4), torch.bfloat16: (128, 4), torch.float32: (64, 4)}
-"""(samples, warps) of a tile, by compute type; see the resource table beside the tests."""
-COLOR_TILE = {torch.float16: (64, 4), torch.bfloat16: (64, 4), torch.float32: (32, 8)}
-DENSITY_TILE = {torch.float16: (64, 4), torch.bfloat16: (64, 4), torch.float32: (32, 8)}
+"""(samples, warps) of a tile, by compute type, for networks up to 64 wide: chosen from the resources that the
+cross-compiled kernels need, tests/ops/triton_budget.json."""
+BACKWARD_TILE = {torch.float16: (64, 4), torch.bfloat16: (64, 4), torch.float32: (16, 4)}
+WIDE_FORWARD_TILE, WIDE_BACKWARD_TILE = (64, 4), (16, 8)
+"""The same for wider networks."""
+
+
+def _tile(field: DeviceField, *, backward: bool) -> tuple[int, int]:
+    if max(field.width, field.color_width) > 64:
+        return WIDE_BACKWARD_TILE if backward else WIDE_FORWARD_TILE
+    return (BACKWARD_TILE if backward else FORWARD_TILE)[field.weights.dtype]
 
 
 def forward_constants(field: DeviceField, *, encode: bool, keep: bool, color: bool) -> dict[str, object]:
@@ -265,7 +273,7 @@ def forward_constants(field: DeviceField, *, encode: bool, keep: bool, color: bo
     return {
         "LEVELS": levels_of(layout), "L": layout.n_levels, "LOG2_L": log2_levels(layout),
         "F": layout.n_features_per_level, "INTERPOLATION": field.interpolation, "ENCODE": encode, "KEEP": keep,
-        "COLOR": color, "BLOCK": FORWARD_TILE[field.weights.dtype][0], "W": field.width, "PW": padded(field.width),
+        "COLOR": color, "BLOCK": _tile(field, backward=False)[0], "W": field.width, "PW": padded(field.width),
         "V": field.color_width, "PV": padded(field.color_width), "PRECISION": dot_precision(field.weights.dtype),
     }  # fmt: skip
 
@@ -310,7 +318,7 @@ def field_forward(
         if features is None:
             features = positions_unit.new_empty((capacity, field.layout.n_output), dtype=dtype)
         encode_into(features, positions_unit, n_live, field.table, field.layout, field.interpolation)
-    block, warps = FORWARD_TILE[dtype]
+    block, warps = _tile(field, backward=False)
     color = rgb_out is not None
     launch(
         _forward, (triton.cdiv(capacity, block),), positions_unit, directions if color else positions_unit, n_live,
@@ -357,13 +365,12 @@ def field_backward(
         "N_FEATURES": layout.n_output, "C": layout.n_features_per_level << log2_levels(layout),
         "ROW": grad_features.shape[1], "W": field.width, "PW": padded(field.width), "PRECISION": dot_precision(dtype),
     }  # fmt: skip
-    block, warps = COLOR_TILE[dtype]
+    block, warps = _tile(field, backward=True)
     launch(
         _color_backward, (_programs(capacity, block, 2, device),), directions, n_live, features, field.weights,
         grad_log_density, grad_rgb, grad_features, grad_weights, **constants, V=field.color_width,
         PV=padded(field.color_width), BLOCK=block, num_warps=warps,
     )  # fmt: skip
-    block, warps = DENSITY_TILE[dtype]
     launch(
         _density_backward, (_programs(capacity, block, 4, device),), n_live, features, field.weights, grad_features,
         grad_features, grad_weights, **constants, BLOCK=block, num_warps=warps,

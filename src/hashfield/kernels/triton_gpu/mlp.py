@@ -20,6 +20,7 @@ import triton.language as tl
 from hashfield.kernels.triton_gpu.common import (
     activated,
     activation_gradient,
+    capability,
     count_of,
     dot_precision,
     launch,
@@ -61,9 +62,29 @@ def layer_backward(
 
 
 @triton.jit
+def no_gradient(OUT: tl.constexpr, IN: tl.constexpr):
+    """The start of a network's `layer_gradient`."""
+    if OUT < IN:
+        total = tl.zeros([IN, OUT], tl.float32)
+    else:
+        total = tl.zeros([OUT, IN], tl.float32)
+    return total
+
+
+@triton.jit
 def matrix_gradient(total, grad, x, PRECISION: tl.constexpr):
     """total [OUT, IN] + grad^T x, for a layer's cotangent [BLOCK, OUT] and input [BLOCK, IN]."""
     return product_onto(total, tl.trans(grad), x, PRECISION)
+
+
+@triton.jit
+def layer_gradient(total, grad, x, OUT: tl.constexpr, IN: tl.constexpr, PRECISION: tl.constexpr):
+    """The same, with the wider side first, as tensor cores like them: [IN, OUT] for layers that narrow."""
+    if OUT < IN:
+        total = matrix_gradient(total, x, grad, PRECISION)
+    else:
+        total = matrix_gradient(total, grad, x, PRECISION)
+    return total
 
 
 @triton.jit
@@ -103,10 +124,9 @@ def network_backward(
     reversed_totals = ()
     g = grad
     back = grad
-    for k in tl.static_range(DEPTH):
-        i: tl.constexpr = DEPTH - 1 - k
+    for i in tl.static_range(DEPTH - 1, -1, -1):
         x = inputs[i]
-        reversed_totals = reversed_totals + (matrix_gradient(totals[i], g, x, PRECISION),)
+        reversed_totals = reversed_totals + (layer_gradient(totals[i], g, x, PADS[i + 1], PADS[i], PRECISION),)
         if i > 0 or TO_INPUT:
             back = layer_backward(g, weights + OFFSETS[i], WIDTHS[i + 1], WIDTHS[i], PADS[i + 1], PADS[i], PRECISION)
         if i > 0:
@@ -144,7 +164,7 @@ def _backward(
     if tl.program_id(0) * BLOCK < n:
         totals = ()
         for i in tl.static_range(DEPTH):
-            totals = totals + (tl.zeros([PADS[i + 1], PADS[i]], tl.float32),)
+            totals = totals + (no_gradient(PADS[i + 1], PADS[i]),)
         # Hoisting out of the loop is off: the compiler would compute every matrix's addresses before it and keep
         # them in registers, which then spill.
         for tile in tl.range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0), disable_licm=True):
@@ -162,9 +182,10 @@ def _backward(
             if TO_INPUT:
                 tl.store(grad_x + rows * WIDTHS[0] + columns, back.to(grad_x.dtype.element_ty), inside)
         for i in tl.static_range(DEPTH):
-            add_matrix(
-                grad_weights + OFFSETS[i], totals[i], WIDTHS[i + 1], WIDTHS[i], PADS[i + 1], PADS[i], WIDTHS[i]
-            )
+            total = totals[i]
+            if PADS[i + 1] < PADS[i]:
+                total = tl.trans(total)
+            add_matrix(grad_weights + OFFSETS[i], total, WIDTHS[i + 1], WIDTHS[i], PADS[i + 1], PADS[i], WIDTHS[i])
 
 
 # --- entry points ------------------------------------------------------------------------------------------
@@ -188,17 +209,17 @@ def unflat(buffer: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.
     return [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
 
 
-def tile_of(pads: Sequence[int], dtype: torch.dtype, *, backward: bool) -> tuple[int, int]:
+def tile_of(pads: Sequence[int], dtype: torch.dtype, arch: int, *, backward: bool) -> tuple[int, int]:
     """(samples of a tile, warps) for a network: what registers allow.
 
-    Chosen from the resource table of the cross-compiled kernels (tests/ops/triton_budget.json).
+    Chosen from the resources that the cross-compiled kernels need (tests/ops/triton_budget.json). Before sm_90 the
+    tensor cores take their operands from registers.
     """
-    block, warps = (64, 4) if backward else (128, 4)
     if dtype == torch.float32:
-        block, warps = (32, 8) if backward else (64, 4)
+        return (16, 4) if backward else (64 if max(pads) <= 64 else 32, 4)
     if max(pads) > 64:
-        block, warps = block // 2, 8
-    return block, warps
+        return (16, 8) if backward else (64, 4)
+    return (64 if arch >= 90 else 32, 4) if backward else (128, 4)
 
 
 def compute_type(precision: str) -> torch.dtype:
@@ -212,7 +233,7 @@ def mlp_forward(
     """Outputs [n, n_out]; see `hashfield.ops.mlp`."""
     n, shape, dtype = x.shape[0], shape_of(weights), compute_type(precision)
     out = torch.empty((n, weights[-1].shape[0]), dtype=torch.float32, device=x.device)
-    block, warps = tile_of(shape["PADS"], dtype, backward=False)
+    block, warps = tile_of(shape["PADS"], dtype, capability(x.device), backward=False)
     launch(
         _forward, (triton.cdiv(n, block),), x, count_of(n, x.device), flat(weights, dtype), out, **shape,
         OUTPUT_ACTIVATION=output_activation, PRECISION=dot_precision(dtype), BLOCK=block, num_warps=warps,
@@ -227,7 +248,7 @@ def network_gradients(
     """Gradients to every matrix for the cotangent [n, n_out]; that of x goes to grad_x where it is given."""
     shape, buffer = shape_of(weights), flat(weights, dtype)
     grad_weights = torch.zeros(buffer.shape, dtype=torch.float32, device=x.device)
-    block, warps = tile_of(shape["PADS"], dtype, backward=True)
+    block, warps = tile_of(shape["PADS"], dtype, capability(x.device), backward=True)
     programs = min(triton.cdiv(x.shape[0], block), 2 * n_processors(x.device))
     launch(
         _backward, (programs,), x, n_live, buffer, grad_output, x if grad_x is None else grad_x, grad_weights, **shape,
