@@ -62,6 +62,7 @@ def check_atomics(record: dict[str, Any]) -> None:
     if target in ("cuda:90", "cuda:120") or "half_gradients" in configuration:
         scalar = [form for form in forms if not re.search(r"\.v[248]\.|x2$", form)]
         assert not scalar, f"{record['key']}: {scalar} beside {forms}"
+    assert record["repeated"] == 0, f"{record['key']}: {record['repeated']} additions are made twice"
     # Before sm_90 no vector form for float32 exists: float16 gradients are the fast choice there.
 
 
@@ -101,6 +102,12 @@ def test_scalar_atomics_are_found() -> None:
     (record,) = compiled("cuda:80", "planted-scalar_atomics-float16", "scatter")
     with pytest.raises(AssertionError, match="scalar halves"):
         check_atomics(record | {"key": record["key"].replace("planted-scalar_atomics", "field")})
+
+
+def test_additions_made_twice_are_found() -> None:
+    (record,) = compiled("cuda:90", "planted-repetition", "scatter")
+    with pytest.raises(AssertionError, match="made twice"):
+        check_atomics(record | {"key": record["key"].replace("planted-repetition", "grid-l8f4")})
 
 
 def test_spills_are_found() -> None:

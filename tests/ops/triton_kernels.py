@@ -12,6 +12,7 @@ import argparse
 import importlib
 import itertools
 import json
+import math
 import os
 import pkgutil
 import re
@@ -176,6 +177,14 @@ def _planted_scalar_atomics() -> None:
     scatter_one_by_one[(1,)](table, index, torch.empty(128, 4, dtype=HALF), F=4, BLOCK=128)
 
 
+def _planted_repetition() -> None:
+    from hashfield.kernels.triton_gpu import grid_encode
+
+    right = grid_encode.launch
+    with _patched(grid_encode, "launch", lambda *args, **options: right(*args, **options, num_warps=8)):
+        _grid(L8_F4)
+
+
 def _planted_spill() -> None:
     from hashfield.kernels.triton_gpu import field
 
@@ -185,6 +194,7 @@ def _planted_spill() -> None:
 
 PLANTED: dict[str, Callable[[], None]] = {
     "planted-scalar_atomics-float16": _planted_scalar_atomics,
+    "planted-repetition": _planted_repetition,
     "planted-spill-float16": _planted_spill,
 }
 """Faults that the guards must find: the tests of the tests."""
@@ -262,6 +272,7 @@ def compile_kernel(
     if target.startswith("cuda"):
         result |= _cubin_usage(compiled.asm["cubin"])
         result["atomics"] = atomics_in(compiled.asm["ptx"])
+        result["repeated"] = repeated_assembly(compiled.asm["ttgir"])
     else:
         text = compiled.asm["amdgcn"]
         result["registers"] = int(_only(r"\.vgpr_count:\s+(\d+)", text))
@@ -275,6 +286,16 @@ def atomics_in(ptx: str) -> dict[str, int]:
     for form in re.findall(r"\b((?:red|atom)\.[\w.]+)", ptx):
         counts[form] = counts.get(form, 0) + 1
     return counts
+
+
+def repeated_assembly(ttgir: str) -> int:
+    """How many pieces of inline assembly run in more threads than there are elements: those would add twice."""
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{(.*)\}>", ttgir, re.M))
+    count = 0
+    for size, layout in re.findall(r"elementwise_inline_asm.*-> tensor<(\d+)xi32, (#\w+)>", ttgir):
+        spread = re.findall(r"(?:sizePerThread|threadsPerWarp|warpsPerCTA) = \[(\d+)\]", layouts.get(layout, ""))
+        count += len(spread) != 3 or math.prod(map(int, spread)) > int(size)
+    return count
 
 
 def _cubin_usage(cubin: bytes) -> dict[str, int]:
