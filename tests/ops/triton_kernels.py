@@ -120,6 +120,54 @@ def _harmonics() -> None:
     spherical_harmonics_backward(torch.empty(256, 3), 4, torch.empty(256, 16))
 
 
+def _march(aabb_scale: int, has_cone: bool) -> None:
+    from hashfield.kernels.triton_gpu import march
+    from hashfield.kernels.triton_gpu.common import launch
+
+    n, cascades = 256, aabb_scale.bit_length()
+    a, v = torch.zeros(n), torch.zeros(n, 3)
+    words = march.as_words(torch.zeros(cascades * 128**3 // 8, dtype=torch.uint8))
+    counts, offsets = torch.zeros(n, dtype=torch.int32), torch.zeros(n + 1, dtype=torch.int64)
+    for write in (False, True):
+        launch(
+            march._march, (1,), v, v, a, a, a, *words, torch.zeros(9), n, 1024, counts, offsets, a, a, WRITE=write,
+            N_CASCADES=cascades, HAS_CONE=has_cone, BLOCK=32, num_warps=1,
+        )  # fmt: skip
+
+
+def _composite() -> None:
+    from hashfield.kernels.triton_gpu.composite import composite_backward, composite_forward
+
+    a, v, offsets = torch.zeros(256), torch.zeros(256, 3), torch.zeros(257, dtype=torch.int64)
+    composite_forward(v, a, a, a, offsets, v, 0.1)
+    composite_backward(v, a, a, a, offsets, v, 0.1, v, a, a, a)
+
+
+def _adam(short: torch.dtype | None) -> None:
+    from hashfield.kernels.triton_gpu.adam import adam_device
+
+    table, options = torch.zeros(1024, 4), {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-15, "l2": 1e-6}
+    copy = None if short is None else table.to(short)
+    for skip_zero, clear in ((True, True), (False, False)):
+        adam_device(
+            table, table, table, table, copy, torch.zeros(2), **options, skip_zero=skip_zero, clear=clear, guard=True
+        )
+
+
+def _train_rays(aabb_scale: int, has_cone: bool, huber_delta: float) -> None:
+    from hashfield.kernels.triton_gpu import train_rays
+    from hashfield.kernels.triton_gpu.march import as_words
+
+    field, n = _field(L8_F4, HALF), 1024
+    a, v = torch.zeros(n), torch.zeros(n, 3)
+    batch = train_rays.Batch(v, v, a, a, a, torch.zeros(n, 4), v, torch.zeros(1, dtype=torch.int32))
+    train_rays.enqueue(
+        field, batch, *as_words(torch.zeros(aabb_scale.bit_length() * 128**3 // 8, dtype=torch.uint8)), aabb_scale,
+        has_cone, train_rays.Buffers(field, n, n), torch.zeros(field.table.shape), min_transmittance=1e-3,
+        min_weight=1e-3, huber_delta=huber_delta, loss_scale=4.0, target_samples=n,
+    )  # fmt: skip
+
+
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 SHIPPED: dict[str, Callable[[], None]] = {
     "field-l8f4-float16": lambda: _field_step(L8_F4, HALF),
@@ -150,6 +198,14 @@ SHIPPED: dict[str, Callable[[], None]] = {
     "encoded-distance-bfloat16": lambda: _encoded(L16_F2, 64, 64, 1),
     "encoded-distance-float32": lambda: _encoded(L16_F2, 64, 64, 1, precision="float32"),
     "harmonics": _harmonics,
+    "march-object": lambda: _march(1, False),
+    "march-capture": lambda: _march(4, True),
+    "composite": _composite,
+    "adam-float16": lambda: _adam(HALF),
+    "adam-bfloat16": lambda: _adam(BFLOAT),
+    "adam-float32": lambda: _adam(None),
+    "train-object": lambda: _train_rays(1, False, 0.0),
+    "train-capture": lambda: _train_rays(4, True, 0.1),
 }
 
 
