@@ -80,46 +80,54 @@ def sectors_of(layout: GridLayout, entry_bytes: int) -> float:
     return layout.n_levels * 2 ** (layout.n_dims - 1) * (1 + 1 / per_sector)
 
 
+def scatter(layout: GridLayout, arch: int, grad_bytes: int) -> Stage:
+    """The table's gradient, level by level, so that one level's is in use at a time. An atomic reads and writes."""
+    f = layout.n_features_per_level
+    entry = grad_bytes * f
+    vectors = arch >= 90 or grad_bytes == 2  # there is no vector form of float32 atomics before sm_90
+    widest = 16 if arch >= 90 else 4
+    instructions = 2**layout.n_dims * layout.n_levels * max(1, entry // widest)
+    # Atomics of one instruction's threads share a sector as lookups do; those of several instructions do not.
+    sectors = sectors_of(layout, entry) * max(1, entry // widest) if vectors else instructions
+    name = "scatter to the table, " + ("float32 gradient" if grad_bytes == 4 else "float16 gradient")
+    return Stage(
+        name, N * layout.n_levels * (12 + 2 * f), 2 * N * sectors * SECTOR, max(layout.entries.tolist()) * entry,
+        N * instructions,
+    )  # fmt: skip
+
+
 def stages(layout: GridLayout, card: Card) -> list[Stage]:
-    """The kernels of a training step that follow the march, in order, as they run on a card."""
-    arch = card.arch
-    level = max(layout.entries.tolist())
+    """The kernels of a training step that follow the march, in order, as they run on a card; the last two are not
+    part of the sums."""
     f, n_features = layout.n_features_per_level, layout.n_output
-    half_gradients = arch < 90  # no vector form of float32 atomics there: see kernels/triton_gpu/common.py
-    grad_bytes = 2 if half_gradients else 4
-    entry, grad_entry = 2 * f, grad_bytes * f
-    widest = 4 if half_gradients else 16
     table_bytes = layout.n_parameters * 2
     in_place = table_bytes <= card.l2_mb * 1e6  # else level by level, and the features once more through memory
-    lookups = N * sectors_of(layout, entry) * SECTOR
-    scattered = N * sectors_of(layout, grad_entry) * SECTOR
+    lookups = N * sectors_of(layout, 2 * f) * SECTOR
+    level = max(layout.entries.tolist())
     density, color = n_features * 64 + 64 * 16, 32 * 64 + 64 * 64 + 64 * 16
-    weights = density + color
     kept = 2 * n_features
+    per_atomic = 4 if card.arch >= 90 else 1
     return [
         Stage(
             "encode + networks, forward",
             N * (24 + 16 + kept) + (0 if in_place else N * (12 * layout.n_levels + kept)),
-            lookups, table_bytes if in_place else level * entry, 0, N * 2 * weights,
+            lookups, table_bytes if in_place else level * 2 * f, 0, N * 2 * (density + color),
         ),
-        # Recomputes both networks; the gradients of inputs and of matrices cost as much again each.
+        # Both recompute their network; the gradients of inputs and of matrices cost as much again each.
         Stage(
-            "colour network, backward", N * (kept + 12 + 16 + 32), 0, 0, 2 * 132 * color / (4 if arch >= 90 else 1),
-            N * 2 * (weights + 2 * color),
+            "colour network, backward", N * (kept + 12 + 16 + 32), 0, 0, 2 * 132 * color / per_atomic,
+            N * 2 * (density + 3 * color),
         ),
         Stage(
-            "density network, backward", N * (2 * kept + 32), 0, 0, 4 * 132 * density / (4 if arch >= 90 else 1),
+            "density network, backward", N * (2 * kept + 32), 0, 0, 4 * 132 * density / per_atomic,
             N * 2 * (64 * n_features + 2 * density),
         ),
-        # An atomic reads and writes its sector. Level by level: one level's gradient is in use at a time.
-        Stage(
-            "scatter to the table", N * layout.n_levels * (12 + 2 * f), 2 * scattered, level * grad_entry,
-            N * layout.n_levels * 8 * max(1, grad_entry / widest), 0,
-        ),
-        Stage("compositing and loss", N * 40, 0, 0, 0, 0),
+        scatter(layout, card.arch, 4),
+        Stage("compositing and loss", N * 40),
         # float32 value and two moments read and written, short copy written, gradient read and cleared.
-        Stage("Adam, every entry touched", layout.n_parameters * (24 + 2 + 2 * grad_bytes), 0, 0, 0, 0),
-        Stage("Adam, no entry touched", layout.n_parameters * grad_bytes, 0, 0, 0, 0),
+        Stage("Adam, every entry touched", layout.n_parameters * (24 + 2 + 8)),
+        Stage("Adam, no entry touched", layout.n_parameters * 4),
+        scatter(layout, card.arch, 2),
     ]  # fmt: skip
 
 
