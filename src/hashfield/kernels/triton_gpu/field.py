@@ -329,10 +329,15 @@ def field_forward(
 
 
 def field_density(
-    field: DeviceField, positions_unit: torch.Tensor, n_live: torch.Tensor, log_density_out: torch.Tensor
-) -> None:
-    """Log-density alone of the first n_live samples; arguments as for `field_forward`."""
-    field_forward(field, positions_unit, None, n_live, log_density_out, None)
+    field: DeviceField, positions_unit: torch.Tensor, n_live: torch.Tensor, log_density_out: torch.Tensor, *,
+    features: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """Log-density alone of the first n_live samples.
+
+    Arguments as for `field_forward`; `features` is scratch, used where the table does not fit the L2 cache.
+    """
+    features = None if _encodes_in_place(field) else features
+    field_forward(field, positions_unit, None, n_live, log_density_out, None, features=features)
 
 
 def field_backward(
