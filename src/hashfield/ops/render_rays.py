@@ -1,7 +1,7 @@
 """Volume rendering of a radiance field along rays: march, evaluate, composite, without leaving the chip."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -12,7 +12,9 @@ from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import Rays
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, one_of
-from hashfield.ops.grid_encode import Precision
+
+FieldPrecision = Literal["float32", "bfloat16", "float16"]
+"""Of a field's networks in the fused ops."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,22 @@ class FieldParameters:
     """Added to the log-density."""
     table_bf16: Tensor | None = None
     """The table rounded to bfloat16; where given, lookups read it (half the memory traffic)."""
-    precision: Precision = "float32"
+    precision: FieldPrecision = "float32"
     """Of both networks: "bfloat16" rounds matrices and layer inputs, and in training the gradients that layers pass
-    on; sums stay float32 and the log-density is not rounded. Lookups then are bfloat16 too."""
+    on; sums stay float32 and the log-density is not rounded. Lookups then are bfloat16 too. "float16" is the same
+    with that type; GPUs only."""
+    table_fp16: Tensor | None = None
+    """The table rounded to float16, for lookups in precision "float16"."""
 
     def check(self, op: str) -> None:
         """Raise a ShapeError that names the field where the shapes do not fit each other."""
-        one_of(op, "precision", self.precision, ("float32", "bfloat16"))
+        one_of(op, "precision", self.precision, ("float32", "bfloat16", "float16"))
         layout = self.layout
         wanted = {"table": (self.table, (layout.n_entries, layout.n_features_per_level))}
         if self.table_bf16 is not None:
             wanted["table_bf16"] = (self.table_bf16, wanted["table"][1])
+        if self.table_fp16 is not None:
+            wanted["table_fp16"] = (self.table_fp16, wanted["table"][1])
         if len(self.density_weights) != 2 or len(self.color_weights) != 3:
             raise ShapeError(
                 f"{op}: expected 2 density and 3 colour matrices, got {len(self.density_weights)} and "
@@ -60,7 +67,9 @@ class FieldParameters:
                 raise ShapeError(f"{op}: {name}: expected shape {shape}, got {tuple(tensor.shape)}")
 
     def limit(self, backend: Backend) -> str | None:
-        """Why a fast backend cannot take this field, or None."""
+        """Why a backend cannot take this field, or None."""
+        if self.precision == "float16" and backend != "triton":
+            return "float16 networks run on GPUs only"
         if backend == "reference":
             return None
         if self.layout.n_dims != 3:
@@ -68,6 +77,8 @@ class FieldParameters:
         for weight in (self.density_weights[0], self.color_weights[0]):
             if weight.shape[0] % 16:
                 return f"a hidden layer has {weight.shape[0]} neurons, it needs a multiple of 16"
+            if backend == "triton" and weight.shape[0] > 128:
+                return f"a hidden layer has {weight.shape[0]} neurons, it takes 128 at most"
         return None
 
 
