@@ -178,3 +178,17 @@ def test_a_wrong_hash_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "levels_of", wrong)
     with pytest.raises(AssertionError, match="relative error"):
         check_exact(Problem(F4, 65, torch.float32))
+
+
+def test_encoding_and_network_are_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not the two small ops one after the other, which would agree as well.
+    from hashfield import ops
+    from hashfield.kernels.triton_gpu import mlp
+
+    monkeypatch.setattr(mlp, "mlp_forward", None)
+    table = torch.zeros(F4.n_entries, 4, device=DEVICE)
+    weights = [torch.ones(16, 32, device=DEVICE), torch.ones(1, 16, device=DEVICE)]
+    out = ops.encoded_mlp(torch.zeros(3, 3, device=DEVICE), table, weights, F4, backend="triton")
+    assert torch.equal(out, torch.zeros(3, 1, device=DEVICE))
+    with pytest.raises(TypeError, match="not callable"):
+        ops.mlp(torch.zeros(3, 32, device=DEVICE), weights, backend="triton")
