@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from hashfield.api import load
-from hashfield.cli.shared import parse, say, set_up
+from hashfield.cli.shared import DeviceName, parse, say, set_up
 from hashfield.data import ReadOptions, load_scene
 from hashfield.data.dataset import PosedImages
 from hashfield.data.demo_scene import make_demo_scene
@@ -39,13 +39,15 @@ class Evaluate:
     """GiB that the decoded photos may take."""
     threads: int | None = None
     """Threads of the kernels."""
+    device: DeviceName = "auto"
+    """Where to render; auto takes a GPU where one is."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the verb."""
     options = parse(Evaluate, arguments, "evaluate")
-    set_up(threads=options.threads)
-    model = load(options.run)
+    device = set_up(options.device, options.threads)
+    model = load(options.run, device)
     background = None if options.background is None else parse_background(options.background)
     figures = evaluate_views(model, views_of(model, options), background)
     for view in figures["views"]:
