@@ -7,7 +7,8 @@ package is read from this checkout. Each part runs in a process of its own with 
 hangs or breaks the device costs the others nothing; what it found is written as it goes.
 
     info         the machine, its memory's bandwidth
-    correctness  every kernel against the float64 reference
+    sanitize     small training steps under compute-sanitizer, where that is installed
+    ops, parts, steps  every kernel against the float64 reference, side by side
     kernels      time of each kernel by device events (median, after warm-up), and over its limit
     step         lego's training step at 2^18 samples: time, and by kernel
     train        lego: PSNR after stated seconds (black background, sRGB); frames at 800x800 and 1920x1080, by kernel
@@ -25,6 +26,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,15 +39,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
-PARTS = ("info", "correctness", "kernels", "step", "train", "precisions", "fox", "cross")
-QUICK_PARTS = ("info", "correctness", "kernels", "step", "train")
-QUICK_LIMITS = {"info": 40, "correctness": 100, "kernels": 80, "step": 75, "train": 75}
-LIMITS = {
-    "info": 40, "correctness": 150, "kernels": 120, "step": 90, "train": 240, "precisions": 100, "fox": 140,
-    "cross": 180,
-}  # fmt: skip
+CHECKS = ("sanitize", "ops", "parts", "steps")
+PARTS = (*CHECKS, "info", "kernels", "step", "train", "precisions", "fox", "cross")
+QUICK_PARTS = (*CHECKS, "info", "kernels", "step", "train")
+QUICK_LIMITS = {"kernels": 60, "step": 75, "train": 75}
+LIMITS = {"info": 40, "kernels": 120, "step": 90, "train": 240, "precisions": 100, "fox": 140, "cross": 180}
+CHECKS_LIMIT = 100
+"""Seconds for all checks, which run side by side."""
 L2_BYTES_PER_S = 5.5e12
 """What an H100's second-level cache gives random 32-byte sectors, roughly; the limit of table lookups."""
+WARM_ONLY = "HASHFIELD_BENCHMARK_WARM_ONLY"
+"""Set for a process that only compiles what a timed part will launch."""
 HALF_FLOPS = 989e12
 """Dense float16 products of an H100."""
 
@@ -70,19 +74,22 @@ def main() -> None:
     if options.child:
         return child(options)
     parts = options.parts or (QUICK_PARTS if options.quick else PARTS)
-    minutes = options.minutes or (3.5 if options.quick else 9.5)
+    minutes = options.minutes or (4.0 if options.quick else 9.5)
     end = time.monotonic() + 60 * minutes
-    limits = QUICK_LIMITS if options.quick else LIMITS
+    limits = {**LIMITS, **(QUICK_LIMITS if options.quick else {})}
     (options.out / "results.jsonl").unlink(missing_ok=True)
-    arguments = [a for a in sys.argv[1:] if a not in ("--parts",)]
+    arguments = without_parts(sys.argv[1:])
+    side_by_side(options, arguments, parts)
     for part in parts:
-        left = min(limits.get(part, LIMITS[part]), end - time.monotonic())
+        if part in CHECKS:
+            continue
+        left = min(limits[part], end - time.monotonic())
         if left < 10:
             print(f"=== {part}: left out, the time is up", flush=True)
             continue
         print(f"=== {part} (at most {left:.0f} s)", flush=True)
         before = time.monotonic()
-        command = [sys.executable, __file__, *without_parts(arguments), "--child", part]
+        command = [sys.executable, __file__, *arguments, "--child", part]
         try:
             code = subprocess.run(command, timeout=left, env={**os.environ, "PYTHONUNBUFFERED": "1"}).returncode
             how = "done" if code == 0 else f"ended with code {code}"
@@ -90,6 +97,41 @@ def main() -> None:
             how = "stopped, its time was up"
         print(f"=== {part}: {how} after {time.monotonic() - before:.0f} s", flush=True)
     summary(options.out)
+
+
+def side_by_side(options: argparse.Namespace, arguments: list[str], parts: tuple[str, ...]) -> None:
+    """Everything that takes no times: the checks, and compiling what the timed parts need (Triton keeps it)."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    jobs: dict[str, tuple[list[str], dict[str, str]]] = {}
+    for part in parts:
+        own = [sys.executable, __file__, *arguments, "--child", part]
+        if part == "sanitize":
+            tool = next((t for t in (shutil.which("compute-sanitizer"), "/usr/local/cuda/bin/compute-sanitizer")
+                         if t and Path(t).exists()), None)  # fmt: skip
+            if tool:
+                jobs[part] = ([tool, "--tool", "memcheck", "--print-limit", "5", *own],
+                              {**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})  # fmt: skip
+        elif part in CHECKS:
+            jobs[part] = (own, environment)
+        elif part in ("kernels", "step"):
+            jobs[f"compile {part}"] = (own, {**environment, WARM_ONLY: "1"})
+    before = time.monotonic()
+    running = {}
+    for name, (command, env) in jobs.items():
+        log = open(options.out / f"{name.replace(' ', '_')}.txt", "w", encoding="utf-8")  # noqa: SIM115
+        running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+    for name, process in running.items():
+        try:
+            code: object = process.wait(max(1.0, CHECKS_LIMIT - (time.monotonic() - before)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = "stopped, its time was up"
+        text = (options.out / f"{name.replace(' ', '_')}.txt").read_text(errors="replace").splitlines()
+        print(f"=== {name}: {code} within {time.monotonic() - before:.0f} s", flush=True)
+        if name == "sanitize":
+            text = [line for line in text if "Host Frame" not in line]
+        if not name.startswith("compile") or code != 0:
+            print("\n".join(text[:120]), flush=True)
 
 
 def without_parts(arguments: list[str]) -> list[str]:
@@ -136,6 +178,8 @@ class Results:
 
     def add(self, name: str, **values: Any) -> None:
         """One row."""
+        if os.environ.get(WARM_ONLY):
+            return
         row = {"part": self.part, "name": name, **values}
         print("  " + name + ": " + ", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in
               values.items()), flush=True)  # fmt: skip
@@ -166,14 +210,38 @@ def child(options: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
         results.add("device", ok=False, error=f"torch {torch.__version__} sees no CUDA device")
         sys.exit(1)
+    if options.child in CHECKS:
+        name_failures()
     with results.guarded(options.child):
         PART_FUNCTIONS[options.child](options, results)
+
+
+def name_failures() -> None:
+    """Wait after every launch of a kernel and name the one that broke the device."""
+    import torch
+    from triton.runtime.jit import JITFunction
+
+    run = JITFunction.run
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = run(self, *args, **kwargs)
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            constants = {k: v for k, v in kwargs.items() if isinstance(v, int | str) and k.isupper()}
+            raise RuntimeError(f"CUDA error in kernel {self.fn.__name__} {constants}: {error}") from error
+        return found
+
+    JITFunction.run = watched  # type: ignore[method-assign]
 
 
 def timed(function: Callable[[], object], repeats: int = 20, warm: int = 3) -> float:
     """Median milliseconds of a call, by device events."""
     import torch
 
+    if os.environ.get(WARM_ONLY):
+        function()
+        return math.nan
     for _ in range(warm):
         function()
     torch.cuda.synchronize()
@@ -274,21 +342,62 @@ CHOSEN_CASES = (
 )  # fmt: skip
 
 
-def correctness(options: argparse.Namespace, results: Results) -> None:
-    import torch
-    from tests.ops import cases, test_camera_rays, test_fused, test_fused_exact, test_march
+def sanitize(options: argparse.Namespace, results: Results) -> None:
+    """One small step in float32 and float16."""
+    from tests.ops import test_fused, test_fused_exact
 
-    from hashfield import ops
+    layout, width, march, huber, bf16, _, seed = test_fused_exact.EXACT["plain"]
+    parameters = test_fused.field(test_fused.LAYOUTS[layout], width, bf16=bf16, seed=seed)
+    for precision in ("float32", "float16"):
+        step_correct(results, "small", parameters, test_fused.batch(9, march.aabb_scale), march, huber, (precision,))
 
-    # --- what belongs to the training step first
+
+def steps(options: argparse.Namespace, results: Results) -> None:
+    """Whole training steps."""
+    from tests.ops import test_fused, test_fused_exact
+
     names = (
         ("plain", "cone", "faint") if options.quick else ("plain", "cone", "faint", "bf16", "f2", "cone_huber", "odd")
     )
-    for name in names:
-        with results.guarded(f"train_rays {name}"):
-            layout, width, march, huber, bf16, n, seed = test_fused_exact.EXACT[name]
-            parameters = test_fused.field(test_fused.LAYOUTS[layout], width, bf16=bf16, seed=seed)
-            step_correct(results, name, parameters, test_fused.batch(n, march.aabb_scale), march, huber)
+    for precision in ("float16", "float32", "bfloat16"):
+        for name in names:
+            with results.guarded(f"train_rays {name} {precision}"):
+                layout, width, march, huber, bf16, n, seed = test_fused_exact.EXACT[name]
+                parameters = test_fused.field(test_fused.LAYOUTS[layout], width, bf16=bf16, seed=seed)
+                case = test_fused.batch(n, march.aabb_scale)
+                step_correct(results, name, parameters, case, march, huber, (precision,))
+
+
+def ops_correct(options: argparse.Namespace, results: Results) -> None:
+    """The small ops."""
+    import torch
+    from tests.ops import cases
+
+    for case in sorted(cases.CASES, key=lambda case: case.id not in CHOSEN_CASES):
+        if case.id == "grid_encode-4d_hash":
+            continue
+        if options.quick and case.op != "composite" and case.id not in CHOSEN_CASES:
+            continue
+        with results.guarded(case.id):
+            inputs = case.make(torch.Generator().manual_seed(0))
+            mine = evaluate(case, "triton", moved(inputs, "cuda"))
+            right = evaluate(case, "reference", moved(inputs, "cpu", double=True))
+            same = evaluate(case, "reference", inputs)
+            errors = {k: (error_of(mine[k], right[k]), error_of(same[k], right[k])) for k in right}
+            worst = max(mine_error / (3 * own_error + 3e-5) for mine_error, own_error in errors.values())
+            results.add(case.id, ok=worst <= 1, error=max(e for e, _ in errors.values()),
+                        float32_reference=max(e for _, e in errors.values()))  # fmt: skip
+
+
+def parts_correct(options: argparse.Namespace, results: Results) -> None:
+    """March, rays, rendering, the grid's upkeep, the optimiser."""
+    import torch
+    from tests.ops import test_camera_rays, test_fused, test_march
+
+    from hashfield import ops
+
+    with results.guarded("adam"):
+        adam_correct(results)
     for aabb_scale in (1, 4):
         with results.guarded(f"march {aabb_scale}"):
             g = torch.Generator().manual_seed(5)
@@ -329,23 +438,6 @@ def correctness(options: argparse.Namespace, results: Results) -> None:
             results.add(f"render_rays aabb {aabb_scale}", ok=worst < 5e-3, worst=worst)
     with results.guarded("occupancy"):
         occupancy_correct(results)
-    with results.guarded("adam"):
-        adam_correct(results)
-    for case in cases.CASES:
-        if (
-            case.op == "composite"
-            or (not options.quick and case.id != "grid_encode-4d_hash")
-            or case.id in CHOSEN_CASES
-        ):
-            with results.guarded(case.id):
-                inputs = case.make(torch.Generator().manual_seed(0))
-                mine = evaluate(case, "triton", moved(inputs, "cuda"))
-                right = evaluate(case, "reference", moved(inputs, "cpu", double=True))
-                same = evaluate(case, "reference", inputs)
-                errors = {k: (error_of(mine[k], right[k]), error_of(same[k], right[k])) for k in right}
-                worst = max(mine_error / (3 * own_error + 3e-5) for mine_error, own_error in errors.values())
-                results.add(case.id, ok=worst <= 1, error=max(e for e, _ in errors.values()),
-                            float32_reference=max(e for _, e in errors.values()))  # fmt: skip
 
 
 def field_on(parameters: Any, device: str, **changes: Any) -> Any:
@@ -358,8 +450,10 @@ def field_on(parameters: Any, device: str, **changes: Any) -> Any:
     )  # fmt: skip
 
 
-def step_correct(results: Results, name: str, parameters: Any, case: Any, march: Any, huber: float) -> None:
-    """A whole training step in each precision against the float64 reference."""
+def step_correct(
+    results: Results, name: str, parameters: Any, case: Any, march: Any, huber: float, precisions: tuple[str, ...]
+) -> None:
+    """A whole training step in some precisions against the float64 reference."""
     import torch
     from tests.ops.test_fused_exact import in_double, step
 
@@ -369,7 +463,8 @@ def step_correct(results: Results, name: str, parameters: Any, case: Any, march:
     exact, exact_grads = step(wide, wide_case, march, TrainWorkspace(wide, 2**15, "reference"), huber)
     rays, *rest = case
     own = type(rays)(*(x.cuda() for x in (rays.origin, rays.direction, rays.t_min, rays.t_max)))
-    for precision, bound in (("float32", 1e-3), ("float16", 0.1), ("bfloat16", 0.4)):
+    for precision in precisions:
+        bound = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.4}[precision]
         table = parameters.table
         field = field_on(parameters, "cuda", precision=precision)
         if precision == "float16":
@@ -666,6 +761,10 @@ def step(options: argparse.Namespace, results: Results) -> None:
     config = config_of(options, 15.0)
     config = replace(config, train=replace(config.train, batch_samples=2**18))
     task = task_of(config, scene)
+    if os.environ.get(WARM_ONLY):
+        run_for(task, n_steps=4)
+        task.model().render(scene.splits["test"].cameras[0])
+        return
     planned = 1500 if options.quick else 3000
     found = run_for(task, n_steps=planned)
     results.add(f"lego, {planned} steps at 2^18", **found)
@@ -805,7 +904,7 @@ def cross(options: argparse.Namespace, results: Results) -> None:
 
 
 PART_FUNCTIONS = {
-    "info": machine, "correctness": correctness, "kernels": kernels, "step": step, "train": train,
+    "info": machine, "sanitize": sanitize, "ops": ops_correct, "parts": parts_correct, "steps": steps, "kernels": kernels, "step": step, "train": train,
     "precisions": precisions, "fox": fox, "cross": cross,
 }  # fmt: skip
 

@@ -371,8 +371,8 @@ class NerfModel(nn.Module):
     ) -> Iterator[dict[str, Tensor]]:
         """The pixels of a picture in order, some at a time, where the model lies: see `render`."""
         field = field_parameters(self.field, self.table_bf16, self.precision)
-        table = self.spaces.camera_table_to_scene(camera_table([camera]))
         device = self.bits.device
+        table = self.spaces.camera_table_to_scene(camera_table([camera])).to(device)
         pixels = pixel_centers(camera.width, camera.height, device=device)
         options = MarchOptions(self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale, 1e-4)
         for pixel in pixels.split(rays_at_once or (2**18 if device.type == "cpu" else 2**22)):
