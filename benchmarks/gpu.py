@@ -420,7 +420,7 @@ def parts_correct(options: argparse.Namespace, results: Results) -> None:
 
         table, (index, pixel) = camera_table(test_camera_rays.cameras()), test_camera_rays.pixels(1000)
         exact = ops.camera_rays(table, index, pixel, dtype=torch.float64, backend="reference")
-        found_rays = ops.camera_rays(table, index.cuda(), pixel, backend="triton")
+        found_rays = ops.camera_rays(table.cuda(), index.cuda(), pixel.cuda(), backend="triton")
         worst = max(float((a.double().cpu() - b).abs().max()) for a, b in zip(found_rays, exact, strict=True))
         results.add("camera_rays, every lens", ok=worst < 1e-6, worst=worst)
     with results.guarded("rendering"):
@@ -516,7 +516,7 @@ def occupancy_correct(results: Results) -> None:
                          None if mask is None else mask.to(d), aabb_scale=1, backend=k)
                 for k, d in (("triton", "cuda"), ("reference", "cuda"))
             )  # fmt: skip
-            off = int((a.cpu() != b).sum())
+            off = int((a != b).sum())
             results.add(f"carve {name} {'masks' if mask is not None else 'frusta'}", ok=off < 50, cells_that_differ=off)
 
 
@@ -531,11 +531,15 @@ def adam_correct(results: Results) -> None:
     found = {}
     for backend, device in (("triton", "cuda"), ("reference", "cpu")):
         h = torch.Generator().manual_seed(1)
-        param, m, v = start.to(device), torch.zeros(10007, 4, device=device), torch.zeros(10007, 4, device=device)
+        param, m, v = (
+            start.to(device, copy=True),
+            torch.zeros(10007, 4, device=device),
+            torch.zeros(10007, 4, device=device),
+        )
         short = param.to(torch.bfloat16)
         for step in range(1, 4):
             grad = torch.randn(10007, 4, generator=h) * (torch.rand(10007, 1, generator=h) < 0.5)
-            adam_table(param, grad.to(device), m, v, short, step=step, learning_rate=0.01, backend=backend)
+            adam_table(param, grad.to(device, copy=True), m, v, short, step=step, learning_rate=0.01, backend=backend)
             adam(param, grad.to(device), m, v, step=step, learning_rate=0.01, l2=1e-6, skip_zero_gradient=False,
                  backend=backend)  # fmt: skip
         found[backend] = param

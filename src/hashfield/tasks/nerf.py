@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from hashfield.data.dataset import PosedImages, Scene
 from hashfield.data.pixel_sampler import PixelSampler
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
-from hashfield.geometry.cameras import Camera, camera_table, pixel_centers
-from hashfield.geometry.rays import Rays
+from hashfield.geometry.cameras import Camera, camera_table
 from hashfield.geometry.spaces import Spaces
 from hashfield.log import logger
 from hashfield.nn.config import GridConfig, RadianceFieldConfig
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.backend import fast_precision, runs_on_triton
-from hashfield.ops.camera_rays import camera_rays
+from hashfield.ops.camera_rays import view_rays
 from hashfield.ops.occupancy_update import carve, silhouettes
-from hashfield.ops.ray_box import ray_box
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.ops.train_rays import TrainWorkspace, train_rays
 from hashfield.render.occupancy import OccupancyGrid
@@ -355,11 +353,11 @@ class NerfModel(nn.Module):
         if unknown:
             raise ConfigError(f"outputs: expected color, opacity, depth, normals; got {unknown[0]!r}")
         shape = (camera.height, camera.width)
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in outputs}
+        parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
         for found in self.render_parts(camera, outputs, background, rays_at_once):
             for name, part in found.items():
-                parts[name].append(part.cpu().numpy())
-        return {name: np.concatenate(p).reshape(*shape, *p[0].shape[1:]) for name, p in parts.items()}
+                parts[name].append(part)
+        return {name: _on_host(p).reshape(*shape, *p[0].shape[1:]) for name, p in parts.items()}
 
     @torch.no_grad()
     def render_parts(
@@ -372,15 +370,13 @@ class NerfModel(nn.Module):
         """The pixels of a picture in order, some at a time, where the model lies: see `render`."""
         field = field_parameters(self.field, self.table_bf16, self.precision)
         device = self.bits.device
-        table = self.spaces.camera_table_to_scene(camera_table([camera])).to(device)
-        pixels = pixel_centers(camera.width, camera.height, device=device)
+        table = self.spaces.camera_table_to_scene(camera_table([camera]))
         options = MarchOptions(self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale, 1e-4)
-        for pixel in pixels.split(rays_at_once or (2**18 if device.type == "cpu" else 2**22)):
-            index = torch.zeros(len(pixel), dtype=torch.int64, device=device)
-            origin, direction = (x.float() for x in camera_rays(table, index, pixel))
-            box = self.box.to(origin.dtype)
-            t_min, t_max = ray_box(origin, direction, box[:3], box[3:])
-            found = render_rays(field, Rays(origin, direction, t_min, t_max), self.bits, options)
+        n_pixels, most = camera.width * camera.height, rays_at_once or (2**18 if device.type == "cpu" else 2**22)
+        for first in range(0, n_pixels, most):
+            n = min(most, n_pixels - first)
+            rays = view_rays(table, camera.width, camera.height, self.box, first=first, n_rays=n)
+            found = render_rays(field, rays, self.bits, options)
             distance = torch.where(found.opacity > 1e-3, found.depth / found.opacity.clamp(min=1e-3), 0.0)
             part: dict[str, Tensor] = {}
             if "color" in outputs:
@@ -393,7 +389,8 @@ class NerfModel(nn.Module):
             if "depth" in outputs:
                 part["depth"] = self.spaces.distance_scene_to_world(distance)
             if "normals" in outputs:
-                part["normals"] = self._normals(origin + distance[:, None] * direction, found.opacity > 0.1)
+                points = rays.origin + distance[:, None] * rays.direction
+                part["normals"] = self._normals(points, found.opacity > 0.1)
             yield part
 
     def _normals(self, positions_scene: Tensor, is_hit: Tensor) -> Tensor:
@@ -416,6 +413,21 @@ class NerfModel(nn.Module):
         # the logarithm, since density itself spans many powers of ten across a surface
         density = self.field.density(self.spaces.scene_to_unit(positions_scene))
         return torch.log(density.clamp(1e-4, 1e4))
+
+
+def _on_host(parts: list[Tensor]) -> np.ndarray:
+    """Parts of a picture, one after another, as an array of its own."""
+    if parts[0].device.type != "cuda":
+        return np.concatenate([part.cpu().numpy() for part in parts])
+    # By way of pinned memory, which PyTorch keeps: a copy into fresh pages takes some ten times as long.
+    n = sum(len(part) for part in parts)
+    pinned = torch.empty((n, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=True)
+    first = 0
+    for part in parts:
+        pinned[first : first + len(part)].copy_(part, non_blocking=True)
+        first += len(part)
+    torch.cuda.current_stream().synchronize()
+    return pinned.numpy().copy()
 
 
 def load_model(path: Path, device: torch.device = _CPU) -> NerfModel:

@@ -161,6 +161,51 @@ def _camera_rays(
     tl.store(direction + 3 * i + 2, z.to(tl.float32), mask=mask)
 
 
+@triton.jit
+def _slab(o, d, low, high, near, far):
+    """The part of [near, far] in which o + t d lies between two planes."""
+    parallel = d == 0.0
+    safe = tl.where(parallel, 1.0, d)
+    a, b = (low - o) / safe, (high - o) / safe
+    inside = (low <= o) & (o <= high)
+    near = tl.where(parallel, near, tl.maximum(near, tl.minimum(a, b)))
+    far = tl.where(parallel, tl.where(inside, far, -1.0), tl.minimum(far, tl.maximum(a, b)))
+    return near, far
+
+
+@triton.jit
+def box_range(ox, oy, oz, dx, dy, dz, box):
+    """(t_min >= 0, t_max) inside the box [x0, y0, z0, x1, y1, z1]; (0, 0) for a miss."""
+    near, far = tl.zeros_like(ox), tl.zeros_like(ox) + 1e30
+    near, far = _slab(ox, dx, tl.load(box), tl.load(box + 3), near, far)
+    near, far = _slab(oy, dy, tl.load(box + 1), tl.load(box + 4), near, far)
+    near, far = _slab(oz, dz, tl.load(box + 2), tl.load(box + 5), near, far)
+    hit = far > near
+    return tl.where(hit, near, 0.0), tl.where(hit, far, 0.0)
+
+
+@triton.jit
+def _view_rays(
+    table, box, width, first, n, origin, direction, t_min, t_max, HAS_OPENCV: tl.constexpr, HAS_FISHEYE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rays through the centres of pixels first, first + 1, ... of one camera, clipped to a box."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < n
+    row = (i + first) // width
+    px, py = (i + first - row * width).to(tl.float64) + 0.5, row.to(tl.float64) + 0.5
+    ox, oy, oz, x, y, z = pixel_ray(table, tl.zeros_like(i), px, py, mask, HAS_OPENCV, HAS_FISHEYE)
+    near, far = box_range(ox, oy, oz, x, y, z, box)
+    tl.store(origin + 3 * i, ox.to(tl.float32), mask=mask)
+    tl.store(origin + 3 * i + 1, oy.to(tl.float32), mask=mask)
+    tl.store(origin + 3 * i + 2, oz.to(tl.float32), mask=mask)
+    tl.store(direction + 3 * i, x.to(tl.float32), mask=mask)
+    tl.store(direction + 3 * i + 1, y.to(tl.float32), mask=mask)
+    tl.store(direction + 3 * i + 2, z.to(tl.float32), mask=mask)
+    tl.store(t_min + i, near.to(tl.float32), mask=mask)
+    tl.store(t_max + i, far.to(tl.float32), mask=mask)
+
+
 def pixel_block(n: int) -> dict[str, int]:
     """Pixels to a program and its warps."""
     return {"BLOCK": min(1024, triton.next_power_of_2(n)) if INTERPRETED.value else 128, "num_warps": 4}
@@ -184,3 +229,19 @@ def camera_rays_forward(table: Tensor, camera_index: Tensor, pixel: Tensor) -> t
             **lenses_of(table), **block,
         )  # fmt: skip
     return origin, direction
+
+
+def view_rays(
+    table: Tensor, width: int, first: int, n: int, box: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """origin, direction [n, 3], t_min and t_max [n] of a picture's pixels; see `hashfield.ops.camera_rays.view_rays`."""
+    device = box.device
+    origin, direction = torch.empty((n, 3), device=device), torch.empty((n, 3), device=device)
+    t_min, t_max = torch.empty(n, device=device), torch.empty(n, device=device)
+    if n:
+        block = pixel_block(n)
+        launch(
+            _view_rays, (triton.cdiv(n, block["BLOCK"]),), table.double().to(device).contiguous(), box.double(), width,
+            first, n, origin, direction, t_min, t_max, **lenses_of(table), **block,
+        )  # fmt: skip
+    return origin, direction, t_min, t_max

@@ -27,7 +27,7 @@ from hashfield.kernels.triton_gpu.march import (
 )
 from hashfield.kernels.triton_gpu.mlp import flat
 
-WAVES = (6, 6, 12, 24, 48, 96)
+WAVES = (8, 16, 64, 256)
 """Samples of each living ray that a wave takes at most; the last one repeats."""
 MOST_SAMPLES = 2**23
 """Samples that a wave has room for; with more living rays it takes fewer samples of each."""
@@ -94,9 +94,10 @@ def _march_some(
 @triton.jit
 def _fill(
     origin, direction, lattice_pointer, alive_rays, n_alive, counts, ends, points, box_min, inverse_side, positions,
-    directions, ts, dts, HAS_CONE: tl.constexpr, BLOCK: tl.constexpr,
+    directions, ts, dts, HAS_CONE: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """Position, direction, distance and step of a wave's samples, packed by ray."""
+    """Position, direction, distance and step of a wave's samples, packed by ray; TOGETHER neighbours of a ray are
+    written by neighbouring threads, so that a store meets few lines."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = k < n_alive
     lattice = load_lattice(lattice_pointer)
@@ -104,15 +105,19 @@ def _fill(
     ox, oy, oz, dx, dy, dz, _, _, _ = ray_line(origin, direction, ray, mask)
     count = tl.load(counts + k, mask=mask, other=0)
     first = tl.load(ends + k, mask=mask, other=0) - count
-    for j in range(tl.max(count, axis=0)):
-        here = mask & (j < count)
-        n = tl.load(points + j * n_alive + k, mask=here, other=0.0)
+    ox, oy, oz = (ox - box_min)[:, None], (oy - box_min)[:, None], (oz - box_min)[:, None]
+    dx, dy, dz = dx[:, None], dy[:, None], dz[:, None]
+    for begin in range(0, tl.max(count, axis=0), TOGETHER):
+        j = begin + tl.arange(0, TOGETHER)[None, :]
+        here = mask[:, None] & (j < count[:, None])
+        n = tl.load(points + j * n_alive + k[:, None], mask=here, other=0.0)
         t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), 0.0)
-        x, y, z = (ox + t * dx - box_min), (oy + t * dy - box_min), (oz + t * dz - box_min)
-        store3(positions, first + j, x * inverse_side, y * inverse_side, z * inverse_side, here)
-        store3(directions, first + j, dx, dy, dz, here)
-        tl.store(ts + first + j, t, mask=here)
-        tl.store(dts + first + j, step_at(n, t, lattice, HAS_CONE), mask=here)
+        to = first[:, None] + j
+        x, y, z = (ox + t * dx) * inverse_side, (oy + t * dy) * inverse_side, (oz + t * dz) * inverse_side
+        store3(positions, to, x, y, z, here)
+        store3(directions, to, dx + t * 0.0, dy + t * 0.0, dz + t * 0.0, here)
+        tl.store(ts + to, t, mask=here)
+        tl.store(dts + to, step_at(n, t, lattice, HAS_CONE), mask=here)
 
 
 @triton.jit
@@ -197,7 +202,7 @@ def _one_wave(
     ends = torch.cumsum(counts, 0, dtype=torch.int32)
     launch(
         _fill, grid, origin, direction, lattice, alive, n, counts, ends, points, 0.5 - 0.5 * options.aabb_scale,
-        1.0 / options.aabb_scale, positions, directions, ts, dts, HAS_CONE=has_cone, **block,
+        1.0 / options.aabb_scale, positions, directions, ts, dts, HAS_CONE=has_cone, TOGETHER=8, **block,
     )  # fmt: skip
     field_forward(net, positions, directions, ends[-1:], log_density, rgb)
     launch(

@@ -7,31 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hashfield.kernels.triton_gpu.camera_rays import lenses_of, pixel_block, pixel_ray
+from hashfield.kernels.triton_gpu.camera_rays import box_range, lenses_of, pixel_block, pixel_ray
 from hashfield.kernels.triton_gpu.common import launch
-
-
-@triton.jit
-def _slab(o, d, low, high, near, far):
-    """The part of [near, far] in which o + t d lies between two planes."""
-    parallel = d == 0.0
-    safe = tl.where(parallel, 1.0, d)
-    a, b = (low - o) / safe, (high - o) / safe
-    inside = (low <= o) & (o <= high)
-    near = tl.where(parallel, near, tl.maximum(near, tl.minimum(a, b)))
-    far = tl.where(parallel, tl.where(inside, far, -1.0), tl.minimum(far, tl.maximum(a, b)))
-    return near, far
-
-
-@triton.jit
-def box_range(ox, oy, oz, dx, dy, dz, box):
-    """(t_min >= 0, t_max) inside the box [x0, y0, z0, x1, y1, z1]; (0, 0) for a miss."""
-    near, far = tl.zeros_like(ox), tl.zeros_like(ox) + 1e30
-    near, far = _slab(ox, dx, tl.load(box), tl.load(box + 3), near, far)
-    near, far = _slab(oy, dy, tl.load(box + 1), tl.load(box + 4), near, far)
-    near, far = _slab(oz, dz, tl.load(box + 2), tl.load(box + 5), near, far)
-    hit = far > near
-    return tl.where(hit, near, 0.0), tl.where(hit, far, 0.0)
 
 
 @triton.jit
