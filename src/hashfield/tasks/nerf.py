@@ -130,8 +130,8 @@ class NerfConfig:
     """Everything that decides how a scene becomes a model."""
 
     preset: str = "default"
-    """fast, default, quality, paper, gpu-fast or gpu: where the other values start from. Not named, the run's length
-    and the device choose."""
+    """fast, default, quality, paper, gpu-fast, gpu or gpu-quality: where the other values start from. Not named, the
+    run's length and the device choose."""
     encoding: GridConfig = GridConfig()
     """Of positions. per_level_scale is not set here: it follows from finest_resolution."""
     finest_resolution: int = 2048
@@ -194,14 +194,19 @@ PRESETS: dict[str, NerfConfig] = {
     # For GPUs, where a step costs little and faint samples are affordable: a few seconds, and more.
     "gpu-fast": _preset("gpu-fast", 19, 2**16),
     "gpu": _preset("gpu", 19, 2**18, step_until=(0.05, 0.15, 0.3, 1.0), min_transmittance=1e-3, min_weight=5e-4),
+    # From half a minute on: tens of thousands of steps outgrow a table of 2^19 entries a level. Reasoned, not measured.
+    "gpu-quality": _preset(
+        "gpu-quality", 21, 2**18, step_until=(0.03, 0.1, 0.2, 1.0), min_transmittance=1e-4, min_weight=1e-4
+    ),
 }
 
 
 def preset_for(max_seconds: float | None, n_steps: int | None, on_gpu: bool = False) -> str:
     """The preset that suits a length of training, where the user names none."""
     if on_gpu:
-        is_short = max_seconds < 4 if max_seconds is not None else n_steps is not None and n_steps <= 2000
-        return "gpu-fast" if is_short else "gpu"
+        if max_seconds is not None:
+            return "gpu-fast" if max_seconds < 4 else "gpu" if max_seconds < 30 else "gpu-quality"
+        return "gpu-fast" if n_steps is None or n_steps <= 2000 else "gpu" if n_steps <= 20000 else "gpu-quality"
     if max_seconds is not None:
         return "fast" if max_seconds < 150 else "default" if max_seconds < 280 else "quality"
     return "fast" if n_steps is None or n_steps <= 3000 else "default" if n_steps <= 8000 else "quality"
