@@ -1,21 +1,28 @@
 """`hashfield.load`: a trained model from a run folder or a checkpoint file."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from hashfield.tasks.nerf import NerfModel, load_model
+from hashfield.tasks import kind_of
+from hashfield.train.checkpoint import read_metadata
 from hashfield.train.run_folder import RunFolder
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> NerfModel:
+def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     """The model of a run folder or checkpoint file; needs no photos.
 
     Args:
         path: A run folder, or a checkpoint file (full or exported).
         device: Where it renders.
 
+    Returns:
+        The model of whatever was learned: a `tasks.nerf.NerfModel`, `tasks.image.ImageModel`, ...
+
     Raises:
         CheckpointError: nothing readable is there; the text says what is wrong.
     """
-    return load_model(RunFolder.open(Path(path)).checkpoint, torch.device(device))
+    checkpoint = RunFolder.open(Path(path)).checkpoint
+    model = kind_of(read_metadata(checkpoint), checkpoint).load_model(checkpoint)
+    return model if torch.device(device).type == "cpu" else model.to(device)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hashfield.data import ReadOptions
+from hashfield.export.images import ExrWriter
 from tests.data.small_scenes import (
     HEIGHT,
     WIDTH,
@@ -855,3 +856,182 @@ CASES = (
         options=ReadOptions(splits=("val",)),
     ),
 )
+
+
+# --- single pictures, for `train image`
+
+
+@dataclass(frozen=True)
+class PictureCase:
+    """One file that is named as a picture."""
+
+    name: str
+    situation: str
+    """For the reader of the table."""
+    build: Callable[[Path], Path]
+    """Makes it in an empty folder; returns what the user would name."""
+    expected: str
+    """Regular expression that the message holds."""
+    outcome: Literal["error", "note"] = "error"
+    """Whether it is refused, or read with that line among the notes."""
+    max_pixels: int = 2**31
+    needs: str | None = None
+    """A package without which the case cannot be made."""
+
+
+def raw_picture(name: str, data: bytes) -> Callable[[Path], Path]:
+    """A file of these bytes."""
+
+    def build(folder: Path) -> Path:
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return build
+
+
+def saved_picture(name: str, image: Callable[[], Image.Image], **options: Any) -> Callable[[Path], Path]:
+    """A file that Pillow writes."""
+
+    def build(folder: Path) -> Path:
+        image().save(folder / name, **options)
+        return folder / name
+
+    return build
+
+
+def damaged(build: Callable[[Path], Path], edit: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    """A file whose bytes were changed after it was written."""
+
+    def built(folder: Path) -> Path:
+        path = build(folder)
+        path.write_bytes(edit(path.read_bytes()))
+        return path
+
+    return built
+
+
+def noise(mode: str = "RGB") -> Image.Image:
+    """A small picture that does not compress to nothing."""
+    values = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def half_float_exr(values: np.ndarray, name: str = "a.exr") -> Callable[[Path], Path]:
+    """An EXR file."""
+
+    def build(folder: Path) -> Path:
+        with ExrWriter(folder / name, values.shape[1], values.shape[0], values.shape[2]) as writer:
+            writer.add(values)
+        return folder / name
+
+    return build
+
+
+def saved_tiff(name: str, values: np.ndarray, **options: Any) -> Callable[[Path], Path]:
+    """A TIFF file that tifffile writes."""
+
+    def build(folder: Path) -> Path:
+        import tifffile
+
+        tifffile.imwrite(folder / name, values, **options)
+        return folder / name
+
+    return build
+
+
+def nothing_there(folder: Path) -> Path:
+    """A name without a file."""
+    return folder / "gone.png"
+
+
+def rotated_exif() -> Image.Exif:
+    """EXIF that says the camera was turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+JPEG, PNG = saved_picture("a.jpg", noise), saved_picture("a.png", noise)
+SMALL_EXR = half_float_exr(np.full((9, 7, 3), 2.0, np.float32))
+
+PICTURE_CASES = [
+    PictureCase("missing", "there is no such file", nothing_there, r"gone\.png: no such file"),
+    PictureCase("folder", "a folder is named", lambda folder: folder, r"is a folder, expected a picture"),
+    PictureCase("empty", "the file is empty", raw_picture("a.png", b""), r"a\.png: is empty"),
+    PictureCase("text", "a text file named .png", raw_picture("a.png", b"hello " * 50), r"not a picture that can be"),
+    PictureCase(
+        "cut_jpeg", "a JPEG cut off in the middle", damaged(JPEG, lambda data: data[: len(data) // 2]), r"truncated"
+    ),
+    PictureCase(
+        "cut_png", "a PNG cut off in the middle", damaged(PNG, lambda data: data[: len(data) // 2]), r"truncated"
+    ),
+    PictureCase(
+        "corrupt_png",
+        "a PNG with damaged bytes",
+        damaged(PNG, lambda data: data[:200] + bytes(64) + data[264:]),
+        r"a\.png: the picture cannot be decoded",
+    ),
+    PictureCase(
+        "too_many_pixels",
+        "more pixels than --max-pixels",
+        PNG,
+        r"64x48 are 3072 pixels, more than --max-pixels 1000",
+        max_pixels=1000,
+    ),
+    PictureCase(
+        "exr_header_only",
+        "an EXR of which only the magic number is left",
+        raw_picture("a.exr", b"\x76\x2f\x31\x01\x02\0\0\0"),
+        r"without a data window",
+    ),
+    PictureCase("exr_cut", "an EXR cut off in the header", damaged(SMALL_EXR, lambda data: data[:330]), r"a\.exr: "),
+    PictureCase(
+        "exr_not_finite",
+        "an EXR with infinite values",
+        damaged(SMALL_EXR, lambda data: data[:-4] + b"\x00\x7c\x00\x7c"),
+        r"warning: a\.exr: 2 values are not finite and count as 0",
+        "note",
+    ),
+    PictureCase(
+        "integers", "a TIFF of 32-bit integers", saved_picture("a.tif", lambda: noise("I")), r"int32|32-bit integers"
+    ),
+    PictureCase(
+        "five_channels",
+        "a TIFF of five channels",
+        saved_tiff("a.tif", np.zeros((9, 7, 5), np.uint8), photometric="rgb", extrasamples=["unspecified"] * 2),
+        r"5 channels are not a picture's",
+        needs="tifffile",
+    ),
+    PictureCase(
+        "apart",
+        "a TIFF whose channels are stored apart",
+        saved_tiff("a.tif", np.zeros((3, 9, 7), np.uint8), photometric="rgb", planarconfig="separate"),
+        r"stored apart",
+        needs="tifffile",
+    ),
+    PictureCase(
+        "animated",
+        "a GIF of several pictures",
+        saved_picture("a.gif", noise, save_all=True, append_images=[noise().rotate(90), noise().rotate(180)]),
+        r"holds 3 pictures, the first is taken",
+        "note",
+    ),
+    PictureCase(
+        "cmyk", "a JPEG for printing", saved_picture("a.jpg", lambda: noise("CMYK")), r"CMYK converted to RGB", "note"
+    ),
+    PictureCase(
+        "turned",
+        "a photo with an EXIF orientation",
+        saved_picture("a.jpg", noise, exif=rotated_exif()),
+        r"orientation \(6\) is not applied",
+        "note",
+    ),
+    PictureCase(
+        "opaque",
+        "a PNG whose alpha is 1 everywhere",
+        saved_picture("a.png", lambda: noise("RGBA")),
+        r"alpha is 1 everywhere and is left out",
+        "note",
+    ),
+]
+"""What `train image` says about each."""

@@ -13,15 +13,19 @@ from hashfield.errors import ConfigError, ShapeError
 from hashfield.nn import (
     MLP,
     CompositeEncoding,
+    EncodingConfig,
     FrequencyEncoding,
     GridConfig,
     GridEncoding,
     IdentityEncoding,
     MLPConfig,
     NetworkWithEncoding,
+    OneBlobEncoding,
     RadianceField,
     RadianceFieldConfig,
     SphericalHarmonicsEncoding,
+    TriangleWaveEncoding,
+    encoding_from_config,
 )
 from tests.ops.cases import unit_vectors
 
@@ -103,9 +107,86 @@ def test_composite_encoding_splits_and_joins(generator: torch.Generator) -> None
     assert len(list(encoding.parameters())) == 1
 
 
+def test_composite_fills_up_before_a_grid(generator: torch.Generator) -> None:
+    # A grid's features begin at a multiple of its F: ones after an identity, in front of harmonics, zeros after a grid.
+    grid = GridEncoding.from_config(GridConfig(n_levels=3, n_features_per_level=4, log2_hashmap_size=8), 2)
+    fine = GridEncoding.from_config(GridConfig(n_levels=1, n_features_per_level=8, log2_hashmap_size=8), 2)
+    encoding = CompositeEncoding([IdentityEncoding(3), grid, fine, SphericalHarmonicsEncoding(3), grid])
+    x = torch.rand(5, 12, generator=generator)
+    ones, zeros = torch.ones(5, 1), torch.zeros(5, 8)
+    expected = [
+        *(x[:, :3], ones),  # 4
+        *(grid(x[:, 3:5]), zeros[:, :0]),  # 16, a multiple of 8 already
+        *(fine(x[:, 5:7]),),  # 24
+        *(ones.expand(5, 3), ops.spherical_harmonics(x[:, 7:10], degree=3)),  # 36
+        grid(x[:, 10:]),
+    ]
+    assert torch.equal(encoding(x), torch.cat(expected, 1))
+    assert (encoding.n_dims, encoding.n_output, encoding.alignment) == (12, 48, 8)
+    padded = CompositeEncoding([grid, IdentityEncoding(2), fine])
+    assert padded.padded_widths == [12, 4, 8]
+    nested = CompositeEncoding([GridEncoding.from_config(SMALL, 2), fine])(x[:, :4])
+    assert nested.shape == (5, 16) and torch.equal(nested[:, 8:], fine(x[:, 2:4]))
+    gap = CompositeEncoding([GridEncoding(2, n_levels=1, n_features_per_level=2, log2_hashmap_size=8), fine])(x[:, :4])
+    assert torch.equal(gap[:, 2:8], zeros[:, :6])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "product"])
+def test_composite_of_overlapping_shares(reduction: Any, generator: torch.Generator) -> None:
+    encoding = CompositeEncoding([FrequencyEncoding(2, 3), OneBlobEncoding(2, 6)], begins=[0, 1], reduction=reduction)
+    assert (encoding.n_dims, encoding.n_output) == (3, 12)
+    x = torch.rand(6, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    a, b = ops.frequency_encode(x[:, :2], n_frequencies=3), ops.one_blob_encode(x[:, 1:], n_bins=6)
+    expected = a + b if reduction == "sum" else a * b
+    out = encoding(x)
+    torch.testing.assert_close(out, expected)
+    # The component that both see gets both gradients.
+    grads = [torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0] for y in (out, expected)]
+    torch.testing.assert_close(*grads)
+    assert grads[0].abs().min() > 0
+
+
+def test_small_encodings_are_the_ops(generator: torch.Generator) -> None:
+    x = torch.rand(5, 2, generator=generator)
+    for encoding, expected in (
+        (FrequencyEncoding(2, 3), ops.frequency_encode(x, n_frequencies=3)),
+        (TriangleWaveEncoding(2, 5), ops.triangle_wave_encode(x, n_frequencies=5)),
+        (OneBlobEncoding(2, 8), ops.one_blob_encode(x, n_bins=8)),
+    ):
+        assert torch.equal(encoding(x), expected)
+        assert (encoding.n_dims, encoding.n_output) == (2, expected.shape[1])
+
+
 @pytest.mark.parametrize(
-    "encoding", [FrequencyEncoding(2), IdentityEncoding(2), CompositeEncoding([IdentityEncoding(2)])]
+    "config",
+    [
+        EncodingConfig(n_levels=3, n_features_per_level=2, log2_hashmap_size=9, base_resolution=5),
+        EncodingConfig(type="Tiled", n_levels=2, n_features_per_level=8, base_resolution=6, interpolation="nearest"),
+        EncodingConfig(otype="Frequency", n_frequencies=4),
+        EncodingConfig(otype="TriangleWave", n_frequencies=4),
+        EncodingConfig(otype="OneBlob", n_bins=6),
+        EncodingConfig(otype="Identity"),
+    ],
 )
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_one_configuration_describes_any_encoding(config: EncodingConfig, n_dims: int) -> None:
+    encoding = encoding_from_config(config, n_dims)
+    assert type(encoding).__name__ == f"{config.otype}Encoding"
+    assert (encoding.n_dims, encoding.n_output) == (n_dims, config.n_output(n_dims))
+    assert sum(p.numel() for p in encoding.parameters()) == config.n_parameters(n_dims)
+    assert encoding(torch.rand(7, n_dims)).shape == (7, encoding.n_output)
+    if isinstance(encoding, GridEncoding):
+        assert encoding.layout == config.layout(n_dims)
+        assert encoding.config.interpolation == config.interpolation
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        FrequencyEncoding(2), TriangleWaveEncoding(2), OneBlobEncoding(2), IdentityEncoding(2),
+        CompositeEncoding([IdentityEncoding(2)]),
+    ],
+)  # fmt: skip
 def test_wrong_width_is_named(encoding: nn.Module) -> None:
     with pytest.raises(ShapeError, match=r"x: expected shape \[n, 2\], got \[5, 3\]"):
         encoding(torch.zeros(5, 3))
@@ -133,6 +214,42 @@ def test_radiance_field_sizes_and_names() -> None:
     # The paper's "10 k" of network weights count 16 colour outputs, of which 13 are padding.
     n_network = sum(p.numel() for n, p in field.named_parameters() if "network" in n)
     assert n_network + 13 * 64 == 10_240
+
+
+def test_hashnerf_network_sizes_and_what_it_sees(generator: torch.Generator) -> None:
+    config = replace(SMALL_FIELD, density_activation="relu", color_sees_density=False, density_bias=0.1)
+    field = RadianceField(config, generator=generator)
+    assert field.color_network.weights[0].shape == (16, 15 + 16)
+    x, d = torch.rand(50, 3, generator=generator), unit_vectors(generator, 50)
+    with torch.no_grad():
+        field.encoding.table.mul_(3e4)
+        h = field.density_network(field.encoding(x))
+        color, density = field(x, d)
+        expected = field.color_network(torch.cat([h[:, 1:], ops.spherical_harmonics(d)], 1))
+    torch.testing.assert_close(density, (h[:, 0] + 0.1).clamp(min=0))
+    assert 2 < int((density == 0).sum()) < 48
+    torch.testing.assert_close(color, expected)
+    torch.testing.assert_close(field.density(x), density)
+    full = RadianceFieldConfig(
+        encoding=GridConfig(n_levels=16, n_features_per_level=2), density_activation="relu", color_sees_density=False
+    )
+    assert full.network_shapes() == ([(64, 32), (16, 64)], [(64, 31), (64, 64), (3, 64)])
+    assert sum(a * b for shapes in full.network_shapes() for a, b in shapes) == 9344
+
+
+@pytest.mark.parametrize("otype", ["Frequency", "TriangleWave", "OneBlob", "Identity"])
+def test_radiance_field_behind_any_encoding(otype: Any, generator: torch.Generator) -> None:
+    encoding = EncodingConfig(otype=otype, n_frequencies=3, n_bins=4)
+    config = replace(SMALL_FIELD, encoding=encoding, density_network=MLPConfig(16, 3))
+    field = RadianceField(config, generator=generator)
+    x, d = torch.rand(20, 3, generator=generator), unit_vectors(generator, 20)
+    color, density = field(x, d)
+    assert color.shape == (20, 3) and config.n_grid_parameters == 0
+    shapes = [tuple(p.shape) for p in field.parameters()]
+    assert shapes == [shape for network in config.network_shapes() for shape in network]
+    (color.sum() + density.sum()).backward()
+    assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in field.parameters())
+    torch.testing.assert_close(field.density(x), density)
 
 
 def test_radiance_field_starts_as_fog_of_the_biased_density(generator: torch.Generator) -> None:
@@ -214,9 +331,32 @@ def test_modules_save_and_load(generator: torch.Generator) -> None:
         (lambda: RadianceFieldConfig(n_features=0), "n_features: expected at least 1, got 0"),
         (lambda: RadianceFieldConfig(direction_degree=5), "direction_degree: expected 1, 2, 3 or 4, got 5"),
         (lambda: RadianceFieldConfig(density_bias=math.nan), "density_bias: expected -80 to 80, got nan"),
+        (
+            lambda: RadianceFieldConfig(density_activation="tanh"),  # pyright: ignore[reportArgumentType]
+            "density_activation: expected 'exp' or 'relu', got 'tanh'",
+        ),
+        (
+            lambda: RadianceFieldConfig(n_features=1, color_sees_density=False),
+            "n_features: expected at least 2 where the colour network does not see the first",
+        ),
         (lambda: SphericalHarmonicsEncoding(0), "degree: expected 1, 2, 3 or 4, got 0"),
         (lambda: FrequencyEncoding(0), "n_dims, n_frequencies: expected at least 1 each, got 0 and 12"),
         (lambda: IdentityEncoding(0), "n_dims: expected at least 1, got 0"),
+        (lambda: TriangleWaveEncoding(2, 0), "n_dims, n_frequencies: expected at least 1 each, got 2 and 0"),
+        (lambda: OneBlobEncoding(2, 0), "n_dims, n_bins: expected at least 1 each, got 2 and 0"),
+        (
+            lambda: CompositeEncoding([IdentityEncoding(2)], begins=[-1]),
+            "begins: expected 1 numbers of at least 0, got [-1]",
+        ),
+        (
+            lambda: CompositeEncoding([IdentityEncoding(2), IdentityEncoding(3)], reduction="sum"),
+            "reduction 'sum': expected equal widths, got [2, 3]",
+        ),
+        (
+            lambda: EncodingConfig(otype="Hash"),  # pyright: ignore[reportArgumentType]
+            "otype: expected Grid, Frequency, TriangleWave, OneBlob or Identity, got 'Hash'",
+        ),
+        (lambda: EncodingConfig(n_bins=0), "n_bins: expected at least 1, got 0"),
         (lambda: CompositeEncoding([]), "encodings: expected at least one, got none"),
         (lambda: MLP(0, 3), "n_input, n_output: expected at least 1 each, got 0 and 3"),
     ],

@@ -150,7 +150,34 @@ GRID_CASES = [
     _grid("3d_one_vertex", GridLayout(3, 2, 2, 6, 1, 2.0)),
     _grid("3d_smoothstep", HASH_3D, interpolation="smoothstep"),
     _grid("2d_smoothstep", HASH_2D, interpolation="smoothstep"),
-    _grid("3d_nearest", HASH_3D, interpolation="nearest", position_gradient=False),
+    *(
+        _grid(f"{d}d_nearest_n{n}", layout, n, interpolation="nearest", position_gradient=False)
+        for d, layout in ((3, HASH_3D), (2, HASH_2D))
+        for n in (0, 1, 65, 1000)
+    ),
+    *(
+        _grid(f"{d}d_nearest_f{f}", _features(f, d), interpolation="nearest", position_gradient=False)
+        for d in (2, 3)
+        for f in (1, 2, 4, 8)
+    ),
+    *(
+        _grid(
+            f"{d}d_nearest_{k.lower()}",
+            _typed(k, d),
+            positions=outside,
+            interpolation="nearest",
+            position_gradient=False,
+        )
+        for d in (2, 3)
+        for k in ("Dense", "Tiled")
+    ),
+    _grid("3d_nearest_bfloat16", HASH_3D, precision="bfloat16", interpolation="nearest", position_gradient=False),
+    _grid("3d_nearest_on_faces", HASH_3D, positions=on_faces, interpolation="nearest", position_gradient=False),
+    _grid("3d_nearest_outside", HASH_3D, positions=outside, interpolation="nearest", position_gradient=False),
+    _grid("3d_nearest_not_numbers", HASH_3D, positions=not_numbers, interpolation="nearest", position_gradient=False),
+    # Entries that are and are not a power of two, several times fewer than vertices.
+    _grid("3d_tiled_power", GridLayout(3, 4, 4, 8, 4, 1.9, "Tiled"), 500),
+    _grid("2d_tiled_odd", GridLayout(2, 5, 2, 8, 7, 1.7, "Tiled"), 500),
     _grid("3d_bfloat16", HASH_3D, precision="bfloat16"),
     _grid("3d_bfloat16_f2", HASH_3D_F2, precision="bfloat16"),
     _grid("2d_bfloat16_smoothstep", HASH_2D, precision="bfloat16", interpolation="smoothstep"),

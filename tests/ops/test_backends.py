@@ -12,10 +12,7 @@ from tests.ops.compare import compare
 _FAST = tuple(backend for backend in BACKENDS if backend != "reference")
 
 # What a fast backend leaves to the reference by design.
-_REFERENCE_ONLY = {
-    "numba": {"grid_encode-4d_hash", "grid_encode-3d_nearest"},
-    "triton": {"grid_encode-4d_hash"},
-}
+_REFERENCE_ONLY = {"grid_encode-4d_hash"}
 
 
 def _params() -> list[Any]:
@@ -23,7 +20,7 @@ def _params() -> list[Any]:
     for case in CASES:
         for param in backend_params(case.op, _FAST):
             marks = list(param.marks)
-            if case.id in _REFERENCE_ONLY[param.values[0]]:
+            if case.id in _REFERENCE_ONLY:
                 marks = [pytest.mark.skip(reason="left to the reference by design")]
             params.append(pytest.param(case, *param.values, id=f"{case.id}-{param.id}", marks=marks))
     return params

@@ -20,6 +20,13 @@ RAYS = Rays(P, D, torch.zeros(5), torch.ones(5))
 BITS = torch.zeros(BYTES_PER_CASCADE, dtype=torch.uint8)
 MARCH: dict[str, Any] = {"aabb_scale": 1, "cone_angle": 0.0}
 
+
+def _variation(**changes: Any) -> float:
+    corners = torch.zeros(2, 3, dtype=torch.int64)
+    usual: dict[str, Any] = {"grad": torch.zeros_like(TABLE), "corners": corners, "sides": [1, 2], "weight": 1.0}
+    return ops.total_variation(TABLE, layout=L, **{**usual, **changes})
+
+
 WRONG: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: ops.grid_encode(P[:, :2], TABLE, L),
@@ -28,6 +35,14 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: ops.grid_encode(P, TABLE[:5], L),
         f"grid_encode: table: expected shape [{L.n_entries}, 2], got [5, 2]",
+    ),
+    (
+        lambda: ops.grid_encode(P, TABLE, L, precision="bfloat16", table_bf16=TABLE),
+        "grid_encode: table_bf16: expected bfloat16, got float32",
+    ),
+    (
+        lambda: ops.grid_encode(P, TABLE, L, table_bf16=TABLE.bfloat16()),
+        "grid_encode: table_bf16: is read with precision 'bfloat16' only",
     ),
     (
         lambda: ops.grid_encode(P, TABLE.double(), L),
@@ -52,6 +67,36 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: ops.grid_encode(P, TABLE, L, precision="float16"),  # pyright: ignore[reportArgumentType]
         "grid_encode: precision: expected one of 'float32', 'bfloat16', got 'float16'",
+    ),
+    (lambda: ops.identity_encode(P[0]), "identity_encode: x: expected shape [n, n_dims], got [3]"),
+    (lambda: ops.frequency_encode(P[0]), "frequency_encode: x: expected shape [n, n_dims], got [3]"),
+    (
+        lambda: ops.frequency_encode(P, n_frequencies=0),
+        "frequency_encode: n_frequencies: expected a finite number of at least 1, got 0",
+    ),
+    (
+        lambda: ops.triangle_wave_encode(P.half()),
+        "triangle_wave_encode: x: expected float32 or float64, got float16",
+    ),
+    (
+        lambda: ops.triangle_wave_encode(P, n_frequencies=-1),
+        "triangle_wave_encode: n_frequencies: expected a finite number of at least 1, got -1",
+    ),
+    (
+        lambda: ops.one_blob_encode(P, n_bins=0),
+        "one_blob_encode: n_bins: expected a finite number of at least 1, got 0",
+    ),
+    (
+        lambda: _variation(sides=[1]),
+        "total_variation: sides: expected 2 counts of at least 1, got [1]",
+    ),
+    (
+        lambda: _variation(corners=torch.tensor([[0, 0, 0], [0, 7, 0]])),
+        "total_variation: corners: a cube reaches beyond the vertices of its level",
+    ),
+    (
+        lambda: _variation(grad=TABLE.clone()[:3]),
+        f"total_variation: grad: expected shape [{L.n_entries}, 2], got [3, 2]",
     ),
     (
         lambda: ops.spherical_harmonics(D, degree=5),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ import torch
 from hashfield.errors import BackendError, ShapeError
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import Rays
+from hashfield.ops.elementwise_encode import frequency_encode
+from hashfield.ops.grid_encode import grid_encode
+from hashfield.ops.occupancy_update import refresh_cells
 from hashfield.ops.ray_box import ray_box
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.ops.train_rays import TrainWorkspace, train_rays
@@ -20,7 +24,9 @@ LAYOUTS = {
 }
 
 
-def field(layout: GridLayout, width: int = 64, bias: float = 1.0, bf16: bool = False, seed: int = 0) -> FieldParameters:
+def field(
+    layout: GridLayout, width: int = 64, bias: float = 1.0, bf16: bool = False, seed: int = 0, activation: Any = "exp"
+) -> FieldParameters:
     """A random field whose density varies enough that some rays are cut and others are not."""
     g = torch.Generator().manual_seed(seed)
 
@@ -35,6 +41,7 @@ def field(layout: GridLayout, width: int = 64, bias: float = 1.0, bf16: bool = F
         color_weights=(matrix(width, 32), matrix(width, width), matrix(3, width)),
         density_bias=bias,
         table_bf16=table.to(torch.bfloat16) if bf16 else None,
+        density_activation=activation,
     )
 
 
@@ -66,20 +73,29 @@ CASES = {
     "cascades and cone": ("L8F4", 64, 4, MarchOptions(4, 1 / 256, 4.0, 1e-2), 0.0, False),
     "huber": ("L8F4", 64, 1, MarchOptions(1, 0.0, 8.0, 1e-4), 0.1, False),
     "faint samples": ("L8F4", 64, 1, MarchOptions(1, 0.0, 4.0, 1e-2, 1e-2), 0.0, False),
+    "relu": ("L16F2", 64, 1, MarchOptions(1, 0.0, 4.0, 1e-2), 0.0, False),
+    "relu, faint samples": ("L8F4", 64, 4, MarchOptions(4, 1 / 256, 4.0, 1e-2, 1e-2), 0.0, True),
+    "sparsity": ("L8F4", 64, 1, MarchOptions(1, 0.0, 4.0, 1e-2), 0.0, False),
+    "sparsity, relu, faint samples": ("L8F4", 64, 1, MarchOptions(1, 0.0, 4.0, 1e-2, 1e-2), 0.1, False),
 }
+RELU = {"activation": "relu", "bias": 8.0}
+MORE = {"relu": RELU, "relu, faint samples": RELU, "sparsity, relu, faint samples": RELU}
+SPARSITY = {"sparsity": 0.3, "sparsity, relu, faint samples": 0.5}
 
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_training_step_agrees_with_reference(case: str):
     name, width, aabb_scale, options, huber, bf16 = CASES[case]
-    parameters = field(LAYOUTS[name], width, bf16=bf16)
+    parameters = field(LAYOUTS[name], width, bf16=bf16, **MORE.get(case, {}))
+    sparsity = SPARSITY.get(case, 0.0)
     rays, bits, target, background, jitter = batch(65, aabb_scale)
     found = {}
     for backend in ("numba", "reference"):
         workspace = TrainWorkspace(parameters, 2**15, backend=backend)
         result = train_rays(
-            parameters, rays, target, background, bits, options, workspace, jitter=jitter, huber_delta=huber
-        )
+            parameters, rays, target, background, bits, options, workspace, jitter=jitter, huber_delta=huber,
+            sparsity=sparsity,
+        )  # fmt: skip
         found[backend] = (result, workspace.grad_table)
     (fast, fast_table), (slow, slow_table) = found["numba"], found["reference"]
     assert fast.n_rays == slow.n_rays == 65
@@ -101,10 +117,30 @@ def test_training_step_agrees_with_reference(case: str):
     assert bool(((fast_table != 0).any(1) == (slow_table != 0).any(1)).float().mean() > 0.99)
 
 
+def test_sparsity_is_seen_by_loss_and_densities():
+    parameters = field(LAYOUTS["L8F4"])
+    rays, bits, target, background, jitter = batch(65)
+    results = []
+    for sparsity in (0.0, 0.3):
+        workspace = TrainWorkspace(parameters, 2**15)
+        results.append(
+            train_rays(
+                parameters, rays, target, background, bits, MarchOptions(1, 0.0, 4.0, 1e-2), workspace, jitter=jitter,
+                sparsity=sparsity,
+            )
+        )  # fmt: skip
+    without, with_entropy = results
+    # Entropies of some twenty weights and what is left: between 0 and log 21.
+    assert 0.05 < (with_entropy.loss - without.loss) / 0.3 < math.log(200)
+    assert with_entropy.squared_error == without.squared_error
+    assert relative(with_entropy.grad_density_weights[0], without.grad_density_weights[0]) > 0.05
+    assert torch.equal(with_entropy.grad_color_weights[2], without.grad_color_weights[2])
+
+
 @pytest.mark.parametrize("aabb_scale", [1, 4])
-@pytest.mark.parametrize("name", list(LAYOUTS))
+@pytest.mark.parametrize("name", [*LAYOUTS, "relu"])
 def test_rendering_agrees_with_reference(name: str, aabb_scale: int):
-    parameters = field(LAYOUTS[name])
+    parameters = field(LAYOUTS["L8F4"], **RELU) if name == "relu" else field(LAYOUTS[name])
     rays, bits, _, _, jitter = batch(130, aabb_scale)
     options = MarchOptions(aabb_scale, 0.0 if aabb_scale == 1 else 1 / 256, 2.0, 1e-4)
     fast, slow = (
@@ -200,3 +236,112 @@ def test_wrong_arguments_are_named():
         render_rays(parameters, endless, bits, MarchOptions(1))
     with pytest.raises(BackendError, match="neurons"):
         render_rays(field(LAYOUTS["L8F4"], 24), rays, bits, MarchOptions(1), backend="numba")
+
+
+def unfused_twin(parameters: FieldParameters) -> FieldParameters:
+    """The same field in a form that the fused kernels do not take: its grid as an encoding of its own."""
+
+    def encode(positions: torch.Tensor) -> torch.Tensor:
+        return grid_encode(positions, parameters.table, parameters.layout)
+
+    return replace(parameters, encode=encode)
+
+
+@pytest.mark.parametrize("options", [MarchOptions(1, 0.0, 4.0, 1e-2), MarchOptions(4, 1 / 256, 4.0, 1e-3)])
+@pytest.mark.parametrize("activation", ["exp", "relu"])
+def test_unfused_field_is_the_same_function(options: MarchOptions, activation: str):
+    more: dict[str, Any] = RELU if activation == "relu" else {}
+    parameters = field(LAYOUTS["L8F4"], **more)
+    twin = unfused_twin(parameters)
+    assert parameters.is_fused and not twin.is_fused
+    rays, bits, target, background, jitter = batch(150, options.aabb_scale)
+    # Both stop where no more than this is left, one before the sample that would fall short, one after it.
+    careful = replace(options, min_transmittance=1e-5)
+    for mine, theirs in zip(
+        render_rays(twin, rays, bits, careful, jitter=jitter),
+        render_rays(parameters, rays, bits, careful, jitter=jitter),
+        strict=True,
+    ):
+        assert torch.allclose(mine, theirs, atol=2e-3, rtol=1e-3)
+    results = []
+    for one in (twin, parameters):
+        workspace = TrainWorkspace(one, 2**16)
+        results.append(
+            train_rays(
+                one, rays, target, background, bits, careful, workspace, jitter=jitter, huber_delta=0.1, sparsity=0.05
+            )
+        )
+    unfused, fused = results
+    assert unfused.n_rays == fused.n_rays and unfused.n_marched >= fused.n_kept
+    assert unfused.loss == pytest.approx(fused.loss, rel=1e-3)
+    assert unfused.squared_error == pytest.approx(fused.squared_error, rel=1e-3)
+    pairs = zip(
+        [*unfused.grad_density_weights, *unfused.grad_color_weights],
+        [*fused.grad_density_weights, *fused.grad_color_weights],
+        strict=True,
+    )
+    for mine, theirs in pairs:
+        assert relative(mine, theirs) < 1e-2
+
+
+def test_unfused_field_trains_its_table_and_rays_that_fit():
+    parameters = replace(field(LAYOUTS["L8F4"], bias=-4.0), interpolation="smoothstep")
+    assert not parameters.is_fused
+    rays, bits, target, background, jitter = batch(300)
+    workspace = TrainWorkspace(parameters, 3000)
+    options = MarchOptions(1, 0.0, 2.0, 1e-4)
+    result = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+    assert 0 < result.n_rays < 300 and 0 < result.n_marched <= 3000
+    assert bool((workspace.grad_table != 0).any()) and bool(torch.isfinite(workspace.grad_table).all())
+    first = Rays(*(x[: result.n_rays] for x in (rays.origin, rays.direction, rays.t_min, rays.t_max)))
+    workspace = TrainWorkspace(parameters, 3000)
+    again = train_rays(
+        parameters, first, target[: result.n_rays], background[: result.n_rays], bits, options, workspace,
+        jitter=jitter[: result.n_rays],
+    )  # fmt: skip
+    assert again.loss == pytest.approx(result.loss, rel=1e-5)
+
+
+def test_deep_networks_behind_any_encoding():
+    g = torch.Generator().manual_seed(3)
+    widths = [(48, 24), (48, 48), (16, 48)], [(32, 32), (3, 32)]
+    density, color = (tuple(torch.randn(s, generator=g) * (2 / s[1]) ** 0.5 for s in shapes) for shapes in widths)
+    layout = LAYOUTS["L8F4"]
+    parameters = FieldParameters(
+        layout, torch.zeros(0, 1), density, color, 1.0, encode=lambda x: frequency_encode(x, n_frequencies=4)
+    )
+    rays, bits, target, background, jitter = batch(100)
+    workspace = TrainWorkspace(parameters, 2**15)
+    options = MarchOptions(1, 0.0, 4.0, 1e-2)
+    result = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+    assert [tuple(w.shape) for w in result.grad_density_weights] == widths[0]
+    assert [tuple(w.shape) for w in result.grad_color_weights] == widths[1]
+    assert all(bool(w.abs().max() > 0) for w in (*result.grad_density_weights, *result.grad_color_weights))
+    # A step against the gradient lessens the loss.
+    better = replace(
+        parameters,
+        density_weights=tuple(w - 1e-3 * d for w, d in zip(density, result.grad_density_weights, strict=True)),
+        color_weights=tuple(w - 1e-3 * d for w, d in zip(color, result.grad_color_weights, strict=True)),
+    )
+    after = train_rays(better, rays, target, background, bits, options, workspace, jitter=jitter)
+    assert after.loss < result.loss
+    with pytest.raises(ShapeError, match=r"density_weights\[1\]: expected 48 inputs, got 24"):
+        wrong = replace(parameters, density_weights=(density[0], density[0], density[2]))
+        render_rays(wrong, rays, bits, options)
+
+
+@pytest.mark.parametrize("activation", ["exp", "relu"])
+def test_cells_of_an_unfused_field_are_those_of_its_twin(activation: str):
+    more: dict[str, Any] = RELU if activation == "relu" else {}
+    parameters = field(LAYOUTS["L8F4"], **more)
+    g = torch.Generator().manual_seed(5)
+    cells = torch.randperm(3 * 128**3, generator=g)[:3000]
+    noise = torch.rand(3000, 3, generator=g)
+    found = []
+    for one, backend in ((unfused_twin(parameters), None), (parameters, "numba"), (parameters, "reference")):
+        values = torch.zeros(3 * 128**3)
+        refresh_cells(values, cells, noise, one, aabb_scale=4, backend=backend)
+        found.append(values)
+    assert found[0].max() > 1e-3
+    assert torch.allclose(found[0], found[2], rtol=1e-3, atol=1e-5)
+    assert torch.allclose(found[1], found[2], rtol=1e-3, atol=1e-5)

@@ -104,10 +104,104 @@ def test_paper_grid(backend: Backend) -> None:
 def test_small_grid(
     backend: Backend, x: tuple[float, float], interpolation: ops.Interpolation, expected: tuple[float, ...]
 ) -> None:
-    if interpolation == "nearest" and backend != "reference":
-        pytest.skip("left to the reference by design")
     out = ops.grid_encode(torch.tensor([x]), golden_table(SMALL), SMALL, interpolation=interpolation, backend=backend)
     np.testing.assert_allclose(out[0].numpy() * 1e5, expected, atol=6e-5)
+
+
+# Parameters sin(i), i the flat index; three-dimensional points.
+SINE_POINTS = ((0.137, 0.523, 0.891), (1.0, 0.0, 0.25), (-0.213, 1.307, 0.611))
+SINE = GridLayout(3, 4, 2, 12, 16, 1.5)
+
+
+def sine_table(layout: GridLayout) -> Tensor:
+    """theta_i = sin(i), computed in float64."""
+    values = np.sin(np.arange(layout.n_parameters, dtype=np.float64)).astype(np.float32)
+    return torch.from_numpy(values).view(layout.n_entries, layout.n_features_per_level)
+
+
+@pytest.mark.op("grid_encode")
+@pytest.mark.parametrize(
+    ("layout", "x", "interpolation", "expected"),
+    [
+        (
+            SINE, SINE_POINTS[0], "linear",
+            (0.188877, -0.180397, -0.037053, 0.464802, 0.087475, 0.234504, -0.285328, -0.688356),
+        ),
+        (
+            SINE, SINE_POINTS[0], "smoothstep",
+            (0.216776, -0.248358, -0.043101, 0.494518, 0.264288, 0.427997, -0.268537, -0.787772),
+        ),
+        (
+            SINE, SINE_POINTS[0], "nearest",
+            (-0.976714, -0.708255, 0.380416, 0.983745, -0.010479, -0.847087, -0.999875, -0.526907),
+        ),
+        (SINE, SINE_POINTS[1], "linear", (-0.10161, 0.14586, -0.05767, -0.42990, 0.10623, -0.15938, 0.44669, -0.07682)),
+        (
+            SINE, SINE_POINTS[2], "linear",
+            (-0.16989, 0.00723, -0.48385, -0.24212, -0.36535, -0.13628, -0.32447, -0.21812),
+        ),
+        (
+            GridLayout(2, 4, 2, 8, 8, 1.6), (0.37, 0.81), "linear",
+            (0.58434, 0.35587, 0.71096, 0.06933, 0.08084, 0.24809, 0.50622, 0.43039),
+        ),
+        (GridLayout(4, 3, 1, 10, 4, 1.5), (0.37, 0.81, 0.25, 0.61), "linear", (0.25305, -0.12559, -0.35453)),
+        (
+            GridLayout(3, 3, 2, 19, 6, 1.7, "Tiled"), SINE_POINTS[0], "linear",
+            (0.50258, -0.11256, -0.20153, -0.08205, -0.32538, -0.57471),
+        ),
+        (
+            GridLayout(3, 3, 2, 19, 6, 1.7, "Dense"), SINE_POINTS[0], "linear",
+            (0.50258, -0.11256, 0.00130, -0.08685, 0.13253, -0.44443),
+        ),
+    ],
+)  # fmt: skip
+def test_grids_of_sines(
+    backend: Backend, layout: GridLayout, x: tuple[float, ...], interpolation: ops.Interpolation, expected: Any
+) -> None:
+    if layout.n_dims == 4 and backend != "reference":
+        pytest.skip("left to the reference by design")
+    out = ops.grid_encode(torch.tensor([x]), sine_table(layout), layout, interpolation=interpolation, backend=backend)
+    np.testing.assert_allclose(out[0].numpy(), expected, atol=8e-6)
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "first", "second"),
+    [
+        ("linear", (-78.03566, 90.18058, 38.65031), (-8355.9, -602.2, 5117.8)),
+        ("smoothstep", (-132.57652, 92.57884, 56.45132), (-22394.3, 6725.5, 3950.0)),
+    ],
+)
+def test_first_and_second_derivatives_of_a_grid_of_sines(
+    interpolation: ops.Interpolation, first: Any, second: Any
+) -> None:
+    x = torch.tensor([SINE_POINTS[0]], dtype=torch.float64, requires_grad=True)
+    table = sine_table(SINE).double()
+    out = ops.grid_encode(x, table, SINE, interpolation=interpolation, backend="reference")
+    (gradient,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    np.testing.assert_allclose(gradient[0].detach(), first, rtol=2e-5)
+    (curvature,) = torch.autograd.grad(gradient.sum(), x)
+    np.testing.assert_allclose(curvature[0], second, atol=0.06, rtol=2e-5)
+
+
+def test_elementwise_encodings() -> None:
+    x = torch.tensor([[0.3, 0.7]])
+    np.testing.assert_allclose(
+        ops.frequency_encode(x, n_frequencies=3)[0],
+        [
+            *(0.8090170, 0.5877853, 0.9510565, -0.3090170, -0.5877853, -0.8090170),
+            *(0.8090170, -0.5877853, -0.9510565, -0.3090170, 0.5877853, -0.8090170),
+        ],
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(
+        ops.triangle_wave_encode(x, n_frequencies=4)[0], [0.4, -0.8, 0.6, 0.8, -0.4, 0.8, 0.6, -0.8], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        ops.one_blob_encode(torch.tensor([[0.3]]), n_bins=8)[0], [0, 0.16308, 0.77900, 0.05792, 0, 0, 0, 0], atol=6e-6
+    )
+    np.testing.assert_allclose(
+        ops.one_blob_encode(torch.tensor([[0.02]]), n_bins=4)[0], [0.5740784, 0.0006022, 0, 0.4253194], atol=2e-7
+    )
 
 
 @pytest.mark.op("grid_encode")

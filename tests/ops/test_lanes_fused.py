@@ -1,4 +1,4 @@
-"""The fused training step under other instructions and lane counts than this CPU's own. Compiles for minutes."""
+"""The fused training steps under other instructions and lane counts than this CPU's own. Compiles for minutes."""
 
 import os
 import subprocess
@@ -17,6 +17,8 @@ from hashfield.kernels.numba_cpu.target import LANES, PATH
 from hashfield.ops.occupancy_update import refresh_cells
 from hashfield.ops.render_rays import MarchOptions, render_rays
 from hashfield.ops.train_rays import TrainWorkspace, train_rays
+from hashfield.ops.eval_points import eval_points
+from tests.ops import test_points as points
 from tests.ops.test_fused import LAYOUTS, batch, field
 for name, width, scale in (("L8F4", 64, 1), ("L5F2", 32, 4)):
     parameters = field(LAYOUTS[name], width, bf16=scale == 4)
@@ -38,6 +40,15 @@ for name, width, scale in (("L8F4", 64, 1), ("L5F2", 32, 4)):
     errors = [float((x - y).norm() / y.norm()) for x, y in zip(a_grads, b_grads)]
     assert max(errors) < 5e-3, errors  # a hidden unit at the brink of zero may flip
     assert all(torch.allclose(x, y, atol=2e-3) for x, y in zip(a_seen, b_seen))
+for name, hidden, fixed in (("2d_f4", (64, 64), True), ("3d_f2", (16, 48, 32), False)):
+    net = replace(points.network(name, hidden), precision=os.environ.get("PRECISION", "float32"))
+    positions, target = points.batch(net, 205, fixed)
+    (a, mine), (b, theirs) = (points.step(net, positions, target, backend) for backend in ("numba", "reference"))
+    assert abs(a.loss / b.loss - 1) < 1e-4, (a.loss, b.loss)
+    errors = [float((x - y).norm() / y.norm()) for x, y in zip(mine, theirs)]
+    assert max(errors) < 5e-3, errors
+    seen = [eval_points(net, positions, backend=backend) for backend in ("numba", "reference")]
+    assert torch.allclose(*seen, atol=2e-3)
 print(PATH, LANES)
 """
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from hashfield import ops
 from hashfield.errors import ConfigError
 from hashfield.geometry.grid_layout import GridLayout, per_level_scale_between
 from hashfield.geometry.rays import Rays, RaySamples
+from hashfield.kernels.reference.grid_encode import vertex_index
 from hashfield.kernels.reference.rounding import round_to_bfloat16
+from hashfield.ops.backend import Backend
+from hashfield.ops.total_variation import cube_sides
 from tests import tolerances
 from tests.ops.cases import FINE, HASH_2D, HASH_3D, random_samples, unit_vectors
 from tests.ops.compare import relative_error
@@ -120,6 +124,26 @@ def test_bfloat16_table_gradient_is_that_of_float32(generator: torch.Generator) 
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_a_table_rounded_beforehand_is_read_and_the_gradient_is_the_tables(
+    backend: Backend, generator: torch.Generator
+) -> None:
+    x = torch.rand(50, 3, generator=generator, requires_grad=True)
+    table = torch.rand(HASH_3D.n_entries, 4, generator=generator, requires_grad=True)
+    cotangent = torch.rand(50, HASH_3D.n_output, generator=generator)
+
+    def found(table_bf16: Tensor | None) -> list[Tensor]:
+        out = ops.grid_encode(x, table, HASH_3D, precision="bfloat16", table_bf16=table_bf16, backend=backend)
+        return [out, *torch.autograd.grad((out * cotangent).sum(), [table, x])]
+
+    rounded = table.detach().to(torch.bfloat16)
+    for value, expected in zip(found(rounded), found(None), strict=True):
+        assert torch.equal(value, expected)
+    twice = found(2 * rounded)  # another table than the first: it is this one that is looked up
+    assert torch.equal(twice[0], 2 * found(None)[0])
+    assert torch.equal(twice[1], found(None)[1])
+
+
 TINY = {d: GridLayout(d, 2, 2, 6, 3, 1.9) for d in (2, 3)}
 
 
@@ -152,6 +176,61 @@ def test_nearest_has_no_gradient_to_positions(generator: torch.Generator) -> Non
     table = torch.rand(HASH_2D.n_entries, 2, generator=generator)
     out = ops.grid_encode(x, table, HASH_2D, interpolation="nearest", backend="reference")
     assert not out.requires_grad
+
+
+@pytest.mark.op("grid_encode")
+def test_nearest_is_constant_around_vertices(backend: ops.Backend, generator: torch.Generator) -> None:
+    layout = GridLayout(2, 1, 2, 8, 9, 1.0)  # 8 cells a unit: vertices at (k - 0.5) / 8
+    table = torch.rand(layout.n_entries, 2, generator=generator, requires_grad=True)
+    vertex = torch.randint(1, 8, (50, 2), generator=generator)
+    x = ((vertex - 0.5 + 0.49 * (2 * torch.rand(50, 2, generator=generator) - 1) + 0.5) / 8).requires_grad_()
+    out = ops.grid_encode(x, table, layout, interpolation="nearest", backend=backend)
+    expected = table[vertex[:, 0] + 9 * vertex[:, 1]]
+    assert torch.equal(out, expected)
+    out.square().sum().backward()
+    assert x.grad is None and table.grad is not None
+    reached = torch.zeros(layout.n_entries, dtype=torch.bool)
+    reached[vertex[:, 0] + 9 * vertex[:, 1]] = True
+    assert torch.equal(table.grad.abs().amax(1) > 0, reached)
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda x: ops.identity_encode(x, scale=3.0, offset=0.5),
+        lambda x: ops.frequency_encode(x, n_frequencies=4),
+        lambda x: ops.triangle_wave_encode(x, n_frequencies=4),
+        lambda x: ops.one_blob_encode(x, n_bins=5),
+    ],
+    ids=["identity", "frequency", "triangle_wave", "one_blob"],
+)
+def test_elementwise_derivatives(encode: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
+    # A multiple of 1/64 and a bit more: away from every kink of the waves and every edge of the blobs' bins.
+    steps = torch.randint(-16, 80, (6, 2), generator=generator).double()
+    x = ((steps + 0.37) / 64).requires_grad_()
+    assert gradcheck(encode, x)
+    assert gradgradcheck(encode, x)
+
+
+def test_triangle_wave_slope_on_both_sides_and_on_the_kinks() -> None:
+    # v = x/2, x + 1/4, 2x + 1/2: the sign is that of floor(2 v), also on a kink itself.
+    x = torch.tensor([[0.0], [0.3], [0.5], [0.75], [1.0]], dtype=torch.float64, requires_grad=True)
+    for k in range(3):
+        out = ops.triangle_wave_encode(x, n_frequencies=3)[:, k]
+        (slope,) = torch.autograd.grad(out.sum(), x)
+        v = x.detach()[:, 0] * 2.0 ** (k - 1) + k / 4
+        sign = torch.where((2 * v).floor() % 2 == 0, -1.0, 1.0)
+        assert torch.equal(slope[:, 0], sign.double() * 2 ** (k + 1))
+
+
+def test_one_blob_bins_sum_to_one_and_wrap(generator: torch.Generator) -> None:
+    x = torch.rand(200, 3, generator=generator, dtype=torch.float64)
+    bins = ops.one_blob_encode(x, n_bins=7).view(200, 3, 7)
+    torch.testing.assert_close(bins.sum(2), torch.ones(200, 3, dtype=torch.float64))
+    assert bins.min() > -1e-12
+    # A shift by whole bins rolls them.
+    shifted = ops.one_blob_encode((x + 3 / 7) % 1.0, n_bins=7).view(200, 3, 7)
+    torch.testing.assert_close(shifted, bins.roll(3, 2))
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 4])
@@ -430,3 +509,38 @@ def test_rays_and_samples_move_and_count() -> None:
     assert (samples.n_rays, samples.n_samples) == (3, 4)
     assert samples.ray_index().tolist() == [0, 2, 2, 2]
     assert samples.to("meta").t.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "layout", [HASH_3D, HASH_2D, GridLayout(3, 3, 2, 19, 4, 2.0, "Dense")], ids=["3d", "2d", "dense"]
+)
+def test_total_variation_is_that_of_the_whole_table(layout: GridLayout, generator: torch.Generator) -> None:
+    shape = (layout.n_entries, layout.n_features_per_level)
+    table = torch.rand(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    sides = [min(3, r - 1) for r in layout.resolutions.tolist()]
+    room = torch.tensor([r - s for r, s in zip(layout.resolutions.tolist(), sides, strict=True)])
+    corners = (torch.rand(layout.n_levels, layout.n_dims, generator=generator) * room[:, None]).long()
+    expected = torch.zeros((), dtype=torch.float64)
+    for level, side in enumerate(sides):
+        features = table.split(layout.entries.tolist())[level]
+        for vertex in itertools.product(range(side + 1), repeat=layout.n_dims):
+            for d in range(layout.n_dims):
+                if vertex[d] < side:
+                    pair = torch.tensor([vertex, [v + (k == d) for k, v in enumerate(vertex)]]) + corners[level]
+                    a, b = features[vertex_index(pair[None], layout, level)[0]]
+                    expected = expected + (a - b).square().sum() / side
+    (gradient,) = torch.autograd.grad(expected, table)
+    grad = torch.ones(shape, dtype=torch.float64)
+    value = ops.total_variation(table.detach(), grad, layout, corners=corners, sides=sides, weight=0.5)
+    assert value == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(grad, 1 + 0.5 * gradient)
+    assert torch.equal(grad == 1, gradient == 0)
+
+
+def test_cubes_of_the_total_variation() -> None:
+    # HashNeRF's levels: a tenth of the resolution within 15 and 50.
+    layout = GridLayout(3, 16, 2, 19, 16, per_level_scale_between(16, 512, 16))
+    sides = cube_sides(layout)
+    assert sides[0] == 15 and sides[-1] == 50
+    assert all(s == max(15, min(50, r // 10)) for s, r in zip(sides, layout.resolutions.tolist(), strict=True))
+    assert cube_sides(GridLayout(3, 1, 2, 19, 8, 1.0)) == [7]

@@ -11,8 +11,18 @@ import hashfield
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.export.images import over
 from hashfield.geometry.cameras import camera_table
+from hashfield.nn.config import EncodingConfig
 from hashfield.tasks.evaluate import evaluate_views
-from hashfield.tasks.nerf import PRESETS, NerfModel, NerfTask, load_model, parse_background, preset_for
+from hashfield.tasks.nerf import (
+    PRESETS,
+    NerfConfig,
+    NerfModel,
+    NerfTask,
+    NerfTrainConfig,
+    load_model,
+    parse_background,
+    preset_for,
+)
 from hashfield.train.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
 from hashfield.train.loop import TrainOptions, train
 from hashfield.train.metrics import psnr
@@ -182,7 +192,7 @@ def test_background_values():
 
 
 def test_presets():
-    assert set(PRESETS) == {"fast", "default", "quality", "paper"}
+    assert set(PRESETS) == {"fast", "default", "quality", "paper", "hashnerf"}
     paper = PRESETS["paper"]
     layout = paper.field_config(1, 0.0).encoding.layout(3)
     assert layout.n_parameters == 12_196_240  # the paper's encoding, algorithm of tiny-cuda-nn
@@ -255,3 +265,90 @@ def test_files_that_are_no_checkpoints(trained, tmp_path: Path):
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match=message):
             load_model(path)
+
+
+# --- other networks and encodings
+
+
+def small_run(config: NerfConfig, steps: int, tmp_path: Path) -> tuple[NerfTask, RunFolder]:
+    """A run of so many steps on the small scene."""
+    task = NerfTask(config, small_scene(), seed=1)
+    run = RunFolder.create(tmp_path / "run", "demo", overwrite=False)
+    assert train(task, run, TrainOptions(n_steps=steps)).stopped_by == "done"
+    return task, run
+
+
+def test_hashnerf_preset_learns_and_stands_alone(tmp_path: Path):
+    preset = PRESETS["hashnerf"]
+    usual = tiny_config()
+    config = replace(
+        preset,
+        encoding=replace(preset.encoding, log2_hashmap_size=13),
+        finest_resolution=128,
+        train=replace(usual.train, sparsity=3e-7, total_variation=3e-6, total_variation_until=0.1),
+        occupancy=usual.occupancy,
+    )
+    task, run = small_run(config, 250, tmp_path)
+    views = small_scene().splits["test"]
+    figures = evaluate_views(task.model(), views)
+    assert figures["psnr"] > blurred_baseline(views) + 5.0
+    loaded = hashfield.load(run.path)
+    assert isinstance(loaded, NerfModel)
+    assert loaded.field.color_network.weights[0].shape == (64, 31)
+    assert np.array_equal(
+        loaded.render(views.cameras[0], ("color",))["color"], task.model().render(views.cameras[0], ("color",))["color"]
+    )
+
+
+def test_losses_of_hashnerf_change_what_is_learnt():
+    found = []
+    for changes in ({}, {"sparsity": 0.1}, {"total_variation": 1.0, "total_variation_until": 1.0}):
+        config = tiny_config()
+        config = replace(config, train=replace(config.train, **changes))
+        task = NerfTask(config, small_scene(), seed=1)
+        task.begin()
+        results = [task.step(step, step / 30) for step in range(30)]
+        assert all(r.loss > 0 for r in results)
+        found.append((results[-1], task.field.encoding.table.detach().clone()))
+    (plain, table), (sparse, sparse_table), (smooth, smooth_table) = found
+    assert sparse.loss > plain.loss + 1e-3 and not torch.equal(sparse_table, table)
+    assert smooth.loss > plain.loss
+    # Neighbours on a coarse level differ less.
+    level = task.field.encoding.layout.entries[0]
+    rough, even = (float(t[:level].diff(dim=0).square().mean()) for t in (table, smooth_table))
+    assert even < 0.7 * rough
+
+
+@pytest.mark.parametrize("otype", ["Frequency", "Identity"])
+def test_encodings_without_a_table_learn_resume_and_load(otype, tmp_path: Path):
+    config = replace(
+        tiny_config(), encoding=EncodingConfig(otype=otype, n_frequencies=6), density_layers=3,
+        n_neurons=32, color_layers=1,
+    )  # fmt: skip
+    assert not config.is_fused
+    task, run = small_run(config, 60, tmp_path)
+    model = hashfield.load(run.path)
+    assert isinstance(model, NerfModel)
+    camera = small_scene().splits["test"].cameras[0]
+    rendered = model.render(camera, ("color", "opacity", "depth", "normals"))
+    assert np.array_equal(rendered["color"], task.model().render(camera, ("color",))["color"])
+    assert 0.05 < rendered["opacity"].mean() < 0.9
+    # The same run in two parts gives the same bits.
+    halves = NerfTask(config, small_scene(), seed=1)
+    again = RunFolder.create(tmp_path / "halves", "demo", overwrite=False)
+    assert train(halves, again, TrainOptions(n_steps=60, stop_after=30)).stopped_by == "interrupted"
+    resumed = NerfTask(config, small_scene(), seed=1)
+    train(resumed, again, TrainOptions(n_steps=60), resume=True)
+    for a, b in zip(task.field.parameters(), resumed.field.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_wrong_networks_are_refused():
+    with pytest.raises(ConfigError, match="density_layers: expected 0 to 16, got 17"):
+        NerfConfig(density_layers=17)
+    with pytest.raises(ConfigError, match="bfloat16 needs a linear grid"):
+        NerfConfig(precision="bfloat16", color_layers=1)
+    with pytest.raises(ConfigError, match="total_variation: needs a grid"):
+        NerfConfig(encoding=EncodingConfig(otype="Identity"), train=NerfTrainConfig(total_variation=1.0))
+    with pytest.raises(ConfigError, match="sparsity: expected a finite number"):
+        NerfTrainConfig(sparsity=-1.0)

@@ -1,4 +1,4 @@
-"""`hashfield demo`: a scene made by formula, trained, judged and shown."""
+"""`hashfield demo [nerf]`: a scene made by formula, trained, judged and shown."""
 
 import time
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hashfield.cli.outcome import finish
-from hashfield.cli.shared import DeviceName, parse, say, set_up
+from hashfield.cli.shared import DeviceName, kind_from_name, parse, run_command, say, set_up
 from hashfield.cli.train import run_training, write_config
 from hashfield.data.dataset import Scene
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
@@ -48,7 +48,13 @@ class Demo:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the verb."""
+    """Run the verb: `demo`, or `demo KIND`."""
+    kind, rest = kind_from_name("demo", arguments, optional=True)
+    return run_command(kind, "demo", rest)
+
+
+def demo_nerf(arguments: list[str]) -> int:
+    """`demo` of a radiance field."""
     options = parse(Demo, arguments, "demo")
     device = set_up(options.device, options.threads)
     if not 32 <= options.size <= 4096:

@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from hashfield.api import load
-from hashfield.cli.shared import DeviceName, parse, say, set_up
+from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
 from hashfield.data import ReadOptions, load_scene
 from hashfield.data.dataset import PosedImages
 from hashfield.data.demo_scene import make_demo_scene
@@ -44,7 +44,12 @@ class Evaluate:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the verb."""
+    """Run the verb for whatever kind of run is named."""
+    return run_command(kind_of_run("evaluate", arguments), "evaluate", arguments)
+
+
+def evaluate_nerf(arguments: list[str]) -> int:
+    """`evaluate` for a radiance field."""
     options = parse(Evaluate, arguments, "evaluate")
     device = set_up(options.device, options.threads)
     model = load(options.run, device)
@@ -54,14 +59,18 @@ def main(arguments: list[str]) -> int:
         say(f"{view['name']}: PSNR {view['psnr']:.2f} dB, SSIM {view['ssim']:.4f}, {view['seconds']:.2f} s")
     say(f"mean of {figures['n_views']} views: PSNR {figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}")
     if options.json is not None:
-        target = options.json
-        text = json.dumps({**figures, "split": options.split, "run": str(options.run)}, indent=1) + "\n"
-        try:
-            write_aside(target, lambda aside: aside.write_text(text, encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"{target}: cannot be written: {error.strerror}") from error
-        say(f"figures: {target}")
+        write_figures(options.json, {**figures, "split": options.split, "run": str(options.run)})
     return 0
+
+
+def write_figures(target: Path, figures: dict[str, Any]) -> None:
+    """Figures as a JSON file."""
+    text = json.dumps(figures, indent=1) + "\n"
+    try:
+        write_aside(target, lambda aside: aside.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {error.strerror}") from error
+    say(f"figures: {target}")
 
 
 def demo_views(model: NerfModel, options: Evaluate) -> PosedImages:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import tyro
 
+from hashfield.api import load
 from hashfield.cli.shared import parse, say
 from hashfield.errors import ConfigError
-from hashfield.tasks.nerf import load_model
 from hashfield.train.checkpoint import export_checkpoint
 from hashfield.train.run_folder import RunFolder
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     target = options.out or run.path / "model.safetensors"
     if target.exists() and (not options.overwrite or target.resolve() == run.checkpoint.resolve()):
         raise ConfigError(f"{target}: is there already; choose another --out, or --overwrite")
-    load_model(run.checkpoint)  # a broken checkpoint is named here, not when somebody opens the export
+    load(run.checkpoint)  # a broken checkpoint is named here, not when somebody opens the export
     size = export_checkpoint(run.checkpoint, target)
     say(f"{target}: {size / 1e6:.1f} MB (the checkpoint has {run.checkpoint.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -14,6 +14,8 @@ from hashfield.cli.shared import parse, say
 from hashfield.train.checkpoint import read_metadata, tensor_shapes
 from hashfield.train.run_folder import RunFolder
 
+SHOWN_ELSEWHERE = ("scene", "figures", "loop", "state", "cameras", "config")
+
 
 @dataclass(frozen=True)
 class Info:
@@ -107,7 +109,9 @@ def about_run(run: RunFolder) -> None:
     say(f"{run.checkpoint}: {stored.get('task')}, {size / 1e6:.1f} MB, format {stored['format_version']}, "
         f"written by hashfield {stored.get('hashfield')}")  # fmt: skip
     say(f"scene: {scene.get('name')} from {scene.get('path')}")
-    say(f"spaces: {stored.get('spaces')}; background {stored.get('background')}")
+    for name, value in stored.items():  # what only some kinds of run have
+        if name not in ("task", "hashfield", "format", "format_version", "torch", "python", *SHOWN_ELSEWHERE):
+            say(f"{name}: {value}")
     say(f"trained: {figures.get('steps')} steps, {figures.get('train_seconds', 0):.1f} s, "
         f"{figures.get('n_rays', 0) / 1e6:.1f} M rays, {figures.get('n_samples', 0) / 1e6:.1f} M samples")  # fmt: skip
     loop = stored.get("loop", {})
@@ -116,7 +120,8 @@ def about_run(run: RunFolder) -> None:
         say(f"planned for: {planned}; can be resumed: yes")
     else:
         say("can be resumed: no, this is an export")
-    say("cameras: " + ", ".join(f"{len(views)} {split}" for split, views in stored.get("cameras", {}).items()))
+    if "cameras" in stored:
+        say("cameras: " + ", ".join(f"{len(views)} {split}" for split, views in stored["cameras"].items()))
     config = stored.get("config", {})
     encoding = {k: v for k, v in config.get("encoding", {}).items() if k != "per_level_scale"}
     finest = config.get("finest_resolution")

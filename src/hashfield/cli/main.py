@@ -12,16 +12,26 @@ from hashfield._version import __version__
 from hashfield.errors import HashfieldError
 
 VERBS = {
-    "demo": ("hashfield.cli.demo", "make a small scene, train on it, show what comes out (about two minutes)"),
-    "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH"),
-    "evaluate": ("hashfield.cli.evaluate", "PSNR and SSIM of a run on views it has not seen"),
-    "render": ("hashfield.cli.render", "pictures or a video of a run: test views, an orbit, or a camera path"),
+    "demo": ("hashfield.cli.demo", "make a small scene (or: demo image), train on it, show what comes out"),
+    "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH, hashfield train image FILE"),
+    "evaluate": ("hashfield.cli.evaluate", "figures of a run: on views it has not seen, or over a whole picture"),
+    "render": (
+        "hashfield.cli.render",
+        "what a run has learned: test views, an orbit, a camera path; a picture at any size",
+    ),
+    "sweep": ("hashfield.cli.sweep", "a matrix of settings on one input: tables and plots of the paper's comparison"),
     "export": ("hashfield.cli.export", "the small form of a checkpoint: half precision, no optimiser"),
     "info": ("hashfield.cli.info", "versions, CPU, kernels; or what a run or checkpoint holds"),
 }
 
 # Modules whose absence has a remedy: what to install.
-EXTRAS = {"tensorboard": "hashfield[tensorboard]", "av": "imageio[pyav]", "imageio": "imageio[pyav]"}
+EXTRAS = {
+    "tifffile": "hashfield[tiff]",
+    "imagecodecs": "hashfield[tiff]",
+    "tensorboard": "hashfield[tensorboard]",
+    "av": "imageio[pyav]",
+    "imageio": "imageio[pyav]",
+}
 
 
 def usage() -> str:

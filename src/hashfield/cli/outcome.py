@@ -19,6 +19,7 @@ from hashfield.export.images import (
 from hashfield.export.report import write_report
 from hashfield.export.video import write_mp4
 from hashfield.geometry.paths import orbit_path
+from hashfield.nn.config import RadianceFieldConfig
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf import NerfModel, NerfTask
 from hashfield.train.loop import TrainResult
@@ -89,17 +90,29 @@ def turntable(model: NerfModel, scene: Scene, n_frames: int):
         yield to_uint8(model.render(camera, ("color",), model.background)["color"])
 
 
+def encoding_text(config: RadianceFieldConfig) -> str:
+    """The encoding of positions in words."""
+    encoding = config.encoding
+    if not config.n_grid_parameters:
+        return f"{getattr(encoding, 'otype', '')}, {config.n_encoded} features"
+    return (
+        f"{encoding.type} grid, L {encoding.n_levels}, F {encoding.n_features_per_level}, "
+        f"T 2^{encoding.log2_hashmap_size}, {config.n_grid_parameters:,} numbers"
+    )
+
+
 def facts(
     task: NerfTask, scene: Scene, result: TrainResult, figures: dict[str, Any], by_clock: bool
 ) -> list[tuple[str, str]]:
     """Rows of the report's table."""
-    layout = task.field.encoding.layout
+    sizes = task.field.config
     rows = [
         ("data", f"{scene.path} ({scene.form})"),
         ("views", ", ".join(f"{len(views)} {split}" for split, views in scene.splits.items())),
         ("preset", task.config.preset),
-        ("grid", f"L {layout.n_levels}, F {layout.n_features_per_level}, T 2^{layout.log2_hashmap_size}, "
-                 f"{layout.n_parameters:,} numbers"),
+        ("encoding", encoding_text(sizes)),
+        ("networks", ", ".join(" -> ".join(map(str, [shapes[0][1], *[n for n, _ in shapes]]))
+                               for shapes in sizes.network_shapes())),
         ("carved from alpha", "yes" if task.is_carved else "no"),
         ("training", f"{result.train_seconds:.1f} s, {result.step} steps, {result.n_rays / 1e6:.1f} M rays, "
                      f"{result.n_samples / 1e6:.1f} M samples on {torch.get_num_threads()} threads"),

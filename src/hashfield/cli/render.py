@@ -12,7 +12,7 @@ import tyro
 
 from hashfield.api import load
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
-from hashfield.cli.shared import DeviceName, parse, say, set_up
+from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import (
     colorize_depth,
@@ -67,8 +67,17 @@ class Render:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the verb."""
-    options = parse(Render, arguments, "render")
+    """Run the verb for whatever kind of run is named."""
+    return run_command(kind_of_run("render", arguments), "render", arguments)
+
+
+def render_nerf(arguments: list[str]) -> int:
+    """`render` for a radiance field."""
+    return render(parse(Render, arguments, "render"))
+
+
+def render(options: Render) -> int:
+    """`render` for any model that renders cameras: with `render`, `cameras` and `background`."""
     device = set_up(options.device, options.threads)
     if options.transparent and options.format == "mp4":
         raise ConfigError("--transparent: a video has no transparency; use --format png")

@@ -3,14 +3,18 @@
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 import tyro
 from rich.console import Console
 
-from hashfield.errors import BackendError, ConfigError
+from hashfield.errors import BackendError, ConfigError, HashfieldError
 from hashfield.ops.backend import why_not
+from hashfield.tasks import KINDS, Kind, kind_named, kind_of
+from hashfield.train.checkpoint import read_metadata
+from hashfield.train.run_folder import RunFolder
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -46,6 +50,57 @@ def value_of(arguments: Sequence[str], option: str) -> str | None:
     return None
 
 
+def kind_from_name(verb: str, arguments: Sequence[str], *, optional: bool = False) -> tuple[Kind, list[str]]:
+    """The kind of task that the first argument names, and the arguments after it.
+
+    Args:
+        verb: For the text of an error.
+        arguments: Of the verb.
+        optional: Take the first kind where the first argument is an option or nothing.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    kinds = [kind for kind in KINDS if verb in kind.commands]
+    if optional and (not arguments or arguments[0].startswith("-")):
+        return kinds[0], list(arguments)
+    kind = kind_named(arguments[0]) if arguments else None
+    if kind is None or kind not in kinds:
+        what = repr(arguments[0]) if arguments else "nothing"
+        raise ConfigError(f"{verb}: expected what to {verb} ({', '.join(k.name for k in kinds)}), got {what}")
+    return kind, list(arguments[1:])
+
+
+def kind_of_run(verb: str, arguments: Sequence[str]) -> Kind:
+    """The kind of the run that a verb's arguments name; the first kind where they name none, whose own parser then says
+    what is wrong.
+
+    Raises:
+        CheckpointError: the run is of a kind this program does not know.
+        ConfigError: the kind does not have the verb.
+    """
+    # The values of options come last: one of them may be the folder of another run.
+    words = [(k > 0 and arguments[k - 1].startswith("--"), word) for k, word in enumerate(arguments)]
+    for _, word in sorted((w for w in words if not w[1].startswith("-")), key=lambda w: w[0]):
+        try:
+            checkpoint = RunFolder.open(Path(word)).checkpoint
+            metadata = read_metadata(checkpoint)
+        except HashfieldError:
+            continue
+        kind = kind_of(metadata, checkpoint)
+        if verb not in kind.commands:
+            raise ConfigError(f"{verb}: {word} is a run of kind {kind.name!r}, which has no {verb}")
+        return kind
+    return next(kind for kind in KINDS if verb in kind.commands)
+
+
+def run_command(kind: Kind, verb: str, arguments: list[str]) -> int:
+    """The exit code of the kind's own command."""
+    command = kind.command(verb)
+    assert command is not None, (kind.name, verb)
+    return command(arguments)
+
+
 def set_up(
     device: DeviceName = "auto", threads: int | None = None, max_gpu_memory: float | None = None
 ) -> torch.device:
@@ -71,6 +126,17 @@ def set_up(
         total = torch.cuda.get_device_properties(chosen).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, max_gpu_memory * 2**30 / total))
     return chosen
+
+
+def set_up_host(device: str = "auto", threads: int | None = None) -> None:
+    """`set_up` of a task that is trained on the CPU only.
+
+    Raises:
+        BackendError: another device is asked for.
+    """
+    if device not in ("auto", "cpu"):
+        raise BackendError(f"--device {device}: the GPU training of this task is not built yet; use --device cpu")
+    set_up("cpu", threads)
 
 
 def _device(name: DeviceName) -> torch.device:

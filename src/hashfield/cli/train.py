@@ -1,7 +1,8 @@
-"""`hashfield train nerf PATH`."""
+"""`hashfield train KIND PATH`, with what all kinds share, and `hashfield train nerf PATH`."""
 
 import importlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -13,13 +14,15 @@ import tyro
 from hashfield._version import __version__
 from hashfield.cli.outcome import finish
 from hashfield.cli.progress import ProgressView
-from hashfield.cli.shared import DeviceName, parse, say, set_up, uses_gpu, value_of
+from hashfield.cli.shared import DeviceName, kind_from_name, parse, run_command, say, set_up, uses_gpu, value_of
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.errors import CheckpointError, ConfigError
+from hashfield.tasks import KINDS
 from hashfield.tasks.nerf import PRESETS, NerfConfig, NerfTask, gpu_memory, parse_background, preset_for
-from hashfield.train.checkpoint import config_from_dict, config_to_dict, read_metadata, write_aside
-from hashfield.train.loop import TrainOptions, TrainResult, planned_length, train
+from hashfield.train.checkpoint import config_from_dict, read_metadata, write_aside
+from hashfield.train.loop import Progress, TrainOptions, TrainResult, planned_length, train
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
+from hashfield.train.task import Task
 
 DEFAULT_SECONDS = 60.0
 
@@ -66,48 +69,25 @@ class TrainNerf:
 
 def main(arguments: list[str]) -> int:
     """Run the verb."""
-    kinds = ("nerf",)
-    if not arguments or arguments[0] not in kinds:
-        if arguments and arguments[0] in ("-h", "--help"):
-            say("usage: hashfield train nerf PATH [options]; see hashfield train nerf --help")
-            return 0
-        what = repr(arguments[0]) if arguments else "nothing"
-        raise ConfigError(f"train: expected what to train ({', '.join(kinds)}), got {what}")
-    return train_nerf(arguments[1:])
+    if arguments and arguments[0] in ("-h", "--help"):
+        say("usage: hashfield train KIND PATH [options]; hashfield train KIND --help lists the options")
+        for kind in KINDS:
+            say(f"  {kind.name:8s}{kind.learns}")
+        return 0
+    kind, rest = kind_from_name("train", arguments)
+    return run_command(kind, "train", rest)
 
 
 def train_nerf(arguments: list[str]) -> int:
     """`train nerf` with its arguments."""
     options = parse(TrainNerf, arguments, "train nerf", _defaults(arguments))
     device = set_up(options.device, options.threads, options.max_gpu_memory)
-    n_steps, max_seconds, config = options.n_steps, options.max_seconds, options.config
-    if n_steps is not None and max_seconds is not None:
-        raise ConfigError("--n-steps and --max-seconds: give only one of them")
-    if options.resume:
-        if options.out is None:
-            raise ConfigError("--resume: name the run to go on with by --out")
-        run = RunFolder.open(options.out)
-        metadata = read_metadata(run.checkpoint)
-        planned = planned_length(run)
-        if n_steps is None and max_seconds is None:
-            n_steps, max_seconds = planned
-        elif (n_steps, max_seconds) != planned:
-            say("warning: the run was planned for another length; its schedules now follow the new one")
-        stored = config_from_dict(NerfConfig, metadata.get("config"), f"{run.checkpoint}: config")
-        preset = value_of(arguments, "--preset") or stored.preset
-        if preset != stored.preset or config not in (stored, _defaults(arguments).config):
-            say("warning: a resumed run keeps the model and recipe of its checkpoint; those given here are ignored")
-        config = stored
-        options = replace(options, **stored_options(run, metadata, options))
-    elif n_steps is None and max_seconds is None:
-        max_seconds = DEFAULT_SECONDS
-    length = TrainOptions(n_steps=n_steps, max_seconds=max_seconds)
+    plan = make_plan(options, _defaults(arguments).config, value_of(arguments, "--preset"))
+    config, length, metadata = plan.config, plan.length, plan.metadata
+    if plan.resumed is not None:
+        options = replace(options, **stored_options(plan.resumed, metadata, options))
     # What can be refused is refused before minutes of decoding, not after.
     parse_background(options.background)
-    if options.out is not None and not options.resume:
-        RunFolder(options.out, options.out / CHECKPOINT_NAME).check_free(options.overwrite)
-    if options.tensorboard:
-        importlib.import_module("tensorboard")  # a missing extra is named now, not after the training
     if not options.max_image_memory > 0:
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
     read = ReadOptions(
@@ -117,16 +97,12 @@ def train_nerf(arguments: list[str]) -> int:
     scene = load_scene(options.path, read)
     for note in scene.notes:
         say(note)
-    if device.type == "cuda":
+    if device.type == "cuda" and config.is_plain:
         say_memory(config, scene, device, options.max_gpu_memory)
     task = NerfTask(config, scene, seed=options.seed, background=options.background, device=device)
-    if options.resume:
-        check_same_photos(run, metadata, scene)
-    else:
-        run = RunFolder.create(options.out, scene.name, options.overwrite)
-        if options.overwrite:
-            run.checkpoint.unlink(missing_ok=True)
-            run.report.unlink(missing_ok=True)  # it would tell of the run before
+    if plan.resumed is not None:
+        check_same_photos(plan.resumed, metadata, scene)
+    run = plan.resumed or new_run(options, scene.name)
     say(f"run folder: {run.path}; preset {config.preset}")
     write_config(run, task, length)
     # Quoted, so that a path with spaces can be copied too.
@@ -135,10 +111,84 @@ def train_nerf(arguments: list[str]) -> int:
     if options.tensorboard:
         write_tensorboard(run, result)
     if result.stopped_by == "done":
-        finish(task, scene, run, result, by_clock=max_seconds is not None)
+        finish(task, scene, run, result, by_clock=length.max_seconds is not None)
         say(f"report: {run.report}")
         say(f"render it: hashfield render {quote(str(run.path))} --views orbit --format mp4")
         return 0
+    return ended_early(result, run, resume_command)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training command is about to do, whatever it trains."""
+
+    config: Any
+    """The task's configuration: as given, or a resumed run's own."""
+    length: TrainOptions
+    """As given, as planned before, or the default."""
+    resumed: RunFolder | None
+    """The run to go on with."""
+    metadata: dict[str, Any]
+    """Of its checkpoint; empty for a new run."""
+
+
+def make_plan(options: Any, defaults: Any, preset: str | None, default_seconds: float = DEFAULT_SECONDS) -> Plan:
+    """The plan that a training command's options amount to; what can be refused before any data is read is.
+
+    Args:
+        options: With out, overwrite, resume, n_steps, max_seconds, tensorboard and config.
+        defaults: The configuration where no option changes it.
+        preset: The one that was named, if any.
+        default_seconds: Length where none is given.
+
+    Raises:
+        ConfigError: options contradict each other, or the folder is taken.
+        CheckpointError: the run to go on with cannot be read.
+    """
+    n_steps, max_seconds, config = options.n_steps, options.max_seconds, options.config
+    resumed: RunFolder | None = None
+    metadata: dict[str, Any] = {}
+    if n_steps is not None and max_seconds is not None:
+        raise ConfigError("--n-steps and --max-seconds: give only one of them")
+    if options.resume:
+        if options.out is None:
+            raise ConfigError("--resume: name the run to go on with by --out")
+        resumed = RunFolder.open(options.out)
+        metadata = read_metadata(resumed.checkpoint)
+        planned = planned_length(resumed)
+        if n_steps is None and max_seconds is None:
+            n_steps, max_seconds = planned
+        elif (n_steps, max_seconds) != planned:
+            say("warning: the run was planned for another length; its schedules now follow the new one")
+        stored = config_from_dict(type(config), metadata.get("config"), f"{resumed.checkpoint}: config")
+        if (preset or stored.preset) != stored.preset or config not in (stored, defaults):
+            say("warning: a resumed run keeps the model and recipe of its checkpoint; those given here are ignored")
+        config = stored
+    elif n_steps is None and max_seconds is None:
+        max_seconds = default_seconds
+    length = TrainOptions(n_steps=n_steps, max_seconds=max_seconds)
+    if options.out is not None and not options.resume:
+        RunFolder(options.out, options.out / CHECKPOINT_NAME).check_free(options.overwrite)
+    if options.tensorboard:
+        importlib.import_module("tensorboard")  # a missing extra is named now, not after the training
+    return Plan(config, length, resumed, metadata)
+
+
+def new_run(options: Any, name: str) -> RunFolder:
+    """The folder for a new run of these options; `name` is the data's."""
+    run = RunFolder.create(options.out, name, options.overwrite)
+    if options.overwrite:
+        run.checkpoint.unlink(missing_ok=True)
+        run.report.unlink(missing_ok=True)  # it would tell of the run before
+    return run
+
+
+def ended_early(result: TrainResult, run: RunFolder, resume_command: str) -> int:
+    """The exit code of a run that did not come to its end, after a line about it.
+
+    Raises:
+        ConfigError: the loss was not finite.
+    """
     if result.stopped_by == "interrupted":
         say(f"interrupted after step {result.step}, saved; go on with: {resume_command}")
         return 130
@@ -203,26 +253,39 @@ def _defaults(arguments: list[str]) -> TrainNerf:
     return TrainNerf(path=tyro.MISSING, config=PRESETS[name])
 
 
-def write_config(run: RunFolder, task: NerfTask, length: TrainOptions) -> None:
+def write_config(run: RunFolder, task: Task, length: TrainOptions) -> None:
     """config.json: everything needed to repeat the run."""
+    described = task.describe()
     values = {
-        "hashfield": __version__, "task": task.name, "data": str(task.scene.path), "seed": task.seed,
-        "n_steps": length.n_steps, "max_seconds": length.max_seconds, "spaces": task.spaces.to_dict(),
-        "config": config_to_dict(task.config),
+        "hashfield": __version__, "task": task.name, "data": described.get("scene", {}).get("path"),
+        "n_steps": length.n_steps, "max_seconds": length.max_seconds,
+        **{name: described[name] for name in ("seed", "spaces", "config") if name in described},
     }  # fmt: skip
     text = json.dumps(values, indent=1) + "\n"
     write_aside(run.config_json, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def run_training(
-    task: NerfTask, run: RunFolder, length: TrainOptions, resume: bool = False, resume_command: str | None = None
+    task: Task,
+    run: RunFolder,
+    length: TrainOptions,
+    resume: bool = False,
+    resume_command: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
-    """Train with progress on the console; the command that would resume the run is named there."""
+    """Train with progress on the console, which names the command that would resume the run. `on_progress` sees every
+    report too; its time does not count as training."""
     with ProgressView(resume_command) as view:
-        result = train(task, run, length, view.show, resume)
+
+        def show(progress: Progress) -> None:
+            view.show(progress)
+            if on_progress is not None:
+                on_progress(progress)
+
+        result = train(task, run, length, show, resume)
+    rays = "" if result.n_rays == result.n_samples else f"{result.n_rays / 1e6:.1f} M rays, "
     say(
-        f"trained {result.step} steps in {result.train_seconds:.1f} s "
-        f"({result.n_rays / 1e6:.1f} M rays, {result.n_samples / 1e6:.1f} M samples; "
+        f"trained {result.step} steps in {result.train_seconds:.1f} s ({rays}{result.n_samples / 1e6:.1f} M samples; "
         f"kernels ready in {result.compile_seconds:.1f} s)"
     )
     return result

@@ -1,13 +1,17 @@
 """Pictures for people: PNG files, depth, normals and errors as colours, comparison sheets.
 
-Arrays in, arrays out; the only file access is in `write_png`.
+Arrays in, arrays out; the only file access is in `write_png` and in the writers that take a picture strip by strip.
 """
 
 import os
+import struct
+import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import BinaryIO, Final
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -213,6 +217,182 @@ def write_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> Path:
             aside.unlink()
         raise DataError(f"{path}: cannot write the picture: {error.strerror or error}") from error
     return path
+
+
+class StripWriter(ABC):
+    """A picture file that is given its rows strip by strip, so that it may be larger than memory.
+
+    Use as a context manager and call `add`; the file appears under its name once it is whole.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, n_channels: int) -> None:
+        """Args:
+        path: Its folder is made where missing; an old file is replaced.
+        width: Pixels.
+        height: Rows that will be added.
+        n_channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+        """
+        self.path, self.width, self.height, self.n_channels = path, width, height, n_channels
+        self.n_rows = 0
+        self._aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> "StripWriter":
+        with self._as_data_error():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._aside, "wb")
+            self._begin(self._file)
+        return self
+
+    def add(self, strip: np.ndarray) -> None:
+        """Write the next rows.
+
+        Args:
+            strip: [rows, width, channels], of the type that the kind of file takes.
+
+        Raises:
+            ShapeError: it does not fit.
+            DataError: the file cannot be written.
+        """
+        if strip.ndim != 3 or strip.shape[1:] != (self.width, self.n_channels):
+            raise ShapeError(f"strip: expected [rows, {self.width}, {self.n_channels}], got {list(strip.shape)}")
+        if self.n_rows + len(strip) > self.height:
+            raise ShapeError(f"strip: {self.n_rows + len(strip)} rows are more than the picture's {self.height}")
+        assert self._file is not None
+        with self._as_data_error():
+            self._write(self._file, strip)
+        self.n_rows += len(strip)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None
+        try:
+            if kind is None:
+                if self.n_rows != self.height:
+                    raise ShapeError(f"{self.path}: expected {self.height} rows, got {self.n_rows}")
+                with self._as_data_error():
+                    self._end(self._file)
+                    self._file.close()
+                    self._aside.replace(self.path)
+        finally:
+            self._file.close()
+            with suppress(OSError):
+                self._aside.unlink(missing_ok=True)
+
+    def _as_data_error(self) -> "_AsDataError":
+        return _AsDataError(self.path)
+
+    @abstractmethod
+    def _begin(self, file: BinaryIO) -> None:
+        """Write what comes before the pixels."""
+
+    @abstractmethod
+    def _write(self, file: BinaryIO, strip: np.ndarray) -> None:
+        """Write a strip."""
+
+    @abstractmethod
+    def _end(self, file: BinaryIO) -> None:
+        """Write what comes after the pixels."""
+
+
+class _AsDataError:
+    """Within the block an OSError becomes a DataError that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            raise DataError(f"{self.path}: cannot write the picture: {error.strerror or error}") from error
+
+
+class PngWriter(StripWriter):
+    """PNG of 8 or 16 bits a channel, sRGB; strips are uint8 or uint16, alpha is straight.
+
+    Source: the PNG specification; every row is stored as its difference to the row above (filter 2), which suits
+    smooth pictures.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, n_channels: int, bits: int = 8) -> None:
+        """Args: as StripWriter; bits: 8 or 16."""
+        super().__init__(path, width, height, n_channels)
+        if bits not in (8, 16):
+            raise ShapeError(f"bits: expected 8 or 16, got {bits}")
+        self.bits = bits
+        self._packer = zlib.compressobj(4)
+        self._above = np.zeros(width * n_channels * bits // 8, np.uint8)
+
+    def _begin(self, file: BinaryIO) -> None:
+        color = {1: 0, 2: 4, 3: 2, 4: 6}[self.n_channels]
+        file.write(b"\x89PNG\r\n\x1a\n")
+        self._chunk(file, b"IHDR", struct.pack(">IIBBBBB", self.width, self.height, self.bits, color, 0, 0, 0))
+        self._chunk(file, b"sRGB", b"\0")
+
+    def _write(self, file: BinaryIO, strip: np.ndarray) -> None:
+        rows = np.ascontiguousarray(strip.astype(np.dtype(f">u{self.bits // 8}")))
+        raw = rows.view(np.uint8).reshape(len(strip), -1)
+        filtered = np.full((len(raw), raw.shape[1] + 1), 2, np.uint8)
+        filtered[:, 1:] = raw
+        filtered[0, 1:] -= self._above
+        filtered[1:, 1:] -= raw[:-1]
+        self._above = raw[-1].copy()
+        packed = self._packer.compress(filtered.tobytes())
+        if packed:
+            self._chunk(file, b"IDAT", packed)
+
+    def _end(self, file: BinaryIO) -> None:
+        self._chunk(file, b"IDAT", self._packer.flush())
+        self._chunk(file, b"IEND", b"")
+
+    @staticmethod
+    def _chunk(file: BinaryIO, kind: bytes, data: bytes) -> None:
+        file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+class ExrWriter(StripWriter):
+    """OpenEXR of half floats, uncompressed scanlines; strips are floats of linear light, multiplied by alpha.
+
+    Source: the OpenEXR file layout.
+    """
+
+    def _begin(self, file: BinaryIO) -> None:
+        # Channels are stored in the order of their names.
+        self._order = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 1, 0)}[self.n_channels]
+        names = {1: "Y", 2: "AY", 3: "BGR", 4: "ABGR"}[self.n_channels]
+
+        def attribute(name: str, kind: str, value: bytes) -> bytes:
+            return f"{name}\0{kind}\0".encode() + struct.pack("<i", len(value)) + value
+
+        half = struct.pack("<iB3xii", 1, 0, 1, 1)
+        window = struct.pack("<4i", 0, 0, self.width - 1, self.height - 1)
+        header = (
+            struct.pack("<ii", 20000630, 2)
+            + attribute("channels", "chlist", b"".join(name.encode() + b"\0" + half for name in names) + b"\0")
+            + attribute("compression", "compression", b"\0")
+            + attribute("dataWindow", "box2i", window)
+            + attribute("displayWindow", "box2i", window)
+            + attribute("lineOrder", "lineOrder", b"\0")
+            + attribute("pixelAspectRatio", "float", struct.pack("<f", 1.0))
+            + attribute("screenWindowCenter", "v2f", struct.pack("<ff", 0.0, 0.0))
+            + attribute("screenWindowWidth", "float", struct.pack("<f", 1.0))
+            + b"\0"
+        )
+        line = 8 + 2 * self.width * self.n_channels
+        first = len(header) + 8 * self.height
+        file.write(header + (first + line * np.arange(self.height, dtype="<u8")).astype("<u8").tobytes())
+
+    def _write(self, file: BinaryIO, strip: np.ndarray) -> None:
+        values = np.clip(strip, -65504.0, 65504.0).astype("<f2")[:, :, list(self._order)].transpose(0, 2, 1)
+        for k, row in enumerate(np.ascontiguousarray(values)):
+            file.write(struct.pack("<ii", self.n_rows + k, row.nbytes) + row.tobytes())
+
+    def _end(self, file: BinaryIO) -> None:
+        """Nothing follows."""
 
 
 def _checked(image: np.ndarray) -> np.ndarray:

@@ -154,8 +154,8 @@ def curve_svg(name: str, points: Points, x_label: str = "step") -> str:
         return "".join(out)
     logarithmic = min(ys) > 0.0 and max(ys) / min(ys) > _LOG_RATIO
     values = [math.log10(y) for y in ys] if logarithmic else ys
-    x_ticks = _ticks(min(xs), max(xs), 6)
-    y_ticks = _log_ticks(min(values), max(values)) if logarithmic else _ticks(min(values), max(values), 5)
+    x_ticks = ticks(min(xs), max(xs), 6)
+    y_ticks = log_ticks(min(values), max(values)) if logarithmic else ticks(min(values), max(values), 5)
     x_low, x_high = min(xs[0], x_ticks[0]), max(xs[-1], x_ticks[-1])
     y_low, y_high = min(min(values), y_ticks[0]), max(max(values), y_ticks[-1])
 
@@ -167,13 +167,13 @@ def curve_svg(name: str, points: Points, x_label: str = "step") -> str:
 
     for tick in y_ticks:
         y = place_y(tick)
-        text = _number(10.0**tick if logarithmic else tick)
+        text = number_text(10.0**tick if logarithmic else tick)
         out.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         out.append(f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     for tick in x_ticks:
         x = place_x(tick)
         out.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{height - bottom}" y2="{height - bottom + 4}"/>')
-        out.append(f'<text x="{x:.1f}" y="{height - bottom + 17}" text-anchor="middle">{_number(tick)}</text>')
+        out.append(f'<text x="{x:.1f}" y="{height - bottom + 17}" text-anchor="middle">{number_text(tick)}</text>')
     middle = (left + width - right) / 2
     out.append(f'<text x="{middle:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
     placed = [f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in zip(xs, values, strict=True)]
@@ -205,7 +205,7 @@ def _averaged(points: Points) -> tuple[list[float], list[float]]:
     return mean[:, 0].tolist(), mean[:, 1].tolist()
 
 
-def _ticks(low: float, high: float, n: int) -> list[float]:
+def ticks(low: float, high: float, n: int) -> list[float]:
     """About n round numbers from low to high, both ends enclosed."""
     if high <= low:
         pad = abs(low) * 0.1 or 1.0
@@ -217,14 +217,14 @@ def _ticks(low: float, high: float, n: int) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Whole powers of ten that enclose [low, high] (both are logarithms), thinned to at most six steps."""
     first, last = math.floor(low + 1e-9), math.ceil(high - 1e-9)
     step = max(1, math.ceil((last - first) / 6))
     return [float(i) for i in range(first, last + step, step)]
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     """A tick's label: no more digits than it needs."""
     if value != 0.0 and (abs(value) >= 1e6 or abs(value) < 1e-3):
         mantissa, exponent = f"{value:.1e}".split("e")

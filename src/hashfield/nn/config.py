@@ -1,7 +1,8 @@
 """Configurations of encodings, networks and fields: frozen, checked when made."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, Self
 
 from hashfield.errors import ConfigError
 from hashfield.geometry.grid_layout import GridLayout, GridType, per_level_scale_between
@@ -50,10 +51,52 @@ class GridConfig:
             type=self.type,
         )
 
-    def reaching(self, finest_resolution: float) -> "GridConfig":
+    def reaching(self, finest_resolution: float) -> Self:
         """The same grid with the per-level scale that ends at about finest_resolution vertices per axis."""
         scale = per_level_scale_between(self.base_resolution, finest_resolution, self.n_levels)
         return replace(self, per_level_scale=scale)
+
+
+@dataclass(frozen=True)
+class EncodingConfig(GridConfig):
+    """Any encoding of positions: a grid, whose numbers these are, or one without parameters.
+
+    Fields of the other kinds are not read. `hashfield.nn.encoding_from_config` makes the module.
+    """
+
+    otype: Literal["Grid", "Frequency", "TriangleWave", "OneBlob", "Identity"] = "Grid"
+    """Which encoding, by tiny-cuda-nn's name. Identity is none at all."""
+    n_frequencies: int = 12
+    """Octaves of Frequency (sine and cosine each) and TriangleWave, per dimension."""
+    n_bins: int = 16
+    """Of OneBlob, per dimension."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.otype not in ("Grid", "Frequency", "TriangleWave", "OneBlob", "Identity"):
+            raise ConfigError(f"otype: expected Grid, Frequency, TriangleWave, OneBlob or Identity, got {self.otype!r}")
+        for name in ("n_frequencies", "n_bins"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    @classmethod
+    def of(cls, config: GridConfig) -> "EncodingConfig":
+        """A grid's configuration as one of any encoding; one that is it already, as it is."""
+        return config if isinstance(config, cls) else cls(**vars(config))
+
+    def n_output(self, n_dims: int) -> int:
+        """Features of an encoded position of n_dims components."""
+        return {
+            "Grid": self.n_levels * self.n_features_per_level,
+            "Frequency": 2 * n_dims * self.n_frequencies,
+            "TriangleWave": n_dims * self.n_frequencies,
+            "OneBlob": n_dims * self.n_bins,
+            "Identity": n_dims,
+        }[self.otype]
+
+    def n_parameters(self, n_dims: int) -> int:
+        """Numbers that the encoding learns."""
+        return self.layout(n_dims).n_parameters if self.otype == "Grid" else 0
 
 
 @dataclass(frozen=True)
@@ -71,13 +114,18 @@ class MLPConfig:
         if self.n_hidden_layers < 0:
             raise ConfigError(f"n_hidden_layers: expected at least 0, got {self.n_hidden_layers}")
 
+    def shapes(self, n_input: int, n_output: int) -> list[tuple[int, int]]:
+        """[n_out, n_in] of each matrix between so many inputs and outputs."""
+        widths = [n_input, *[self.n_neurons] * self.n_hidden_layers, n_output]
+        return [(n_out, n_in) for n_in, n_out in pairwise(widths)]
+
 
 @dataclass(frozen=True)
 class RadianceFieldConfig:
     """Position and direction to density and colour: a grid, a density network and a colour network."""
 
     encoding: GridConfig = field(default_factory=GridConfig)
-    """Of the position."""
+    """Of the position: a grid, or as `EncodingConfig` any encoding."""
     density_network: MLPConfig = MLPConfig(n_neurons=64, n_hidden_layers=1)
     """From the grid's features to n_features, the first of which is the log-density."""
     color_network: MLPConfig = MLPConfig(n_neurons=64, n_hidden_layers=2)
@@ -88,13 +136,44 @@ class RadianceFieldConfig:
     """Degree of the direction's spherical harmonics, 1 to 4."""
     density_bias: float = 0.0
     """Added to the log-density: exp(density_bias) is the density everywhere before training."""
+    density_activation: Literal["exp", "relu"] = "exp"
+    """exp: density = exp(raw + density_bias); relu: max(0, raw + density_bias), as HashNeRF."""
+    color_sees_density: bool = True
+    """Whether the density network's first output feeds the colour network like the others; HashNeRF's does not."""
 
     def __post_init__(self) -> None:
         if self.n_features < 1:
             raise ConfigError(f"n_features: expected at least 1, got {self.n_features}")
         if self.direction_degree not in (1, 2, 3, 4):
             raise ConfigError(f"direction_degree: expected 1, 2, 3 or 4, got {self.direction_degree}")
+        if self.density_activation not in ("exp", "relu"):
+            raise ConfigError(f"density_activation: expected 'exp' or 'relu', got {self.density_activation!r}")
+        if self.n_features < 2 and not self.color_sees_density:
+            raise ConfigError("n_features: expected at least 2 where the colour network does not see the first")
         # Written so that NaN fails too. Beyond 80 the density leaves float32.
         if not -80.0 <= self.density_bias <= 80.0:
             raise ConfigError(f"density_bias: expected -80 to 80, got {self.density_bias!r}")
-        self.encoding.layout(3)
+        if self.n_grid_parameters:
+            self.encoding.layout(3)
+
+    @property
+    def n_encoded(self) -> int:
+        """Features of an encoded position."""
+        if isinstance(self.encoding, EncodingConfig):
+            return self.encoding.n_output(3)
+        return self.encoding.layout(3).n_output
+
+    @property
+    def n_grid_parameters(self) -> int:
+        """Numbers that the encoding learns; 0 where it is not a grid."""
+        if isinstance(self.encoding, EncodingConfig):
+            return self.encoding.n_parameters(3)
+        return self.encoding.layout(3).n_parameters
+
+    def network_shapes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Shapes [n_out, n_in] of the density network's matrices and of the colour network's, first layer first."""
+        n_color = self.n_features - (not self.color_sees_density) + self.direction_degree**2
+        return (
+            self.density_network.shapes(self.n_encoded, self.n_features),
+            self.color_network.shapes(n_color, 3),
+        )

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 
 from hashfield.errors import ConfigError, ShapeError
 from hashfield.geometry.grid_layout import GridType
-from hashfield.nn.config import GridConfig
+from hashfield.nn.config import EncodingConfig, GridConfig
 from hashfield.ops.backend import Backend
+from hashfield.ops.elementwise_encode import frequency_encode, identity_encode, one_blob_encode, triangle_wave_encode
 from hashfield.ops.grid_encode import Interpolation, Precision, grid_encode
 from hashfield.ops.spherical_harmonics import spherical_harmonics
 
@@ -24,6 +27,12 @@ class Encoding(nn.Module):
     """Components of an input."""
     n_output: int
     """Features of an input."""
+    alignment: int = 1
+    """In a composite this encoding's features start at a multiple of this."""
+    padding: float = 1.0
+    """What fills up its features where those of the next encoding must be aligned."""
+    is_padded_in_front: bool = False
+    """Whether the filling comes before the features."""
 
     def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
         """Features of each input."""
@@ -31,7 +40,7 @@ class Encoding(nn.Module):
 
 
 class GridEncoding(Encoding):
-    """Multiresolution hash grid: trainable features of positions in [0, 1]^D.
+    """Multiresolution grid, hashed, tiled or dense: trainable features of positions in [0, 1]^D.
 
     >>> encoding = GridEncoding(n_dims=2, n_levels=4, n_features_per_level=2)
     >>> encoding(torch.rand(10, 2)).shape
@@ -74,6 +83,7 @@ class GridEncoding(Encoding):
             ConfigError: a number is out of range.
         """
         super().__init__()
+        self.alignment, self.padding = n_features_per_level, 0.0
         self.config = GridConfig(
             type=type,
             n_levels=n_levels,
@@ -104,7 +114,7 @@ class GridEncoding(Encoding):
         """The encoding a configuration describes."""
         return cls(
             n_dims,
-            **vars(config),
+            **{f.name: getattr(config, f.name) for f in fields(GridConfig)},
             precision=precision,
             backend=backend,
             generator=generator,
@@ -139,6 +149,7 @@ class SphericalHarmonicsEncoding(Encoding):
     def __init__(self, degree: int = 4, *, backend: Backend | None = None) -> None:
         """Args: degree: 1 to 4, gives degree^2 features. backend: chosen at each call if None."""
         super().__init__()
+        self.is_padded_in_front = True
         if degree not in (1, 2, 3, 4):
             raise ConfigError(f"degree: expected 1, 2, 3 or 4, got {degree!r}")
         self.degree = degree
@@ -159,17 +170,52 @@ class FrequencyEncoding(Encoding):
     def __init__(self, n_dims: int = 3, n_frequencies: int = 12) -> None:
         """Args: n_dims: components of an input. n_frequencies: k runs from 0 to n_frequencies - 1."""
         super().__init__()
-        if n_dims < 1 or n_frequencies < 1:
-            raise ConfigError(f"n_dims, n_frequencies: expected at least 1 each, got {n_dims} and {n_frequencies}")
+        _check_counts(n_dims=n_dims, n_frequencies=n_frequencies)
         self.n_frequencies = n_frequencies
         self.n_dims, self.n_output = n_dims, n_dims * n_frequencies * 2
 
     def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
         """Features of each input."""
         _check_width(self, x)
-        k = torch.arange(self.n_frequencies, dtype=x.dtype, device=x.device)
-        angle = x[:, :, None] * (math.pi * torch.exp2(k))
-        return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
+        return frequency_encode(x, n_frequencies=self.n_frequencies)
+
+
+class TriangleWaveEncoding(Encoding):
+    """Triangle waves of x in octaves, each shifted by a quarter period from the one below: cheaper than sines.
+
+    Source: tiny-cuda-nn encodings/triangle_wave.h.
+    """
+
+    def __init__(self, n_dims: int = 3, n_frequencies: int = 12) -> None:
+        """Args: n_dims: components of an input. n_frequencies: octaves of each."""
+        super().__init__()
+        _check_counts(n_dims=n_dims, n_frequencies=n_frequencies)
+        self.n_frequencies = n_frequencies
+        self.n_dims, self.n_output = n_dims, n_dims * n_frequencies
+
+    def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
+        """Features of each input."""
+        _check_width(self, x)
+        return triangle_wave_encode(x, n_frequencies=self.n_frequencies)
+
+
+class OneBlobEncoding(Encoding):
+    """Which of n_bins bins of [0, 1] each component lies in, softened: the share of a small blob in every bin.
+
+    Source: tiny-cuda-nn encodings/oneblob.h.
+    """
+
+    def __init__(self, n_dims: int = 3, n_bins: int = 16) -> None:
+        """Args: n_dims: components of an input. n_bins: bins of each."""
+        super().__init__()
+        _check_counts(n_dims=n_dims, n_bins=n_bins)
+        self.n_bins = n_bins
+        self.n_dims, self.n_output = n_dims, n_dims * n_bins
+
+    def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
+        """Features of each input."""
+        _check_width(self, x)
+        return one_blob_encode(x, n_bins=self.n_bins)
 
 
 class IdentityEncoding(Encoding):
@@ -178,35 +224,129 @@ class IdentityEncoding(Encoding):
     def __init__(self, n_dims: int = 3, *, scale: float = 1.0, offset: float = 0.0) -> None:
         """Args: n_dims: components of an input. scale, offset: the output is x * scale + offset."""
         super().__init__()
-        if n_dims < 1:
-            raise ConfigError(f"n_dims: expected at least 1, got {n_dims}")
+        _check_counts(n_dims=n_dims)
         self.scale, self.offset = scale, offset
         self.n_dims, self.n_output = n_dims, n_dims
 
     def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
         """Scaled and shifted inputs."""
         _check_width(self, x)
-        return x * self.scale + self.offset
+        return identity_encode(x, scale=self.scale, offset=self.offset)
+
+
+Reduction = Literal["concatenation", "sum", "product"]
 
 
 class CompositeEncoding(Encoding):
-    """Several encodings side by side: each takes the next n_dims components, features are concatenated."""
+    """Several encodings side by side: each takes its share of the components; features are joined.
 
-    def __init__(self, encodings: Sequence[Encoding]) -> None:
-        """Args: encodings: in the order of the input's components."""
+    Concatenated features follow each other in the order of the encodings. Where the next one must start at a multiple
+    of its features per level (a grid), the one before is filled up, each in its own way: with zeros (a grid) or ones,
+    the harmonics in front. Summed or multiplied encodings must be equally wide, filling included.
+
+    Source: tiny-cuda-nn encodings/composite.h. Unlike there, overlapping shares add up in the input's gradient.
+    """
+
+    def __init__(
+        self,
+        encodings: Sequence[Encoding],
+        *,
+        begins: Sequence[int] | None = None,
+        reduction: Reduction = "concatenation",
+    ) -> None:
+        """Put encodings side by side.
+
+        Args:
+            encodings: Each takes its n_dims components of the input.
+            begins: First component of each; they may overlap and leave gaps. None: one after another.
+            reduction: How features are joined.
+
+        Raises:
+            ConfigError: there is none, the begins do not fit, or the widths do not.
+        """
         super().__init__()
         if not encodings:
             raise ConfigError("encodings: expected at least one, got none")
+        if reduction not in ("concatenation", "sum", "product"):
+            raise ConfigError(f"reduction: expected 'concatenation', 'sum' or 'product', got {reduction!r}")
         self.encodings = nn.ModuleList(encodings)
-        self.widths = [encoding.n_dims for encoding in encodings]
-        self.n_dims = sum(self.widths)
-        self.n_output = sum(encoding.n_output for encoding in encodings)
+        self.reduction: Reduction = reduction
+        widths = [encoding.n_dims for encoding in encodings]
+        self.begins = list(begins) if begins is not None else [sum(widths[:k]) for k in range(len(widths))]
+        if len(self.begins) != len(widths) or min(self.begins) < 0:
+            raise ConfigError(f"begins: expected {len(widths)} numbers of at least 0, got {begins}")
+        self.n_dims = max(begin + width for begin, width in zip(self.begins, widths, strict=True))
+        alignments = [encoding.alignment for encoding in encodings]
+        self.alignment = math.lcm(*alignments)
+        self.padded_widths: list[int] = []
+        """Features of each encoding with its filling."""
+        if reduction == "concatenation":
+            for encoding, following in zip(encodings, [*alignments[1:], 1], strict=True):
+                end = sum(self.padded_widths) + encoding.n_output
+                self.padded_widths.append(encoding.n_output + -end % following)
+            self.n_output = sum(self.padded_widths)
+        else:
+            self.padded_widths = [e.n_output + -e.n_output % self.alignment for e in encodings]
+            self.n_output = self.padded_widths[0]
+            if len(set(self.padded_widths)) > 1:
+                raise ConfigError(f"reduction {reduction!r}: expected equal widths, got {self.padded_widths}")
 
     def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
-        """Concatenated features."""
+        """Joined features."""
         _check_width(self, x)
-        parts = x.split(self.widths, 1)
-        return torch.cat([encode(part) for encode, part in zip(self.encodings, parts, strict=True)], 1)
+        parts: list[Tensor] = []
+        for encode, begin, width in zip(self.encodings, self.begins, self.padded_widths, strict=True):
+            assert isinstance(encode, Encoding)
+            features = encode(x[:, begin : begin + encode.n_dims])
+            missing = width - encode.n_output
+            if missing:
+                place = (missing, 0) if encode.is_padded_in_front else (0, missing)
+                features = nn.functional.pad(features, place, value=encode.padding)
+            parts.append(features)
+        if self.reduction == "concatenation":
+            return torch.cat(parts, 1)
+        return torch.stack(parts).sum(0) if self.reduction == "sum" else math.prod(parts[1:], start=parts[0])
+
+
+def encoding_from_config(
+    config: GridConfig,
+    n_dims: int = 3,
+    *,
+    precision: Precision = "float32",
+    backend: Backend | None = None,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Encoding:
+    """The encoding that a configuration describes.
+
+    Args:
+        config: What to make: a `GridConfig`, or an `EncodingConfig` for any other.
+        n_dims: Components of a position.
+        precision, backend, generator, dtype: As for `GridEncoding`; the others have no parameters.
+    """
+    if not isinstance(config, EncodingConfig) or config.otype == "Grid":
+        return GridEncoding.from_config(
+            config, n_dims, precision=precision, backend=backend, generator=generator, dtype=dtype
+        )
+    if config.otype == "Frequency":
+        return FrequencyEncoding(n_dims, config.n_frequencies)
+    if config.otype == "TriangleWave":
+        return TriangleWaveEncoding(n_dims, config.n_frequencies)
+    if config.otype == "OneBlob":
+        return OneBlobEncoding(n_dims, config.n_bins)
+    return IdentityEncoding(n_dims)
+
+
+def table_of(encoding: Encoding) -> Tensor:
+    """A grid's table; a tensor without entries where the encoding has none."""
+    return encoding.table if isinstance(encoding, GridEncoding) else torch.zeros(0, 1)
+
+
+def _check_counts(**counts: int) -> None:
+    if min(counts.values()) < 1:
+        names, values = ", ".join(counts), " and ".join(map(str, counts.values()))
+        each = " each" if len(counts) > 1 else ""
+        raise ConfigError(f"{names}: expected at least 1{each}, got {values}")
 
 
 def _check_width(encoding: Encoding, x: Tensor) -> None:

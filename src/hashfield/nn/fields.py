@@ -5,12 +5,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hashfield.nn.config import RadianceFieldConfig
-from hashfield.nn.encodings import GridEncoding
+from hashfield.nn.encodings import GridEncoding, encoding_from_config
 from hashfield.nn.networks import MLP
 from hashfield.ops.backend import Backend
+from hashfield.ops.color_mlp import color_mlp
 from hashfield.ops.encoded_mlp import encoded_mlp
 from hashfield.ops.grid_encode import Precision
-from hashfield.ops.radiance_field import RadianceFieldResult, radiance_field
+from hashfield.ops.mlp import mlp
+from hashfield.ops.radiance_field import RadianceFieldResult, density_of, radiance_field
 
 _DEFAULT = RadianceFieldConfig()
 
@@ -18,7 +20,8 @@ _DEFAULT = RadianceFieldConfig()
 class RadianceField(nn.Module):
     """Colour and density of points seen from a direction: hash grid, density network, colour network.
 
-    Parameters: `encoding.table`, `density_network.weights`, `color_network.weights`.
+    Parameters: `encoding.table`, `density_network.weights`, `color_network.weights`. Encodings other than grids have no
+    table.
 
     Source: instant-ngp nerf_network.h, configs/nerf/base.json.
     """
@@ -35,7 +38,7 @@ class RadianceField(nn.Module):
         """Make a field whose density is exp(density_bias) nearly everywhere.
 
         Args:
-            config: Sizes.
+            config: Sizes and encoding.
             precision: "bfloat16" rounds lookups, matrices and layer inputs.
             backend: Implementation; chosen at each call if None.
             generator: Of the initial values: density network, colour network, table, in this order.
@@ -46,11 +49,11 @@ class RadianceField(nn.Module):
         self.precision: Precision = precision
         self.backend: Backend | None = backend
         shared = {"precision": precision, "backend": backend, "generator": generator, "dtype": dtype}
-        n_grid = config.encoding.layout(3).n_output
-        n_color_input = config.n_features + config.direction_degree**2
-        self.density_network = MLP(n_grid, config.n_features, config.density_network, **shared)
+        (_, n_encoded), *_ = config.network_shapes()[0]
+        (_, n_color_input), *_ = config.network_shapes()[1]
+        self.density_network = MLP(n_encoded, config.n_features, config.density_network, **shared)
         self.color_network = MLP(n_color_input, 3, config.color_network, output_activation="sigmoid", **shared)
-        self.encoding = GridEncoding.from_config(config.encoding, 3, **shared)
+        self.encoding = encoding_from_config(config.encoding, 3, **shared)
 
     def forward(self, positions_unit: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> RadianceFieldResult:
         """(color, density) of each point: colour in (0, 1), density per scene unit.
@@ -59,29 +62,38 @@ class RadianceField(nn.Module):
             positions_unit: Unit space, [0, 1]^3.
             directions: Unit length, from the camera to the point, in the axes of scene space.
         """
-        return radiance_field(
-            positions_unit,
-            directions,
-            self.encoding.table,
-            list(self.density_network.weights),
-            list(self.color_network.weights),
-            self.encoding.layout,
-            density_bias=self.config.density_bias,
-            degree=self.config.direction_degree,
-            interpolation=self.config.encoding.interpolation,
-            precision=self.precision,
-            backend=self.backend,
-        )
+        config, shared = self.config, {"precision": self.precision, "backend": self.backend}
+        weights = list(self.color_network.weights)
+        if isinstance(self.encoding, GridEncoding) and config.color_sees_density:
+            return radiance_field(
+                positions_unit,
+                directions,
+                self.encoding.table,
+                list(self.density_network.weights),
+                weights,
+                self.encoding.layout,
+                density_bias=config.density_bias,
+                density_activation=config.density_activation,
+                degree=config.direction_degree,
+                interpolation=config.encoding.interpolation,
+                **shared,
+            )
+        h = self._geometry(positions_unit)
+        seen = h if config.color_sees_density else h[:, 1:]
+        color = color_mlp(seen, directions, weights, degree=config.direction_degree, **shared)
+        return RadianceFieldResult(color, density_of(h, self.config.density_bias, self.config.density_activation))
 
     def density(self, positions_unit: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         """Density of each point, per scene unit, without the cost of its colour."""
-        h = encoded_mlp(
-            positions_unit,
-            self.encoding.table,
-            list(self.density_network.weights),
-            self.encoding.layout,
-            interpolation=self.config.encoding.interpolation,
-            precision=self.precision,
-            backend=self.backend,
+        h = self._geometry(positions_unit)
+        return density_of(h, self.config.density_bias, self.config.density_activation)
+
+    def _geometry(self, positions_unit: Float[Tensor, "n 3"]) -> Float[Tensor, "n n_features"]:
+        """The density network's output; a grid and its network run as one op."""
+        weights, shared = list(self.density_network.weights), {"precision": self.precision, "backend": self.backend}
+        if not isinstance(self.encoding, GridEncoding):
+            return mlp(self.encoding(positions_unit), weights, **shared)
+        interpolation = self.config.encoding.interpolation
+        return encoded_mlp(
+            positions_unit, self.encoding.table, weights, self.encoding.layout, interpolation=interpolation, **shared
         )
-        return torch.exp(h[:, 0] + self.config.density_bias)

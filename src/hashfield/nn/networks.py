@@ -1,7 +1,6 @@
 """Networks as modules."""
 
 import math
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -63,8 +62,7 @@ class MLP(nn.Module):
         self.precision: Precision = precision
         self.backend: Backend | None = backend
         self.n_input, self.n_output = n_input, n_output
-        widths = [n_input, *[config.n_neurons] * config.n_hidden_layers, n_output]
-        self.weights = nn.ParameterList(torch.empty(n_out, n_in, dtype=dtype) for n_in, n_out in pairwise(widths))
+        self.weights = nn.ParameterList(torch.empty(s, dtype=dtype) for s in config.shapes(n_input, n_output))
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

@@ -13,6 +13,10 @@ from hashfield.ops.camera_rays import view_rays as view_rays
 from hashfield.ops.color_mlp import color_mlp as color_mlp
 from hashfield.ops.composite import CompositeResult as CompositeResult
 from hashfield.ops.composite import composite as composite
+from hashfield.ops.elementwise_encode import frequency_encode as frequency_encode
+from hashfield.ops.elementwise_encode import identity_encode as identity_encode
+from hashfield.ops.elementwise_encode import one_blob_encode as one_blob_encode
+from hashfield.ops.elementwise_encode import triangle_wave_encode as triangle_wave_encode
 from hashfield.ops.encoded_mlp import encoded_mlp as encoded_mlp
 from hashfield.ops.grid_encode import Interpolation as Interpolation
 from hashfield.ops.grid_encode import Precision as Precision
@@ -28,3 +32,4 @@ from hashfield.ops.radiance_field import RadianceFieldResult as RadianceFieldRes
 from hashfield.ops.radiance_field import radiance_field as radiance_field
 from hashfield.ops.ray_box import ray_box as ray_box
 from hashfield.ops.spherical_harmonics import spherical_harmonics as spherical_harmonics
+from hashfield.ops.total_variation import total_variation as total_variation

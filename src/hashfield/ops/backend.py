@@ -53,9 +53,14 @@ _FAST: dict[str, tuple[Backend, ...]] = {
     "adam": ("numba", "triton"),
     "render_rays": ("numba", "triton"),
     "train_rays": ("numba", "triton"),
+    "eval_points": ("numba", "triton"),
+    "train_points": ("numba", "triton"),
     "occupancy_update": ("numba", "triton"),
     "training_rays": ("numba", "triton"),
     "camera_rays": ("numba", "triton"),
+    "elementwise_encode": (),
+    "total_variation": (),
+    "pixel_batch": ("numba",),
     "ray_box": (),
     "occupancy": (),
 }
@@ -190,6 +195,15 @@ def runs_on_triton(device: torch.device) -> bool:
     the CPU where their interpreter is asked for by name."""
     wanted = requested_backend() or _AUTOMATIC.get(device.type)
     return wanted == "triton" and why_not("train_rays", "triton", torch.empty(0, device=device)) is None
+
+
+def kernel_path() -> str:
+    """What the CPU kernels are compiled for, e.g. "avx512_bf16"; "no kernels" where Numba is missing."""
+    if _unavailable("grid_encode", "numba"):
+        return "no kernels"
+    from hashfield.kernels.numba_cpu.target import PATH
+
+    return PATH
 
 
 def ops() -> tuple[str, ...]:

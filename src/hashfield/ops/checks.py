@@ -15,6 +15,7 @@ _KINDS: dict[str, tuple[torch.dtype, ...]] = {
     "integer": _INTEGERS,
     "int64": (torch.int64,),
     "uint8": (torch.uint8,),
+    "bfloat16": (torch.bfloat16,),
 }
 _KIND_NAMES = {"float": "float32 or float64", "integer": "int32 or int64"}
 
@@ -45,7 +46,8 @@ class Checker:
             name: Of the argument.
             tensor: Its value.
             shape: Sizes, or names of axes that must agree between arguments.
-            kind: "float", "integer", "int64" or "uint8". Floats must share one dtype, all tensors one device.
+            kind: "float", "integer", "int64", "uint8" or "bfloat16". Floats must share one dtype, all tensors one
+                device.
 
         Raises:
             ShapeError: it does not fit.

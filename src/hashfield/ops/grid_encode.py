@@ -3,10 +3,11 @@
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import BFloat16, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hashfield.errors import ShapeError
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.ops.backend import Backend, Choice, choose
 from hashfield.ops.checks import Checker, one_of
@@ -22,6 +23,7 @@ def grid_encode(
     *,
     interpolation: Interpolation = "linear",
     precision: Precision = "float32",
+    table_bf16: BFloat16[Tensor, "n_entries n_features"] | None = None,
     backend: Backend | None = None,
 ) -> Float[Tensor, "n n_output"]:
     """Features of each position: per level, the table interpolated over the corners of the position's cell.
@@ -39,6 +41,8 @@ def grid_encode(
         interpolation: "linear"; "smoothstep", whose result has continuous first derivatives; or "nearest".
         precision: "bfloat16" looks up table values rounded to the nearest bfloat16; sums stay in the table's
             dtype.
+        table_bf16: The table already rounded, for precision "bfloat16", which otherwise rounds all of it at every
+            call; `adam_table` keeps such a copy. Gradients are the table's.
         backend: Implementation; chosen by device if None.
 
     Returns:
@@ -67,20 +71,26 @@ def grid_encode(
     check("table", table, (layout.n_entries, layout.n_features_per_level))
     one_of("grid_encode", "interpolation", interpolation, ("linear", "smoothstep", "nearest"))
     one_of("grid_encode", "precision", precision, ("float32", "bfloat16"))
+    if table_bf16 is not None:
+        if precision != "bfloat16":
+            raise ShapeError("grid_encode: table_bf16: is read with precision 'bfloat16' only")
+        check("table_bf16", table_bf16, tuple(table.shape), "bfloat16")
 
     def limit(name: Backend) -> str | None:
         if name == "reference":
             return None
         if layout.n_dims not in (2, 3):
             return f"{layout.n_dims} dimensions, it covers 2 and 3"
-        if interpolation == "nearest" and name == "numba":
-            return "interpolation 'nearest'"
         return None
 
     choice = choose("grid_encode", backend, positions_unit, table, limit=limit)
     if choice.is_reference:
-        return choice.kernels.grid_encode(positions_unit, table, layout, interpolation, precision)
-    options = (layout, interpolation, precision, choice)
+        return choice.kernels.grid_encode(
+            positions_unit, table, layout, interpolation, precision, table_bf16
+        )  # fmt: skip
+    if interpolation == "nearest":
+        positions_unit = positions_unit.detach()  # constant between the middles of the vertices
+    options = (layout, interpolation, precision, table_bf16, choice)
     return _GridEncode.apply(positions_unit, table, *options)  # pyright: ignore[reportReturnType]
 
 
@@ -93,20 +103,22 @@ class _GridEncode(torch.autograd.Function):
         layout: GridLayout,
         interpolation: str,
         precision: str,
+        table_bf16: Tensor | None,
         choice: Choice,
     ) -> Tensor:
         positions, table = positions.contiguous(), table.contiguous()
-        ctx.save_for_backward(positions, table)
+        lookup = table if table_bf16 is None else table_bf16.contiguous()
+        ctx.save_for_backward(positions, lookup)
         ctx.options = (layout, interpolation, precision)
         ctx.kernels = choice.kernels
-        return choice.kernels.grid_encode_forward(positions, table, layout, interpolation, precision)
+        return choice.kernels.grid_encode_forward(positions, lookup, layout, interpolation, precision)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        positions, table = ctx.saved_tensors
+        positions, lookup = ctx.saved_tensors
         needs_positions, needs_table = ctx.needs_input_grad[:2]
         grad_table, grad_positions = ctx.kernels.grid_encode_backward(
-            positions, table, *ctx.options, grads[0].contiguous(), needs_table, needs_positions
+            positions, lookup, *ctx.options, grads[0].contiguous(), needs_table, needs_positions
         )
-        return grad_positions, grad_table, None, None, None, None
+        return grad_positions, grad_table, None, None, None, None, None

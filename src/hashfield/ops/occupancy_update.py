@@ -1,11 +1,14 @@
 """Upkeep of the occupancy grid: which cells can hold anything, how dense they are, which bits are set."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker
+from hashfield.ops.occupancy import morton3_inverse
 from hashfield.ops.render_rays import FieldParameters
 
 
@@ -35,6 +38,12 @@ def refresh_cells(
     check("values", values, (aabb_scale.bit_length() * 128**3,))
     check("cells", cells, ("n",), "int64")
     check("noise", noise, ("n", 3))
+    if not field.is_fused:
+        side = torch.exp2((cells // 128**3).to(noise.dtype))[:, None]
+        position = (((morton3_inverse(cells % 128**3) + noise) / 128 - 0.5) * side) / aabb_scale + 0.5
+        for few, where in zip(cells.split(2**16), position.split(2**16), strict=True):
+            values[few] = torch.maximum(values[few], field.density(where) * (math.sqrt(3) / 1024))
+        return
     choice = choose("occupancy_update", backend, field.table, values, noise, limit=field.limit)
     choice.kernels.refresh_cells(values, cells, noise, field, aabb_scale)
 

@@ -1,7 +1,7 @@
 """Colour and density of points in a radiance field."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,9 +9,12 @@ from torch import Tensor
 
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.ops.backend import Backend
+from hashfield.ops.checks import one_of
 from hashfield.ops.color_mlp import color_mlp
 from hashfield.ops.encoded_mlp import encoded_mlp
 from hashfield.ops.grid_encode import Interpolation, Precision
+
+DensityActivation = Literal["exp", "relu"]
 
 
 class RadianceFieldResult(NamedTuple):
@@ -32,6 +35,7 @@ def radiance_field(
     layout: GridLayout,
     *,
     density_bias: float = 0.0,
+    density_activation: DensityActivation = "exp",
     degree: int = 4,
     interpolation: Interpolation = "linear",
     precision: Precision = "float32",
@@ -39,7 +43,8 @@ def radiance_field(
 ) -> RadianceFieldResult:
     """Colour and density of each point seen from a direction.
 
-    h = density network of the grid's features; density = exp(h_0 + density_bias); colour = colour network of
+    h = density network of the grid's features; density = exp(h_0 + density_bias), or max(0, h_0 + density_bias) with
+    density_activation "relu"; colour = colour network of
     [h | spherical harmonics of the direction]. h_0 feeds the colour network like the rest, without the bias.
 
     Args:
@@ -49,7 +54,8 @@ def radiance_field(
         density_weights: Matrices of the density network; `layout.n_output` inputs.
         color_weights: Matrices of the colour network; n_out of the density network + degree^2 inputs.
         layout: Sizes of the levels.
-        density_bias: Added to the log-density; 3 starts an object's hull opaque, 0 is instant-ngp's start.
+        density_activation: "exp" is instant-ngp's, "relu" HashNeRF's.
+        density_bias: Added to h_0; with "exp", 3 starts an object's hull opaque, 0 is instant-ngp's start.
         degree: Of the spherical harmonics, 1 to 4.
         interpolation: Of the grid.
         precision: Of lookup and networks. The log-density is never rounded.
@@ -65,6 +71,7 @@ def radiance_field(
 
     Source: instant-ngp nerf_network.h; the bias is ours.
     """
+    one_of("radiance_field", "density_activation", density_activation, ("exp", "relu"))
     h = encoded_mlp(
         positions_unit,
         table,
@@ -75,4 +82,12 @@ def radiance_field(
         backend=backend,
     )
     color = color_mlp(h, directions, color_weights, degree=degree, precision=precision, backend=backend)
-    return RadianceFieldResult(color, torch.exp(h[:, 0] + density_bias))
+    return RadianceFieldResult(color, density_of(h, density_bias, density_activation))
+
+
+def density_of(
+    h: Float[Tensor, "n n_features"], density_bias: float, density_activation: DensityActivation
+) -> Float[Tensor, " n"]:
+    """Density from the density network's output: exp(h_0 + density_bias), or max(0, h_0 + density_bias)."""
+    raw = h[:, 0] + density_bias
+    return torch.relu(raw) if density_activation == "relu" else torch.exp(raw)

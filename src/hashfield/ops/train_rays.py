@@ -1,6 +1,6 @@
 """One training step of a radiance field: rays in, loss and gradients out, fused from march to backward pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -8,10 +8,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from hashfield.errors import ShapeError
-from hashfield.geometry.rays import Rays
+from hashfield.geometry.rays import Rays, RaySamples
 from hashfield.ops.backend import Backend, choose
-from hashfield.ops.checks import Checker
-from hashfield.ops.render_rays import FieldParameters, MarchOptions, check_rays
+from hashfield.ops.checks import Checker, at_least
+from hashfield.ops.composite import composite
+from hashfield.ops.march import march
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, check_rays, unit_positions
 
 
 @dataclass
@@ -40,13 +42,16 @@ class TrainWorkspace:
     """Buffers of `train_rays`, kept from step to step; `grad_table` is added to and the optimiser clears it."""
 
     def __init__(self, field: FieldParameters, max_samples: int, backend: Backend | None = None):
-        """Make room for `max_samples` kept samples a step."""
-        choice = choose("train_rays", backend, field.table, limit=field.limit)
-        self.backend: Backend = choice.name
+        """Make room for `max_samples` kept samples a step; of a field that is not fused, `max_samples` marched ones."""
         self.max_samples = max_samples
         self.made_for = _signature(field)
         self.grad_table = torch.zeros_like(field.table, memory_format=torch.contiguous_format)
-        self.buffers: Any = choice.kernels.make_buffers(field, max_samples)
+        self.backend: Backend = "reference"
+        self.buffers: Any = None
+        if field.is_fused:
+            choice = choose("train_rays", backend, field.table, limit=field.limit)
+            self.backend = choice.name
+            self.buffers = choice.kernels.make_buffers(field, max_samples)
         self.samples_per_ray = 64.0
         """Kept samples a ray is expected to have; part of the state, since it sets how work is cut up."""
 
@@ -69,6 +74,7 @@ def train_rays(
     *,
     jitter: Float[Tensor, " n_rays"],
     huber_delta: float = 0.0,
+    sparsity: float = 0.0,
 ) -> TrainRaysResult:
     """Loss of a batch of rays and its gradients; the table's gradient is added to workspace.grad_table.
 
@@ -89,11 +95,19 @@ def train_rays(
         workspace: Made for this field; also fixes the backend.
         jitter: Fraction of a step by which each ray's lattice is shifted.
         huber_delta: 0 for squared error; else instant-ngp's Huber loss (its 0.1), 1/5 of the usual one.
+        sparsity: Weight in the loss of the entropy -sum w log w of a ray's sample weights and of the light that is
+            left behind them: HashNeRF's sparsity loss, which prefers one surface to a fog. Samples that are not
+            trained (options.min_weight) have no part in it.
+
+    A field that is not fused is evaluated at every marched sample of as many rays as the workspace has room for, by
+    the small ops, and its gradients are autograd's.
 
     Raises:
         ShapeError: an argument has the wrong shape or dtype.
 
-    Source: instant-ngp src/testbed_nerf.cu (compute_loss_kernel_train_nerf); paper appendix E.
+    Source: instant-ngp src/testbed_nerf.cu (compute_loss_kernel_train_nerf); paper appendix E. Sparsity:
+    HashNeRF-pytorch run_nerf.py, where it is summed over rays and the squared error is a mean over rays and channels:
+    its weight 1e-10 at 1,024 rays is 3e-7 here.
     """
     field.check("train_rays")
     jitter = check_rays("train_rays", rays, bits, options, jitter)
@@ -102,8 +116,58 @@ def train_rays(
     check = Checker("train_rays")
     check("target", target, (rays.n_rays, 4))
     check("background", background, (rays.n_rays, 3))
-    choice = choose("train_rays", workspace.backend, field.table, rays.origin, target, limit=field.limit)
+    at_least("train_rays", "sparsity", sparsity, 0.0)
+    if not field.is_fused:
+        return _train_unfused(field, rays, target, background, bits, options, workspace, jitter, huber_delta, sparsity)
+
+    def limit(name: Backend) -> str | None:
+        return "a sparsity loss" if name == "triton" and sparsity > 0.0 else field.limit(name)
+
+    choice = choose("train_rays", workspace.backend, field.table, rays.origin, target, limit=limit)
     found = choice.kernels.train_rays(
-        field, rays, target, background, bits, options, workspace, jitter, float(huber_delta)
+        field, rays, target, background, bits, options, workspace, jitter, float(huber_delta), float(sparsity)
     )
     return TrainRaysResult(**found)
+
+
+@torch.enable_grad()
+def _train_unfused(
+    field: FieldParameters, rays: Rays, target: Tensor, background: Tensor, bits: Tensor, options: MarchOptions,
+    workspace: TrainWorkspace, jitter: Tensor, huber_delta: float, sparsity: float,
+) -> TrainRaysResult:  # fmt: skip
+    samples = march(
+        rays, bits, aabb_scale=options.aabb_scale, cone_angle=options.cone_angle, step_scale=options.step_scale,
+        jitter=jitter,
+    )  # fmt: skip
+    # The rays, from the first on, whose samples there is room for.
+    n = int((samples.ray_offsets <= workspace.max_samples).sum()) - 1
+    m = int(samples.ray_offsets[n])
+    samples = RaySamples(samples.t[:m], samples.dt[:m], samples.ray_offsets[: n + 1])
+    rays = Rays(rays.origin[:n], rays.direction[:n], rays.t_min[:n], rays.t_max[:n])
+    target, background, n_given = target[:n], background[:n], max(len(target), 1)
+    leaves = [w.detach().requires_grad_() for w in (field.table, *field.density_weights, *field.color_weights)]
+    split = 1 + len(field.density_weights)
+    leaf = replace(
+        field, table=leaves[0], density_weights=tuple(leaves[1:split]), color_weights=tuple(leaves[split:])
+    )
+    counts = samples.ray_offsets[1:] - samples.ray_offsets[:-1]
+    ray = torch.repeat_interleave(torch.arange(n, device=counts.device), counts)
+    seen = leaf.color_and_density(unit_positions(rays, samples.t, ray, options.aabb_scale), rays.direction[ray])
+    found = composite(seen.color, seen.density, samples, background, min_transmittance=options.min_transmittance)
+    alpha = target[:, 3:]
+    difference = found.color - (target[:, :3] * alpha + background * (1 - alpha))
+    kernels = choose("train_rays", "reference", field.table).kernels
+    loss = kernels.huber(difference, huber_delta).sum()
+    if sparsity > 0.0:
+        loss = loss + sparsity * (kernels.entropy(found.weight) + kernels.entropy(1 - found.opacity))
+    grads = torch.autograd.grad(loss / n_given, leaves, allow_unused=True)
+    grads = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, leaves, strict=True)]
+    workspace.grad_table += grads[0]
+    workspace.samples_per_ray = m / max(n, 1)
+    return TrainRaysResult(
+        loss=float(loss.detach()) / max(n, 1),
+        squared_error=float(difference.detach().square().mean()) if n else 0.0,
+        n_rays=n, n_marched=m, n_kept=m, grad_density_weights=grads[1:split], grad_color_weights=grads[split:],
+        stage_cycles={},
+    )  # fmt: skip
+

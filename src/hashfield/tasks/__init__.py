@@ -1,0 +1,87 @@
+"""The kinds of things that can be learned, and where each one's parts are. Nothing is imported until it is asked for.
+
+A new task is a file here, a file of commands in `cli`, and a line in `KINDS`; no other code names it.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hashfield.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of task."""
+
+    name: str
+    """As checkpoints and commands have it: "nerf"."""
+    learns: str
+    """From what to what, for the help text."""
+    module: str
+    """Holds the task, its configuration, and `load_model(path)`."""
+    commands: dict[str, str]
+    """Verb of the command line -> "module:function" that takes the verb's arguments and returns the exit code. "train",
+    "demo" and "sweep" get what follows the kind's name, "render" and "evaluate" all of their arguments."""
+
+    def load_model(self, path: Path) -> Any:
+        """The model in a checkpoint file of this kind."""
+        return importlib.import_module(self.module).load_model(path)
+
+    def command(self, verb: str) -> Callable[[list[str]], int] | None:
+        """The function behind a verb, or None where this kind has none."""
+        if verb not in self.commands:
+            return None
+        module, _, function = self.commands[verb].partition(":")
+        return getattr(importlib.import_module(module), function)
+
+
+KINDS: Final = (
+    Kind(
+        "nerf",
+        "a radiance field from photos with camera poses",
+        "hashfield.tasks.nerf",
+        {
+            "train": "hashfield.cli.train:train_nerf",
+            "demo": "hashfield.cli.demo:demo_nerf",
+            "render": "hashfield.cli.render:render_nerf",
+            "evaluate": "hashfield.cli.evaluate:evaluate_nerf",
+            "sweep": "hashfield.cli.sweep:sweep_nerf",
+        },
+    ),
+    Kind(
+        "image",
+        "a picture of any size as a function from position to colour",
+        "hashfield.tasks.image",
+        {verb: f"hashfield.cli.image:{verb}_image" for verb in ("train", "demo", "render", "evaluate")}
+        | {"sweep": "hashfield.cli.sweep:sweep_image"},
+    ),
+    Kind(
+        "sdf",
+        "a signed distance from a mesh",
+        "hashfield.tasks.sdf",
+        {verb: f"hashfield.cli.sdf:{verb}_sdf" for verb in ("train", "demo", "render", "evaluate")}
+        | {"sweep": "hashfield.cli.sweep:sweep_sdf"},
+    ),
+)
+"""All of them; the first is the one meant where none is named."""
+
+
+def kind_named(name: Any) -> Kind | None:
+    """The kind with this name, or None."""
+    return next((kind for kind in KINDS if kind.name == name), None)
+
+
+def kind_of(metadata: dict[str, Any], path: Path) -> Kind:
+    """The kind of the checkpoint with this metadata.
+
+    Raises:
+        CheckpointError: this program has no such kind; the text names `path`.
+    """
+    kind = kind_named(metadata.get("task"))
+    if kind is None:
+        known = ", ".join(repr(kind.name) for kind in KINDS)
+        raise CheckpointError(f"{path}: task: expected {known}, got {metadata.get('task')!r}")
+    return kind

@@ -18,15 +18,18 @@ from hashfield.data.dataset import PosedImages, Scene
 from hashfield.data.pixel_sampler import PixelSampler
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.cameras import Camera, camera_table
+from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.spaces import Spaces
 from hashfield.log import logger
-from hashfield.nn.config import GridConfig, RadianceFieldConfig
+from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig
+from hashfield.nn.encodings import GridEncoding, table_of
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.backend import fast_precision, runs_on_triton
 from hashfield.ops.camera_rays import view_rays
 from hashfield.ops.occupancy_update import carve, silhouettes
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
-from hashfield.ops.train_rays import TrainWorkspace, train_rays
+from hashfield.ops.total_variation import cube_sides, total_variation
+from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
 from hashfield.render.occupancy import OccupancyGrid
 from hashfield.train.checkpoint import (
     config_from_dict,
@@ -65,6 +68,13 @@ class NerfTrainConfig:
     """L2 on the networks' matrices."""
     huber_delta: float = 0.0
     """0: squared error; else the delta of instant-ngp's Huber loss (0.1 in the paper preset)."""
+    sparsity: float = 0.0
+    """Weight of the entropy of a ray's sample weights in the loss, which is the squared error summed over channels.
+    HashNeRF's 1e-10 is 3e-7 here."""
+    total_variation: float = 0.0
+    """Weight of the grid's total variation in random cubes of vertices; HashNeRF's 1e-6 is 3e-6 here."""
+    total_variation_until: float = 0.02
+    """Fraction of the run at which that ends: HashNeRF's 1,000 steps of 50,000."""
     min_transmittance: float = 1e-2
     """A training ray ends where less light than this is left."""
     min_weight: float = 4e-3
@@ -81,8 +91,12 @@ class NerfTrainConfig:
         for name in ("learning_rate", "final_learning_rate"):
             if not 0 < getattr(self, name) < 10:
                 raise ConfigError(f"{name}: expected a number in (0, 10), got {getattr(self, name)}")
-        if not 0 <= self.flat_until <= 1:
-            raise ConfigError(f"flat_until: expected a fraction, got {self.flat_until}")
+        for name in ("flat_until", "total_variation_until"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: expected a fraction, got {getattr(self, name)}")
+        for name in ("sparsity", "total_variation"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected a finite number of at least 0, got {getattr(self, name)}")
         if not 0 < self.min_transmittance < 1:
             raise ConfigError(f"min_transmittance: expected a number in (0, 1), got {self.min_transmittance}")
         if not 0 <= self.min_weight < 0.5:
@@ -130,17 +144,26 @@ class NerfConfig:
     """Everything that decides how a scene becomes a model."""
 
     preset: str = "default"
-    """fast, default, quality, paper, gpu-fast, gpu or gpu-quality: where the other values start from. Not named, the
-    run's length and the device choose."""
-    encoding: GridConfig = GridConfig()
+    """fast, default, quality, paper, hashnerf, gpu-fast, gpu or gpu-quality: where the other values start from. Not
+    named, the run's length and the device choose."""
+    encoding: EncodingConfig = EncodingConfig()
     """Of positions. per_level_scale is not set here: it follows from finest_resolution."""
     finest_resolution: int = 2048
     """Vertices per axis and unit of aabb_scale at the last level (N_max)."""
     density_bias: float | None = None
     """Added to the log-density. None: 3 where the scene was carved, so that hulls start opaque, else
-    2 - ln(aabb_scale), so that the box does not."""
+    2 - ln(aabb_scale), so that the box does not. With a ReLU the exponential of that is added to the density."""
     n_neurons: int = 64
-    """Neurons of the hidden layers, one of the density network and two of the colour network."""
+    """Neurons of the hidden layers."""
+    density_layers: int = 1
+    """Hidden layers of the density network. Networks other than 1 and 2, encodings other than grids and other than
+    linear interpolation go through the small ops in float32: slower."""
+    color_layers: int = 2
+    """Hidden layers of the colour network."""
+    density_activation: Literal["exp", "relu"] = "exp"
+    """What makes the density network's first output a density: exp as in instant-ngp, relu as in HashNeRF."""
+    color_sees_density: bool = True
+    """Whether that output also feeds the colour network, as in instant-ngp; not in HashNeRF."""
     precision: RunPrecision = "auto"
     """Of lookups and networks; sums and parameters are float32 always. auto: on GPUs float16; on CPUs bfloat16 lookups,
     and bfloat16 networks where the CPU has instructions for them. float16 means auto where there is no GPU."""
@@ -150,30 +173,53 @@ class NerfConfig:
     """Empty-space skipping."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
         if self.precision not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"precision: expected auto, float32, bfloat16 or float16, got {self.precision!r}")
         if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
             raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
-        if self.encoding.per_level_scale != GridConfig().per_level_scale:
+        for name in ("density_layers", "color_layers"):
+            if not 0 <= getattr(self, name) <= 16:
+                raise ConfigError(f"{name}: expected 0 to 16, got {getattr(self, name)}")
+        if self.density_activation not in ("exp", "relu"):
+            raise ConfigError(f"density_activation: expected exp or relu, got {self.density_activation!r}")
+        if not self.is_fused and self.precision == "bfloat16":
+            raise ConfigError("precision: bfloat16 needs a linear grid, one density layer and two colour layers")
+        if self.train.total_variation > 0 and self.encoding.otype != "Grid":
+            raise ConfigError(f"total_variation: needs a grid, the encoding is {self.encoding.otype}")
+        if self.encoding.per_level_scale != EncodingConfig().per_level_scale:
             raise ConfigError("encoding.per_level_scale: follows from finest_resolution; set that instead")
         if self.finest_resolution < self.encoding.base_resolution:
             raise ConfigError(f"finest_resolution: expected at least base_resolution, got {self.finest_resolution}")
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether the fused kernels take such a field."""
+        usual = self.encoding.otype == "Grid" and self.encoding.interpolation == "linear"
+        return usual and (self.density_layers, self.color_layers) == (1, 2)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether GPUs train such a field without waiting: what the fused kernels take, and no further loss."""
+        usual = self.density_activation == "exp" and self.color_sees_density and self.n_neurons <= 128
+        return self.is_fused and usual and self.train.sparsity == 0.0 and self.train.total_variation == 0.0
+
     def field_config(self, aabb_scale: int, density_bias: float) -> RadianceFieldConfig:
         """Sizes of the field for a box of this side."""
-        base = RadianceFieldConfig()
         return RadianceFieldConfig(
             encoding=self.encoding.reaching(self.finest_resolution * aabb_scale),
-            density_network=replace(base.density_network, n_neurons=self.n_neurons),
-            color_network=replace(base.color_network, n_neurons=self.n_neurons),
+            density_network=MLPConfig(self.n_neurons, self.density_layers),
+            color_network=MLPConfig(self.n_neurons, self.color_layers),
             density_bias=density_bias,
+            density_activation=self.density_activation,
+            color_sees_density=self.color_sees_density,
         )
 
 
 def _preset(name: str, log2_hashmap_size: int, batch_samples: int, **changes: Any) -> NerfConfig:
     return NerfConfig(
         preset=name,
-        encoding=GridConfig(log2_hashmap_size=log2_hashmap_size),
+        encoding=EncodingConfig(log2_hashmap_size=log2_hashmap_size),
         train=NerfTrainConfig(batch_samples=batch_samples, **changes),
     )
 
@@ -188,8 +234,19 @@ PRESETS: dict[str, NerfConfig] = {
     # The paper's encoding, loss and step, for comparisons; not the fastest on a CPU.
     "paper": NerfConfig(
         preset="paper",
-        encoding=GridConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
+        encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
         train=NerfTrainConfig(batch_samples=2**16, huber_delta=0.1, min_transmittance=1e-4, min_weight=0.0),
+    ),
+    # HashNeRF-pytorch's networks (NeRFSmall), finest resolution and losses, over our grid, sampling and optimiser. Its
+    # densities start at 0, where half of space has no gradient through the ReLU; lego then stays empty. Ours start at
+    # `density_bias`.
+    "hashnerf": NerfConfig(
+        preset="hashnerf",
+        encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
+        finest_resolution=512,
+        density_activation="relu",
+        color_sees_density=False,
+        train=NerfTrainConfig(batch_samples=2**15, final_learning_rate=1e-3, sparsity=3e-7, total_variation=3e-6),
     ),
     # For GPUs, where a step costs little and faint samples are affordable: a few seconds, and more.
     "gpu-fast": _preset("gpu-fast", 19, 2**16),
@@ -240,17 +297,30 @@ def field_parameters(
     module: RadianceField, table_bf16: Tensor | None, precision: RunPrecision = "auto"
 ) -> FieldParameters:
     """A field module's numbers as the fused ops take them; `precision` as NerfConfig describes it."""
-    table = module.encoding.table.detach()
-    networks = network_precision(precision, table.device)
-    return FieldParameters(
-        layout=module.encoding.layout,
-        table=table,
+    first, *others = (w.detach() for w in module.color_network.weights)
+    if not module.config.color_sees_density:
+        first = nn.functional.pad(first, (1, 0))  # the kernels hand it that output too, here with weight 0
+    encoding = module.encoding
+    found = FieldParameters(
+        layout=module.config.encoding.layout(3) if isinstance(encoding, GridEncoding) else GridLayout(),
+        table=table_of(module.encoding).detach(),
         density_weights=tuple(w.detach() for w in module.density_network.weights),
-        color_weights=tuple(w.detach() for w in module.color_network.weights),
+        color_weights=(first, *others),
         density_bias=module.config.density_bias,
+        density_activation=module.config.density_activation,
+        interpolation=module.config.encoding.interpolation,
+        encode=None if isinstance(encoding, GridEncoding) else encoding,
+    )
+    if not found.is_fused:
+        return found
+    networks = network_precision(precision, found.table.device)
+    if networks == "float16" and found.limit("triton") is not None:
+        networks = "float32"  # the reference then runs
+    return replace(
+        found,
         table_bf16=None if precision == "float32" or networks == "float16" else table_bf16,
         precision=networks,
-        table_fp16=table.to(torch.float16) if networks == "float16" else None,
+        table_fp16=found.table.to(torch.float16) if networks == "float16" else None,
     )
 
 
@@ -259,8 +329,8 @@ def gpu_memory(config: NerfConfig, scene: Scene) -> int:
     from hashfield.train.on_device import n_bytes_of
 
     field = config.field_config(scene.spaces.aabb_scale, 0.0)
-    shapes = list(expected_shapes(field, scene.spaces).items())
-    n_weights = sum(rows * columns for name, (rows, columns) in shapes[1:6])
+    shapes = expected_shapes(field, scene.spaces).items()
+    n_weights = sum(math.prod(shape) for name, shape in shapes if "_network." in name)
     n_pixels = sum(camera.width * camera.height for camera in scene.splits["train"].cameras)
     n_cells = scene.spaces.n_cascades * 128**3
     return n_bytes_of(field.encoding.layout(3), n_weights, config.train.batch_samples, n_pixels, n_cells)
@@ -305,7 +375,7 @@ class NerfModel(nn.Module):
         self.spaces = spaces
         self.register_buffer("bits", bits)
         self.register_buffer("box", box)
-        self.register_buffer("table_bf16", module.encoding.table.detach().to(torch.bfloat16))
+        self.register_buffer("table_bf16", table_of(module.encoding).detach().to(torch.bfloat16))
         self.cameras = {split: list(views) for split, views in (cameras or {}).items()}
         self.background = background
         self.step_scale = step_scale
@@ -485,18 +555,14 @@ def load_model(path: Path, device: torch.device = _CPU) -> NerfModel:
 
 def expected_shapes(config: RadianceFieldConfig, spaces: Spaces) -> dict[str, tuple[int, ...]]:
     """Name and shape of the tensors that a checkpoint of such a field must hold."""
-    layout = config.encoding.layout(3)
-    n, c = config.density_network.n_neurons, config.color_network.n_neurons
-    return {
-        "field.encoding.table": (layout.n_entries, layout.n_features_per_level),
-        "field.density_network.weights.0": (n, layout.n_output),
-        "field.density_network.weights.1": (config.n_features, n),
-        "field.color_network.weights.0": (c, config.n_features + config.direction_degree**2),
-        "field.color_network.weights.1": (c, c),
-        "field.color_network.weights.2": (3, c),
-        "bits": (spaces.n_cascades * 128**3 // 8,),
-        "box": (6,),
-    }
+    found: dict[str, tuple[int, ...]] = {"bits": (spaces.n_cascades * 128**3 // 8,), "box": (6,)}
+    if config.n_grid_parameters:
+        layout = config.encoding.layout(3)
+        found["field.encoding.table"] = (layout.n_entries, layout.n_features_per_level)
+    for network, shapes in zip(("density", "color"), config.network_shapes(), strict=True):
+        for k, shape in enumerate(shapes):
+            found[f"field.{network}_network.weights.{k}"] = shape
+    return found
 
 
 def _part(metadata: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
@@ -558,6 +624,8 @@ class NerfTask:
         bias, decay = config.density_bias, config.occupancy.decay
         # Uncarved, a ray should get through some of the box at first, whatever its size.
         usual_bias = 3.0 if self.is_carved else 2.0 - math.log(self.spaces.aabb_scale)
+        if config.density_activation == "relu":
+            usual_bias = math.exp(usual_bias)
         self.density_bias: float = usual_bias if bias is None else bias
         self.min_weight = config.train.min_weight if self.is_carved else min(config.train.min_weight, 1e-3)
         self.decay: float = (0.6 if self.is_carved else 0.95) if decay is None else decay
@@ -572,11 +640,11 @@ class NerfTask:
         """The training that is never waited for, on GPUs."""
         self.workspace: TrainWorkspace | None = None
         self.optimizer: TableOptimizer | DeviceOptimizer
-        if runs_on_triton(device):
+        if runs_on_triton(device) and config.is_plain:
             self.on_device = self._device_training()
             self.optimizer = self.on_device.optimizer
         else:
-            self.optimizer = TableOptimizer(self.field.encoding.table, self.matrices, l2=config.train.l2)
+            self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=config.train.l2)
             self.workspace = TrainWorkspace(
                 self.parameters(), max(2 * config.train.batch_samples, LONGEST_RAYS * torch.get_num_threads())
             )
@@ -657,7 +725,7 @@ class NerfTask:
             jitter=torch.zeros(2, device=device),
         )  # fmt: skip
         scratch = TableOptimizer(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
-        scratch.step(torch.zeros_like(field.table), [*grads.grad_density_weights, *grads.grad_color_weights], 1e-3)
+        scratch.step(torch.zeros_like(field.table), self.matrix_gradients(grads), 1e-3)
         camera = self.scene.splits["train"].cameras[0].resized(2, 2)
         NerfModel(self.field, spaces, grid.bits, box, precision=self.config.precision).render(camera)
         self.field.requires_grad_(True)
@@ -712,17 +780,35 @@ class NerfTask:
         )  # fmt: skip
         result = train_rays(
             self.parameters(), batch.rays, batch.target, background, self.grid.bits, options, self.workspace,
-            jitter=jitter, huber_delta=config.huber_delta,
+            jitter=jitter, huber_delta=config.huber_delta, sparsity=config.sparsity,
         )  # fmt: skip
         if not math.isfinite(result.loss):
             self.workspace.grad_table.zero_()
         elif result.n_rays > 0:
-            grads = [*result.grad_density_weights, *result.grad_color_weights]
-            self.optimizer.step(self.workspace.grad_table, grads, rate)
+            if config.total_variation > 0 and fraction < config.total_variation_until:
+                result.loss += config.total_variation * self._add_total_variation(step)
+            self.optimizer.step(self.workspace.grad_table, self.matrix_gradients(result), rate)
         # Rays of the next step: what the sample budget allows, at most twice as many.
         wanted = result.n_rays * config.batch_samples / max(result.n_kept, 1)
         self.n_rays = int(min(max(16, min(2 * result.n_rays, wanted)), 2**18))
         return StepResult(result.loss, result.squared_error, result.n_rays, result.n_kept)
+
+    def matrix_gradients(self, result: TrainRaysResult) -> list[Tensor]:
+        """A step's gradients of the field's matrices, density network first."""
+        first, *others = result.grad_color_weights
+        if not self.config.color_sees_density:
+            first = first[:, 1:].contiguous()  # without the column that `field_parameters` adds
+        return [*result.grad_density_weights, first, *others]
+
+    def _add_total_variation(self, step: int) -> float:
+        layout = self.field.config.encoding.layout(3)
+        sides = cube_sides(layout)
+        # Of a generator of its own for each step, so that the others draw the same with and without.
+        generator = np.random.default_rng((self.seed, step))
+        highest = layout.resolutions.astype(np.int64)[:, None] - np.array(sides)[:, None]
+        corners = torch.from_numpy((generator.random((layout.n_levels, 3)) * highest).astype(np.int64)).to(self.device)
+        weight, table = self.config.train.total_variation, table_of(self.field.encoding)
+        return total_variation(table, self.workspace.grad_table, layout, corners=corners, sides=sides, weight=weight)
 
     def step_scale(self, fraction: float) -> float:
         """Length of the march's step at this point of the run."""

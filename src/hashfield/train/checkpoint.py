@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import tempfile
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,6 +123,18 @@ def export_checkpoint(source: Path, target: Path) -> int:
     metadata = {k: v for k, v in metadata.items() if k != "state"}
     save_checkpoint(target, small, {**metadata, "precision": "half"})
     return target.stat().st_size
+
+
+def exported_size(path: Path) -> int:
+    """Bytes of the export of a checkpoint: the file's own if it is one, else measured by writing one.
+
+    Raises:
+        CheckpointError: it cannot be read, or there is no room for temporary files.
+    """
+    if "state" not in read_metadata(path):
+        return path.stat().st_size
+    with tempfile.TemporaryDirectory() as folder:
+        return export_checkpoint(path, Path(folder) / "export.safetensors")
 
 
 def _opened(path: Path) -> Any:

@@ -29,21 +29,25 @@ METRICS: Final = (
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How long to train. Exactly one of the two lengths is given; schedules are fractions of it."""
+    """How long to train. Exactly one of the three lengths is given; schedules are fractions of it."""
 
     n_steps: int | None = None
     """Steps of the whole run."""
     max_seconds: float | None = None
     """Seconds of training of the whole run: all that happens after the images are decoded, without evaluation,
     saving and first-use compilation. The clock then enters the schedule, so runs are not repeatable bit for bit."""
+    max_samples: int | None = None
+    """Points that the networks are trained on; the run ends with the step that reaches it."""
     autosave_seconds: float = 60.0
     """Time between checkpoints."""
     stop_after: int | None = None
     """Stop as if interrupted once this many steps are done; for tests of resuming."""
 
     def __post_init__(self) -> None:
-        if (self.n_steps is None) == (self.max_seconds is None):
-            raise ConfigError("expected exactly one of --n-steps and --max-seconds")
+        if sum(length is not None for length in (self.n_steps, self.max_seconds, self.max_samples)) != 1:
+            raise ConfigError("expected exactly one of --n-steps, --max-seconds and --max-samples")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ConfigError(f"max_samples: expected at least 1, got {self.max_samples}")
         if self.n_steps is not None and self.n_steps < 1:
             raise ConfigError(f"n_steps: expected at least 1, got {self.n_steps}")
         if self.max_seconds is not None and not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
@@ -84,6 +88,8 @@ class TrainResult:
     n_samples: int
     history: list[dict[str, Any]] = field(default_factory=list)
     """The lines of metrics.jsonl."""
+    cpu_seconds: float = 0.0
+    """Processor time of this process in the steps it took itself, all threads."""
 
 
 class _Window:
@@ -150,7 +156,7 @@ def train(
     task.warm_up()
     compile_seconds = time.perf_counter() - before
 
-    step, n_rays, n_samples, elapsed = 0, 0, 0, 0.0
+    step, n_rays, n_samples, elapsed, cpu_seconds = 0, 0, 0, 0.0, 0.0
     history: list[dict[str, Any]] = []
     metrics = _Metrics(run.metrics_jsonl)
     if resume:
@@ -179,6 +185,8 @@ def train(
     def fraction() -> float:
         if options.n_steps is not None:
             return min(1.0, step / options.n_steps)
+        if options.max_samples is not None:
+            return min(1.0, n_samples / options.max_samples)
         return min(1.0, elapsed / (options.max_seconds or 1.0))
 
     if not resume:
@@ -190,10 +198,11 @@ def train(
             if signals.caught or (options.stop_after is not None and step >= options.stop_after):
                 stopped_by = "interrupted"
                 break
-            before = time.perf_counter()
+            before, own = time.perf_counter(), time.process_time()
             result = task.step(step, fraction())
             now = time.perf_counter()
             elapsed += now - before
+            cpu_seconds += time.process_time() - own
             if isinstance(result.loss, float) and not math.isfinite(result.loss):
                 stopped_by = "non_finite"
                 break
@@ -229,7 +238,7 @@ def train(
             stopped_by = "non_finite"
     if stopped_by != "non_finite":
         save()
-    return TrainResult(step, elapsed, compile_seconds, stopped_by, n_rays, n_samples, history)
+    return TrainResult(step, elapsed, compile_seconds, stopped_by, n_rays, n_samples, history, cpu_seconds)
 
 
 def _plus(n_rays: int, n_samples: int, more: tuple[int, int]) -> tuple[int, int]:

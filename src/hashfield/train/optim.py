@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashfield.errors import CheckpointError
+from hashfield.errors import CheckpointError, ConfigError
 from hashfield.ops.adam import adam, adam_table
 
 
@@ -26,18 +26,37 @@ class TableOptimizer:
     """Adam for one grid table and some matrices, with one global step count.
 
     Table entries whose gradient is exactly zero are skipped; matrices always step and get L2 (paper section 4).
+
+    Parts of the table may be updated every n-th step only, by the sum of the gradients since: a level with more entries
+    than a batch touches gains little from a step, and all of its memory is walked through for one.
     """
 
     def __init__(
         self, table: Tensor, matrices: Sequence[Tensor], *, beta1: float = 0.9, beta2: float = 0.99,
-        epsilon: float = 1e-15, l2: float = 1e-6,
+        epsilon: float = 1e-15, l2: float = 1e-6, parts: Sequence[tuple[int, int]] | None = None,
     ) -> None:  # fmt: skip
-        """Args: table and matrices are changed in place by `step`."""
+        """Args:
+        table, matrices: Changed in place by `step`.
+        beta1, beta2, epsilon: Of Adam.
+        l2: On the matrices.
+        parts: (rows, interval) of consecutive parts of the table, which are updated every interval-th step; None
+            updates all of it at every step.
+        """
         self.table, self.matrices = table, list(matrices)
         self.table_bf16 = table.detach().to(torch.bfloat16)
         self.options: dict[str, Any] = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
         self.l2 = l2
         self.n_steps = 0
+        self.parts: list[tuple[slice, int]] = []
+        first = 0
+        for rows, interval in parts or [(len(table), 1)]:
+            if self.parts and self.parts[-1][1] == interval:  # one launch instead of two
+                self.parts[-1] = slice(self.parts[-1][0].start, first + rows), interval
+            else:
+                self.parts.append((slice(first, first + rows), interval))
+            first += rows
+        if first != len(table) or any(interval < 1 for _, interval in self.parts):
+            raise ConfigError(f"parts: expected {len(table)} rows and intervals of at least 1, got {parts}")
         self.moments = {
             name: torch.zeros_like(value)
             for k, value in enumerate([table, *self.matrices])
@@ -45,13 +64,15 @@ class TableOptimizer:
         }
 
     def step(self, grad_table: Tensor, grad_matrices: Sequence[Tensor], learning_rate: float) -> None:
-        """Take one step; `grad_table` is cleared and `table_bf16` refreshed."""
+        """Take one step; `grad_table` is cleared and `table_bf16` refreshed, in the parts whose turn it is."""
         self.n_steps += 1
         m = self.moments
-        adam_table(
-            self.table.detach(), grad_table, m["0.moment1"], m["0.moment2"], self.table_bf16, step=self.n_steps,
-            learning_rate=learning_rate, **self.options,
-        )  # fmt: skip
+        for rows, interval in self.parts:
+            if self.n_steps % interval == 0:
+                adam_table(
+                    *(x[rows] for x in (self.table.detach(), grad_table, m["0.moment1"], m["0.moment2"])),
+                    self.table_bf16[rows], step=self.n_steps // interval, learning_rate=learning_rate, **self.options,
+                )  # fmt: skip
         for k, (matrix, grad) in enumerate(zip(self.matrices, grad_matrices, strict=True), start=1):
             adam(
                 matrix.detach(), grad, m[f"{k}.moment1"], m[f"{k}.moment2"], step=self.n_steps,

@@ -11,7 +11,7 @@ from hashfield.kernels.numba_cpu.common import exp, part
 from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range
 from hashfield.kernels.numba_cpu.march import next_sample, ray_line, t_from_steps
 from hashfield.kernels.numba_cpu.mlp import ROWS, paired, product_relu, product_store, put
-from hashfield.kernels.numba_cpu.simd import LANES, load, peek, poke, splat, store
+from hashfield.kernels.numba_cpu.simd import LANES, load, maximum, peek, poke, splat, store
 
 N_GEOMETRY = 16  # outputs of the density network; the first is the logarithm of density
 N_DIRECTION = 16  # spherical harmonics of degree 4
@@ -90,14 +90,22 @@ def log_density(
 @part
 def density_wave(
     positions, stride, m, table, n_features, levels, scales, index, weight, features, row, density_net, hidden,
-    raw, geometry, dt, tau, alpha, bias,
+    raw, geometry, dt, tau, alpha, bias, is_relu,
 ):  # fmt: skip
-    """Density of m samples: features [m, row], geometry [m, 16], tau = density * dt and alpha = 1 - e^-tau."""
+    """Density of m samples: features [m, row], geometry [m, 16], tau = density * dt and alpha = 1 - e^-tau.
+
+    The density is e^(raw + bias), or, where is_relu is set, max(0, raw + bias)."""
     log_density(
         positions, stride, m, table, n_features, levels, scales, index, weight, features, row, density_net, hidden,
         raw, geometry, tau,
     )  # fmt: skip
     one, zero, bias_v = splat(np.float32(1.0)), splat(np.float32(0.0)), splat(bias)
+    if is_relu:
+        for i in range(0, m, LANES):
+            thickness = maximum(load(tau, i) + bias_v, zero) * load(dt, i)
+            store(tau, i, thickness)
+            store(alpha, i, one - exp(zero - thickness))
+        return
     for i in range(0, m, LANES):
         thickness = exp(load(tau, i) + bias_v) * load(dt, i)
         store(tau, i, thickness)

@@ -22,6 +22,7 @@ from hashfield.kernels.numba_cpu.common import (
     n_threads,
     overloaded,
     part,
+    recycled,
     restore_denormals,
     round_up,
     share,
@@ -33,6 +34,7 @@ from hashfield.kernels.numba_cpu.simd import (
     floor,
     fma,
     load,
+    load_int,
     peek,
     poke,
     prefetch,
@@ -43,6 +45,7 @@ from hashfield.kernels.numba_cpu.simd import (
     store_bf16,
     store_int,
     to_bf16,
+    to_float,
     to_int_fast,
     unsigned_minimum,
     where,
@@ -66,6 +69,35 @@ def cell_and_fraction(x, scale):
 
 
 @inline
+def cell_and_fraction_fixed(k, scale):
+    """The same for a position k / 2^32 in fixed point; the fraction is good to 2^-23 of a cell on every level.
+
+    scale * k falls into an upper half, of which the rounding error is kept, and a lower half of at most 2^-16 * scale.
+    """
+    high, low = to_float(k >> splat_int(16)), to_float(k & splat_int(0xFFFF))
+    scale = scale * splat(2.0**-16)
+    q = scale * high
+    error = fma(scale, high, splat(0.0) - q)
+    cell = floor(q)
+    rest = (q - cell) + (fma(scale * splat(2.0**-16), low, error) + splat(0.5))
+    whole = floor(rest)
+    return to_int_fast(cell + whole), rest - whole
+
+
+@overloaded
+def locate(positions, at, scale):
+    """Cells and fractions of LANES points along one axis: float32 positions, or uint32 ones in fixed point."""
+
+    def floating(positions, at, scale):
+        return cell_and_fraction(load(positions, at), scale)
+
+    def fixed(positions, at, scale):
+        return cell_and_fraction_fixed(load_int(positions, at), scale)
+
+    return fixed if positions.dtype == types.uint32 else floating
+
+
+@inline
 def eased(f, smoothstep):
     """The interpolation weight of the upper corner: f, or f^2 (3 - 2f)."""
     if smoothstep:
@@ -85,9 +117,9 @@ def corners3(positions, stride, start, scale, resolution, size, hashed, smoothst
     scale_v, one, one_i = splat(scale), splat(1.0), splat_int(1)
     size_v = splat_int(size)
     for i in range(0, BLOCK, LANES):
-        ix, fx = cell_and_fraction(load(positions, start + i), scale_v)
-        iy, fy = cell_and_fraction(load(positions, stride + start + i), scale_v)
-        iz, fz = cell_and_fraction(load(positions, 2 * stride + start + i), scale_v)
+        ix, fx = locate(positions, start + i, scale_v)
+        iy, fy = locate(positions, stride + start + i, scale_v)
+        iz, fz = locate(positions, 2 * stride + start + i, scale_v)
         fx, fy, fz = eased(fx, smoothstep), eased(fy, smoothstep), eased(fz, smoothstep)
         gx, gy, gz = one - fx, one - fy, one - fz
         w00, w10, w01, w11 = gy * gz, fy * gz, gy * fz, fy * fz
@@ -136,8 +168,8 @@ def corners2(positions, stride, start, scale, resolution, size, hashed, smoothst
     scale_v, one, one_i = splat(scale), splat(1.0), splat_int(1)
     size_v = splat_int(size)
     for i in range(0, BLOCK, LANES):
-        ix, fx = cell_and_fraction(load(positions, start + i), scale_v)
-        iy, fy = cell_and_fraction(load(positions, stride + start + i), scale_v)
+        ix, fx = locate(positions, start + i, scale_v)
+        iy, fy = locate(positions, stride + start + i, scale_v)
         fx, fy = eased(fx, smoothstep), eased(fy, smoothstep)
         gx, gy = one - fx, one - fy
         j = at + i
@@ -165,10 +197,24 @@ def corners2(positions, stride, start, scale, resolution, size, hashed, smoothst
 
 @part
 def reduce_indices(index, at, n, size):
-    """Indices modulo the level's size, for points outside the unit box where one subtraction is not enough."""
+    """Indices modulo the level's size, where one subtraction is not enough: tiled levels, points outside the unit box."""
+    if size & (size - np.uint32(1)) == 0:
+        for i in range(at, at + n):
+            index[i] &= size - np.uint32(1)
+        return
     for i in range(at, at + n):
         if index[i] >= size:
             index[i] = index[i] % size
+
+
+@inline
+def fit(index, at, n, size):
+    """Bring n dense indices below the level's size; nearly always they are."""
+    over = False
+    for i in range(at, at + n):
+        over |= index[i] >= size
+    if over:
+        reduce_indices(index, at, n, np.uint32(size))
 
 
 @part
@@ -181,12 +227,7 @@ def corners(positions, n_dims, stride, start, level, levels, scales, smoothstep,
     else:
         corners2(positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at)
     if not hashed:
-        n = BLOCK << n_dims
-        over = False
-        for i in range(at, at + n):
-            over |= index[i] >= size
-        if over:
-            reduce_indices(index, at, n, np.uint32(size))
+        fit(index, at, BLOCK << n_dims, size)
 
 
 def _readers(n: int, n_corners: int, is_bf16: bool, to_bf16: bool):
@@ -363,6 +404,8 @@ def _backward_table(
         level, piece = task % n_levels, task // n_levels
         size = levels[level, 1]
         low, high = share(size, piece, parts), share(size, piece + 1, parts)
+        first = levels[level, 3]
+        grad[(first + low) * n_features : (first + high) * n_features] = np.float32(0.0)
         if parts == 1:
             high = -1  # the whole level: nothing to compare
         add_level(
@@ -460,6 +503,106 @@ def _backward_positions(
     restore_denormals(mode)
 
 
+# --- nearest interpolation: one corner of weight 1, apart from the kernels above, which stay as they are --------
+
+
+@inline
+def nearest(positions, n_dims, stride, start, level, levels, scales, index):
+    """Table index of the vertex nearest to each of BLOCK points."""
+    size, resolution = levels[level, 1], levels[level, 0]
+    hashed = levels[level, 2] != 0
+    scale_v, size_v = splat(scales[level]), splat_int(size)
+    factor_y, factor_z = splat_int(resolution), splat_int(resolution * resolution)
+    if hashed:
+        factor_y, factor_z = splat_int(_PRIME_Y), splat_int(_PRIME_Z)
+    for i in range(0, BLOCK, LANES):
+        k, _ = locate(positions, start + i, scale_v)
+        iy, _ = locate(positions, stride + start + i, scale_v)
+        y = iy * factor_y
+        z = splat_int(0)
+        if n_dims == 3:
+            iz, _ = locate(positions, 2 * stride + start + i, scale_v)
+            z = iz * factor_z
+        if hashed:
+            store_int(index, i, (k ^ y ^ z) & (size_v - splat_int(1)))
+        else:
+            store_int(index, i, wrap(k + y + z, size_v))
+    if not hashed:
+        fit(index, 0, BLOCK, size)
+
+
+_SINGLE = {key: _readers(key[0], 1, *key[1:]) for key in itertools.product((1, 2, 4, 8), (False, True), (False, True))}
+_single1, _single2, _single4, _single8 = (_adders(n, 1) for n in (1, 2, 4, 8))
+
+
+@overloaded
+def read_nearest(table, n_features, index, one, count, out, start, row):
+    """out[start + i*row + f] = table[index[i], f]; `one` holds ones, the corners' weights."""
+    kinds = table.dtype == types.uint16, out.dtype == types.uint16
+    r1, r2, r4, r8 = (_SINGLE[n, *kinds] for n in (1, 2, 4, 8))
+
+    def read(table, n_features, index, one, count, out, start, row):
+        if n_features == 4:
+            r4(table, index, one, 0, 0, count, out, start, row)
+        elif n_features == 2:
+            r2(table, index, one, 0, 0, count, out, start, row)
+        elif n_features == 8:
+            r8(table, index, one, 0, 0, count, out, start, row)
+        else:
+            r1(table, index, one, 0, 0, count, out, start, row)
+
+    return read
+
+
+@kernel
+def _forward_nearest(positions, n_dims, n, table, n_features, levels, scales, out, chunk, thread, threads):
+    stride, row = positions.size // n_dims, scales.size * n_features
+    mode = flush_denormals()
+    index, one = np.zeros(BLOCK, np.uint32), np.ones(BLOCK, np.float32)
+    # Shares begin on whole blocks, so that none is computed twice.
+    n_blocks = (n + BLOCK - 1) // BLOCK
+    first, last = share(n_blocks, thread, threads) * BLOCK, min(n, share(n_blocks, thread + 1, threads) * BLOCK)
+    for begin in range(first, last, chunk):
+        for level in range(scales.size):
+            own = table[levels[level, 3] * n_features :]
+            for start in range(begin, min(last, begin + chunk), BLOCK):
+                nearest(positions, n_dims, stride, start, level, levels, scales, index)
+                count = min(BLOCK, last - start)
+                read_nearest(own, n_features, index, one, count, out, start * row + level * n_features, row)
+    restore_denormals(mode)
+
+
+@kernel
+def _backward_nearest(
+    positions, n_dims, n, grad, n_features, levels, scales, cotangent, parts, thread, threads
+):
+    """The table's gradient, cleared and then added to; every level, or part of one, has one writer."""
+    stride, n_levels = positions.size // n_dims, scales.size
+    row = n_levels * n_features
+    mode = flush_denormals()
+    index, one = np.zeros(BLOCK, np.uint32), np.ones(BLOCK, np.float32)
+    for task in range(thread, n_levels * parts, threads):
+        level, piece = task % n_levels, task // n_levels
+        size = levels[level, 1]
+        low, high = share(size, piece, parts), share(size, piece + 1, parts)
+        own = grad[levels[level, 3] * n_features :]
+        own[low * n_features : high * n_features] = np.float32(0.0)
+        if parts == 1:
+            high = -1  # the whole level: nothing to compare
+        for start in range(0, n, BLOCK):
+            nearest(positions, n_dims, stride, start, level, levels, scales, index)
+            count, at = min(BLOCK, n - start), start * row + level * n_features
+            if n_features == 4:
+                _single4(own, index, one, 0, 0, count, low, high, cotangent, at, row)
+            elif n_features == 2:
+                _single2(own, index, one, 0, 0, count, low, high, cotangent, at, row)
+            elif n_features == 8:
+                _single8(own, index, one, 0, 0, count, low, high, cotangent, at, row)
+            else:
+                _single1(own, index, one, 0, 0, count, low, high, cotangent, at, row)
+    restore_denormals(mode)
+
+
 # --- entry points ------------------------------------------------------------------------------------------
 
 
@@ -469,12 +612,36 @@ def level_table(layout: GridLayout) -> np.ndarray:
     return np.stack([np.asarray(c).astype(np.int64) for c in columns], axis=1)
 
 
+def are_neighbours(positions: np.ndarray) -> bool:
+    """Whether points [n, D] that follow each other mostly lie close together, as along rays; judged by a few."""
+    if len(positions) < 2:
+        return True
+    first = np.linspace(0, len(positions) - 2, 64).astype(np.int64)
+    with np.errstate(invalid="ignore", over="ignore"):  # positions may be anything
+        apart = np.abs(positions[first + 1] - positions[first]).max(axis=1)
+    return int(np.count_nonzero(apart < 1 / 64)) > len(first) // 2
+
+
 def to_planes(positions: np.ndarray) -> np.ndarray:
-    """Positions [n, D] as one padded plane per axis, flat: the kernels read whole vectors."""
+    """Positions [n, D] as one padded plane per axis, flat: the kernels read whole vectors. int32 positions are in fixed
+    point, and go on as uint32."""
     n, n_dims = positions.shape
-    planes = np.zeros((n_dims, round_up(n, BLOCK) + 2 * BLOCK), np.float32)
-    planes[:, :n] = positions.T
+    positions = positions.view(np.uint32) if positions.dtype == np.int32 else positions
+    planes = np.empty((n_dims, round_up(n, BLOCK) + 2 * BLOCK), positions.dtype)
+    launch(_fill_planes, positions, planes)
     return planes.reshape(-1)
+
+
+@kernel
+def _fill_planes(positions, planes, thread, threads):
+    n, n_dims = positions.shape
+    for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
+        for d in range(n_dims):
+            planes[d, i] = positions[i, d]
+    if thread == threads - 1:
+        for d in range(n_dims):
+            for i in range(n, planes.shape[1]):
+                planes[d, i] = 0
 
 
 @kernel
@@ -507,16 +674,25 @@ def lookup_table(field) -> np.ndarray:
 def grid_encode_forward(positions, table, layout: GridLayout, interpolation: str, precision: str) -> torch.Tensor:
     """Features [n, L*F] of positions [n, D]; see `hashfield.ops.grid_encode`."""
     n = positions.shape[0]
-    out = torch.from_numpy(np.empty((n, layout.n_output), np.float32))  # numpy asks for huge pages: fewer faults
+    out = torch.from_numpy(recycled("grid_encode", n * layout.n_output).reshape(n, layout.n_output))
     flat = bf16_words(table) if precision == "bfloat16" else as_array(table).reshape(-1)
     if n:
-        # A level of a large table stays in cache only while many points read it in turn; a small table stays
-        # anyway, and then small chunks keep the output in cache.
-        chunk = 2048 if flat.nbytes < 8 << 20 else 65536
-        launch(
-            _forward, to_planes(as_array(positions)), layout.n_dims, n, flat, layout.n_features_per_level,
-            level_table(layout), layout.scales, interpolation == "smoothstep", as_array(out).reshape(-1), chunk,
-        )  # fmt: skip
+        # Points in no order find a level of a large table in cache only while many of them read it in turn. Points
+        # along rays find their neighbours' lines anyway, as all do in a small table, and then small chunks keep
+        # the output in cache.
+        small = flat.nbytes < 8 << 20 or are_neighbours(as_array(positions))
+        chunk = 2048 if small else 2**18
+        planes, levels, features = to_planes(as_array(positions)), level_table(layout), as_array(out).reshape(-1)
+        if interpolation == "nearest":
+            launch(
+                _forward_nearest, planes, layout.n_dims, n, flat, layout.n_features_per_level, levels, layout.scales,
+                features, chunk,
+            )  # fmt: skip
+        else:
+            launch(
+                _forward, planes, layout.n_dims, n, flat, layout.n_features_per_level, levels, layout.scales,
+                interpolation == "smoothstep", features, chunk,
+            )  # fmt: skip
     return out
 
 
@@ -524,15 +700,23 @@ def grid_encode_backward(
     positions, table, layout: GridLayout, interpolation: str, precision: str, grad_output,
     needs_table: bool, needs_positions: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
-    """Gradients to the table and the positions for the cotangent [n, L*F]."""
+    """Gradients to the table and the positions for the cotangent [n, L*F]. Nearest has none to positions."""
     n, n_dims = positions.shape
     planes, levels = to_planes(as_array(positions)), level_table(layout)
     smoothstep, cotangent = interpolation == "smoothstep", as_array(grad_output).reshape(-1)
     grad_table = grad_positions = None
     if needs_table:
-        grad_table = torch.from_numpy(np.zeros((layout.n_entries, layout.n_features_per_level), np.float32))
+        shape = (layout.n_entries, layout.n_features_per_level)
+        grad_table = torch.from_numpy(recycled("grid_encode.grad_table", table.numel()).reshape(shape))
         parts = -(-n_threads() // layout.n_levels)
-        if n:
+        if not n:
+            grad_table.zero_()
+        elif interpolation == "nearest":
+            launch(
+                _backward_nearest, planes, n_dims, n, as_array(grad_table).reshape(-1), layout.n_features_per_level,
+                levels, layout.scales, cotangent, parts,
+            )  # fmt: skip
+        else:
             launch(
                 _backward_table, planes, n_dims, n, as_array(grad_table).reshape(-1), layout.n_features_per_level,
                 levels, layout.scales, smoothstep, cotangent, parts,

@@ -22,7 +22,7 @@ from hashfield.kernels.numba_cpu.field import N_GEOMETRY, log_density
 from hashfield.kernels.numba_cpu.grid_encode import BLOCK, level_table, lookup_table
 from hashfield.kernels.numba_cpu.march import GRID_SIZE
 from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks
-from hashfield.kernels.numba_cpu.simd import LANES, load, splat, store
+from hashfield.kernels.numba_cpu.simd import LANES, load, maximum, splat, store
 
 CELLS = GRID_SIZE**3
 CHUNK = 2048  # positions encoded at once
@@ -40,7 +40,7 @@ def compact_bits(v):
 
 @kernel
 def _refresh(
-    values, cells, noise, n_cascades, table, n_features, levels, scales, net, row, bias, step, thread, threads
+    values, cells, noise, n_cascades, table, n_features, levels, scales, net, row, bias, is_relu, step, thread, threads
 ):
     """values[c] = max(values[c], density at one point of cell c, times the finest step)."""
     n = cells.size
@@ -70,7 +70,9 @@ def _refresh(
             features[:0], thickness,
         )  # fmt: skip
         for i in range(0, m, LANES):
-            store(thickness, i, exp(load(thickness, i) + splat(bias)) * splat(step))
+            raw_density = load(thickness, i) + splat(bias)
+            density = maximum(raw_density, splat(0.0)) if is_relu else exp(raw_density)
+            store(thickness, i, density * splat(step))
         for i in range(m):
             cell = cells[first + i]
             values[cell] = max(values[cell], thickness[i])
@@ -223,7 +225,8 @@ def refresh_cells(values, cells, noise, field, aabb_scale: int) -> None:
         launch(
             _refresh, as_array(values), as_array(cells.contiguous()), as_array(noise.contiguous()),
             aabb_scale.bit_length(), table, layout.n_features_per_level, level_table(layout),
-            layout.scales, net[0], net[3], np.float32(field.density_bias), np.float32(math.sqrt(3) / 1024),
+            layout.scales, net[0], net[3], np.float32(field.density_bias), field.density_activation == "relu",
+            np.float32(math.sqrt(3) / 1024),
         )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def _render(rays, scene, net, table, n_features, levels, scales, options, color,
     origin, direction, t_min, t_max, jitter = rays
     words, coarse, n_cascades, steps, box_min, inverse_side = scene
     density_net, color_net, out_row, row = net
-    min_transmittance, bias = options
+    min_transmittance, bias, is_relu = options
     n_rays = t_min.size
     n_chunks = (n_rays + CHUNK_RAYS - 1) // CHUNK_RAYS
     width, n_width = color_net[6], density_net[4]
@@ -116,7 +116,7 @@ def _render(rays, scene, net, table, n_features, levels, scales, options, color,
             if m:
                 density_wave(
                     positions, stride, m, table, n_features, levels, scales, index, weight, features, row,
-                    density_net, hidden, raw, geometry, w_dt, w_tau, w_alpha, bias,
+                    density_net, hidden, raw, geometry, w_dt, w_tau, w_alpha, bias, is_relu,
                 )  # fmt: skip
             kept, n_alive = shade(
                 alive, n_alive, counts, ended, trans, min_transmittance, geometry, harmonic, w_t, w_alpha,
@@ -149,7 +149,7 @@ def render_rays(field, rays, bits, options, jitter):
             (*as_words(bits), options.aabb_scale.bit_length(), lattice(options.cone_angle, options.step_scale),
              0.5 - 0.5 * side, 1.0 / side),
             net, table, layout.n_features_per_level, level_table(layout), layout.scales,
-            (np.float32(options.min_transmittance), np.float32(field.density_bias)),
+            (np.float32(options.min_transmittance), np.float32(field.density_bias), field.density_activation == "relu"),
             as_array(color), as_array(opacity), as_array(depth),
         )  # fmt: skip
     return color, opacity, depth

@@ -182,6 +182,7 @@ def _store(vector_type):
 
 
 load = intrinsic(_load(f32v))  # f32v from a float32 array at an element index
+load_int = intrinsic(_load(i32v))  # i32v from an array of 32-bit integers
 store = intrinsic(_store(f32v))
 store_int = intrinsic(_store(i32v))
 
@@ -269,6 +270,16 @@ def to_int_fast(typingctx, a):
         return builder.fptosi(args[0], ir.VectorType(I32, a.lanes))
 
     return VectorType("i32", a.lanes)(a), codegen
+
+
+@intrinsic
+def to_float(typingctx, a):
+    """The float32 values of integers that are not negative."""
+
+    def codegen(context, builder, sig, args):
+        return builder.sitofp(args[0], ir.VectorType(F32, a.lanes))
+
+    return VectorType("f32", a.lanes)(a), codegen
 
 
 @intrinsic

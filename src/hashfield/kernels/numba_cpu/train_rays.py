@@ -68,9 +68,15 @@ def loss_and_slope(difference, huber_delta):
     return np.float32(0.2) * (size - np.float32(0.5) * huber_delta), np.float32(0.2) * np.sign(difference)
 
 
+@inline
+def entropy_slope(w):
+    """d(-w log w)/dw; bounded where w is 0."""
+    return -np.log(max(w, np.float32(1e-20))) - np.float32(1.0)
+
+
 @part
 def compact(
-    alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, kept,
+    alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, is_relu, kept,
     features, row, geometry, harmonic, t, dt, tau, alpha, positions, stride,
     k_features, k_color_in, k_ray, k_slope, k_weight, k_after, k_positions, k_stride, k_base,
 ):  # fmt: skip
@@ -85,7 +91,7 @@ def compact(
                 break
             opaque = peek(alpha, j)
             w = light * opaque
-            if w < min_weight:
+            if w < min_weight or (is_relu and opaque <= np.float32(0.0)):
                 # Too faint to matter to the pixel, and its gradient is smaller still; its shade remains.
                 light *= np.float32(1.0) - opaque
                 continue
@@ -93,7 +99,8 @@ def compact(
             put(geometry, j * N_GEOMETRY, k_color_in, kept * N_COLOR_IN, N_GEOMETRY)
             put(harmonic, r * N_DIRECTION, k_color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
             poke(k_ray, kept, r)
-            poke(k_slope, kept, min(peek(tau, j), STEEPEST * peek(dt, j)))
+            # d tau / d raw
+            poke(k_slope, kept, peek(dt, j) if is_relu else min(peek(tau, j), STEEPEST * peek(dt, j)))
             poke(k_weight, kept, w)
             light *= np.float32(1.0) - opaque
             poke(k_after, kept, light)
@@ -113,9 +120,14 @@ def compact(
 @part
 def composite_chunk(
     n_chunk, first_ray, kept, rgb, k_ray, k_weight, k_after, k_slope, trans, is_cut, is_dropped, pixel, rest,
-    target, background, huber_delta, ray_scale, d_rgb, d_raw, sums,
+    target, background, huber_delta, sparsity, spread, ray_scale, d_rgb, d_raw, sums,
 ):  # fmt: skip
-    """Pixel colours, their loss, and its gradient at every kept sample's raw colour and raw density."""
+    """Pixel colours, their loss, and its gradient at every kept sample's raw colour and raw density.
+
+    `sparsity` times the entropy of a ray's weights and of the light it has left is part of the loss. To the densities
+    it is one more channel: a sample's "colour" in it is d(-w log w)/dw = -log w - 1. `spread` [n_chunk] holds what
+    the samples from one to the end of its ray add to that channel.
+    """
     zero, one = np.float32(0.0), np.float32(1.0)
     for i in range(0, kept * 3, LANES):
         store(rgb, i, sigmoid(load(rgb, i)))
@@ -143,6 +155,16 @@ def composite_chunk(
             sums[S_ERROR] += (color - wanted) * (color - wanted)
             pixel[3 * r + c] = slope * ray_scale  # from here on the gradient of the pixel
             rest[3 * r + c] = color  # what the samples from here to the end of the ray add
+    if sparsity > zero:
+        for r in range(n_chunk):
+            spread[r] = trans[r] * entropy_slope(trans[r])
+            if not is_dropped[r]:
+                sums[S_LOSS] += sparsity * (spread[r] + trans[r])
+        for i in range(kept):
+            r, w = peek(k_ray, i), peek(k_weight, i)
+            spread[r] += w * entropy_slope(w)
+            if not is_dropped[r]:
+                sums[S_LOSS] += sparsity * (w * entropy_slope(w) + w)
     for i in range(kept):
         r, w = 3 * peek(k_ray, i), peek(k_weight, i)
         slope = zero
@@ -152,6 +174,12 @@ def composite_chunk(
             poke(rest, r + c, behind)
             slope += g * (peek(k_after, i) * color - behind)
             poke(d_rgb, 3 * i + c, g * w * color * (one - color))
+        if sparsity > zero:
+            r = peek(k_ray, i)
+            behind = spread[r] - w * entropy_slope(w)
+            spread[r] = behind
+            if not is_dropped[r]:
+                slope += sparsity * ray_scale * (peek(k_after, i) * entropy_slope(w) - behind)
         poke(d_raw, i, peek(k_slope, i) * slope)
 
 
@@ -230,13 +258,13 @@ def _train(
     """March, evaluate, composite and differentiate; see `hashfield.ops.train_rays`.
 
     rays: origin, direction [n, 3], t_min, t_max, jitter [n], target [n, 4], background [n, 3].
-    scene: words, coarse, n_cascades, steps, box_min, 1/side. options: min_transmittance, min_weight, huber_delta, bias,
-    1/n_rays, rays to a chunk, samples to a chunk.
+    scene: words, coarse, n_cascades, steps, box_min, 1/side. options: min_transmittance, min_weight, huber_delta,
+    weight of the entropy, bias, whether density is a ReLU, 1/n_rays, rays to a chunk, samples to a chunk.
     """
     origin, direction, t_min, t_max, jitter, target, background = rays
     words, coarse, n_cascades, steps, box_min, inverse_side = scene
     density_net, color_net, out_row, row = net
-    min_transmittance, min_weight, huber_delta, bias, ray_scale, chunk_rays, chunk_samples = options
+    min_transmittance, min_weight, huber_delta, sparsity, bias, is_relu, ray_scale, chunk_rays, chunk_samples = options
     n_rays = t_min.size
     n_levels = scales.size
     mode = flush_denormals()
@@ -258,6 +286,7 @@ def _train(
     grad_pairs, x_pairs = grad_pairs[thread], x_pairs[thread]
     g_geometry, g_features = g_geometry[thread], g_features[thread]
     trans, pixel, rest = r_floats[thread, 0], r_floats[thread, 1:4].reshape(-1), r_floats[thread, 4:7].reshape(-1)
+    spread = r_floats[thread, 7]
     n_next, alive, counts = r_next[thread], r_alive[thread], r_counts[thread]
     ended, is_cut, is_dropped = r_flags[thread, 0], r_flags[thread, 1], r_flags[thread, 2]
     harmonic = harmonic[thread]
@@ -306,11 +335,11 @@ def _train(
             if m:
                 density_wave(
                     positions, stride, m, table, n_features, levels, scales, index, weight, features, row,
-                    density_net, d_hidden, out, geometry, w_dt, w_tau, w_alpha, bias,
+                    density_net, d_hidden, out, geometry, w_dt, w_tau, w_alpha, bias, is_relu,
                 )  # fmt: skip
             clock2 = cycles()
             kept, n_alive = compact(
-                alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, kept,
+                alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, is_relu, kept,
                 features, row, geometry, harmonic, w_t, w_dt, w_tau, w_alpha, positions, stride,
                 k_features, k_color_in, k_ray, k_slope, k_weight, k_after, own_positions, k_stride, used,
             )  # fmt: skip
@@ -323,7 +352,7 @@ def _train(
         clock1 = cycles()
         composite_chunk(
             n_chunk, first_ray, kept, rgb, k_ray, k_weight, k_after, k_slope, trans, is_cut, is_dropped, pixel,
-            rest, target, background, huber_delta, ray_scale, d_rgb, d_raw, own_sums,
+            rest, target, background, huber_delta, sparsity, spread, ray_scale, d_rgb, d_raw, own_sums,
         )  # fmt: skip
         clock2 = cycles()
         backward_blocks(
@@ -401,7 +430,7 @@ class Buffers:
             stored(kept * width), floats(10, kept + 16), np.zeros((threads, kept), np.int64),
             floats(ROWS * max(out_row, 16)), stored(ROWS * out_row), stored(ROWS * width), stored(ROWS * width),
             stored(ROWS * N_GEOMETRY), floats(ROWS * row), pairs(ROWS * width), pairs(ROWS * max(width, row, N_COLOR_IN)),
-            floats(7, chunk_rays), np.zeros((threads, chunk_rays)),
+            floats(8, chunk_rays), np.zeros((threads, chunk_rays)),
             np.zeros((threads, chunk_rays), np.int64), np.zeros((threads, chunk_rays), np.int64),
             np.zeros((threads, 3, chunk_rays), np.bool_), stored(chunk_rays * N_DIRECTION),
         )  # fmt: skip
@@ -418,7 +447,9 @@ def make_buffers(field, max_samples: int) -> Buffers:
     return Buffers(field.layout, width, max_samples, n_threads(), field.precision)
 
 
-def train_rays(field, rays, target, background, bits, options, workspace, jitter, huber_delta: float) -> dict:
+def train_rays(
+    field, rays, target, background, bits, options, workspace, jitter, huber_delta: float, sparsity: float
+) -> dict:
     """See `hashfield.ops.train_rays`; adds to workspace.grad_table."""
     buffers: Buffers = workspace.buffers
     layout, threads = field.layout, buffers.threads
@@ -436,7 +467,8 @@ def train_rays(field, rays, target, background, bits, options, workspace, jitter
         (*as_words(bits), options.aabb_scale.bit_length(), lattice(options.cone_angle, options.step_scale),
          box_min, 1.0 / side),
         net, table, layout.n_features_per_level, levels, layout.scales,
-        (np.float32(options.min_transmittance), np.float32(options.min_weight), np.float32(huber_delta), np.float32(field.density_bias),
+        (np.float32(options.min_transmittance), np.float32(options.min_weight), np.float32(huber_delta),
+         np.float32(sparsity), np.float32(field.density_bias), field.density_activation == "relu",
          np.float32(1.0 / max(n_rays, 1)), chunk_rays, min(CHUNK_SAMPLES, buffers.capacity)),
         buffers.work, own, buffers.kept_positions, buffers.d_features, buffers.kept_counts, buffers.sums,
         threads=threads,

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.kernels.reference.rounding import round_to_bfloat16
+from hashfield.kernels.reference.rounding import round_to_bfloat16, stand_in
 
 _UINT32 = 0xFFFFFFFF
 
@@ -24,6 +24,7 @@ def grid_encode(
     layout: GridLayout,
     interpolation: str = "linear",
     precision: str = "float32",
+    table_bf16: Tensor | None = None,
 ) -> Float[Tensor, "n n_output"]:
     """Features of each position, level-major: for each level the weighted sum over its cell's corners.
 
@@ -38,10 +39,12 @@ def grid_encode(
         interpolation: "linear", "smoothstep" (f replaced by f^2 (3 - 2f)) or "nearest".
         precision: "bfloat16" rounds table values to nearest even for the lookup; sums stay in the table's
             dtype and the gradient passes the rounding unchanged.
+        table_bf16: The rounded table, where the caller has it.
 
     Source: tiny-cuda-nn include/tiny-cuda-nn/encodings/grid.h; paper section 3 and appendix A.
     """
     levels = table.split(layout.entries.tolist())
+    rounded = None if table_bf16 is None else table_bf16.split(layout.entries.tolist())
     features = []
     for level, values in enumerate(levels):
         cell, fraction = cell_and_fraction(positions, float(layout.scales[level]))
@@ -51,8 +54,11 @@ def grid_encode(
             if interpolation == "smoothstep":
                 fraction = fraction * fraction * (3 - 2 * fraction)
             corners, weights = _corners(cell, fraction)
-        gathered = torch.nn.functional.embedding(vertex_index(corners, layout, level), values)
-        if precision == "bfloat16":
+        index = vertex_index(corners, layout, level)
+        gathered = torch.nn.functional.embedding(index, values)
+        if rounded is not None:
+            gathered = stand_in(gathered, torch.nn.functional.embedding(index, rounded[level]))
+        elif precision == "bfloat16":
             gathered = round_to_bfloat16(gathered)
         features.append((weights[:, :, None] * gathered).sum(1))  # [n, n_features]
     return torch.cat(features, 1)

@@ -23,7 +23,9 @@ def refresh_cells(values: Tensor, cells: Tensor, noise: Tensor, field: Any, aabb
     position = (cell_points(cells, noise) - 0.5) / aabb_scale + 0.5
     table = field.table if field.table_bf16 is None else field.table_bf16.to(field.table.dtype)
     h = encoded_mlp(position, table, field.density_weights, field.layout, "linear", "relu", "none", field.precision)
-    new = torch.exp(h[:, 0] + field.density_bias) * (math.sqrt(3) / 1024)
+    raw = h[:, 0] + field.density_bias
+    density = torch.relu(raw) if field.density_activation == "relu" else torch.exp(raw)
+    new = density * (math.sqrt(3) / 1024)
     values[cells] = torch.maximum(values[cells], new)
 
 

@@ -22,8 +22,9 @@ def radiance_field(
     degree: int = 4,
     interpolation: str = "linear",
     precision: str = "float32",
+    density_activation: str = "exp",
 ) -> tuple[Float[Tensor, "n n_channels"], Float[Tensor, " n"]]:
-    """Colour and density of each point: density = exp(h_0 + density_bias), colour from all of h.
+    """Colour and density of each point: density = exp(h_0 + density_bias) or max(0, ...), colour from all of h.
 
     h is the density network's output; its first component is the log-density and feeds the colour network
     like the others.
@@ -31,4 +32,6 @@ def radiance_field(
     Source: instant-ngp nerf_network.h; the bias is ours.
     """
     h = encoded_mlp(positions, table, density_weights, layout, interpolation, "relu", "none", precision)
-    return color_mlp(h, directions, color_weights, degree, precision), torch.exp(h[:, 0] + density_bias)
+    raw = h[:, 0] + density_bias
+    density = torch.relu(raw) if density_activation == "relu" else torch.exp(raw)
+    return color_mlp(h, directions, color_weights, degree, precision), density

@@ -23,10 +23,16 @@ def huber(difference: Tensor, delta: float) -> Tensor:
     return 0.2 * torch.where(size <= delta, difference.square() / (2 * delta), size - 0.5 * delta)
 
 
+def entropy(weight: Tensor) -> Tensor:
+    """Sum of -w log w; a weight of 0 adds nothing and gets no gradient."""
+    weight = weight[weight > 0]
+    return -(weight * weight.log()).sum()
+
+
 @torch.enable_grad()
 def train_rays(
     field: Any, rays: Rays, target: Tensor, background: Tensor, bits: Tensor, options: Any, workspace: Any,
-    jitter: Tensor, huber_delta: float,
+    jitter: Tensor, huber_delta: float, sparsity: float,
 ) -> dict[str, Any]:  # fmt: skip
     """See `hashfield.ops.train_rays`. Rays are taken in order until the workspace is full."""
     _, _, offsets = march(
@@ -43,10 +49,12 @@ def train_rays(
     density = tuple(w.detach().clone().requires_grad_() for w in field.density_weights)
     color = tuple(w.detach().clone().requires_grad_() for w in field.color_weights)
     leaf = replace(field, table=table, table_bf16=None, density_weights=density, color_weights=color)
-    pixel, _, _, weight = evaluate_rays(leaf, rays, bits, options, jitter, background)
+    pixel, _, _, weight, left = evaluate_rays(leaf, rays, bits, options, jitter, background)
     alpha = target[:, 3:]
     difference = pixel - (target[:, :3] * alpha + background * (1 - alpha))
     loss = huber(difference, huber_delta).sum() / max(n, 1)
+    if sparsity > 0.0:
+        loss = loss + sparsity * (entropy(weight) + entropy(left)) / max(n, 1)
     grads = torch.autograd.grad(loss, (table, *density, *color), allow_unused=True)
     grads = [torch.zeros_like(p) if g is None else g for p, g in zip((table, *density, *color), grads, strict=True)]
     workspace.grad_table += grads[0]

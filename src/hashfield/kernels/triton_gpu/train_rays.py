@@ -481,9 +481,10 @@ def make_buffers(field: Any, max_samples: int) -> Buffers:
 
 def train_rays(
     field: Any, rays: Any, target: Tensor, background: Tensor, bits: Tensor, options: Any, workspace: Any,
-    jitter: Tensor, huber_delta: float,
+    jitter: Tensor, huber_delta: float, sparsity: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """See `hashfield.ops.train_rays`; adds to workspace.grad_table. Waits for the result."""
+    """See `hashfield.ops.train_rays`; adds to workspace.grad_table. Waits for the result. Takes no sparsity loss."""
+    assert sparsity == 0.0, "the op leaves such calls to others"
     buffers: Buffers = workspace.buffers
     n, device = rays.n_rays, buffers.device
     if n > buffers.max_rays:

@@ -1,0 +1,426 @@
+"""The verbs for pictures: `train image FILE`, `demo image`, and `render` and `evaluate` of such runs."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from hashfield.api import load
+from hashfield.cli.evaluate import write_figures
+from hashfield.cli.progress import PLAIN_LINE_SECONDS
+from hashfield.cli.shared import parse, say, set_up, set_up_host, value_of
+from hashfield.cli.train import ended_early, make_plan, new_run, run_training, write_config, write_tensorboard
+from hashfield.data.demo_picture import save_demo_picture
+from hashfield.data.pictures import MAX_PIXELS, Picture, read_picture, read_picture_header
+from hashfield.errors import CheckpointError, ConfigError, DataError
+from hashfield.export.images import (
+    ExrWriter,
+    PngWriter,
+    comparison_sheet,
+    error_picture,
+    shrunk,
+    to_uint8,
+    write_png,
+)
+from hashfield.export.report import write_report
+from hashfield.kernels.numba_cpu.common import is_cache_warm
+from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, preset_for, to_linear
+from hashfield.tasks.nerf import parse_background
+from hashfield.train.checkpoint import exported_size
+from hashfield.train.loop import Progress, TrainOptions, TrainResult
+from hashfield.train.run_folder import RunFolder
+
+PROGRESS_AT = (0.02, 0.05, 0.1, 0.2, 0.5)  # fractions of the run after which a picture is written
+SHOWN_SIDE = 640  # pixels of pictures in sheets
+DETAIL = 320  # pixels of the crop that is shown at full size
+
+# --- train
+
+
+@dataclass(frozen=True)
+class TrainImage:
+    """Train a picture as a function from position to colour."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """PNG, JPEG, WebP, TIFF, EXR, HDR: grey or RGB, with or without alpha, 8 or 16 bits or floats."""
+    out: Path | None = None
+    """Run folder; default runs/<picture>-<n>."""
+    overwrite: bool = False
+    """Allow --out to hold a run already; it is replaced."""
+    resume: bool = False
+    """Go on with the run in --out from its checkpoint, on the length it was planned for."""
+    n_steps: int | None = None
+    """Length of the run in steps; then the same seed gives the same bits."""
+    max_seconds: float | None = None
+    """Length of the run in seconds of training; the clock enters the schedule. Default 60."""
+    seed: int = 0
+    """Of every random choice."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    threads: int | None = None
+    """Threads of the kernels; default as many as torch takes."""
+    max_pixels: int = MAX_PIXELS
+    """Pictures of more pixels are refused before they are decoded."""
+    scratch: Path | None = None
+    """Folder for the scratch file that a large picture is decoded into; default the run's. It is removed at the end."""
+    tensorboard: bool = False
+    """Also write the figures for TensorBoard (extra: hashfield[tensorboard])."""
+    config: Annotated[ImageConfig, tyro.conf.arg(name="")] = ImageConfig()
+    """Model and recipe; --preset chooses the defaults of what follows."""
+
+
+def train_image(arguments: list[str]) -> int:
+    """`train image` with its arguments."""
+    defaults = _defaults(arguments)
+    options = parse(TrainImage, arguments, "train image", defaults)
+    set_up_host(options.device, options.threads)
+    plan = make_plan(options, defaults.config, value_of(arguments, "--preset"))
+    if plan.resumed is not None:
+        options = replace(options, seed=_stored_seed(plan.metadata, plan.resumed))
+    header = read_picture_header(options.path, max_pixels=options.max_pixels)  # refused before anything is made
+    run = plan.resumed or new_run(options, options.path.stem)
+    say(f"reading {options.path}: {header.width}x{header.height}, {header.form}, {header.dtype} ...")
+    with read_picture(options.path, max_pixels=options.max_pixels, scratch=options.scratch or run.path) as picture:
+        for note in picture.notes:
+            say(note)
+        task = ImageTask(plan.config, picture, seed=options.seed)
+        if plan.resumed is not None and plan.metadata.get("image") != task.describe()["image"]:
+            raise ConfigError(f"{run.path}: was begun with {plan.metadata.get('image')}, this picture is {task.shape}")
+        say(f"run folder: {run.path}; preset {task.config.preset}; {sizes(task)}")
+        write_config(run, task, plan.length)
+        resume_command = f"hashfield train image {quote(str(options.path))} --out {quote(str(run.path))} --resume"
+        result = run_training(
+            task, run, plan.length, plan.resumed is not None, resume_command, progress_pictures(task, run)
+        )
+        if options.tensorboard:
+            write_tensorboard(run, result)
+        if result.stopped_by != "done":
+            return ended_early(result, run, resume_command)
+        finish_image(task, run, result, by_clock=plan.length.max_seconds is not None)
+    say(f"report: {run.report}")
+    say(f"render it: hashfield render {quote(str(run.path))}")
+    return 0
+
+
+def _defaults(arguments: list[str]) -> TrainImage:
+    """The options' defaults: those of the preset that the arguments name, or that suits their length."""
+    name = value_of(arguments, "--preset")
+    if name is None:
+        seconds, steps = value_of(arguments, "--max-seconds"), value_of(arguments, "--n-steps")
+        try:
+            name = preset_for(float(seconds) if seconds else None, int(steps) if steps else None)
+        except ValueError:
+            name = "default"  # tyro will name the wrong number
+    if name not in PRESETS:
+        raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return TrainImage(path=tyro.MISSING, config=PRESETS[name])
+
+
+def _stored_seed(metadata: dict[str, Any], run: RunFolder) -> int:
+    seed = metadata.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise CheckpointError(f"{run.checkpoint}: metadata: seed: expected a whole number, got {seed!r}")
+    return seed
+
+
+def sizes(task: ImageTask) -> str:
+    """The grid in words."""
+    if task.config.encoding.otype != "Grid":
+        return f"none: {task.config.encoding.otype}, {task.config.encoding.n_output(2)} features"
+    layout = task.layout
+    hashed = int(layout.is_hashed.sum())
+    return (
+        f"L {layout.n_levels}, F {layout.n_features_per_level}, T 2^{layout.log2_hashmap_size} "
+        f"({hashed} of the levels hashed), N_max {task.config.finest_resolution}, {layout.n_parameters:,} numbers"
+    )
+
+
+def progress_pictures(task: ImageTask, run: RunFolder) -> Callable[[Progress], None]:
+    """Writes what the model shows at a few points of the run; not part of the training time."""
+    left = list(PROGRESS_AT)
+
+    def show(progress: Progress) -> None:
+        if progress.phase != "training" or not left or progress.fraction < left[0]:
+            return
+        while left and progress.fraction >= left[0]:
+            percent = round(100 * left.pop(0))
+        shape = task.shape
+        scale = min(1.0, SHOWN_SIDE / max(shape.width, shape.height))
+        size = max(1, round(shape.width * scale)), max(1, round(shape.height * scale))
+        seen = np.concatenate(list(task.model().strips(None, *size, most_per_axis=2)))
+        write_png(run.renders / f"progress_{percent:02d}.png", shown(seen))
+
+    return show
+
+
+def shown(values: np.ndarray) -> np.ndarray:
+    """Values of a model or picture as uint8 [h, w, 3], on white where they have alpha."""
+    if values.shape[2] in (2, 4):  # colours are multiplied by alpha already
+        values = values[..., :-1] + (1.0 - values[..., -1:])
+    return to_uint8(np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values)
+
+
+def finish_image(
+    task: ImageTask,
+    run: RunFolder,
+    result: TrainResult,
+    extra: Sequence[tuple[str, str]] = (),
+    *,
+    by_clock: bool = False,
+) -> dict[str, Any]:
+    """Figures over the whole picture; pictures and report lie in the run folder afterwards."""
+    model, picture = task.model(), task.picture
+    before = time.perf_counter()
+    figures = judged(model, picture, run)
+    say(
+        f"whole picture: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_pixel']:.3f} bits a pixel as exported "
+        f"({time.perf_counter() - before:.1f} s)"
+    )
+    sheets = comparisons(model, picture)
+    for name, sheet in sheets:
+        write_png(run.renders / f"compare_{name.partition(',')[0].replace(' ', '_')}.png", sheet)
+    curves = {
+        "batch PSNR (dB)": [(line["elapsed_s"], line["psnr"]) for line in result.history],
+        "loss": [(line["elapsed_s"], line["loss"]) for line in result.history],
+        "pixels per second": [(line["elapsed_s"], line["samples_per_s"]) for line in result.history],
+    }
+    write_report(
+        run.report, f"{picture.name}: picture", [*facts(task, result, figures, by_clock), *extra], curves=curves,
+        images=sheets, x_label="seconds of training",
+        headline=[("PSNR", f"{figures['psnr']:.2f} dB"), ("bits a pixel", f"{figures['bits_per_pixel']:.2f}"),
+                  ("training", f"{result.train_seconds:.0f} s")],
+    )  # fmt: skip
+    return figures
+
+
+def judged(model: ImageModel, picture: Picture, run: RunFolder) -> dict[str, Any]:
+    """Figures of a run's model against the picture, with the size of the model as exported."""
+    size = exported_size(run.checkpoint)
+    pixels = picture.width * picture.height
+    return {
+        **compare(model, picture), "bits_per_pixel": 8 * size / pixels, "exported_bytes": size, "n_pixels": pixels,
+        "width": picture.width, "height": picture.height, "n_channels": picture.n_channels,
+    }  # fmt: skip
+
+
+def comparisons(model: ImageModel, picture: Picture) -> list[tuple[str, np.ndarray]]:
+    """(caption, sheet): the whole, every n-th pixel of it, and a part at full size; picture, model, error."""
+    every = max(1, -(-max(picture.width, picture.height) // SHOWN_SIDE))
+    rows, columns = np.arange(every // 2, picture.height, every), np.arange(every // 2, picture.width, every)
+    whole = np.concatenate([picture.region(0, int(y), picture.width, 1)[:, columns] for y in rows])
+    grid = np.stack(np.meshgrid((columns + 0.5) / picture.width, (rows + 0.5) / picture.height), -1)
+    name = f"whole picture, every {every}th pixel" if every > 1 else "whole picture"
+    found = [(name, whole, model(torch.from_numpy(grid)).numpy())]
+    if every > 1:
+        w, h = min(DETAIL, picture.width), min(DETAIL, picture.height)
+        # Of some places the one with most contrast: detail is where models fail.
+        places = [(x, y) for x in np.linspace(0, picture.width - w, 5) for y in np.linspace(0, picture.height - h, 5)]
+        x, y = max(places, key=lambda p: float(picture.region(int(p[0]), int(p[1]), w, h)[::4, ::4].std()))
+        crop = int(x), int(y), w, h
+        found.append((f"detail, {w}x{h} pixels at ({crop[0]}, {crop[1]})", picture.region(*crop), model.render(crop)))
+    sheets = []
+    for name, right, seen in found:
+        n_colors = 1 if picture.n_channels < 3 else 3
+        error = error_picture(*(np.repeat(v[..., :n_colors], 3 // n_colors, axis=2) for v in (seen, right)))
+        row = [("picture", shown(right)), ("model", shown(seen)), ("error x 5", error)]
+        sheets.append((name, comparison_sheet([[(label, shrunk(image, SHOWN_SIDE)) for label, image in row]])))
+    return sheets
+
+
+def facts(task: ImageTask, result: TrainResult, figures: dict[str, Any], by_clock: bool) -> list[tuple[str, str]]:
+    """Rows of the report's table."""
+    picture, config = task.picture, task.config
+    pixels = picture.width * picture.height
+    rows = [
+        ("picture", f"{picture.path} ({picture.header.form}, {picture.header.dtype})"),
+        ("size", f"{picture.width}x{picture.height}, {picture.n_channels} channels"),
+        ("preset", config.preset),
+        ("grid", sizes(task)),
+        ("network", f"{config.n_hidden_layers} hidden layers of {config.n_neurons}, {task.parameters().precision}"),
+        ("training", f"{result.train_seconds:.1f} s, {result.step} steps, {result.n_samples / 1e6:.1f} M pixels "
+                     f"({result.n_samples / pixels:.1f} times the picture) on {torch.get_num_threads()} threads"),
+        ("schedule", "follows the clock, so a second run differs a little" if by_clock else "follows the steps"),
+        ("kernels compiled or loaded in", f"{result.compile_seconds:.1f} s"),
+        ("ended", result.stopped_by),
+        ("seed", str(task.seed)),
+        ("PSNR", f"{figures['psnr']:.2f} dB: {figures['psnr_of']}"),
+    ]  # fmt: skip
+    if "psnr_clipped" in figures:
+        rows += [
+            ("PSNR, clipped", f"{figures['psnr_clipped']:.2f} dB: {figures['psnr_clipped_of']}"),
+            ("PSNR of the peak", f"{figures['psnr_of_peak']:.2f} dB: not clipped, peak {figures['peak']:.2f}"),
+        ]
+    rows.append(
+        ("model as exported", f"{figures['exported_bytes'] / 1e6:.2f} MB, {figures['bits_per_pixel']:.3f} bits a pixel")
+    )
+    return rows
+
+
+# --- evaluate
+
+
+@dataclass(frozen=True)
+class EvaluateImage:
+    """PSNR of a trained picture over all its pixels, and the size of the model."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder or checkpoint file."""
+    data: Path | None = None
+    """The picture; default where it lay during training."""
+    json: Path | None = None
+    """Also write the figures here."""
+    max_pixels: int = MAX_PIXELS
+    """Pictures of more pixels are refused."""
+    threads: int | None = None
+    """Threads of the kernels."""
+
+
+def evaluate_image(arguments: list[str]) -> int:
+    """`evaluate` of a picture's run."""
+    options = parse(EvaluateImage, arguments, "evaluate")
+    set_up(threads=options.threads)
+    model = load(options.run)
+    path = options.data or Path(model.info.get("scene", {}).get("path", ""))
+    if not path.is_file():
+        raise DataError(f"{path}: the picture of this run is not there any more; name it with --data")
+    with read_picture(path, max_pixels=options.max_pixels) as picture:
+        figures = judged(model, picture, RunFolder.open(options.run))
+    say(f"PSNR {figures['psnr']:.3f} dB ({figures['psnr_of']})")
+    if "psnr_clipped" in figures:
+        say(f"PSNR {figures['psnr_clipped']:.3f} dB ({figures['psnr_clipped_of']}); of the peak "
+            f"{figures['peak']:.2f}: {figures['psnr_of_peak']:.3f} dB")  # fmt: skip
+    say(f"{figures['bits_per_pixel']:.4f} bits a pixel ({figures['exported_bytes']} bytes as exported)")
+    if options.json is not None:
+        write_figures(options.json, {**figures, "run": str(options.run)})
+    return 0
+
+
+# --- render
+
+
+@dataclass(frozen=True)
+class RenderImage:
+    """The reconstruction of a trained picture at any size, whole or in part. Needs no picture."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder or checkpoint file."""
+    crop: tuple[float, float, float, float] | None = None
+    """Part to show: left, top, width, height in pixels of the picture."""
+    width: int | None = None
+    """Of the result, pixels; default one to one. Alone it keeps the shape."""
+    height: int | None = None
+    """The same for the height."""
+    format: Literal["png", "exr"] = "png"
+    """png: sRGB, clipped to what it can hold; exr: linear light, half floats."""
+    bits: Literal[8, 16] = 8
+    """Of a PNG's channels."""
+    out: Path | None = None
+    """File; default renders/image.<format> in the run folder."""
+    background: str | None = None
+    """white, black or #rrggbb behind a picture with alpha; default none, the file then has alpha."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+    threads: int | None = None
+    """Threads of the kernels."""
+
+
+def render_image(arguments: list[str]) -> int:
+    """`render` of a picture's run."""
+    options = parse(RenderImage, arguments, "render")
+    set_up(threads=options.threads)
+    model: ImageModel = load(options.run)
+    target = options.out or RunFolder.open(options.run).renders / f"image.{options.format}"
+    if target.is_dir():
+        raise ConfigError(f"--out {target}: is a folder, expected a file")
+    if target.exists() and not options.overwrite:
+        raise ConfigError(f"{target}: is there already; choose another --out, or --overwrite")
+    background = None if options.background is None else parse_background(options.background)
+    width, height = model.size_of(options.crop, options.width, options.height)
+    n_channels = model.shape.n_channels
+    if background is not None and model.shape.has_alpha:
+        n_channels = 3
+    kind = ExrWriter if options.format == "exr" else PngWriter
+    settings = {} if options.format == "exr" else {"bits": options.bits}
+    next_line = time.perf_counter() + PLAIN_LINE_SECONDS
+    with kind(target, width, height, n_channels, **settings) as writer:
+        for strip in model.strips(options.crop, width, height):
+            writer.add(encoded(strip, model.shape.has_alpha, background, options.format, options.bits))
+            if time.perf_counter() >= next_line:
+                next_line = time.perf_counter() + PLAIN_LINE_SECONDS
+                say(f"{writer.n_rows} of {height} rows")
+    say(f"{target}: {width}x{height}")
+    return 0
+
+
+def encoded(
+    values: np.ndarray, has_alpha: bool, background: tuple[float, float, float] | None, form: str, bits: int
+) -> np.ndarray:
+    """A strip of the model's values as a writer takes it."""
+    if has_alpha:
+        values = np.concatenate([values[..., :-1], np.clip(values[..., -1:], 0.0, 1.0)], axis=-1)
+        if background is not None:
+            values = values[..., :-1] + (1.0 - values[..., -1:]) * np.asarray(background, np.float32)
+            has_alpha = False
+    if form == "exr":
+        return to_linear(values, has_alpha)
+    if has_alpha:  # straight, as PNG wants it
+        alpha = values[..., -1:]
+        values = np.concatenate([values[..., :-1] / np.maximum(alpha, 1e-4) * (alpha > 1e-4), alpha], axis=-1)
+    top = 2**bits - 1
+    return (np.clip(values, 0.0, 1.0) * top + 0.5).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+# --- demo
+
+
+@dataclass(frozen=True)
+class DemoImage:
+    """Make a picture by formula, train on it, and write pictures, a checkpoint and a report."""
+
+    out: Path | None = None
+    """Run folder; default runs/demo-image-<n>."""
+    overwrite: bool = False
+    """Allow --out to hold a run already."""
+    seconds: float = 15.0
+    """Of training."""
+    seed: int = 0
+    """Of the picture and of training."""
+    size: int = 1024
+    """Width of the picture; its height is three quarters of that."""
+    threads: int | None = None
+    """Threads of the kernels."""
+
+
+def demo_image(arguments: list[str]) -> int:
+    """`demo image` with its arguments."""
+    options = parse(DemoImage, arguments, "demo image")
+    set_up(threads=options.threads)
+    if not 32 <= options.size <= 8192:
+        raise ConfigError(f"--size: expected 32 to 8192, got {options.size}")
+    if options.seed < 0:
+        raise ConfigError(f"--seed: expected a whole number >= 0, got {options.seed}")
+    started = time.perf_counter()
+    length = TrainOptions(max_seconds=options.seconds)
+    run = RunFolder.create(options.out, "demo-image", options.overwrite)
+    say("making the picture ...")
+    path = save_demo_picture(run.path / "picture.png", options.seed, options.size, 3 * options.size // 4)
+    if not is_cache_warm():
+        say("first start: the kernels are compiled now, which takes about a minute and is kept for the next time")
+    with read_picture(path, scratch=run.path) as picture:
+        task = ImageTask(PRESETS["default"], picture, seed=options.seed)
+        write_config(run, task, length)
+        result = run_training(task, run, length, on_progress=progress_pictures(task, run))
+        if result.stopped_by != "done":
+            say(f"ended early ({result.stopped_by}) after step {result.step}; {run.checkpoint} holds what there is")
+            return 130 if result.stopped_by == "interrupted" else 2
+        finish_image(task, run, result, by_clock=True)
+    say(f"checkpoint: {run.checkpoint}")
+    say(f"report: {run.report} (open it in a browser)")
+    say(f"all in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
+    return 0

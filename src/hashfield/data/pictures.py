@@ -1,0 +1,554 @@
+"""Single pictures in, whatever their size: stored numbers as they are, in memory or in a scratch file on disk.
+
+A picture becomes one array [height, width, channels] of uint8, uint16, float16 or float32, filled strip by strip or
+tile by tile. Above `IN_MEMORY` bytes that array is a memory-mapped scratch file, which is gone when the process is,
+however it ends. What the numbers mean (`Picture.values`) is a table, so nothing is ever held as float as a whole.
+"""
+
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from hashfield.errors import ConfigError, DataError
+
+IN_MEMORY: Final = 128 << 20
+"""Bytes up to which a picture is simply kept in memory."""
+MAX_PIXELS: Final = 2**31
+"""Default of the most pixels that are read."""
+STRIP_BYTES: Final = 16 << 20
+"""About as much is copied at a time."""
+
+_FLOATS: Final = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """What a file says about its picture before it is decoded."""
+
+    width: int
+    height: int
+    n_channels: int
+    """1 grey, 2 grey and alpha, 3 RGB, 4 RGBA."""
+    dtype: str
+    """Of the stored numbers: uint8, uint16, float16 or float32. Floats are linear light, integers sRGB."""
+    form: str
+    """In words: "JPEG", "TIFF, tiles of 256x256"."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all stored numbers."""
+        return self.width * self.height * self.n_channels * np.dtype(self.dtype).itemsize
+
+
+Block = tuple[int, int, np.ndarray]
+"""(x, y, numbers [h, w, channels]) of a part of the picture."""
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """One way to read pictures. Appended to `PICTURE_READERS`, tried in order."""
+
+    name: str
+    matches: Callable[[Path, bytes], bool]
+    """Whether this one reads a file, by its path and first bytes."""
+    header: Callable[[Path], PictureHeader]
+    blocks: Callable[[Path, PictureHeader], Iterator[Block]]
+    """All parts of the picture, in any order."""
+
+
+class Picture:
+    """A decoded picture. Close it, or use it as a context manager: the scratch file then goes at once."""
+
+    def __init__(self, path: Path, header: PictureHeader, pixels: np.ndarray, notes: tuple[str, ...] = ()) -> None:
+        """Args:
+        path: Of the file, resolved.
+        header: What it says.
+        pixels: [height, width, stored channels].
+        notes: Lines for the user.
+        """
+        self.path, self.header, self.pixels, self.notes = path, header, pixels, notes
+        self.name = path.stem
+        self.n_channels = header.n_channels
+        if header.n_channels in (2, 4) and _is_opaque(pixels):
+            self.n_channels -= 1
+            self.notes += ("alpha is 1 everywhere and is left out",)
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self.header.width
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return self.header.height
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the last channel is alpha."""
+        return self.n_channels in (2, 4)
+
+    @property
+    def is_hdr(self) -> bool:
+        """Whether the file holds linear light, which may exceed 1."""
+        return self.header.dtype in _FLOATS
+
+    def values(self) -> Float32[np.ndarray, "2 n_codes"]:
+        """What the stored codes mean, for colours and for alpha: integers are sRGB in [0, 1], halves become sRGB by its
+        curve, which goes on beyond 1. Empty for float32, which is stored as such values already."""
+        kind = self.header.dtype
+        if kind == "float32":
+            return np.zeros((2, 0), np.float32)
+        if kind == "float16":
+            linear = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
+            linear[~np.isfinite(linear)] = 0.0
+            return np.stack([srgb_from_linear(linear), linear])
+        top = np.iinfo(kind).max
+        return np.repeat((np.arange(top + 1, dtype=np.float64) / top).astype(np.float32)[None], 2, axis=0)
+
+    def region(self, x: int, y: int, width: int, height: int) -> Float32[np.ndarray, "h w c"]:
+        """The values of a part, colours multiplied by alpha: what a model of the picture should answer there."""
+        stored = self.pixels[y : y + height, x : x + width, : self.n_channels]
+        if self.header.dtype == "float32":
+            found = stored.astype(np.float32)
+        else:
+            codes = stored.view(np.uint16) if stored.dtype == np.float16 else stored
+            values = self.values()
+            found = values[0][codes]
+            if self.has_alpha:
+                found[..., -1] = values[1][codes[..., -1]]
+        if self.has_alpha and not self.is_hdr:
+            found[..., :-1] *= found[..., -1:]
+        return found
+
+    def close(self) -> None:
+        """Let the numbers go; a scratch file goes with them."""
+        self.pixels = np.zeros((0, 0, 0), np.uint8)
+
+    def __enter__(self) -> "Picture":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS, scratch: Path | None = None) -> Picture:
+    """The picture in a file, decoded.
+
+    8 and 16 bits stay as they are; palettes become RGB(A), CMYK and the like RGB. Colour profiles and the EXIF
+    orientation are not applied; a note says where a file has one that matters. Of several pictures in a file, the
+    first is taken. Values that are not finite become 0.
+
+    Args:
+        path: PNG, JPEG, WebP, TIFF, EXR, HDR and what else Pillow reads.
+        max_pixels: More are refused before anything is decoded.
+        scratch: Folder for the scratch file of a large picture; the system's for temporary files if None.
+
+    Raises:
+        DataError: no such file, not a picture, broken, or of a kind without a meaning here; one line.
+        ConfigError: more than `max_pixels`.
+    """
+    given = Path(path).expanduser()
+    resolved = given.resolve()
+    reader, header = _opened(given, max_pixels)
+    try:
+        pixels = _storage(header, scratch)
+    except (OSError, ValueError) as error:
+        where = scratch or tempfile.gettempdir()
+        raise DataError(f"{where}: no room for a scratch file of {header.n_bytes / 1e9:.1f} GB: {error}") from error
+    lost, missing = 0, header.width * header.height
+    with _as_data_error(given):
+        for x, y, block in reader.blocks(resolved, header):
+            if pixels.dtype.kind == "f":
+                bad = ~np.isfinite(block)
+                lost += int(bad.sum())
+                block = np.where(bad, block.dtype.type(0), block) if bad.any() else block
+                if pixels.dtype == np.float32:
+                    block = _encoded(block, header.n_channels)
+            pixels[y : y + block.shape[0], x : x + block.shape[1]] = block
+            missing -= block.shape[0] * block.shape[1]
+        if missing > 0:
+            raise _UnsupportedError(f"{missing} of its {header.width * header.height} pixels are missing")
+    notes = header.notes
+    if lost:
+        notes += (f"warning: {given.name}: {lost} values are not finite and count as 0",)
+    return Picture(resolved, header, pixels, notes)
+
+
+def read_picture_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> PictureHeader:
+    """What a file says about its picture, without decoding it where the form allows.
+
+    Raises:
+        DataError: no such file, or not a picture.
+        ConfigError: more than `max_pixels`.
+    """
+    return _opened(Path(path).expanduser(), max_pixels)[1]
+
+
+def srgb_from_linear(linear: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """The sRGB curve, which goes on beyond 1, and below 0 as the straight line it begins with.
+
+    Source: IEC 61966-2-1; beyond 1 as instant-ngp does for its images.
+    """
+    power = 1.055 * np.power(np.maximum(linear, 0.0031308), 1 / 2.4) - 0.055
+    return np.where(linear <= 0.0031308, 12.92 * linear, power).astype(np.float32)
+
+
+def linear_from_srgb(value: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """The inverse of `srgb_from_linear`."""
+    power = np.power((np.maximum(value, 0.04045) + 0.055) / 1.055, 2.4)
+    return np.where(value <= 0.04045, value / 12.92, power).astype(np.float32)
+
+
+# --- opening ------------------------------------------------------------------------------------------------
+
+
+class _UnsupportedError(Exception):
+    """A picture that opens but has no meaning here; the text says why."""
+
+
+def _opened(path: Path, max_pixels: int) -> tuple[PictureReader, PictureHeader]:
+    if max_pixels < 1:
+        raise ConfigError(f"max_pixels: expected at least 1, got {max_pixels}")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, expected a picture")
+    try:
+        with open(path, "rb") as handle:
+            start = handle.read(64)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not start:
+        raise DataError(f"{path}: is empty")
+    reader = next(reader for reader in PICTURE_READERS if reader.matches(path, start))
+    with _as_data_error(path), _no_bomb_limit():
+        header = reader.header(path.resolve())
+    if header.width * header.height > max_pixels:
+        raise ConfigError(
+            f"{path}: {header.width}x{header.height} are {header.width * header.height} pixels, more than "
+            f"--max-pixels {max_pixels}"
+        )
+    return reader, header
+
+
+@contextmanager
+def _as_data_error(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises becomes one DataError."""
+    try:
+        yield
+    except (MemoryError, DataError, ModuleNotFoundError):
+        raise
+    except _UnsupportedError as error:
+        raise DataError(f"{path}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: not a picture that can be read here") from error
+    except Exception as error:  # decoders of broken files raise nearly every type there is
+        text = getattr(error, "strerror", None) or str(error)  # ffmpeg's numbers mean nothing to anybody
+        raise DataError(f"{path}: the picture cannot be decoded: {' '.join(text.split())}") from error
+
+
+@contextmanager
+def _no_bomb_limit() -> Iterator[None]:
+    """Without Pillow's own limit: ours is --max-pixels, checked before anything is decoded."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _storage(header: PictureHeader, scratch: Path | None) -> np.ndarray:
+    """Room for a picture's numbers: memory, or a file that has no name any more (where the system allows that)."""
+    shape = (header.height, header.width, header.n_channels)
+    if header.n_bytes <= IN_MEMORY:
+        return np.zeros(shape, header.dtype)
+    handle, name = tempfile.mkstemp(prefix=".pixels-", suffix=".tmp", dir=scratch)
+    try:
+        if os.name == "posix":
+            os.unlink(name)  # so that it goes with the process, however that ends
+        os.posix_fallocate(handle, 0, header.n_bytes) if hasattr(os, "posix_fallocate") else os.truncate(
+            handle, header.n_bytes
+        )
+        mapped = mmap.mmap(handle, header.n_bytes)
+    finally:
+        os.close(handle)
+        if os.name != "posix":
+            _remove_at_exit(Path(name))
+    return np.frombuffer(mapped, header.dtype).reshape(shape)
+
+
+def _remove_at_exit(path: Path) -> None:
+    import atexit
+
+    def remove() -> None:
+        with suppress(OSError):
+            path.unlink()
+
+    atexit.register(remove)
+
+
+def _encoded(block: np.ndarray, n_channels: int) -> np.ndarray:
+    """Linear float32 numbers as the values that are learned: colours by the sRGB curve, alpha as it is."""
+    found = srgb_from_linear(block.astype(np.float32))
+    if n_channels in (2, 4):
+        found[..., -1] = block[..., -1]
+    return found
+
+
+def _is_opaque(pixels: np.ndarray) -> bool:
+    full = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    rows = max(1, STRIP_BYTES // max(1, pixels[0].nbytes))
+    return all(bool((pixels[y : y + rows, :, -1] == full).all()) for y in range(0, pixels.shape[0], rows))
+
+
+# --- Pillow: JPEG, WebP, most PNG, TIFF without tiles, and more ------------------------------------------------
+
+
+_MODES: Final = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
+_WIDE_GREY: Final = ("I;16", "I;16L", "I;16B", "I;16N")
+_EXIF_ORIENTATION: Final = 0x0112
+
+
+def _pillow_mode(image: Image.Image) -> str:
+    """The mode to decode to."""
+    if image.mode in (*_WIDE_GREY, "I", "F"):
+        return image.mode
+    if image.mode in ("P", "PA"):
+        return "RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB"
+    if image.mode in ("L", "RGB") and "transparency" in image.info:
+        return "RGBA" if image.mode == "RGB" else "LA"
+    return _MODES.get(image.mode, "RGB")
+
+
+def _pillow_header(path: Path) -> PictureHeader:
+    with Image.open(path) as image:
+        mode = _pillow_mode(image)
+        if mode == "I":
+            raise _UnsupportedError("32-bit integers have no meaning as colours")
+        dtype = "float32" if mode == "F" else "uint16" if mode in _WIDE_GREY else "uint8"
+        notes = []
+        if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and dtype == "uint8":
+            hint = ": pip install 'hashfield[tiff]' keeps them" if image.format == "TIFF" else ""
+            notes.append(f"warning: {path.name}: 16 bits a channel are reduced to 8{hint}")
+        if image.mode not in (*_MODES, *_WIDE_GREY, "P", "PA", "F"):
+            notes.append(f"{path.name}: {image.mode} converted to RGB without its colour profile")
+        with suppress(Exception):  # a broken EXIF block is no reason not to read the picture
+            orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1))
+            if orientation != 1:
+                notes.append(f"{path.name}: its EXIF orientation ({orientation}) is not applied, pixels are as stored")
+        if getattr(image, "n_frames", 1) > 1:
+            notes.append(f"{path.name}: holds {getattr(image, 'n_frames', 1)} pictures, the first is taken")
+        n_channels = 1 if len(mode) == 1 or mode in _WIDE_GREY else len(mode)
+        return PictureHeader(*image.size, n_channels, dtype, image.format or "picture", tuple(notes))
+
+
+def _pillow_blocks(path: Path, header: PictureHeader) -> Iterator[Block]:
+    """Pillow decodes as a whole, in its own 1 to 4 bytes a pixel; only the copies are strips."""
+    with _no_bomb_limit(), Image.open(path) as image:
+        if image.size != (header.width, header.height):
+            raise _UnsupportedError("changed while it was read")
+        mode = _pillow_mode(image)
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        image.load()
+        rows = max(1, STRIP_BYTES // max(1, header.n_bytes // header.height))
+        for y in range(0, header.height, rows):
+            strip = image.crop((0, y, header.width, min(y + rows, header.height)))
+            if "transparency" in image.info:
+                strip.info["transparency"] = image.info["transparency"]
+            strip = strip if strip.mode == mode else strip.convert(mode)
+            found = np.asarray(strip)
+            if mode in _WIDE_GREY:
+                found = found.astype(np.uint16)
+            yield 0, y, found.reshape(found.shape[0], found.shape[1], -1)
+
+
+# --- ffmpeg through PyAV: EXR, Radiance HDR, 16-bit colour PNG --------------------------------------------------
+
+# Pixel format -> (dtype, planes or interleaved channel order).
+_PLANAR: Final = {
+    "gbrpf16le": ("float16", (2, 0, 1)), "gbrapf16le": ("float16", (2, 0, 1, 3)), "grayf16le": ("float16", (0,)),
+    "gbrpf32le": ("float32", (2, 0, 1)), "gbrapf32le": ("float32", (2, 0, 1, 3)), "grayf32le": ("float32", (0,)),
+}  # fmt: skip
+_PACKED: Final = {
+    "rgb48be": (">u2", 3), "rgba64be": (">u2", 4), "rgb48le": ("<u2", 3), "rgba64le": ("<u2", 4),
+    "ya16be": (">u2", 2), "ya16le": ("<u2", 2), "yaf16le": ("<f2", 2), "yaf32le": ("<f4", 2),
+    "rgbf32le": ("<f4", 3), "rgbaf32le": ("<f4", 4),
+}  # fmt: skip
+
+
+def _is_for_ffmpeg(path: Path, start: bytes) -> bool:
+    if start.startswith((b"\x76\x2f\x31\x01", b"#?RADIANCE", b"#?RGBE")):
+        return True
+    # PNG of 16 bits with colour or alpha: Pillow would keep the high bytes only.
+    return start.startswith(b"\x89PNG\r\n\x1a\n") and len(start) >= 26 and start[24] == 16 and start[25] in (2, 4, 6)
+
+
+def _frame(path: Path) -> Any:
+    """The first picture, decoded."""
+    import av
+    import av.logging
+
+    av.logging.set_level(av.logging.PANIC)  # its own lines go to stderr, ours carries the error
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            return frame
+    raise _UnsupportedError("holds no picture")
+
+
+def _ffmpeg_size(path: Path) -> tuple[int, int]:
+    """Width and height as the file's first bytes say: nothing is decoded before they are judged."""
+    with open(path, "rb") as handle:
+        start = handle.read(1 << 16)
+    if start.startswith(b"\x89PNG"):
+        return struct.unpack(">II", start[16:24])
+    if start.startswith(b"\x76\x2f\x31\x01"):
+        at = start.find(b"dataWindow\0box2i\0")
+        if at < 0 or at + 37 > len(start):
+            raise _UnsupportedError("an EXR file without a data window")
+        left, top, right, bottom = struct.unpack("<4i", start[at + 21 : at + 37])
+        return right - left + 1, bottom - top + 1
+    for line in start.split(b"\n", 40)[:40]:
+        words = line.split()
+        if len(words) == 4 and words[0] in (b"-Y", b"+Y") and words[2] in (b"+X", b"-X"):
+            return int(words[3]), int(words[1])
+    raise _UnsupportedError("a Radiance file without a size")
+
+
+def _ffmpeg_header(path: Path) -> PictureHeader:
+    width, height = _ffmpeg_size(path)
+    if width < 1 or height < 1:
+        raise _UnsupportedError(f"says it is {width}x{height} pixels")
+    with open(path, "rb") as handle:
+        start = handle.read(26)
+    if start.startswith(b"\x89PNG"):
+        return PictureHeader(width, height, {2: 3, 4: 2, 6: 4}[start[25]], "uint16", "PNG")
+    form = "EXR" if start.startswith(b"\x76\x2f\x31\x01") else "Radiance HDR"
+    if width * height > 2**28:  # which its channels and type would have to be decoded for
+        raise _UnsupportedError(f"{form} of {width}x{height} pixels is too large for this reader")
+    frame = _frame(path)
+    dtype, n_channels = _kind_of(frame)
+    return PictureHeader(width, height, n_channels, dtype, form)
+
+
+def _kind_of(frame: Any) -> tuple[str, int]:
+    name = frame.format.name
+    if name in _PLANAR:
+        return _PLANAR[name][0], len(_PLANAR[name][1])
+    if name in _PACKED:
+        code, n_channels = _PACKED[name]
+        return str(np.dtype(code).newbyteorder("=")), n_channels
+    raise _UnsupportedError(f"pixels of the kind {name} are not read here")
+
+
+def _ffmpeg_blocks(path: Path, header: PictureHeader) -> Iterator[Block]:
+    frame = _frame(path)
+    if (frame.width, frame.height) != (header.width, header.height):
+        raise _UnsupportedError(
+            f"its display window ({frame.width}x{frame.height}) differs from its data window "
+            f"({header.width}x{header.height}), which is not read"
+        )
+    name = frame.format.name
+    rows = max(1, STRIP_BYTES // max(1, header.n_bytes // header.height))
+
+    def plane(k: int, code: str) -> np.ndarray:
+        raw = frame.planes[k]
+        return np.frombuffer(raw, code).reshape(header.height, raw.line_size // np.dtype(code).itemsize)
+
+    if name in _PLANAR:
+        dtype, order = _PLANAR[name]
+        planes = [plane(k, np.dtype(dtype).newbyteorder("<").str) for k in order]
+        for y in range(0, header.height, rows):
+            yield 0, y, np.stack([p[y : y + rows, : header.width] for p in planes], axis=-1)
+        return
+    code, n_channels = _PACKED[name]
+    whole = plane(0, code)
+    for y in range(0, header.height, rows):
+        strip = whole[y : y + rows, : header.width * n_channels]
+        yield 0, y, strip.reshape(strip.shape[0], header.width, n_channels).astype(header.dtype)
+
+
+# --- tifffile, an extra: tiles, BigTIFF, 16 bits and floats ------------------------------------------------------
+
+_TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _is_for_tifffile(path: Path, start: bytes) -> bool:
+    if not start.startswith(_TIFF):
+        return False
+    try:
+        import tifffile  # noqa: F401
+    except ModuleNotFoundError:
+        if start.startswith(_TIFF[2:]):  # BigTIFF, which Pillow reads in part only
+            raise DataError(f"{path}: BigTIFF needs tifffile: pip install 'hashfield[tiff]'") from None
+        return False
+    return True
+
+
+def _tiff_page(path: Path) -> Any:
+    import tifffile
+
+    return tifffile.TiffFile(path)
+
+
+def _tifffile_header(path: Path) -> PictureHeader:
+    with _tiff_page(path) as file:
+        page: Any = file.pages[0]
+        height, width, n_channels = page.imagelength, page.imagewidth, page.samplesperpixel
+        dtype = "?" if page.dtype is None else page.dtype.name
+        photometric = getattr(page.photometric, "name", str(page.photometric))
+        if width * height == 0:
+            raise _UnsupportedError(f"says it is {width}x{height} pixels")
+        if dtype == "bool" or photometric in ("PALETTE", "SEPARATED", "CIELAB", "MINISWHITE"):
+            return _pillow_header(path)
+        if dtype not in ("uint8", "uint16", *_FLOATS):
+            raise _UnsupportedError(
+                f"pixels of type {dtype} are not read here, only uint8, uint16, float16 and float32"
+            )
+        if not 1 <= n_channels <= 4:
+            raise _UnsupportedError(f"{n_channels} channels are not a picture's, expected 1 to 4")
+        if n_channels > 1 and page.planarconfig != 1:
+            raise _UnsupportedError("channels stored apart (planar configuration 2) are not read here")
+        tiles = f", tiles of {page.tilewidth}x{page.tilelength}" if page.is_tiled else ", strips"
+        notes = (f"{path.name}: holds {len(file.pages)} pictures, the first is taken",) if len(file.pages) > 1 else ()
+        return PictureHeader(width, height, n_channels, dtype, "TIFF" + tiles, notes)
+
+
+def _tifffile_blocks(path: Path, header: PictureHeader) -> Iterator[Block]:
+    if not header.form.startswith("TIFF,"):
+        yield from _pillow_blocks(path, header)
+        return
+    with _tiff_page(path) as file:
+        page: Any = file.pages[0]
+        # One thread: each holds a decoded tile, and decoding is not what takes long.
+        for data, index, shape in page.segments(maxworkers=1):
+            y, x = index[-3], index[-2]
+            h, w = min(shape[-3], header.height - y), min(shape[-2], header.width - x)
+            if data is None:  # a tile that was never written
+                yield x, y, np.zeros((h, w, header.n_channels), header.dtype)
+            else:
+                yield x, y, data.reshape(data.shape[-3:])[:h, :w]
+
+
+PICTURE_READERS: list[PictureReader] = [
+    PictureReader("ffmpeg", _is_for_ffmpeg, _ffmpeg_header, _ffmpeg_blocks),
+    PictureReader("tifffile", _is_for_tifffile, _tifffile_header, _tifffile_blocks),
+    PictureReader("Pillow", lambda path, start: True, _pillow_header, _pillow_blocks),
+]
+"""Tried in order; the last takes whatever the others leave."""

@@ -1,0 +1,71 @@
+"""Training batches of an image on CPUs: place, position and value of each cell's pixel in one pass."""
+
+import numpy as np
+import torch
+
+from hashfield.kernels.numba_cpu.common import as_array, kernel, launch, overloaded, share
+from hashfield.kernels.numba_cpu.simd import peek, poke, prefetch
+
+GROUP = 64  # pixels that are asked for together: each lies on another page of memory
+
+
+@overloaded
+def meaning(pixels, at, values, row):
+    """The value of a stored number: what its code means, or itself."""
+
+    def coded(pixels, at, values, row):
+        return values[row, peek(pixels, at)]
+
+    def plain(pixels, at, values, row):
+        return peek(pixels, at)
+
+    return plain if pixels.dtype.bitwidth == 32 else coded
+
+
+@kernel
+def _pixel_batch(
+    pixels, width, height, n_stored, random, cells_x, cells_y, values, n_channels, has_alpha, is_premultiplied,
+    planes, target, thread, threads,
+):  # fmt: skip
+    n = random.size
+    one, sixteen, low = np.int64(1), np.int64(16), np.int64(0xFFFF)
+    found = np.empty(GROUP, np.int64)
+    last = share(n, thread + 1, threads)
+    for first in range(share(n, thread, threads), last, GROUP):
+        count = min(GROUP, last - first)
+        for k in range(count):
+            i = first + k
+            bits = peek(random, i)
+            x = (((i % cells_x) << sixteen) + (bits & low)) * width // (cells_x << sixteen)
+            y = (((i // cells_x) << sixteen) + ((bits >> sixteen) & low)) * height // (cells_y << sixteen)
+            poke(planes, i, np.uint32((2 * x + 1) * (one << 31) // width))
+            poke(planes, n + i, np.uint32((2 * y + 1) * (one << 31) // height))
+            poke(found, k, (y * width + x) * n_stored)
+            prefetch(pixels, peek(found, k))
+        for k in range(count):
+            at, to = peek(found, k), (first + k) * n_channels
+            colors = n_channels - 1 if has_alpha else n_channels
+            for c in range(colors):
+                poke(target, to + c, meaning(pixels, at + c, values, 0))
+            if has_alpha:
+                alpha = meaning(pixels, at + colors, values, 1)
+                poke(target, to + colors, alpha)
+                if not is_premultiplied:
+                    for c in range(colors):
+                        poke(target, to + c, peek(target, to + c) * alpha)
+
+
+def pixel_batch(pixels, random, lattice, values, n_channels: int, has_alpha: bool, is_premultiplied: bool):
+    """positions [n, 2] (planes in memory, as the kernels that follow want them) and target [n, C]."""
+    height, width, n_stored = pixels.shape
+    n = random.shape[0]
+    planes, target = torch.empty((2, n), dtype=torch.int32), torch.empty((n, n_channels), dtype=torch.float32)
+    stored = as_array(pixels).reshape(-1)
+    stored = stored.view(np.uint16) if stored.dtype == np.int16 else stored
+    if n:
+        launch(
+            _pixel_batch, stored, width, height, n_stored, as_array(random.contiguous()), *lattice,
+            as_array(values.contiguous()), n_channels, has_alpha, is_premultiplied,
+            as_array(planes).view(np.uint32).reshape(-1), as_array(target).reshape(-1),
+        )  # fmt: skip
+    return planes.T, target

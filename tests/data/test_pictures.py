@@ -1,0 +1,169 @@
+"""Pictures as stored: every kind comes in exactly, large ones through a scratch file that leaves nothing behind."""
+
+import importlib.util
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hashfield.data import pictures
+from hashfield.data.demo_picture import make_demo_picture
+from hashfield.data.pictures import (
+    linear_from_srgb,
+    read_picture,
+    read_picture_header,
+    srgb_from_linear,
+)
+from hashfield.errors import ConfigError, DataError
+from hashfield.export.images import ExrWriter, PngWriter
+from tests.data.broken_cases import PICTURE_CASES, PictureCase
+
+
+def numbers(shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """Random numbers of a type, no alpha wholly opaque."""
+    random = np.random.default_rng(0)
+    if kind.startswith("float"):
+        return (random.random(shape) * 50).astype(kind)
+    return random.integers(0, np.iinfo(kind).max, shape).astype(kind)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("n_channels", [1, 2, 3, 4])
+def test_png_comes_in_as_it_was_written(n_channels: int, bits: int, tmp_path: Path) -> None:
+    pixels = numbers((37, 53, n_channels), f"uint{bits}")
+    with PngWriter(tmp_path / "a.png", 53, 37, n_channels, bits) as writer:
+        for y in range(0, 37, 10):
+            writer.add(pixels[y : y + 10])
+    with read_picture(tmp_path / "a.png") as found:
+        assert (found.header.dtype, found.n_channels, found.is_hdr) == (f"uint{bits}", n_channels, False)
+        assert np.array_equal(found.pixels, pixels)
+        values = pixels / np.float32(2**bits - 1)
+        if n_channels in (2, 4):
+            values[..., :-1] *= values[..., -1:]
+        assert np.allclose(found.region(5, 7, 20, 9), values[7:16, 5:25], atol=1e-6)
+    if bits == 8:  # another reader agrees about what was written
+        with Image.open(tmp_path / "a.png") as image:
+            assert np.array_equal(np.asarray(image).reshape(pixels.shape), pixels)
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 3, 4])
+def test_exr_comes_in_as_it_was_written(n_channels: int, tmp_path: Path) -> None:
+    pixels = numbers((37, 53, n_channels), "float16")
+    with ExrWriter(tmp_path / "a.exr", 53, 37, n_channels) as writer:
+        writer.add(pixels[:20])
+        writer.add(pixels[20:])
+    with read_picture(tmp_path / "a.exr") as found:
+        assert found.is_hdr and found.header.dtype == "float16" and np.array_equal(found.pixels, pixels)
+        wanted = srgb_from_linear(pixels.astype(np.float32))
+        if n_channels in (2, 4):
+            wanted[..., -1] = pixels[..., -1]  # alpha is no light; colours are multiplied by it in the file
+        assert np.allclose(found.region(0, 0, 53, 37), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "1", "P"])
+def test_pillow_modes(mode: str, tmp_path: Path) -> None:
+    pixels = numbers((37, 53, 4), "uint8")
+    image = Image.fromarray(pixels if "A" in mode else pixels[..., :3].copy()).convert(mode)
+    image.save(tmp_path / "a.png")
+    with read_picture(tmp_path / "a.png") as found:
+        expected = image.convert({"1": "L", "P": "RGB"}.get(mode, mode))
+        assert np.array_equal(found.pixels, np.asarray(expected).reshape(found.pixels.shape))
+    if mode == "RGB":
+        image.save(tmp_path / "a.webp", lossless=True)
+        image.save(tmp_path / "a.jpg", quality=95)
+        image.save(tmp_path / "a.tif")
+        assert np.array_equal(read_picture(tmp_path / "a.webp").pixels, pixels[..., :3])
+        assert np.array_equal(read_picture(tmp_path / "a.tif").pixels, pixels[..., :3])
+        assert read_picture(tmp_path / "a.jpg").pixels.shape == (37, 53, 3)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float16", "float32"])
+@pytest.mark.parametrize("options", [{"tile": (16, 32)}, {}, {"compression": "zlib", "bigtiff": True}])
+def test_tiff_with_tifffile(kind: str, options: dict, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = numbers((37, 53, 3), kind)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", **options)
+    with read_picture(tmp_path / "a.tif") as found:
+        assert found.header.dtype == kind and found.is_hdr == kind.startswith("float")
+        wanted = srgb_from_linear(pixels) if kind == "float32" else pixels
+        assert np.array_equal(found.pixels, wanted)
+
+
+def test_srgb_curve_and_its_inverse() -> None:
+    assert srgb_from_linear(np.float32([0.0, 0.0031308, 1.0])) == pytest.approx([0.0, 0.04045, 1.0], abs=1e-5)
+    linear = np.concatenate([np.linspace(-0.5, 1, 200), np.geomspace(1.1, 1e4, 50)]).astype(np.float32)
+    assert np.allclose(linear_from_srgb(srgb_from_linear(linear)), linear, rtol=1e-4, atol=1e-6)
+    assert (np.diff(srgb_from_linear(linear)) > 0).all()
+
+
+def test_a_large_picture_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = numbers((370, 53, 3), "uint8")
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    monkeypatch.setattr(pictures, "IN_MEMORY", 1000)
+    monkeypatch.setattr(pictures, "STRIP_BYTES", 53 * 3 * 64)  # several strips
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    picture = read_picture(tmp_path / "a.png", scratch=scratch)
+    assert np.array_equal(picture.pixels, pixels)
+    if sys.platform == "linux":
+        assert not list(scratch.iterdir())
+        assert "(deleted)" in Path("/proc/self/maps").read_text()
+    picture.close()
+    with pytest.raises(DataError, match="no room for a scratch file"):
+        read_picture(tmp_path / "a.png", scratch=tmp_path / "gone")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_is_left_of_a_process_that_is_killed(tmp_path: Path) -> None:
+    Image.fromarray(numbers((370, 53, 3), "uint8")).save(tmp_path / "a.png")
+    (tmp_path / "scratch").mkdir()
+    code = (
+        "import os, signal, pathlib; from hashfield.data import pictures; pictures.IN_MEMORY = 1000\n"
+        f"p = pictures.read_picture({str(tmp_path / 'a.png')!r}, scratch=pathlib.Path({str(tmp_path / 'scratch')!r}))\n"
+        "assert '(deleted)' in open('/proc/self/maps').read()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_size_beyond_the_limit_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
+    """A PNG that says it is 100000 x 100000 and holds next to nothing."""
+    head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 9) + b"IDAT" + bytes(9))
+    with pytest.raises(ConfigError, match="more than --max-pixels 2147483648"):
+        read_picture_header(tmp_path / "bomb.png")
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ConfigError, match="max_pixels"):
+        read_picture_header(tmp_path / "bomb.png", max_pixels=0)
+    assert before == Image.MAX_IMAGE_PIXELS  # Pillow's own limit is what it was for everyone else
+
+
+@pytest.mark.parametrize("case", PICTURE_CASES, ids=lambda case: case.name)
+def test_message(case: PictureCase, tmp_path: Path) -> None:
+    if case.needs is not None and importlib.util.find_spec(case.needs) is None:
+        pytest.skip(f"{case.needs} is not installed")
+    path = case.build(tmp_path)
+    if case.outcome == "error":
+        with pytest.raises((DataError, ConfigError), match=case.expected) as error:
+            read_picture(path, max_pixels=case.max_pixels)
+        text = str(error.value)
+        assert "\n" not in text and text.startswith(str(path)), text
+        return
+    with read_picture(path, max_pixels=case.max_pixels) as picture:
+        assert re.search(case.expected, "\n".join(picture.notes)), picture.notes
+
+
+def test_the_demo_picture_is_the_same_for_the_same_seed() -> None:
+    a, b, c = make_demo_picture(3, 80, 60), make_demo_picture(3, 80, 60), make_demo_picture(4, 80, 60)
+    assert a.shape == (60, 80, 3) and np.array_equal(a, b) and not np.array_equal(a, c)
+    assert a.std() > 20
+    with pytest.raises(ConfigError):
+        make_demo_picture(0, 4, 4)

@@ -1,0 +1,72 @@
+"""Training batches of an image: against the reference, and the promises that sampling makes."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from hashfield.errors import ShapeError
+from hashfield.geometry.fixed_point import from_fixed_point
+from hashfield.ops.pixel_batch import pixel_batch
+
+NONE = torch.zeros(2, 0)
+
+
+def random_bits(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 2**32, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("stored", [torch.uint8, torch.int16, torch.float32])
+@pytest.mark.parametrize(
+    ("channels", "alpha", "premultiplied"), [(1, False, False), (3, False, False), (4, True, False), (2, True, True)]
+)
+@pytest.mark.parametrize(("width", "height", "lattice"), [(37, 23, (8, 5)), (3, 200, (16, 4)), (1, 1, (1, 1))])
+def test_agrees_with_the_reference(
+    stored: torch.dtype, channels: int, alpha: bool, premultiplied: bool, width: int, height: int, lattice: Any
+) -> None:
+    g = torch.Generator().manual_seed(1)
+    if stored == torch.float32:
+        pixels, values = torch.rand(height, width, 4, generator=g), NONE
+    else:
+        codes = 256 if stored == torch.uint8 else 65536
+        pixels = torch.randint(0, codes, (height, width, 4), generator=g).to(stored)
+        values = torch.rand(2, codes, generator=g)
+    found, expected = (
+        pixel_batch(
+            pixels, random_bits(lattice[0] * lattice[1]), lattice, values, channels, has_alpha=alpha,
+            is_premultiplied=premultiplied, backend=backend,
+        )
+        for backend in ("numba", "reference")
+    )  # fmt: skip
+    assert torch.equal(found.positions_unit, expected.positions_unit)
+    assert torch.equal(found.target, expected.target)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_each_cell_gives_one_pixel_and_all_pixels_come_equally_often(backend: Any) -> None:
+    width, height, lattice = 12, 10, (4, 5)
+    pixels = torch.arange(width * height, dtype=torch.float32).reshape(height, width, 1)
+    counts = torch.zeros(width * height)
+    for seed in range(400):
+        batch = pixel_batch(pixels, random_bits(20, seed), lattice, NONE, 1, backend=backend)
+        place = from_fixed_point(batch.positions_unit) * torch.tensor([width, height])
+        x, y = place[:, 0].floor().long(), place[:, 1].floor().long()
+        assert torch.allclose(place - place.floor(), torch.full((20, 2), 0.5, dtype=torch.float64), atol=1e-6)
+        assert torch.equal(batch.target[:, 0].long(), y * width + x)  # the position is that of the pixel shown
+        assert torch.equal(x // 3 + lattice[0] * (y // 2), torch.arange(20))  # one from each cell
+        counts[batch.target[:, 0].long()] += 1
+    expected = counts.sum() / counts.numel()
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    assert chi_square < 100 + 5 * (2 * 100) ** 0.5  # 120 pixels less one constraint a cell: 100 degrees of freedom
+
+
+def test_wrong_arguments_are_named() -> None:
+    pixels, random = torch.zeros(4, 4, 3, dtype=torch.uint8), random_bits(4)
+    with pytest.raises(ShapeError, match="random"):
+        pixel_batch(pixels, random, (3, 2), torch.zeros(2, 256), 3)
+    with pytest.raises(ShapeError, match="values"):
+        pixel_batch(pixels, random, (2, 2), torch.zeros(2, 65536), 3)
+    with pytest.raises(ShapeError, match="n_channels"):
+        pixel_batch(pixels, random, (2, 2), torch.zeros(2, 256), 4)
+    with pytest.raises(ShapeError, match="pixels"):
+        pixel_batch(pixels.long(), random, (2, 2), torch.zeros(2, 256), 3)

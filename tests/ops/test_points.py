@@ -1,0 +1,373 @@
+"""The fused ops on points, training and asking a network, against the composition of the small references."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hashfield import ops
+from hashfield.errors import BackendError, ShapeError
+from hashfield.geometry.fixed_point import from_fixed_point, to_fixed_point
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.ops.eval_points import EncodedNetwork, eval_points
+from hashfield.ops.train_points import LOSSES, PointsWorkspace, TrainPointsResult, train_points
+from tests import tolerances
+from tests.ops.compare import check_rows, relative_error
+
+LAYOUTS = {
+    "2d_f4": GridLayout(n_dims=2, n_levels=6, n_features_per_level=4, log2_hashmap_size=10, per_level_scale=1.7),
+    "2d_f2": GridLayout(n_dims=2, n_levels=16, n_features_per_level=2, log2_hashmap_size=9, per_level_scale=1.3),
+    "3d_f4": GridLayout(n_dims=3, n_levels=8, n_features_per_level=4, log2_hashmap_size=10, per_level_scale=1.5),
+    "3d_f2": GridLayout(n_dims=3, n_levels=5, n_features_per_level=2, log2_hashmap_size=10, per_level_scale=1.6),
+    "2d_f1": GridLayout(n_dims=2, n_levels=3, n_features_per_level=1, log2_hashmap_size=8),
+    "2d_f8": GridLayout(n_dims=2, n_levels=3, n_features_per_level=8, log2_hashmap_size=8),
+}
+
+
+def network(layout: str, hidden: tuple[int, ...] = (64, 64), n_outputs: int = 3, seed: int = 0) -> EncodedNetwork:
+    """A random network."""
+    g, grid = torch.Generator().manual_seed(seed), LAYOUTS[layout]
+    widths = [grid.n_output, *hidden, n_outputs]
+    weights = tuple(
+        (torch.rand(n_out, n_in, generator=g) * 2 - 1) * math.sqrt(6 / (n_in + n_out))
+        for n_in, n_out in itertools.pairwise(widths)
+    )
+    table = torch.rand(grid.n_entries, grid.n_features_per_level, generator=g) * 2 - 1
+    return EncodedNetwork(grid, table, weights)
+
+
+def batch(net: EncodedNetwork, n: int, fixed: bool = False, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Positions and targets."""
+    g = torch.Generator().manual_seed(seed)
+    positions = torch.rand(n, net.layout.n_dims, generator=g)
+    target = torch.rand(n, net.n_outputs, generator=g) * 2 - 1
+    return to_fixed_point(positions) if fixed else positions, target
+
+
+def doubled(net: EncodedNetwork) -> EncodedNetwork:
+    """The same network in float64."""
+    return replace(net, table=net.table.double(), weights=tuple(w.double() for w in net.weights))
+
+
+def step(
+    net: EncodedNetwork, positions: Tensor, target: Tensor, backend: Any, **options: Any
+) -> tuple[TrainPointsResult, list[Tensor]]:
+    """One step in a fresh workspace: what it found, and every gradient."""
+    workspace = PointsWorkspace(net, max(1, len(positions)), backend)
+    found = train_points(net, positions, target, workspace, **options)
+    return found, [workspace.grad_table, *found.grad_weights]
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Run kernels on n threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+CASES = {
+    # layout, hidden layers, outputs, points, fixed point, options: seeds without a hidden unit at the brink of zero
+    "image": ("2d_f4", (64, 64), 3, 1000, True, {}),
+    "image_float": ("2d_f4", (64, 64), 3, 1000, False, {}),
+    "grey": ("2d_f2", (16,), 1, 65, True, {"loss": "l1"}),
+    "rgba_hdr": ("2d_f2", (32, 32), 4, 97, True, {"loss": "relative_l2"}),
+    "distance": ("3d_f4", (64, 64), 1, 1000, False, {"loss": "mape"}),
+    "distance_fixed": ("3d_f4", (64, 64), 1, 300, True, {"loss": "mape"}),
+    "huber": ("3d_f2", (32,), 2, 63, False, {"loss": "huber", "huber_delta": 0.3}),
+    "four_layers": ("3d_f2", (16, 48, 32, 128), 5, 200, False, {}),
+    "no_hidden_layer": ("2d_f1", (), 3, 64, False, {}),
+    "one_point": ("2d_f8", (128,), 17, 1, True, {}),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_step_agrees_with_float64(name: str) -> None:
+    layout, hidden, n_outputs, n, fixed, options = CASES[name]
+    net = network(layout, hidden, n_outputs)
+    positions, target = batch(net, n, fixed)
+    found, grads = step(net, positions, target, "numba", **options)
+    wide = positions if fixed else positions.double()
+    exact, exact_grads = step(doubled(net), wide, target.double(), "reference", **options)
+    assert found.loss == pytest.approx(exact.loss, rel=tolerances.FAST_OUTPUT)
+    assert found.squared_error == pytest.approx(exact.squared_error, rel=tolerances.FAST_OUTPUT)
+    for mine, right in zip(grads, exact_grads, strict=True):
+        assert mine.shape == right.shape
+        assert relative_error(mine, right) < tolerances.FUSED_STEP
+        check_rows("gradient", mine, right.float())
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_outputs_agree_with_the_reference(name: str) -> None:
+    layout, hidden, n_outputs, n, fixed, _ = CASES[name]
+    net = network(layout, hidden, n_outputs)
+    positions, _ = batch(net, n, fixed)
+    found, expected = (eval_points(net, positions, backend=b) for b in ("numba", "reference"))
+    assert found.shape == (n, n_outputs) and found.dtype == torch.float32
+    assert relative_error(found, expected) < tolerances.FAST_OUTPUT
+    rounded = replace(net, precision="bfloat16")
+    found, expected = (eval_points(rounded, positions, backend=b) for b in ("numba", "reference"))
+    assert relative_error(found, expected) < tolerances.BFLOAT16_FLIP
+
+
+@pytest.mark.parametrize("name", ["image", "grey", "distance", "four_layers", "no_hidden_layer"])
+def test_step_in_bfloat16_errs_no_more_than_the_reference_does(name: str) -> None:
+    layout, hidden, n_outputs, n, fixed, options = CASES[name]
+    net = network(layout, hidden, n_outputs)
+    net = replace(net, table_bf16=net.table.to(torch.bfloat16))
+    positions, target = batch(net, n, fixed)
+    rounded = replace(net, precision="bfloat16")
+    right, right_grads = step(net, positions, target, "reference", **options)
+    same, same_grads = step(rounded, positions, target, "reference", **options)
+    mine, my_grads = step(rounded, positions, target, "numba", **options)
+    allowed = abs(same.loss - right.loss) + 1e-4 * right.loss
+    assert abs(mine.loss - right.loss) < tolerances.BFLOAT16_OVER_REFERENCE * allowed
+    for grad, reference, target_grad in zip(my_grads, same_grads, right_grads, strict=True):
+        allowed = relative_error(reference, target_grad)
+        assert 0 < relative_error(grad, target_grad) < 1.5 * tolerances.BFLOAT16_OVER_REFERENCE * allowed
+        assert relative_error(grad, reference) < 1.5 * allowed
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_losses_are_what_they_say(loss: Any, backend: Any) -> None:
+    """A network of one matrix on a constant table is a constant; loss and gradient then are known by hand."""
+    grid = LAYOUTS["2d_f1"]
+    weights = (torch.tensor([[2.0, 1.0, 1.0]]),)
+    net = EncodedNetwork(grid, torch.full((grid.n_entries, 1), 0.25), weights)  # outputs 1 everywhere
+    target = torch.tensor([[1.5], [0.98], [-3.0]])
+    d = torch.tensor([-0.5, 0.02, 4.0])
+    values, slopes = {
+        "l2": (d**2, 2 * d),
+        "relative_l2": (d**2 / 1.01, 2 * d / 1.01),
+        "l1": (d.abs(), d.sign()),
+        "mape": (d.abs() / (target[:, 0].abs() + 0.01), d.sign() / (target[:, 0].abs() + 0.01)),
+        "huber": (torch.tensor([0.2 * 0.45, 0.1 * 0.02**2 / 0.1, 0.2 * 3.95]), torch.tensor([-0.2, 0.04, 0.2])),
+    }[loss]
+    found, grads = step(net, torch.rand(3, 2), target, backend, loss=loss)
+    assert found.loss == pytest.approx(float(values.mean()), rel=1e-5)
+    assert found.squared_error == pytest.approx(float(d.square().mean()), rel=1e-5)
+    assert grads[1].tolist()[0] == pytest.approx([0.25 * float(slopes.mean())] * 3, rel=1e-4)
+
+
+def test_fixed_point_keeps_the_fraction_where_float32_loses_it() -> None:
+    """Levels as of an image of 2^18 pixels a side: a pixel is two cells, and its fraction must survive."""
+    grid = GridLayout(
+        n_dims=2, n_levels=2, n_features_per_level=2, log2_hashmap_size=12, base_resolution=2**15, per_level_scale=4.0
+    )
+    g = torch.Generator().manual_seed(0)
+    net = EncodedNetwork(
+        grid, torch.rand(grid.n_entries, 2, generator=g) * 2 - 1, (torch.rand(3, 4, generator=g) * 2 - 1,)
+    )
+    pixels = torch.randint(2**18 - 2**12, 2**18, (4000, 2), generator=g)  # the far corner, where float32 is coarsest
+    exact = (pixels.double() + 0.5) / 2**18
+    right = eval_points(doubled(net), exact, backend="reference")
+    fixed, rounded = to_fixed_point(exact), exact.float()
+    assert torch.equal(from_fixed_point(fixed), exact)
+    for backend in ("numba", "reference"):
+        assert relative_error(eval_points(net, fixed, backend=backend), right) < 1e-6
+    assert relative_error(eval_points(net, rounded, backend="numba"), right) > 3e-3
+    # and so do the gradients of a step
+    target = torch.zeros(4000, 3)
+    _, mine = step(net, fixed, target, "numba")
+    _, theirs = step(doubled(net), exact, target.double(), "reference")
+    assert all(relative_error(a, b) < tolerances.FUSED_STEP for a, b in zip(mine, theirs, strict=True))
+
+
+def test_fixed_point_over_the_whole_range() -> None:
+    """Every cell boundary included: the fraction stays in [0, 1) and the cell is that of exact arithmetic."""
+    g = torch.Generator().manual_seed(0)
+    net = network("2d_f2")
+    ends = torch.tensor([0, 1, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32 - 2**16, 2**32 - 1])
+    steps = torch.cat([ends, torch.randint(0, 2**32, (2000,), generator=g)])
+    positions = torch.stack([steps, steps.flip(0)], 1).double() / 2**32
+    found = eval_points(net, to_fixed_point(positions), backend="numba")
+    right = eval_points(doubled(net), positions, backend="reference")
+    assert float((found - right).abs().max()) < 1e-5 * float(right.abs().max())
+    beyond = to_fixed_point(torch.tensor([-1.0, 1.0, 2.0], dtype=torch.float64))
+    assert from_fixed_point(beyond).tolist() == [0.0, 1 - 2**-32, 1 - 2**-32]
+
+
+@pytest.mark.parametrize("layout", ["2d_f4", "3d_f4"])
+def test_positions_outside_the_unit_box_are_safe(layout: str) -> None:
+    net = network(layout)
+    odd = torch.tensor([-0.3, 1.0, 1.5, -1e6, 1e30, torch.inf, -torch.inf, torch.nan])
+    positions = torch.stack([odd.roll(k) for k in range(net.layout.n_dims)], 1)
+    target = torch.zeros(len(odd), 3)
+    found, expected = (eval_points(net, positions, backend=b) for b in ("numba", "reference"))
+    assert bool(torch.isfinite(found).all()) and relative_error(found, expected) < tolerances.FAST_OUTPUT
+    (a, mine), (b, theirs) = (step(net, positions, target, backend) for backend in ("numba", "reference"))
+    assert a.loss == pytest.approx(b.loss, rel=1e-5)
+    assert all(relative_error(x, y) < tolerances.FUSED_STEP for x, y in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_no_points(backend: Any) -> None:
+    net = network("2d_f4")
+    positions, target = batch(net, 0)
+    found, grads = step(net, positions, target, backend)
+    assert found.loss == found.squared_error == 0.0
+    assert all(float(g.abs().sum()) == 0.0 for g in grads)
+    assert eval_points(net, positions, backend=backend).shape == (0, 3)
+
+
+def test_same_bits_for_the_same_threads_and_close_for_others() -> None:
+    net = replace(network("2d_f4"), precision="bfloat16")
+    positions, target = batch(net, 3000, True)
+    results = []
+    for n in (2, 2, 1, 3, 11):  # 11 threads are more than levels: these are then cut into address ranges
+        with threads(n):
+            results.append((*step(net, positions, target, "numba"), eval_points(net, positions, backend="numba")))
+    first, again, *others = results
+    assert first[0].loss == again[0].loss
+    assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+    for found, grads, outputs in others:
+        assert found.loss == pytest.approx(first[0].loss, rel=1e-6)
+        assert all(relative_error(a, b) < tolerances.FAST_OUTPUT for a, b in zip(grads, first[1], strict=True))
+        assert torch.equal(outputs, first[2])
+
+
+def test_a_workspace_serves_step_after_step() -> None:
+    """Nothing of a step is left for the next one but the table's gradient, which is added to."""
+    net = network("3d_f4")
+    used, fresh = (PointsWorkspace(net, 500, "numba") for _ in range(2))
+    train_points(net, *batch(net, 500), used)
+    used.grad_table.zero_()
+    small = batch(net, 77, seed=9)
+    a, b = train_points(net, *small, used), train_points(net, *small, fresh)
+    assert a.loss == b.loss and torch.equal(used.grad_table, fresh.grad_table)
+    assert all(torch.equal(x, y) for x, y in zip(a.grad_weights, b.grad_weights, strict=True))
+    train_points(net, *small, fresh)
+    assert relative_error(fresh.grad_table, 2 * used.grad_table) < tolerances.FAST_OUTPUT
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_buffers_are_written_before_they_are_read_and_not_past_their_end(precision: Any) -> None:
+    net = replace(network("3d_f2", (16, 32), 5), precision=precision)
+    positions, target = batch(net, 130)
+    with threads(1):
+        clean, clean_grads = step(net, positions, target, "numba")
+        workspace, guards = PointsWorkspace(net, 130, "numba"), []
+
+        def guarded(array: np.ndarray, fill: Any) -> np.ndarray:
+            longer = np.full((array.size + 64,), fill, array.dtype)
+            guards.append((longer[array.size :], fill))
+            return longer[: array.size].reshape(array.shape)
+
+        def fill(array: np.ndarray) -> Any:
+            return np.nan if array.dtype.kind == "f" else 0x7FC0  # as bfloat16 not a number either
+
+        buffers = workspace.buffers
+        # The features' padding is zero from the start and stays so: it is not written.
+        features = buffers.work[0]
+        buffers.work = (features, *(guarded(a, fill(a)) for a in buffers.work[1:]))
+        for name in ("own", "d_features", "sums"):
+            array = getattr(buffers, name)
+            setattr(buffers, name, guarded(array, fill(array)))
+        found = train_points(net, positions, target, workspace)
+    assert found.loss == clean.loss
+    for mine, right in zip([workspace.grad_table, *found.grad_weights], clean_grads, strict=True):
+        assert torch.equal(mine, right)
+    for guard, value in guards:
+        assert np.array_equal(guard, np.full_like(guard, value), equal_nan=guard.dtype.kind == "f")
+
+
+def test_inputs_need_not_be_contiguous() -> None:
+    net = network("2d_f4")
+    positions, target = batch(net, 100, True)
+    odd = replace(net, weights=tuple(w.T.contiguous().T for w in net.weights), table=net.table.T.contiguous().T)
+    a, mine = step(net, positions, target, "numba")
+    b, theirs = step(odd, positions.T.contiguous().T, target.T.contiguous().T, "numba")
+    assert a.loss == b.loss and all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
+
+
+def test_a_planted_fault_is_found() -> None:
+    net = network("2d_f4")
+    positions, _ = batch(net, 200)
+    right = eval_points(net, positions, backend="reference")
+    faults = [
+        replace(net, weights=(*net.weights[:2], net.weights[2].flip(0))),
+        replace(net, table=net.table.roll(1, 0)),
+        replace(net, interpolation="smoothstep"),
+    ]
+    for wrong in faults:
+        assert relative_error(eval_points(wrong, positions, backend="numba"), right) > 1e-2
+    smooth = replace(net, interpolation="smoothstep")
+    a, b = (eval_points(smooth, positions, backend=backend) for backend in ("numba", "reference"))
+    assert relative_error(a, b) < tolerances.FAST_OUTPUT
+
+
+def test_wrong_arguments_are_named() -> None:
+    net = network("2d_f4")
+    positions, target = batch(net, 10)
+    workspace = PointsWorkspace(net, 10)
+    with pytest.raises(ShapeError, match="positions_unit"):
+        eval_points(net, positions[:, :1])
+    with pytest.raises(ShapeError, match=r"weights\[1\]"):
+        eval_points(replace(net, weights=(net.weights[0], torch.zeros(3, 7))), positions)
+    with pytest.raises(ShapeError, match="target"):
+        train_points(net, positions, target[:5], workspace)
+    with pytest.raises(ShapeError, match="at most 10 points"):
+        train_points(net, *batch(net, 11), workspace)
+    with pytest.raises(ShapeError, match="loss"):
+        train_points(net, positions, target, workspace, loss="l3")  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="workspace"):
+        train_points(replace(net, precision="bfloat16"), positions, target, workspace)
+    with pytest.raises(BackendError, match="neurons"):
+        eval_points(network("2d_f4", (24,)), positions, backend="numba")
+    with pytest.raises(ShapeError, match="to_fixed_point"):
+        to_fixed_point(torch.zeros(3, dtype=torch.int32))
+
+
+# --- other encodings than grids
+
+
+def test_unfused_network_is_the_same_function(generator: torch.Generator) -> None:
+    layout = GridLayout(2, 4, 2, 10, 5, 1.7)
+    table = torch.rand(layout.n_entries, 2, generator=generator) - 0.5
+    weights = tuple(torch.randn(s, generator=generator) * 0.3 for s in ((16, 8), (16, 16), (3, 16)))
+    fused = EncodedNetwork(layout, table, weights)
+    twin = replace(fused, table=torch.zeros(0, 1), encode=lambda x: ops.grid_encode(x, table, layout))
+    assert fused.is_fused and not twin.is_fused
+    x, target = torch.rand(500, 2, generator=generator), torch.rand(500, 3, generator=generator)
+    for positions in (x, to_fixed_point(x)):
+        torch.testing.assert_close(eval_points(twin, positions), eval_points(fused, positions), rtol=1e-4, atol=1e-5)
+    for loss in LOSSES:
+        found = [train_points(n, x, target, PointsWorkspace(n, 500), loss=loss) for n in (twin, fused)]
+        assert found[0].loss == pytest.approx(found[1].loss, rel=1e-4)
+        assert found[0].squared_error == pytest.approx(found[1].squared_error, rel=1e-4)
+        for a, b in zip(found[0].grad_weights, found[1].grad_weights, strict=True):
+            assert float((a - b).norm() / b.norm()) < 1e-3
+
+
+def test_unfused_network_in_parts_and_of_no_points(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tuple(torch.randn(s, generator=generator) for s in ((16, 12), (1, 16)))
+    network = EncodedNetwork(
+        GridLayout(2, 1, 2, 8, 4, 1.0), torch.zeros(0, 1), weights,
+        encode=lambda x: ops.frequency_encode(x, n_frequencies=3),
+    )  # fmt: skip
+    x, target = torch.rand(90, 2, generator=generator), torch.rand(90, 1, generator=generator)
+    workspace = PointsWorkspace(network, 100)
+    whole = train_points(network, x, target, workspace), eval_points(network, x)
+    for module in ("eval_points", "train_points"):
+        monkeypatch.setattr(f"hashfield.ops.{module}.UNFUSED_POINTS", 32)
+    parts = train_points(network, x, target, workspace), eval_points(network, x)
+    assert parts[0].loss == pytest.approx(whole[0].loss, rel=1e-5)
+    torch.testing.assert_close(parts[0].grad_weights, whole[0].grad_weights)
+    torch.testing.assert_close(parts[1], whole[1])
+    assert eval_points(network, x[:0]).shape == (0, 1)
+    assert train_points(network, x[:0], target[:0], workspace).loss == 0.0
+    with pytest.raises(ShapeError, match="float32 only"):
+        eval_points(replace(network, precision="bfloat16"), x)
+    with pytest.raises(ShapeError, match=r"weights\[1\]"):
+        eval_points(replace(network, weights=(weights[0], weights[0])), x)
