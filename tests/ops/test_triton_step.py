@@ -27,6 +27,8 @@ from tests.ops.test_fused import LAYOUTS, batch, field
 from tests.ops.test_fused_exact import EXACT, Batch, in_double, step
 from tests.ops.test_occupancy_update import CAMERAS, N_CELLS
 
+# Numpy, which the interpreter computes with, warns of infinities that kernels meet and handle.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 INTERPRETED = os.environ.get(INTERPRETER_VARIABLE) == "1"
 on_triton = pytest.mark.parametrize("backend", backend_params("train_rays", ("triton",)))
 

@@ -14,6 +14,8 @@ from hashfield.train.run_folder import RunFolder
 from tests.conftest import backend_params
 from tests.tasks.scenes import tiny_config
 
+# Numpy, which the interpreter computes with, warns of infinities that kernels meet and handle.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 on_triton = pytest.mark.parametrize("backend", backend_params("train_rays", ("triton",)))
 
 

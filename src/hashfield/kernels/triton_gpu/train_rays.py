@@ -314,7 +314,7 @@ def _finish(
     share = 1.0 / tl.maximum(n_used, 1.0)
     loss = tl.sum(total, axis=0) * share
     marched = tl.sum(tl.load(n_live + 4 * place, mask=place < n_waves, other=0), axis=0)
-    given = tl.load(n_rays)
+    given = tl.maximum(tl.load(n_rays), 1)
     wanted = n_used * target_samples / tl.maximum(n_kept, 1.0)
     following = tl.minimum(tl.maximum(16.0, tl.minimum(2.0 * n_used, wanted)), max_rays).to(tl.int32)
     tl.store(stats, loss)
