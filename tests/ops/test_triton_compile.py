@@ -25,7 +25,9 @@ SHARED_SLACK = 4096
 
 # Configurations whose kernels must keep everything in registers: half precision, networks up to 64 wide. In float32
 # products go through three TF32 products each, whose operands do not fit; width 128 and six layers do not either.
-NO_SPILLS = re.compile(r"^(field|mlp|encoded)-(?!deep)[\w-]*b?float16(?!\S*width128)|^(grid|harmonics)")
+NO_SPILLS = re.compile(
+    r"^(field|mlp|encoded)-(?!deep)[\w-]*b?float16(?!\S*width128)|^(grid|harmonics|march|composite|adam|train)"
+)
 
 
 def compiled(target: str, only: str, kernel: str = "") -> list[dict[str, Any]]:

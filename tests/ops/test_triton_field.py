@@ -192,3 +192,31 @@ def test_encoding_and_network_are_one_kernel(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(out, torch.zeros(3, 1, device=DEVICE))
     with pytest.raises(TypeError, match="not callable"):
         ops.mlp(torch.zeros(3, 32, device=DEVICE), weights, backend="triton")
+
+
+@pytest.mark.parametrize("op", ["mlp", "encoded_mlp"])
+def test_networks_in_bfloat16_are_as_near_as_the_reference(op: str) -> None:
+    from hashfield import ops
+
+    generator = torch.Generator().manual_seed(3)
+    table = uniform(generator, F4.n_entries, 4, low=-1.0)
+    positions = uniform(generator, 130, 3)
+    weights = [uniform(generator, a, b, low=-1.0) * (6 / (a + b)) ** 0.5 for a, b in ((64, 32), (64, 64), (3, 64))]
+    x = uniform(generator, 130, 32, low=-1.0)
+    results = {}
+    for name, backend, dtype, precision in (
+        ("exact", "reference", torch.float64, "float32"),
+        ("reference", "reference", torch.float32, "bfloat16"),
+        ("triton", "triton", torch.float32, "bfloat16"),
+    ):
+        leaves = [t.to(DEVICE, dtype).requires_grad_() for t in (table, x, *weights)]
+        options: dict[str, Any] = {"output_activation": "sigmoid", "precision": precision, "backend": backend}
+        if op == "mlp":
+            out = ops.mlp(leaves[1], leaves[2:], **options)
+        else:
+            out = ops.encoded_mlp(positions.to(DEVICE, dtype), leaves[0], leaves[2:], F4, **options)
+        first = leaves[1] if op == "mlp" else leaves[0]
+        results[name] = [out.detach(), *torch.autograd.grad(out.square().sum(), [first, *leaves[2:]])]
+    for actual, reference, exact in zip(results["triton"], results["reference"], results["exact"], strict=True):
+        allowed = relative_error(reference, exact)
+        assert relative_error(actual, exact) <= 3 * allowed, "further from the truth than rounding explains"

@@ -213,6 +213,26 @@ def level_start(table, LEVEL: tl.constexpr, LEVELS: tl.constexpr, F: tl.constexp
 
 
 @triton.jit
+def rounded_to_bfloat16(x):
+    """x (float32) rounded to the nearest bfloat16, ties to even."""
+    if INTERPRETED:  # whose conversion cuts
+        bits = x.to(tl.uint32, bitcast=True)
+        up = ((bits >> 16) & 1) + 0x7FFF
+        x = ((bits + up) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    else:
+        x = x.to(tl.bfloat16).to(tl.float32)
+    return x
+
+
+@triton.jit
+def as_type(x, DTYPE: tl.constexpr):
+    """x (float32) in the compute type, rounded to nearest."""
+    if INTERPRETED and DTYPE == tl.bfloat16:
+        x = rounded_to_bfloat16(x)
+    return x.to(DTYPE)
+
+
+@triton.jit
 def encode_level(
     table, x, y, z, LEVEL: tl.constexpr, LEVELS: tl.constexpr, D: tl.constexpr, F: tl.constexpr,
     INTERPOLATION: tl.constexpr, ROUND: tl.constexpr,
@@ -234,10 +254,9 @@ def encode_level(
     N_CORNERS: tl.constexpr = 1 if INTERPOLATION == "nearest" else 1 << D
     for c in tl.static_range(N_CORNERS):
         index = corner_index(px, py, pz, c, LEVEL, LEVELS, D)
-        value = tl.load(start + entry_offsets(index, F))
+        value = tl.load(start + entry_offsets(index, F)).to(tl.float32)
         if ROUND:
-            value = value.to(tl.bfloat16)
-        value = value.to(tl.float32)
+            value = rounded_to_bfloat16(value)
         if INTERPOLATION == "nearest":
             features += value
         else:
@@ -272,7 +291,7 @@ def encode(
     parts = ()
     for level in tl.static_range(1 << LOG2_L):
         if level < L:
-            part = encode_level(table, x, y, z, level, LEVELS, D, F, INTERPOLATION, ROUND).to(DTYPE)
+            part = as_type(encode_level(table, x, y, z, level, LEVELS, D, F, INTERPOLATION, ROUND), DTYPE)
         else:
             part = tl.zeros([x.shape[0], F], DTYPE)
         parts = parts + (part,)
@@ -434,7 +453,7 @@ def spherical_harmonics_tile(directions, rows, inside, DTYPE: tl.constexpr):
     tile = values[0]
     for i in tl.static_range(1, 16):
         tile = tl.where(column == i, values[i], tile)
-    return tile.to(DTYPE)
+    return as_type(tile, DTYPE)
 
 
 @triton.jit

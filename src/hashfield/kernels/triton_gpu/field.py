@@ -39,6 +39,7 @@ from hashfield.kernels.triton_gpu.common import (
     activated,
     activation_gradient,
     as_columns,
+    as_type,
     dot_precision,
     encode,
     launch,
@@ -101,7 +102,8 @@ def _density_network(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Hidden layer (compute type) and output h (float32)."""
-    hidden = activated(layer(features, weights, W, N_FEATURES, PW, C, PRECISION), "relu").to(features.dtype)
+    hidden = layer(features, weights, W, N_FEATURES, PW, C, PRECISION)
+    hidden = as_type(activated(hidden, "relu"), features.dtype)
     return hidden, layer(hidden, weights + W * N_FEATURES, N_GEOMETRY, W, N_GEOMETRY, PW, PRECISION)
 
 
@@ -113,16 +115,16 @@ def _color_network(h, harmonics, weights, V: tl.constexpr, PV: tl.constexpr, PRE
     from_direction = load_matrix(weights + N_GEOMETRY, V, N_DIRECTION, PV, N_DIRECTION, N_COLOR_IN)
     first = product(h, tl.trans(from_h), PRECISION)
     first = product_onto(first, harmonics, tl.trans(from_direction), PRECISION)
-    first = activated(first, "relu").to(h.dtype)
+    first = as_type(activated(first, "relu"), h.dtype)
     weights += V * N_COLOR_IN
-    second = activated(layer(first, weights, V, V, PV, PV, PRECISION), "relu").to(h.dtype)
+    second = as_type(activated(layer(first, weights, V, V, PV, PV, PRECISION), "relu"), h.dtype)
     return first, second, activated(layer(second, weights + V * V, 3, V, 16, PV, PRECISION), "sigmoid")
 
 
 @triton.jit
 def _harmonics(directions, rows, inside, DTYPE: tl.constexpr):
     x, y, z = load_positions(directions, rows, inside, 3)
-    return as_columns(spherical_harmonics_of(x, y, z, 4), 16, 4).to(DTYPE)
+    return as_type(as_columns(spherical_harmonics_of(x, y, z, 4), 16, 4), DTYPE)
 
 
 @triton.jit
@@ -166,7 +168,7 @@ def _forward(
         if COLOR:
             harmonics = _harmonics(directions, rows, inside, DTYPE)
             weights += W * N_FEATURES + N_GEOMETRY * W
-            _, _, color = _color_network(h.to(DTYPE), harmonics, weights, V, PV, PRECISION)
+            _, _, color = _color_network(as_type(h, DTYPE), harmonics, weights, V, PV, PRECISION)
             tl.store(rgb + rows[:, None] * 3 + columns, color, inside[:, None] & (columns < 3))
 
 
@@ -196,24 +198,24 @@ def _color_backward(
             columns = tl.arange(0, 16)[None, :]
             encoded = _load_features(features, rows, inside, N_FEATURES, C).to(DTYPE)
             _, h = _density_network(encoded, weights, N_FEATURES, C, W, PW, PRECISION)
-            h = h.to(DTYPE)
+            h = as_type(h, DTYPE)
             harmonics = spherical_harmonics_tile(directions, rows, inside, DTYPE)
             first, second, color = _color_network(h, harmonics, weights + FIRST, V, PV, PRECISION)
             g = tl.load(grad_rgb + rows[:, None] * 3 + columns, inside[:, None] & (columns < 3), other=0.0)
-            g = activation_gradient(g, color, "sigmoid").to(DTYPE)
+            g = as_type(activation_gradient(g, color, "sigmoid"), DTYPE)
             sum_out = matrix_gradient(sum_out, second, g, PRECISION)
             g = layer_backward(g, weights + OUT, 3, V, 16, PV, PRECISION)
-            g = activation_gradient(g, second, "relu").to(DTYPE)
+            g = as_type(activation_gradient(g, second, "relu"), DTYPE)
             sum_second = matrix_gradient(sum_second, g, first, PRECISION)
             g = layer_backward(g, weights + SECOND, V, V, PV, PV, PRECISION)
-            g = activation_gradient(g, first, "relu").to(DTYPE)
+            g = as_type(activation_gradient(g, first, "relu"), DTYPE)
             sum_h = matrix_gradient(sum_h, g, h, PRECISION)
             sum_direction = matrix_gradient(sum_direction, g, harmonics, PRECISION)
             from_h = load_matrix(weights + FIRST, V, N_GEOMETRY, PV, N_GEOMETRY, N_COLOR_IN)
             g = product(g, from_h, PRECISION)
             direct = tl.load(grad_log_density + rows, inside, other=0.0)
             g += tl.where(columns == 0, direct[:, None], 0.0)
-            tl.store(grad_h + rows[:, None] * ROW + columns, g.to(grad_h.dtype.element_ty), inside[:, None])
+            tl.store(grad_h + rows[:, None] * ROW + columns, as_type(g, grad_h.dtype.element_ty), inside[:, None])
         add_matrix(grad_weights + FIRST, sum_h, V, N_GEOMETRY, PV, N_GEOMETRY, N_COLOR_IN)
         add_matrix(grad_weights + FIRST + N_GEOMETRY, sum_direction, V, N_DIRECTION, PV, N_DIRECTION, N_COLOR_IN)
         add_matrix(grad_weights + SECOND, sum_second, V, V, PV, PV, V)
@@ -237,15 +239,16 @@ def _density_backward(
             inside = rows < n
             columns = tl.arange(0, 16)[None, :]
             encoded = _load_features(features, rows, inside, N_FEATURES, C).to(DTYPE)
-            hidden = activated(layer(encoded, weights, W, N_FEATURES, PW, C, PRECISION), "relu").to(DTYPE)
+            hidden = layer(encoded, weights, W, N_FEATURES, PW, C, PRECISION)
+            hidden = as_type(activated(hidden, "relu"), DTYPE)
             g = tl.load(grad_h + rows[:, None] * ROW + columns, inside[:, None], other=0.0).to(DTYPE)
             sum_out = matrix_gradient(sum_out, hidden, g, PRECISION)
             g = layer_backward(g, weights + OUT, N_GEOMETRY, W, N_GEOMETRY, PW, PRECISION)
-            g = activation_gradient(g, hidden, "relu").to(DTYPE)
+            g = as_type(activation_gradient(g, hidden, "relu"), DTYPE)
             sum_first = matrix_gradient(sum_first, g, encoded, PRECISION)
             g = layer_backward(g, weights, W, N_FEATURES, PW, C, PRECISION)
             at = tl.arange(0, C)[None, :]
-            g = g.to(grad_features.dtype.element_ty)
+            g = as_type(g, grad_features.dtype.element_ty)
             tl.store(grad_features + rows[:, None] * ROW + at, g, inside[:, None] & (at < N_FEATURES))
         add_matrix(grad_weights, sum_first, W, N_FEATURES, PW, C, N_FEATURES)
         add_matrix(grad_weights + OUT, tl.trans(sum_out), N_GEOMETRY, W, N_GEOMETRY, PW, W)

@@ -13,6 +13,7 @@ from hashfield.geometry.grid_layout import GridLayout
 from hashfield.kernels.triton_gpu.common import (
     N_LEVEL_FIELDS,
     add_features,
+    as_type,
     atomics_of,
     capability,
     cell_and_fraction,
@@ -26,6 +27,7 @@ from hashfield.kernels.triton_gpu.common import (
     level_start,
     levels_of,
     load_positions,
+    rounded_to_bfloat16,
     slope,
 )
 
@@ -46,7 +48,7 @@ def _forward(
             if tl.program_id(1) == level:
                 features = encode_level(table, x, y, z, level, LEVELS, D, F, INTERPOLATION, ROUND)
                 at = (rows * (L * F) + level * F)[:, None] + tl.arange(0, F)[None, :]
-                tl.store(out + at, features.to(out.dtype.element_ty), inside[:, None])
+                tl.store(out + at, as_type(features, out.dtype.element_ty), inside[:, None])
 
 
 @triton.jit
@@ -127,10 +129,10 @@ def _level_slopes(
     d = ()
     for c in tl.static_range(1 << D):
         index = corner_index(px, py, pz, c, LEVEL, LEVELS, D)
-        value = tl.load(start + entry_offsets(index, F))
+        value = tl.load(start + entry_offsets(index, F)).to(tl.float32)
         if ROUND:
-            value = value.to(tl.bfloat16)
-        d = d + (tl.sum(value.to(tl.float32) * cotangent, axis=1),)
+            value = rounded_to_bfloat16(value)
+        d = d + (tl.sum(value * cotangent, axis=1),)
     if D == 2:
         gx = sx * _along((d[0], d[2]), (d[1], d[3]), fy, fy, 2)
         gy = sy * _along((d[0], d[1]), (d[2], d[3]), fx, fx, 2)

@@ -20,6 +20,7 @@ import triton.language as tl
 from hashfield.kernels.triton_gpu.common import (
     activated,
     activation_gradient,
+    as_type,
     capability,
     count_of,
     dot_precision,
@@ -105,7 +106,7 @@ def network(
     inputs = (x,)
     y = layer(x, weights, WIDTHS[1], WIDTHS[0], PADS[1], PADS[0], PRECISION)
     for i in tl.static_range(1, DEPTH):
-        h = activated(y, "relu").to(x.dtype)
+        h = as_type(activated(y, "relu"), x.dtype)
         inputs = inputs + (h,)
         y = layer(h, weights + OFFSETS[i], WIDTHS[i + 1], WIDTHS[i], PADS[i + 1], PADS[i], PRECISION)
     return inputs, activated(y, OUTPUT_ACTIVATION)
@@ -130,7 +131,7 @@ def network_backward(
         if i > 0 or TO_INPUT:
             back = layer_backward(g, weights + OFFSETS[i], WIDTHS[i + 1], WIDTHS[i], PADS[i + 1], PADS[i], PRECISION)
         if i > 0:
-            g = activation_gradient(back, x, "relu").to(x.dtype)
+            g = as_type(activation_gradient(back, x, "relu"), x.dtype)
     ordered = ()
     for i in tl.static_range(DEPTH):
         ordered = ordered + (reversed_totals[DEPTH - 1 - i],)
@@ -147,7 +148,7 @@ def _forward(
         rows = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
         columns = tl.arange(0, PADS[0])[None, :]
         inside = (rows < n) & (columns < WIDTHS[0])
-        tile = tl.load(x + rows * WIDTHS[0] + columns, inside, other=0.0).to(weights.dtype.element_ty)
+        tile = as_type(tl.load(x + rows * WIDTHS[0] + columns, inside, other=0.0), weights.dtype.element_ty)
         _, y = network(tile, weights, WIDTHS, PADS, OFFSETS, DEPTH, OUTPUT_ACTIVATION, PRECISION)
         columns = tl.arange(0, PADS[DEPTH])[None, :]
         inside = (rows < n) & (columns < WIDTHS[DEPTH])
@@ -171,11 +172,12 @@ def _backward(
             rows = (tile * BLOCK + tl.arange(0, BLOCK))[:, None]
             columns = tl.arange(0, PADS[0])[None, :]
             inside = (rows < n) & (columns < WIDTHS[0])
-            first = tl.load(x + rows * WIDTHS[0] + columns, inside, other=0.0).to(weights.dtype.element_ty)
+            first = tl.load(x + rows * WIDTHS[0] + columns, inside, other=0.0).to(tl.float32)
+            first = as_type(first, weights.dtype.element_ty)
             inputs, y = network(first, weights, WIDTHS, PADS, OFFSETS, DEPTH, OUTPUT_ACTIVATION, PRECISION)
             ends = tl.arange(0, PADS[DEPTH])[None, :]
             g = tl.load(grad_out + rows * WIDTHS[DEPTH] + ends, (rows < n) & (ends < WIDTHS[DEPTH]), other=0.0)
-            g = activation_gradient(g.to(tl.float32), y, OUTPUT_ACTIVATION).to(first.dtype)
+            g = as_type(activation_gradient(g.to(tl.float32), y, OUTPUT_ACTIVATION), first.dtype)
             totals, back = network_backward(
                 inputs, g, weights, totals, WIDTHS, PADS, OFFSETS, DEPTH, TO_INPUT, PRECISION
             )
