@@ -1,5 +1,6 @@
 """What all tests share: shape checks at run time, poisoned buffers, seeds, the backends, real data."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ import torch
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  the hook finds it as an attribute of `tests`
+
+TEST_BACKENDS = "HASHFIELD_TEST_BACKENDS"
+INSISTED = tuple(filter(None, os.environ.get(TEST_BACKENDS, "").split(",")))
+if "triton" in INSISTED and not torch.cuda.is_available():
+    # Before Triton is imported: its kernels then run on CPU tensors.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Before the first import of the modules named. Left out are those that check their arguments themselves, with
 # messages that tests read (ops, configurations), and compiled kernels: the hook would decorate functions that
@@ -30,7 +37,6 @@ install_import_hook(
 from hashfield.ops.backend import BACKENDS, ENVIRONMENT_VARIABLE, Backend, why_not  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-TEST_BACKENDS = "HASHFIELD_TEST_BACKENDS"
 
 
 @pytest.fixture(scope="session")
@@ -98,21 +104,48 @@ def backend_params(op: str, backends: tuple[Backend, ...] = BACKENDS) -> list[An
 
     A backend named in the environment variable HASHFIELD_TEST_BACKENDS (comma-separated) is never skipped.
     """
-    insisted = os.environ.get(TEST_BACKENDS, "").split(",")
     params = []
     for backend in backends:
         reason = why_not(op, backend)
-        if reason is None and backend == "triton" and not torch.cuda.is_available():
-            reason = "no CUDA device"
-        skip = reason is not None and backend not in insisted
+        if reason is None and backend == "triton":
+            reason = why_no_triton()
+        skip = reason is not None and backend not in INSISTED
         marks = [pytest.mark.skip(reason=f"{op}, {backend}: {reason}")] if skip else []
         params.append(pytest.param(backend, id=backend, marks=marks))
     return params
 
 
+def why_no_triton() -> str | None:
+    """Why Triton's kernels cannot run here, or None. Without a GPU they run where the interpreter is asked for."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'hashfield[gpu]')"
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"no CUDA device; {TEST_BACKENDS}=triton runs these in Triton's interpreter"
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker below."""
+    """Register the markers below."""
     config.addinivalue_line("markers", "op(name): run once per backend of this op, given as `backend`")
+    config.addinivalue_line("markers", "triton: needs Triton's kernels to run, on a GPU or in the interpreter")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs Triton where it cannot run; with HASHFIELD_TEST_BACKENDS=triton run nothing else."""
+    reason = why_no_triton()
+    for item in items:
+        if reason is not None and "triton" not in INSISTED and item.get_closest_marker("triton"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+    if INSISTED == ("triton",):
+        chosen = [item for item in items if _is_about_triton(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+def _is_about_triton(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    is_case = callspec is not None and callspec.params.get("backend") == "triton"
+    return is_case or item.get_closest_marker("triton") is not None or "triton" in item.path.name
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,6 +1,8 @@
 """Promises of the project's own files."""
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import hashfield
@@ -32,3 +34,15 @@ def test_no_task_is_named_outside_tasks_and_cli():
         if part in ("tasks", "cli", "api.py", "__init__.py"):
             continue
         assert not re.search(r"\bNerfTask\b|== ?[\"']nerf[\"']", path.read_text()), path
+
+
+def test_the_page_of_gpu_limits_is_what_its_program_computes():
+    name = "gpu_limits"
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs" / f"{name}.md").read_text()
+    assert module.with_tables(page) == page
+    assert module.with_tables(page.replace("L8 F4, T", "L8 F4 T")) == page, "a changed figure is not put right"

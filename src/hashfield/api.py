@@ -3,16 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hashfield.tasks import kind_of
 from hashfield.train.checkpoint import read_metadata
 from hashfield.train.run_folder import RunFolder
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     """The model of a run folder or checkpoint file; needs no photos.
 
     Args:
         path: A run folder, or a checkpoint file (full or exported).
+        device: Where it renders.
 
     Returns:
         The model of whatever was learned: a `tasks.nerf.NerfModel`, `tasks.image.ImageModel`, ...
@@ -21,4 +24,5 @@ def load(path: str | Path) -> Any:
         CheckpointError: nothing readable is there; the text says what is wrong.
     """
     checkpoint = RunFolder.open(Path(path)).checkpoint
-    return kind_of(read_metadata(checkpoint), checkpoint).load_model(checkpoint)
+    model = kind_of(read_metadata(checkpoint), checkpoint).load_model(checkpoint)
+    return model if torch.device(device).type == "cpu" else model.to(device)

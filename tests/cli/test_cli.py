@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hashfield.cli.main import VERBS, run
@@ -135,7 +136,13 @@ def test_resume_goes_on_with_the_plan(photos: Path, tmp_path: Path, capsys):
         (["train", "nerf", ".", "--preset", "best"], "--preset"),
         (["train", "nerf", ".", "--no-such-option"], "no-such-option"),
         (["train", "nerf", ".", "--n-steps", "many"], "n-steps"),
-        (["train", "nerf", ".", "--device", "cuda"], "not built"),
+        pytest.param(
+            ["train", "nerf", ".", "--device", "cuda"],
+            "sees no such device",
+            id="cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
+        ),
+        (["train", "nerf", ".", "--max-gpu-memory", "0"], "--max-gpu-memory"),
         (["train", "nerf", ".", "--resume"], "--out"),
         (["train", "nerf", ".", "--background", "pink"], "background: expected"),
         (["train", "nerf", ".", "--encoding.per-level-scale", "1.5"], "finest_resolution"),

@@ -249,9 +249,39 @@ MLP_CASES = [
     _mlp("no_input_gradient", DENSITY, x_gradient=False),
     _mlp("one_matrix", (32, 16)),
     _mlp("odd_widths", (5, 7, 2), output_activation="sigmoid"),
+    _mlp("narrow", (32, 16, 16, 3)),
     _mlp("wide", (64, 128, 128, 16)),
     _mlp("deep", (16, 32, 32, 32, 32, 4)),
     _mlp("not_contiguous", DENSITY, strided=True),
+]
+
+
+def _encoded_call(
+    backend: Any, positions: Tensor, table: Tensor, weights: list[Tensor], layout: GridLayout, **options: Any
+) -> dict[str, Tensor]:
+    return {"out": ops.encoded_mlp(positions, table, weights, layout, backend=backend, **options)}
+
+
+def _encoded(name: str, layout: GridLayout, hidden: tuple[int, ...], n: int = 65, **options: Any) -> OpCase:
+    def make(generator: Generator) -> dict[str, Any]:
+        table = uniform(generator, layout.n_entries, layout.n_features_per_level, low=-1.0)
+        weights = [
+            uniform(generator, n_out, n_in, low=-1.0) * (6 / (n_in + n_out)) ** 0.5
+            for n_in, n_out in itertools.pairwise((layout.n_output, *hidden))
+        ]
+        positions = uniform(generator, n, layout.n_dims)
+        return {"positions": positions, "table": table, "weights": weights, "layout": layout, **options}
+
+    grads = ("positions", "table", "weights")
+    return OpCase("encoded_mlp", name, make, _encoded_call, grads, position_like=("positions",))
+
+
+# Levels stay coarse: where float32 rounds a position, a hidden unit near zero may flip.
+ENCODED_CASES = [
+    *(_encoded(f"image_n{n}", HASH_2D, (64, 64, 3), n, output_activation="sigmoid") for n in (0, 1, 65)),
+    _encoded("distance", HASH_3D_F2, (64, 64, 1)),
+    _encoded("density", HASH_3D, (64, 16), output_activation="exp"),
+    _encoded("smoothstep", HASH_3D_F2, (32, 1), interpolation="smoothstep"),
 ]
 
 
@@ -372,4 +402,4 @@ ADAM_CASES = [
     _adam("gradient_not_contiguous", strided=True),
 ]
 
-CASES = [*GRID_CASES, *SH_CASES, *MLP_CASES, *COMPOSITE_CASES, *ADAM_CASES]
+CASES = [*GRID_CASES, *SH_CASES, *MLP_CASES, *ENCODED_CASES, *COMPOSITE_CASES, *ADAM_CASES]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hashfield import ops
 from hashfield.errors import BackendError, ShapeError
-from hashfield.geometry.cameras import Camera, camera_table, look_at
+from hashfield.geometry.cameras import Camera, camera_table, look_at, pixel_centers
 from hashfield.ops.backend import Backend, requested_backend
 
 FLOAT32 = 2.0**-23
@@ -106,3 +106,21 @@ def test_cameras_that_do_not_exist_are_refused(backend: Backend, wrong: int) -> 
     index[3] = wrong
     with pytest.raises(ShapeError, match=f"^camera_rays: camera_index: expected 0 to 3, got {wrong}$"):
         ops.camera_rays(table, index, pixel, backend=backend)
+
+
+@pytest.mark.op("camera_rays")
+@pytest.mark.parametrize("lens", range(4))
+def test_rays_of_a_view_are_those_of_its_pixels_in_the_box(backend: Backend, lens: int) -> None:
+    camera = cameras()[lens].resized(17, 13)
+    table, box = camera_table([camera]), torch.tensor([-0.9, -1.0, -0.7, 0.8, 1.0, 1.0], dtype=torch.float64)
+    found = ops.view_rays(table, 17, 13, box, first=5, n_rays=200, backend=backend)
+    pixel = pixel_centers(17, 13)[5:205]
+    origin, direction = ops.camera_rays(table, torch.zeros(200, dtype=torch.int64), pixel, backend="reference")
+    t_min, t_max = ops.ray_box(origin, direction, box[:3].float(), box[3:].float())
+    assert 10 < int((t_max > 0).sum()) < 200
+    for mine, right in zip(
+        (found.origin, found.direction, found.t_min, found.t_max), (origin, direction, t_min, t_max), strict=True
+    ):
+        torch.testing.assert_close(mine, right, rtol=2e-6, atol=2e-6)
+    with pytest.raises(ShapeError, match="pixels within 17x13"):
+        ops.view_rays(table, 17, 13, box, first=100, n_rays=200, backend=backend)

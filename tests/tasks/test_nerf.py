@@ -192,7 +192,11 @@ def test_background_values():
 
 
 def test_presets():
-    assert set(PRESETS) == {"fast", "default", "quality", "paper", "hashnerf"}
+    on_gpu = {"gpu-fast", "gpu", "gpu-quality"}
+    assert set(PRESETS) == {"fast", "default", "quality", "paper", "hashnerf"} | on_gpu
+    assert all(PRESETS[name].is_plain and PRESETS[name].preset == name for name in on_gpu)
+    assert not PRESETS["hashnerf"].is_plain
+    assert [preset_for(s, None, on_gpu=True) for s in (1.0, 15.0, 60.0)] == ["gpu-fast", "gpu", "gpu-quality"]
     paper = PRESETS["paper"]
     layout = paper.field_config(1, 0.0).encoding.layout(3)
     assert layout.n_parameters == 12_196_240  # the paper's encoding, algorithm of tiny-cuda-nn

@@ -99,6 +99,28 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
     assert int(tensors["value"]) == 3 and metadata["loop"]["step"] == 3
 
 
+class DeviceTask(FakeTask):
+    """Reports tensors, as a task on a device does."""
+
+    def step(self, step: int, fraction: float) -> StepResult:
+        result = super().step(step, fraction)
+        return StepResult(*torch.tensor([result.loss, result.squared_error, result.n_rays, result.n_samples]))
+
+
+def test_figures_on_a_device_are_read_at_reports(tmp_path: Path):
+    result = train(DeviceTask(), folder(tmp_path), TrainOptions(n_steps=7))
+    assert (result.step, result.n_rays, result.n_samples) == (7, 70, 140)
+    assert result.history[-1]["loss"] == 1.0 and result.history[-1]["psnr"] == pytest.approx(10.0)
+    assert sum(line["step"] == 7 for line in result.history) == 1
+    run = folder(tmp_path, "stopped")
+    stopped = train(DeviceTask(), run, TrainOptions(n_steps=7, stop_after=5))
+    assert (stopped.step, stopped.n_rays) == (5, 50)
+    bad = folder(tmp_path, "bad")
+    result = train(DeviceTask(losses={3: float("nan")}), bad, TrainOptions(n_steps=10))
+    assert result.stopped_by == "non_finite"
+    assert load_checkpoint(bad.checkpoint)[1]["loop"]["step"] <= 3
+
+
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
 def test_a_checkpoint_is_as_readable_as_any_other_file(tmp_path: Path):
     other, path = tmp_path / "other", tmp_path / "a.safetensors"

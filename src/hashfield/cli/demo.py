@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hashfield.cli.outcome import finish
-from hashfield.cli.shared import kind_from_name, parse, run_command, say, set_up
+from hashfield.cli.shared import DeviceName, kind_from_name, parse, run_command, say, set_up
 from hashfield.cli.train import run_training, write_config
 from hashfield.data.dataset import Scene
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
@@ -43,6 +43,8 @@ class Demo:
     """Also write the views in NeRF-synthetic form into the run folder, to see what such data look like."""
     threads: int | None = None
     """Threads of the kernels."""
+    device: DeviceName = "auto"
+    """Where to train; auto takes a GPU where one is."""
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> int:
 def demo_nerf(arguments: list[str]) -> int:
     """`demo` of a radiance field."""
     options = parse(Demo, arguments, "demo")
-    set_up(threads=options.threads)
+    device = set_up(options.device, options.threads)
     if not 32 <= options.size <= 4096:
         raise ConfigError(f"--size: expected 32 to 4096, got {options.size}")
     if options.seed < 0:
@@ -74,7 +76,7 @@ def demo_nerf(arguments: list[str]) -> int:
         save_nerf_synthetic(scene, run.path / "photos")
     if not is_cache_warm():
         say("first start: the kernels are compiled now, which takes about a minute and is kept for the next time")
-    task = NerfTask(PRESETS["fast"], scene, seed=options.seed)
+    task = NerfTask(PRESETS["gpu" if device.type == "cuda" else "fast"], scene, seed=options.seed, device=device)
     write_config(run, task, length)
     result = run_training(task, run, length)
     if result.stopped_by != "done":

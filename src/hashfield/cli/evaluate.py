@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hashfield.api import load
-from hashfield.cli.shared import kind_of_run, parse, run_command, say, set_up
+from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
 from hashfield.data import ReadOptions, load_scene
 from hashfield.data.dataset import PosedImages
 from hashfield.data.demo_scene import make_demo_scene
@@ -39,6 +39,8 @@ class Evaluate:
     """GiB that the decoded photos may take."""
     threads: int | None = None
     """Threads of the kernels."""
+    device: DeviceName = "auto"
+    """Where to render; auto takes a GPU where one is."""
 
 
 def main(arguments: list[str]) -> int:
@@ -49,8 +51,8 @@ def main(arguments: list[str]) -> int:
 def evaluate_nerf(arguments: list[str]) -> int:
     """`evaluate` for a radiance field."""
     options = parse(Evaluate, arguments, "evaluate")
-    set_up(threads=options.threads)
-    model = load(options.run)
+    device = set_up(options.device, options.threads)
+    model = load(options.run, device)
     background = None if options.background is None else parse_background(options.background)
     figures = evaluate_views(model, views_of(model, options), background)
     for view in figures["views"]:

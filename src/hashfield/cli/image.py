@@ -14,7 +14,7 @@ import tyro
 from hashfield.api import load
 from hashfield.cli.evaluate import write_figures
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
-from hashfield.cli.shared import parse, say, set_up, value_of
+from hashfield.cli.shared import parse, say, set_up, set_up_host, value_of
 from hashfield.cli.train import ended_early, make_plan, new_run, run_training, write_config, write_tensorboard
 from hashfield.data.demo_picture import save_demo_picture
 from hashfield.data.pictures import MAX_PIXELS, Picture, read_picture, read_picture_header
@@ -79,7 +79,7 @@ def train_image(arguments: list[str]) -> int:
     """`train image` with its arguments."""
     defaults = _defaults(arguments)
     options = parse(TrainImage, arguments, "train image", defaults)
-    set_up(options.device, options.threads)
+    set_up_host(options.device, options.threads)
     plan = make_plan(options, defaults.config, value_of(arguments, "--preset"))
     if plan.resumed is not None:
         options = replace(options, seed=_stored_seed(plan.metadata, plan.resumed))

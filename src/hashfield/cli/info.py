@@ -3,6 +3,7 @@
 import os
 import platform
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 
 def about_this_machine() -> None:
-    """Lines about versions, CPU and the backend of each op."""
+    """Lines about versions, CPU, GPU and the backend of each op."""
     import numba
     import numpy
     import torch
@@ -45,39 +46,83 @@ def about_this_machine() -> None:
     from hashfield.ops.backend import available_backends, ops
 
     say(f"hashfield {__version__}, python {platform.python_version()}, torch {torch.__version__}, "
-        f"numba {numba.__version__}, numpy {numpy.__version__}")  # fmt: skip
+        f"triton {version_of('triton')}, numba {numba.__version__}, numpy {numpy.__version__}")  # fmt: skip
     say(f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, kernels for {PATH} ({LANES} lanes"
         f"{', tiles emulated' if ARE_TILES_EMULATED else ''}); "
         f"possible here: {', '.join(available_paths())}")  # fmt: skip
-    say(f"GPU: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none that torch can use'}")
+    for line in about_gpus():
+        say(line)
     say(f"compiled kernels: {cache_folder()} ({'warm' if is_cache_warm() else 'empty'})")
+    has_gpu = torch.cuda.is_available()
     for op in ops():
-        found = available_backends(op)
-        say(f"  {op:20s}" + "; ".join(f"{name}: {reason or 'yes'}" for name, reason in found.items()))
+        found = dict(available_backends(op))
+        if found["triton"] is None and not has_gpu:
+            found["triton"] = "no GPU that torch can use"
+        order = ("triton", "numba", "reference")
+        say(f"  {op:20s}{next(name for name in order if found[name] is None):10s}"
+            + "; ".join(f"{name}: {found[name] or 'yes'}" for name in order))  # fmt: skip
+
+
+def about_gpus() -> list[str]:
+    """Lines about the GPUs that torch sees, or why none is used and what would help."""
+    import torch
+
+    lines = []
+    if torch.cuda.is_available():
+        for k in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(k)
+            lines.append(
+                f"GPU: {card.name}, capability {card.major}.{card.minor}, {card.total_memory / 2**30:.1f} GiB, "
+                f"{card.multi_processor_count} multiprocessors"
+            )
+        if version_of("triton") == "not installed":
+            lines.append("GPU kernels need triton, which is not installed: pip install triton (Linux, and torch's own "
+                         "version of it); until then the CPU is used")  # fmt: skip
+        elif not torch.version.hip and torch.cuda.get_device_capability() < (8, 0):
+            lines.append("GPU kernels are made for capability 8.0 and newer; on this card they are untried")
+    elif torch.version.cuda or torch.version.hip:
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm"
+        lines.append(f"GPU: none; torch is built for {built}, so a driver is missing, or the card is hidden")
+    else:
+        lines.append("GPU: none that torch can use: this torch is built for CPUs; install its CUDA or ROCm build to "
+                     "use a card")  # fmt: skip
+    if torch.xpu.is_available():
+        lines.append("xpu: torch sees it; --device xpu runs the plain torch reference, which is slow")
+    if torch.backends.mps.is_available():
+        lines.append("mps: torch sees it, but it has no float64, which rays are made in; the CPU is used")
+    return lines
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def about_run(run: RunFolder) -> None:
     """Lines about a checkpoint, from its header alone."""
-    metadata, shapes = read_metadata(run.checkpoint), tensor_shapes(run.checkpoint)
+    stored, shapes = read_metadata(run.checkpoint), tensor_shapes(run.checkpoint)
     size = run.checkpoint.stat().st_size
-    figures, scene = metadata.get("figures", {}), metadata.get("scene", {})
-    say(f"{run.checkpoint}: {metadata.get('task')}, {size / 1e6:.1f} MB, format {metadata['format_version']}, "
-        f"written by hashfield {metadata.get('hashfield')}")  # fmt: skip
+    figures, scene = stored.get("figures", {}), stored.get("scene", {})
+    say(f"{run.checkpoint}: {stored.get('task')}, {size / 1e6:.1f} MB, format {stored['format_version']}, "
+        f"written by hashfield {stored.get('hashfield')}")  # fmt: skip
     say(f"scene: {scene.get('name')} from {scene.get('path')}")
-    for name, value in metadata.items():  # what only some kinds of run have
+    for name, value in stored.items():  # what only some kinds of run have
         if name not in ("task", "hashfield", "format", "format_version", "torch", "python", *SHOWN_ELSEWHERE):
             say(f"{name}: {value}")
     say(f"trained: {figures.get('steps')} steps, {figures.get('train_seconds', 0):.1f} s, "
         f"{figures.get('n_rays', 0) / 1e6:.1f} M rays, {figures.get('n_samples', 0) / 1e6:.1f} M samples")  # fmt: skip
-    loop = metadata.get("loop", {})
-    if "state" in metadata:
+    loop = stored.get("loop", {})
+    if "state" in stored:
         planned = f"{loop['n_steps']} steps" if loop.get("n_steps") else f"{loop.get('max_seconds')} s of training"
         say(f"planned for: {planned}; can be resumed: yes")
     else:
         say("can be resumed: no, this is an export")
-    if "cameras" in metadata:
-        say("cameras: " + ", ".join(f"{len(views)} {split}" for split, views in metadata["cameras"].items()))
-    config = metadata.get("config", {})
+    if "cameras" in stored:
+        say("cameras: " + ", ".join(f"{len(views)} {split}" for split, views in stored["cameras"].items()))
+    config = stored.get("config", {})
     encoding = {k: v for k, v in config.get("encoding", {}).items() if k != "per_level_scale"}
     finest = config.get("finest_resolution")
     say(f"config: preset {config.get('preset')}, encoding {encoding}, finest resolution {finest}")

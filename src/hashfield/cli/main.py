@@ -95,6 +95,13 @@ def run(arguments: list[str]) -> int:
             raise
         where = "" if error.filename is None else f"{error.filename}: "
         return _fail(f"{where}{error.strerror or error}")
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name's sake
+            raise
+        return _fail(
+            "out of GPU memory: raise --max-gpu-memory if it was given, or try a smaller --train.batch-samples, "
+            "--encoding.log2-hashmap-size or --downscale, or --device cpu"
+        )
     except MemoryError:
         return _fail("out of memory: try --downscale, a smaller --train.batch-samples or --preset fast")
 

@@ -12,7 +12,7 @@ import tyro
 
 from hashfield.api import load
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
-from hashfield.cli.shared import kind_of_run, parse, run_command, say, set_up
+from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import (
     colorize_depth,
@@ -62,6 +62,8 @@ class Render:
     """Replace files that are there."""
     threads: int | None = None
     """Threads of the kernels."""
+    device: DeviceName = "auto"
+    """Where to render; auto takes a GPU where one is."""
 
 
 def main(arguments: list[str]) -> int:
@@ -76,12 +78,12 @@ def render_nerf(arguments: list[str]) -> int:
 
 def render(options: Render) -> int:
     """`render` for any model that renders cameras: with `render`, `cameras` and `background`."""
-    set_up(threads=options.threads)
+    device = set_up(options.device, options.threads)
     if options.transparent and options.format == "mp4":
         raise ConfigError("--transparent: a video has no transparency; use --format png")
     if options.format == "mp4":
         check_video()
-    model = load(options.run)
+    model = load(options.run, device)
     cameras, fps = chosen_cameras(model, options)
     name = options.views if options.views in ("test", "train", "orbit") else Path(options.views).stem
     if options.format == "mp4" and len({(camera.width, camera.height) for camera in cameras}) > 1:

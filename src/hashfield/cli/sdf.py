@@ -13,7 +13,7 @@ import tyro
 from hashfield.api import load
 from hashfield.cli.evaluate import write_figures
 from hashfield.cli.render import Render, render
-from hashfield.cli.shared import parse, say, set_up, value_of
+from hashfield.cli.shared import parse, say, set_up, set_up_host, value_of
 from hashfield.cli.train import (
     DEFAULT_SECONDS,
     ended_early,
@@ -72,7 +72,7 @@ class TrainSdf:
 def train_sdf(arguments: list[str]) -> int:
     """`train sdf` with its arguments."""
     options = parse(TrainSdf, arguments, "train sdf", _defaults(arguments))
-    set_up(options.device, options.threads)
+    set_up_host(options.device, options.threads)
     plan = make_plan(options, _defaults(arguments).config, value_of(arguments, "--preset"))
     if plan.resumed is not None:
         options = replace(options, **_stored_options(plan.resumed, plan.metadata))
@@ -231,7 +231,7 @@ def _turntable(model: SdfModel, n_frames: int):
 
 def render_sdf(arguments: list[str]) -> int:
     """`render` for a signed distance."""
-    return render(parse(Render, arguments, "render", Render(run=tyro.MISSING, views="orbit")))
+    return render(parse(Render, arguments, "render", Render(run=tyro.MISSING, views="orbit", device="cpu")))
 
 
 @dataclass(frozen=True)

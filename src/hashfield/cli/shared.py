@@ -4,18 +4,22 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import tyro
 from rich.console import Console
 
 from hashfield.errors import BackendError, ConfigError, HashfieldError
+from hashfield.ops.backend import why_not
 from hashfield.tasks import KINDS, Kind, kind_named, kind_of
 from hashfield.train.checkpoint import read_metadata
 from hashfield.train.run_folder import RunFolder
 
 console = Console(highlight=False, soft_wrap=True)
+
+DeviceName = Literal["auto", "cpu", "cuda", "xpu"]
+"""auto: the GPU where its kernels run, else the CPU. xpu runs plain torch, slowly; mps lacks float64: left out."""
 
 _Options = TypeVar("_Options")
 
@@ -97,21 +101,61 @@ def run_command(kind: Kind, verb: str, arguments: list[str]) -> int:
     return command(arguments)
 
 
-def set_up(device: str = "auto", threads: int | None = None) -> None:
-    """Choose threads and check the device.
+def set_up(
+    device: DeviceName = "auto", threads: int | None = None, max_gpu_memory: float | None = None
+) -> torch.device:
+    """Choose threads, and the device to work on.
+
+    Args:
+        device: What the user asks for.
+        threads: Of the CPU's kernels.
+        max_gpu_memory: GiB of GPU memory that may be taken.
 
     Raises:
-        ConfigError: the number of threads is not positive, or the device's name is not known.
-        BackendError: the device has no kernels yet.
+        ConfigError: the number of threads or of GiB is not positive.
+        BackendError: torch does not see the device asked for.
     """
     if threads is not None:
         if threads < 1:
             raise ConfigError(f"--threads: expected at least 1, got {threads}")
         torch.set_num_threads(threads)
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device: expected auto, cpu or cuda, got {device!r}")
-    if device == "cuda":
-        raise BackendError("--device cuda: the GPU kernels are not built yet; use --device cpu")
+    if max_gpu_memory is not None and not max_gpu_memory > 0:
+        raise ConfigError(f"--max-gpu-memory: expected GiB above 0, got {max_gpu_memory}")
+    chosen = _device(device)
+    if chosen.type == "cuda" and max_gpu_memory is not None:
+        total = torch.cuda.get_device_properties(chosen).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max_gpu_memory * 2**30 / total))
+    return chosen
+
+
+def set_up_host(device: str = "auto", threads: int | None = None) -> None:
+    """`set_up` of a task that is trained on the CPU only.
+
+    Raises:
+        BackendError: another device is asked for.
+    """
+    if device not in ("auto", "cpu"):
+        raise BackendError(f"--device {device}: the GPU training of this task is not built yet; use --device cpu")
+    set_up("cpu", threads)
+
+
+def _device(name: DeviceName) -> torch.device:
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        reason = why_not("train_rays", "triton")
+        if reason is not None:
+            say(f"the GPU is left alone: {reason} (hashfield info tells more)")
+        return torch.device("cpu" if reason else "cuda")
+    seen = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "xpu": torch.xpu.is_available}
+    if not seen[name]():
+        raise BackendError(f"--device {name}: torch {torch.__version__} sees no such device; use --device cpu")
+    return torch.device(name)
+
+
+def uses_gpu() -> bool:
+    """Whether the GPU's kernels can run here."""
+    return torch.cuda.is_available() and why_not("train_rays", "triton") is None
 
 
 def is_terminal() -> bool:

@@ -8,16 +8,17 @@ from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
 from hashfield._version import __version__
 from hashfield.cli.outcome import finish
 from hashfield.cli.progress import ProgressView
-from hashfield.cli.shared import kind_from_name, parse, run_command, say, set_up, value_of
+from hashfield.cli.shared import DeviceName, kind_from_name, parse, run_command, say, set_up, uses_gpu, value_of
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.tasks import KINDS
-from hashfield.tasks.nerf import PRESETS, NerfConfig, NerfTask, parse_background, preset_for
+from hashfield.tasks.nerf import PRESETS, NerfConfig, NerfTask, gpu_memory, parse_background, preset_for
 from hashfield.train.checkpoint import config_from_dict, read_metadata, write_aside
 from hashfield.train.loop import Progress, TrainOptions, TrainResult, planned_length, train
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
@@ -46,8 +47,10 @@ class TrainNerf:
     """Of every random choice."""
     background: str = "white"
     """Behind the scene in evaluation and rendering: white, black or #rrggbb."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    device: DeviceName = "auto"
+    """Where to train; auto takes a GPU where one is."""
+    max_gpu_memory: float | None = None
+    """GiB of GPU memory that the run may take; default all there is."""
     threads: int | None = None
     """Threads of the kernels; default as many as torch takes."""
     downscale: int = 1
@@ -78,7 +81,7 @@ def main(arguments: list[str]) -> int:
 def train_nerf(arguments: list[str]) -> int:
     """`train nerf` with its arguments."""
     options = parse(TrainNerf, arguments, "train nerf", _defaults(arguments))
-    set_up(options.device, options.threads)
+    device = set_up(options.device, options.threads, options.max_gpu_memory)
     plan = make_plan(options, _defaults(arguments).config, value_of(arguments, "--preset"))
     config, length, metadata = plan.config, plan.length, plan.metadata
     if plan.resumed is not None:
@@ -94,7 +97,9 @@ def train_nerf(arguments: list[str]) -> int:
     scene = load_scene(options.path, read)
     for note in scene.notes:
         say(note)
-    task = NerfTask(config, scene, seed=options.seed, background=options.background)
+    if device.type == "cuda" and config.is_plain:
+        say_memory(config, scene, device, options.max_gpu_memory)
+    task = NerfTask(config, scene, seed=options.seed, background=options.background, device=device)
     if plan.resumed is not None:
         check_same_photos(plan.resumed, metadata, scene)
     run = plan.resumed or new_run(options, scene.name)
@@ -193,6 +198,18 @@ def ended_early(result: TrainResult, run: RunFolder, resume_command: str) -> int
     )
 
 
+def say_memory(config: NerfConfig, scene: Scene, device: torch.device, budget: float | None) -> None:
+    """Say what the run takes of the GPU's memory, and refuse what cannot fit."""
+    needed, free = gpu_memory(config, scene) / 2**30, torch.cuda.mem_get_info(device)[0] / 2**30
+    say(f"on {torch.cuda.get_device_name(device)}: about {needed:.1f} GiB of GPU memory, {free:.1f} GiB are free")
+    if needed > (free if budget is None else min(free, budget)):
+        limit = f"--max-gpu-memory allows {budget:g}" if budget is not None and budget < free else "there is less"
+        raise ConfigError(
+            f"the run needs about {needed:.1f} GiB of GPU memory and {limit}: raise --max-gpu-memory, or try a smaller "
+            "--train.batch-samples, --encoding.log2-hashmap-size or --downscale"
+        )
+
+
 def stored_options(run: RunFolder, metadata: dict[str, Any], options: TrainNerf) -> dict[str, Any]:
     """What a resumed run takes from its checkpoint rather than from the command line."""
     try:
@@ -225,7 +242,9 @@ def _defaults(arguments: list[str]) -> TrainNerf:
         seconds, steps = value_of(arguments, "--max-seconds"), value_of(arguments, "--n-steps")
         try:
             name = preset_for(
-                float(seconds) if seconds else None if steps else DEFAULT_SECONDS, int(steps) if steps else None
+                float(seconds) if seconds else None if steps else DEFAULT_SECONDS,
+                int(steps) if steps else None,
+                value_of(arguments, "--device") in (None, "auto", "cuda") and uses_gpu(),
             )
         except ValueError:
             name = "fast"  # tyro will name the wrong number

@@ -9,30 +9,39 @@ from torch import Tensor
 
 from hashfield.ops.training_rays import TrainingRays, training_rays
 
+_CPU = torch.device("cpu")
+
 
 class PixelSampler:
     """All training pixels in one flat array, and a pool of row spans from which batches are drawn uniformly."""
 
-    def __init__(self, images: Sequence[np.ndarray], table_scene: Float64[Tensor, "n_images 24"]):
+    def __init__(
+        self,
+        images: Sequence[np.ndarray],
+        table_scene: Float64[Tensor, "n_images 24"],
+        device: torch.device = _CPU,
+    ):
         """Args:
         images: uint8 [h, w, 4] each.
         table_scene: Their cameras in scene space, see `geometry.cameras.camera_table`.
+        device: Where all of it lies.
         """
+        self.device = device
         sizes = [image.shape[0] * image.shape[1] for image in images]
         self.pixels: UInt8[Tensor, "n_pixels 4"] = torch.from_numpy(
             np.concatenate([np.ascontiguousarray(image).reshape(-1, 4) for image in images])
-        )
-        self.starts: Int64[Tensor, " n_images"] = torch.from_numpy(np.cumsum([0, *sizes[:-1]]))
-        self.widths = torch.tensor([image.shape[1] for image in images])
-        self.heights = torch.tensor([image.shape[0] for image in images])
-        self.table = table_scene.double().contiguous()
+        ).to(device)
+        self.starts: Int64[Tensor, " n_images"] = torch.from_numpy(np.cumsum([0, *sizes[:-1]])).to(device)
+        self.widths = torch.tensor([image.shape[1] for image in images], device=device)
+        self.heights = torch.tensor([image.shape[0] for image in images], device=device)
+        self.table = table_scene.double().contiguous().to(device)
         self.use_all()
 
     def use_all(self) -> None:
         """Draw from every pixel."""
         counts = self.widths * self.heights
         zeros = torch.zeros_like(counts)
-        self._set_spans(torch.stack([torch.arange(len(counts)), zeros, counts], 1))
+        self._set_spans(torch.stack([torch.arange(len(counts), device=self.device), zeros, counts], 1))
 
     def use_masks(self, masks: UInt8[Tensor, " n_pixels"]) -> None:
         """Draw from the pixels of each image row between the first and the last that the mask holds."""
@@ -40,18 +49,19 @@ class PixelSampler:
         for image, (start, w, h) in enumerate(
             zip(self.starts.tolist(), self.widths.tolist(), self.heights.tolist(), strict=True)
         ):
-            mask = masks[start : start + w * h].numpy().reshape(h, w)
-            rows = np.flatnonzero(mask.any(axis=1))
-            first = mask[rows].argmax(axis=1)
-            last = w - mask[rows, ::-1].argmax(axis=1)
-            spans.append(np.stack([np.full_like(rows, image), rows * w + first, last - first], axis=1))
-        found = torch.from_numpy(np.concatenate(spans).astype(np.int64))
+            mask = (masks[start : start + w * h] != 0).reshape(h, w)
+            rows = torch.nonzero(mask.any(1))[:, 0]
+            held = mask[rows].byte()
+            first = held.argmax(1)  # of equal ones the first
+            last = w - held.flip(1).argmax(1)
+            spans.append(torch.stack([torch.full_like(rows, image), rows * w + first, last - first], 1))
+        found = torch.cat(spans)
         if len(found):
             self._set_spans(found)
 
     def _set_spans(self, spans: Int64[Tensor, "n_spans 3"]) -> None:
-        self.spans = spans.contiguous()
-        self.span_ends = torch.cumsum(spans[:, 2], 0)
+        self.spans = spans.contiguous().to(self.device)
+        self.span_ends = torch.cumsum(self.spans[:, 2], 0)
 
     @property
     def n_pool(self) -> int:
@@ -60,5 +70,5 @@ class PixelSampler:
 
     def draw(self, n_rays: int, box: Float64[Tensor, " 6"], generator: np.random.Generator) -> TrainingRays:
         """A batch of rays through uniformly drawn pixels, clipped to `box` (scene space)."""
-        chosen = torch.from_numpy(generator.integers(0, self.n_pool, n_rays))
+        chosen = torch.from_numpy(generator.integers(0, self.n_pool, n_rays)).to(self.device)
         return training_rays(chosen, self.spans, self.span_ends, self.starts, self.widths, self.pixels, self.table, box)

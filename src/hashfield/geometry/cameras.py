@@ -529,11 +529,12 @@ def rays_from_pixels(
     return _rays(_rows(table[camera_index.long()]), pixel.to(table.dtype))
 
 
-def pixel_centers(width: int, height: int, dtype: torch.dtype = torch.float64) -> Float[Tensor, "n_pixels 2"]:
+def pixel_centers(
+    width: int, height: int, dtype: torch.dtype = torch.float64, device: torch.device | None = None
+) -> Float[Tensor, "n_pixels 2"]:
     """Centres (i + 0.5, j + 0.5) of all pixels, row by row."""
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=dtype) + 0.5, torch.arange(width, dtype=dtype) + 0.5, indexing="ij"
-    )
+    rows, columns = (torch.arange(n, dtype=dtype, device=device) + 0.5 for n in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x.reshape(-1), y.reshape(-1)], dim=1)
 
 

@@ -9,6 +9,7 @@ from hashfield.ops.backend import available_backends as available_backends
 from hashfield.ops.backend import use_backend as use_backend
 from hashfield.ops.backend import why_not as why_not
 from hashfield.ops.camera_rays import camera_rays as camera_rays
+from hashfield.ops.camera_rays import view_rays as view_rays
 from hashfield.ops.color_mlp import color_mlp as color_mlp
 from hashfield.ops.composite import CompositeResult as CompositeResult
 from hashfield.ops.composite import composite as composite

@@ -26,6 +26,8 @@ Backend = Literal["reference", "numba", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 ENVIRONMENT_VARIABLE = "HASHFIELD_BACKEND"
+INTERPRETER_VARIABLE = "TRITON_INTERPRET"
+"""Triton's own: with 1, set before the first op runs, its kernels are interpreted on CPU tensors. For tests."""
 
 Limit = Callable[[Backend], str | None]
 """Given a backend, why it cannot take this very call (an option, a number of dimensions), or None."""
@@ -45,6 +47,7 @@ _FAST: dict[str, tuple[Backend, ...]] = {
     "grid_encode": ("numba", "triton"),
     "spherical_harmonics": ("numba", "triton"),
     "mlp": ("numba", "triton"),
+    "encoded_mlp": ("triton",),
     "march": ("numba", "triton"),
     "composite": ("numba", "triton"),
     "adam": ("numba", "triton"),
@@ -155,18 +158,43 @@ def choose(op: str, backend: Backend | None, *tensors: Tensor, limit: Limit | No
     return Choice(name, _load(op, name))
 
 
+def fused(op: str, backend: Backend | None, *tensors: Tensor, limit: Limit | None = None) -> Choice | None:
+    """The implementation that takes all stages of a composed op at once, or None where the stages run one by one.
+
+    Args:
+        op: Name of the op, as its file.
+        backend: What the caller asked for, or None.
+        tensors: The call's tensors; the first decides the device where the choice is automatic.
+        limit: The op's own reasons against a backend.
+    """
+    name = backend or requested_backend() or _AUTOMATIC.get(tensors[0].device.type, "reference")
+    if name not in _FAST[op] or why_not(op, name, *tensors, limit=limit) is not None:
+        return None
+    return Choice(name, _load(op, name))
+
+
 def available_backends(op: str) -> dict[Backend, str | None]:
     """Every backend of an op with the reason it cannot run on this machine, or None where it can."""
     return {backend: why_not(op, backend) for backend in BACKENDS}
 
 
-def fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
-    """The precision in which networks run fastest on a device: "bfloat16" on CPUs that multiply pairs of them."""
+def fast_precision(device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
+    """The precision in which networks run fastest on a device: "bfloat16" on CPUs that multiply pairs of them,
+    "float16" on GPUs that kernels are built for."""
+    if runs_on_triton(device):
+        return "float16"
     if device.type != "cpu" or _unavailable("train_rays", "numba"):
         return "float32"
     from hashfield.kernels.numba_cpu.target import HAS_BF16_DOT, HAS_TILES
 
     return "bfloat16" if HAS_BF16_DOT or HAS_TILES else "float32"
+
+
+def runs_on_triton(device: torch.device) -> bool:
+    """Whether a radiance field on this device is trained and rendered by the Triton kernels: on CUDA devices, and on
+    the CPU where their interpreter is asked for by name."""
+    wanted = requested_backend() or _AUTOMATIC.get(device.type)
+    return wanted == "triton" and why_not("train_rays", "triton", torch.empty(0, device=device)) is None
 
 
 def kernel_path() -> str:
@@ -200,7 +228,7 @@ def _unavailable(op: str, backend: Backend) -> str | None:
     if (op, backend) in _modules:
         return None
     if backend not in _FAST[op]:
-        return "not built (this op runs in plain torch)"
+        return "its stages run one by one" if _FAST[op] else "not built (this op runs in plain torch)"
     library = _LIBRARIES[backend]
     if importlib.util.find_spec(library) is None:
         return f"{library} is not installed"
@@ -212,6 +240,8 @@ def _unavailable(op: str, backend: Backend) -> str | None:
 
 def _unfit(backend: Backend, tensors: tuple[Tensor, ...]) -> str | None:
     device = _DEVICES[backend]
+    if backend == "triton" and os.environ.get(INTERPRETER_VARIABLE) == "1":
+        device = "cpu"  # its interpreter runs on the host, for tests
     for tensor in tensors:
         if tensor.device.type != device:
             return f"a tensor is on {tensor.device}, it needs {device}"

@@ -1,12 +1,14 @@
 """Rays through pixels of posed cameras."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from hashfield.errors import ShapeError
+from hashfield.geometry.rays import Rays
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker
+from hashfield.ops.ray_box import ray_box
 
 
 def camera_rays(
@@ -64,3 +66,44 @@ def camera_rays(
         origin, direction = choice.kernels.camera_rays(table, camera_index, pixel)
         return origin.to(dtype), direction.to(dtype)
     return choice.kernels.camera_rays_forward(table.detach(), camera_index, pixel.detach())
+
+
+@torch.no_grad()
+def view_rays(
+    table: Float64[Tensor, "1 24"],
+    width: int,
+    height: int,
+    box: Float64[Tensor, " 6"],
+    *,
+    first: int = 0,
+    n_rays: int | None = None,
+    backend: Backend | None = None,
+) -> Rays:
+    """The rays through a picture's pixel centres, row by row, clipped to a box: `camera_rays` and `ray_box` in one.
+
+    Args:
+        table: The camera, in the space of the box; on the CPU.
+        width, height: Of the picture, pixels.
+        box: (x0, y0, z0, x1, y1, z1); its device is that of the rays.
+        first: Number of the first pixel wanted.
+        n_rays: How many pixels; None: all that follow.
+        backend: Implementation; chosen by the box's device if None.
+
+    Raises:
+        ShapeError: an argument has the wrong shape or range.
+        BackendError: the backend asked for cannot take the call.
+    """
+    check = Checker("view_rays")
+    check("table", table, (1, 24))
+    left = width * height - first
+    n = left if n_rays is None else n_rays
+    if box.shape != (6,) or first < 0 or not 0 <= n <= left:
+        raise ShapeError(f"view_rays: expected a box of 6 numbers and pixels within {width}x{height}, got {first}, {n}")
+    choice = choose("camera_rays", backend, torch.empty(0, device=box.device))
+    if choice.name == "triton" and not bool(((table[:, 16] != 0) & (table[:, 23] == 0)).any()):
+        return Rays(*choice.kernels.view_rays(table, width, first, n, box))
+    index = torch.arange(first, first + n, device=box.device)
+    pixel = torch.stack([index % width, index // width], 1).double() + 0.5
+    origin, direction = camera_rays(table.to(box.device), torch.zeros_like(index), pixel, backend=backend)
+    origin, direction, box = origin.float(), direction.float(), box.float()
+    return Rays(origin, direction, *ray_box(origin, direction, box[:3], box[3:]))

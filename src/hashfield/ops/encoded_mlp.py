@@ -1,14 +1,18 @@
 """Grid encoding followed by a network: densities, images, distances."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.ops.backend import Backend
+from hashfield.ops.backend import Backend, Choice, fused
+from hashfield.ops.checks import Checker, one_of
 from hashfield.ops.grid_encode import Interpolation, Precision, grid_encode
-from hashfield.ops.mlp import Activation, check_mlp, mlp
+from hashfield.ops.mlp import Activation, check_mlp, mlp, too_wide
 
 
 def encoded_mlp(
@@ -44,6 +48,24 @@ def encoded_mlp(
         To positions, table and every matrix; second order with backend="reference".
     """
     check_mlp("encoded_mlp", "weights", weights, layout.n_output, like=("table", table))
+
+    def limit(name: Backend) -> str | None:
+        if layout.n_dims not in (2, 3):
+            return f"{layout.n_dims} dimensions, it covers 2 and 3"
+        if (activation != "relu" and len(weights) > 1) or output_activation == "relu":
+            return f"activations {activation!r} and {output_activation!r}"
+        return too_wide(weights)
+
+    whole = fused("encoded_mlp", backend, positions_unit, table, *weights, limit=limit)
+    if whole is not None:
+        check = Checker("grid_encode")  # whose arguments these are
+        check("positions_unit", positions_unit, ("n", layout.n_dims))
+        check("table", table, (layout.n_entries, layout.n_features_per_level))
+        one_of("grid_encode", "interpolation", interpolation, ("linear", "smoothstep", "nearest"))
+        one_of("mlp", "output_activation", output_activation, ("none", "sigmoid", "exp"))
+        one_of("grid_encode", "precision", precision, ("float32", "bfloat16"))
+        options = (layout, interpolation, output_activation, precision)
+        return _EncodedMLP.apply(positions_unit, table, options, whole, *weights)  # pyright: ignore[reportReturnType]
     features = grid_encode(
         positions_unit, table, layout, interpolation=interpolation, precision=precision, backend=backend
     )
@@ -55,3 +77,24 @@ def encoded_mlp(
         precision=precision,
         backend=backend,
     )
+
+
+class _EncodedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, positions: Tensor, table: Tensor, options: tuple[Any, ...], choice: Choice, *weights: Tensor
+    ) -> Tensor:
+        positions, table, weights = positions.contiguous(), table.contiguous(), tuple(w.contiguous() for w in weights)
+        ctx.save_for_backward(positions, table, *weights)
+        ctx.options, ctx.kernels = options, choice.kernels
+        return choice.kernels.encoded_mlp_forward(positions, table, list(weights), *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        positions, table, *weights = ctx.saved_tensors
+        needs_positions, needs_table = ctx.needs_input_grad[:2]
+        grad_table, grad_positions, grad_weights = ctx.kernels.encoded_mlp_backward(
+            positions, table, weights, *ctx.options, grads[0].contiguous(), needs_table, needs_positions
+        )
+        return grad_positions, grad_table, None, None, *grad_weights

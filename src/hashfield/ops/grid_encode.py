@@ -81,8 +81,6 @@ def grid_encode(
             return None
         if layout.n_dims not in (2, 3):
             return f"{layout.n_dims} dimensions, it covers 2 and 3"
-        if name == "triton" and interpolation == "nearest":
-            return "interpolation 'nearest'"
         return None
 
     choice = choose("grid_encode", backend, positions_unit, table, limit=limit)

@@ -57,18 +57,29 @@ def mlp(
     def limit(name: Backend) -> str | None:
         if name == "reference":
             return None
-        if precision != "float32":
+        if precision != "float32" and name == "numba":
             return f"precision {precision!r}, it covers 'float32'"
         if activation != "relu" and len(weights) > 1:
             return f"activation {activation!r}, it covers 'relu'"
         if output_activation == "relu":
             return "output_activation 'relu'"
-        return None
+        return too_wide(weights) if name == "triton" else None
 
     choice = choose("mlp", backend, x, *weights, limit=limit)
     if choice.is_reference:
         return choice.kernels.mlp(x, weights, activation, output_activation, precision)
-    return _MLP.apply(x, activation, output_activation, choice, *weights)  # pyright: ignore[reportReturnType]
+    options = (activation, output_activation, precision if choice.name == "triton" else None)
+    return _MLP.apply(x, options, choice, *weights)  # pyright: ignore[reportReturnType]
+
+
+def too_wide(weights: Sequence[Tensor]) -> str | None:
+    """Why a network does not fit on a GPU's chip, or None: hidden layers up to 128, ends up to 256."""
+    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+    if max(widths[1:-1], default=0) > 128:
+        return f"a hidden layer has {max(widths[1:-1])} neurons, it takes 128"
+    if max(widths[0], widths[-1]) > 256:
+        return f"{widths[0]} inputs and {widths[-1]} outputs, it takes 256"
+    return None
 
 
 def check_mlp(op: str, name: str, weights: Sequence[Tensor], n_in: int | None, like: tuple[str, Tensor]) -> None:
@@ -96,18 +107,20 @@ def check_mlp(op: str, name: str, weights: Sequence[Tensor], n_in: int | None, l
 class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, activation: str, output_activation: str, choice: Choice, *weights: Tensor
+        ctx: Any, x: Tensor, options: tuple[str, str, str | None], choice: Choice, *weights: Tensor
     ) -> Tensor:
         x, weights = x.contiguous(), tuple(w.contiguous() for w in weights)
         ctx.save_for_backward(x, *weights)
-        ctx.options, ctx.kernels = (activation, output_activation), choice.kernels
-        return choice.kernels.mlp_forward(x, list(weights), activation, output_activation)
+        # Only some backends know a precision.
+        ctx.precision = () if options[2] is None else (options[2],)
+        ctx.options, ctx.kernels = options[:2], choice.kernels
+        return choice.kernels.mlp_forward(x, list(weights), *ctx.options, *ctx.precision)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         x, *weights = ctx.saved_tensors
         grad_x, grad_weights = ctx.kernels.mlp_backward(
-            x, weights, *ctx.options, grads[0].contiguous(), ctx.needs_input_grad[0]
+            x, weights, *ctx.options, grads[0].contiguous(), ctx.needs_input_grad[0], *ctx.precision
         )
-        return grad_x, None, None, None, *grad_weights
+        return grad_x, None, None, *grad_weights

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,10 +16,13 @@ from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, one_of
 from hashfield.ops.color_mlp import color_mlp
 from hashfield.ops.composite import composite
-from hashfield.ops.grid_encode import Interpolation, Precision, grid_encode
+from hashfield.ops.grid_encode import Interpolation, grid_encode
 from hashfield.ops.march import march
 from hashfield.ops.mlp import mlp
 from hashfield.ops.radiance_field import DensityActivation, RadianceFieldResult, density_of
+
+FieldPrecision = Literal["float32", "bfloat16", "float16"]
+"""Of a field's networks in the fused ops."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,12 @@ class FieldParameters:
     """Added to the log-density."""
     table_bf16: Tensor | None = None
     """The table rounded to bfloat16; where given, lookups read it (half the memory traffic)."""
-    precision: Precision = "float32"
+    precision: FieldPrecision = "float32"
     """Of both networks: "bfloat16" rounds matrices and layer inputs, and in training the gradients that layers pass
-    on; sums stay float32 and the log-density is not rounded. Lookups then are bfloat16 too. Unfused: float32 only."""
+    on; sums stay float32 and the log-density is not rounded. Lookups then are bfloat16 too. "float16" is the same
+    with that type; GPUs only. Unfused: float32 only."""
+    table_fp16: Tensor | None = None
+    """The table rounded to float16, for lookups in precision "float16"."""
     density_activation: DensityActivation = "exp"
     """Or "relu": density = max(0, h_0 + density_bias)."""
     interpolation: Interpolation = "linear"
@@ -82,7 +88,7 @@ class FieldParameters:
 
     def check(self, op: str) -> None:
         """Raise a ShapeError that names the field where the shapes do not fit each other."""
-        one_of(op, "precision", self.precision, ("float32", "bfloat16"))
+        one_of(op, "precision", self.precision, ("float32", "bfloat16", "float16"))
         one_of(op, "density_activation", self.density_activation, ("exp", "relu"))
         layout = self.layout
         if not self.is_fused:
@@ -91,6 +97,8 @@ class FieldParameters:
         wanted = {"table": (self.table, (layout.n_entries, layout.n_features_per_level))}
         if self.table_bf16 is not None:
             wanted["table_bf16"] = (self.table_bf16, wanted["table"][1])
+        if self.table_fp16 is not None:
+            wanted["table_fp16"] = (self.table_fp16, wanted["table"][1])
         inner, width = self.density_weights[0].shape[0], self.color_weights[0].shape[0]
         shapes = ((inner, layout.n_output), (16, inner), (width, 32), (width, width), (3, width))
         for k, (weight, shape) in enumerate(zip((*self.density_weights, *self.color_weights), shapes, strict=True)):
@@ -110,7 +118,9 @@ class FieldParameters:
                     raise ShapeError(f"{op}: {name}[{k}]: expected {a.shape[0]} inputs, got {b.shape[1]}")
 
     def limit(self, backend: Backend) -> str | None:
-        """Why a fast backend cannot take this field, or None."""
+        """Why a backend cannot take this field, or None."""
+        if self.precision == "float16" and backend != "triton":
+            return "float16 networks run on GPUs only"
         if backend == "reference":
             return None
         if self.layout.n_dims != 3:
@@ -118,6 +128,10 @@ class FieldParameters:
         for weight in (self.density_weights[0], self.color_weights[0]):
             if weight.shape[0] % 16:
                 return f"a hidden layer has {weight.shape[0]} neurons, it needs a multiple of 16"
+            if backend == "triton" and self.density_activation != "exp":
+                return f"density {self.density_activation!r}, it takes 'exp'"
+            if backend == "triton" and weight.shape[0] > 128:
+                return f"a hidden layer has {weight.shape[0]} neurons, it takes 128 at most"
         return None
 
 

@@ -119,7 +119,11 @@ def train_rays(
     at_least("train_rays", "sparsity", sparsity, 0.0)
     if not field.is_fused:
         return _train_unfused(field, rays, target, background, bits, options, workspace, jitter, huber_delta, sparsity)
-    choice = choose("train_rays", workspace.backend, field.table, rays.origin, target, limit=field.limit)
+
+    def limit(name: Backend) -> str | None:
+        return "a sparsity loss" if name == "triton" and sparsity > 0.0 else field.limit(name)
+
+    choice = choose("train_rays", workspace.backend, field.table, rays.origin, target, limit=limit)
     found = choice.kernels.train_rays(
         field, rays, target, background, bits, options, workspace, jitter, float(huber_delta), float(sparsity)
     )

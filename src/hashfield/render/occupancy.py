@@ -67,7 +67,7 @@ class OccupancyGrid:
             groups = [_spread(cells, max(1, max_cells // 2), generator) for cells in (self.living, occupied)]
         self.values.mul_(decay)
         for cells in groups:
-            noise = torch.from_numpy(generator.random((len(cells), 3), dtype=np.float32))
+            noise = torch.from_numpy(generator.random((len(cells), 3), dtype=np.float32)).to(cells.device)
             refresh_cells(self.values, cells, noise, field, aabb_scale=self.aabb_scale)
         self.bits = occupied_bits(self.values, self.threshold(), aabb_scale=self.aabb_scale)
 
@@ -80,7 +80,7 @@ class OccupancyGrid:
     def living_box(self) -> Float[Tensor, " 6"]:
         """(x0, y0, z0, x1, y1, z1) of the living cells, scene space: where rays need to be marched at all."""
         if not len(self.living):
-            return torch.tensor([0.5, 0.5, 0.5] * 2, dtype=torch.float64)
+            return torch.tensor([0.5, 0.5, 0.5] * 2, dtype=torch.float64, device=self.values.device)
         side = torch.exp2((self.living // CELLS_PER_CASCADE).double())[:, None]
         corner = morton3_inverse(self.living % CELLS_PER_CASCADE).double()
         low = (corner / 128 - 0.5) * side + 0.5
@@ -93,4 +93,4 @@ def _spread(cells: Tensor, n: int, generator: np.random.Generator) -> Tensor:
         return cells
     edges = np.arange(n + 1) * len(cells) // n
     at = edges[:-1] + (generator.random(n) * np.diff(edges)).astype(np.int64)
-    return cells[torch.from_numpy(at)]
+    return cells[torch.from_numpy(at).to(cells.device)]

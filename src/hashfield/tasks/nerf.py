@@ -4,10 +4,10 @@ One step: pixels -> rays -> march -> encode -> networks -> composite -> loss -> 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,18 +17,16 @@ from torch import Tensor, nn
 from hashfield.data.dataset import PosedImages, Scene
 from hashfield.data.pixel_sampler import PixelSampler
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
-from hashfield.geometry.cameras import Camera, camera_table, pixel_centers
+from hashfield.geometry.cameras import Camera, camera_table
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.geometry.rays import Rays
 from hashfield.geometry.spaces import Spaces
 from hashfield.log import logger
 from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig
 from hashfield.nn.encodings import GridEncoding, table_of
 from hashfield.nn.fields import RadianceField
-from hashfield.ops.backend import fast_precision
-from hashfield.ops.camera_rays import camera_rays
+from hashfield.ops.backend import fast_precision, runs_on_triton
+from hashfield.ops.camera_rays import view_rays
 from hashfield.ops.occupancy_update import carve, silhouettes
-from hashfield.ops.ray_box import ray_box
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.ops.total_variation import cube_sides, total_variation
 from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
@@ -45,7 +43,11 @@ from hashfield.train.checkpoint import (
 from hashfield.train.optim import TableOptimizer, learning_rate_at
 from hashfield.train.task import StepResult
 
-RunPrecision = Literal["auto", "float32", "bfloat16"]
+if TYPE_CHECKING:  # needs triton
+    from hashfield.train.on_device import DeviceOptimizer, DeviceTraining
+
+RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+_CPU = torch.device("cpu")
 
 # --- configuration -----------------------------------------------------------------------------------------
 
@@ -142,8 +144,8 @@ class NerfConfig:
     """Everything that decides how a scene becomes a model."""
 
     preset: str = "default"
-    """fast, default, quality, paper or hashnerf: where the other values start from. Not named, the run's length
-    chooses."""
+    """fast, default, quality, paper, hashnerf, gpu-fast, gpu or gpu-quality: where the other values start from. Not
+    named, the run's length and the device choose."""
     encoding: EncodingConfig = EncodingConfig()
     """Of positions. per_level_scale is not set here: it follows from finest_resolution."""
     finest_resolution: int = 2048
@@ -163,8 +165,8 @@ class NerfConfig:
     color_sees_density: bool = True
     """Whether that output also feeds the colour network, as in instant-ngp; not in HashNeRF."""
     precision: RunPrecision = "auto"
-    """Of lookups and networks; sums and parameters are float32 always. auto: bfloat16 lookups, and bfloat16 networks
-    where the CPU has instructions for them."""
+    """Of lookups and networks; sums and parameters are float32 always. auto: on GPUs float16; on CPUs bfloat16 lookups,
+    and bfloat16 networks where the CPU has instructions for them. float16 means auto where there is no GPU."""
     train: NerfTrainConfig = NerfTrainConfig()
     """Batches, loss, schedules."""
     occupancy: OccupancyConfig = OccupancyConfig()
@@ -172,8 +174,8 @@ class NerfConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
+        if self.precision not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"precision: expected auto, float32, bfloat16 or float16, got {self.precision!r}")
         if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
             raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
         for name in ("density_layers", "color_layers"):
@@ -195,6 +197,12 @@ class NerfConfig:
         """Whether the fused kernels take such a field."""
         usual = self.encoding.otype == "Grid" and self.encoding.interpolation == "linear"
         return usual and (self.density_layers, self.color_layers) == (1, 2)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether GPUs train such a field without waiting: what the fused kernels take, and no further loss."""
+        usual = self.density_activation == "exp" and self.color_sees_density and self.n_neurons <= 128
+        return self.is_fused and usual and self.train.sparsity == 0.0 and self.train.total_variation == 0.0
 
     def field_config(self, aabb_scale: int, density_bias: float) -> RadianceFieldConfig:
         """Sizes of the field for a box of this side."""
@@ -240,11 +248,22 @@ PRESETS: dict[str, NerfConfig] = {
         color_sees_density=False,
         train=NerfTrainConfig(batch_samples=2**15, final_learning_rate=1e-3, sparsity=3e-7, total_variation=3e-6),
     ),
+    # For GPUs, where a step costs little and faint samples are affordable: a few seconds, and more.
+    "gpu-fast": _preset("gpu-fast", 19, 2**16),
+    "gpu": _preset("gpu", 19, 2**18, step_until=(0.05, 0.15, 0.3, 1.0), min_transmittance=1e-3, min_weight=5e-4),
+    # From half a minute on: tens of thousands of steps outgrow a table of 2^19 entries a level. Reasoned, not measured.
+    "gpu-quality": _preset(
+        "gpu-quality", 21, 2**18, step_until=(0.03, 0.1, 0.2, 1.0), min_transmittance=1e-4, min_weight=1e-4
+    ),
 }
 
 
-def preset_for(max_seconds: float | None, n_steps: int | None) -> str:
+def preset_for(max_seconds: float | None, n_steps: int | None, on_gpu: bool = False) -> str:
     """The preset that suits a length of training, where the user names none."""
+    if on_gpu:
+        if max_seconds is not None:
+            return "gpu-fast" if max_seconds < 4 else "gpu" if max_seconds < 30 else "gpu-quality"
+        return "gpu-fast" if n_steps is None or n_steps <= 2000 else "gpu" if n_steps <= 20000 else "gpu-quality"
     if max_seconds is not None:
         return "fast" if max_seconds < 150 else "default" if max_seconds < 280 else "quality"
     return "fast" if n_steps is None or n_steps <= 3000 else "default" if n_steps <= 8000 else "quality"
@@ -267,7 +286,16 @@ def parse_background(text: str) -> tuple[float, float, float]:
     return r, g, b
 
 
-def field_parameters(module: RadianceField, table_bf16: Tensor, precision: RunPrecision = "auto") -> FieldParameters:
+def network_precision(precision: RunPrecision, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
+    """The precision of networks on a device, where NerfConfig asks for `precision`."""
+    if precision == "auto" or (precision == "float16" and not runs_on_triton(device)):
+        return fast_precision(device)
+    return precision
+
+
+def field_parameters(
+    module: RadianceField, table_bf16: Tensor | None, precision: RunPrecision = "auto"
+) -> FieldParameters:
     """A field module's numbers as the fused ops take them; `precision` as NerfConfig describes it."""
     first, *others = (w.detach() for w in module.color_network.weights)
     if not module.config.color_sees_density:
@@ -285,11 +313,27 @@ def field_parameters(module: RadianceField, table_bf16: Tensor, precision: RunPr
     )
     if not found.is_fused:
         return found
+    networks = network_precision(precision, found.table.device)
+    if networks == "float16" and found.limit("triton") is not None:
+        networks = "float32"  # the reference then runs
     return replace(
         found,
-        table_bf16=None if precision == "float32" else table_bf16,
-        precision=fast_precision(table_bf16.device) if precision == "auto" else precision,
+        table_bf16=None if precision == "float32" or networks == "float16" else table_bf16,
+        precision=networks,
+        table_fp16=found.table.to(torch.float16) if networks == "float16" else None,
     )
+
+
+def gpu_memory(config: NerfConfig, scene: Scene) -> int:
+    """Bytes of GPU memory that a run takes, nearly."""
+    from hashfield.train.on_device import n_bytes_of
+
+    field = config.field_config(scene.spaces.aabb_scale, 0.0)
+    shapes = expected_shapes(field, scene.spaces).items()
+    n_weights = sum(math.prod(shape) for name, shape in shapes if "_network." in name)
+    n_pixels = sum(camera.width * camera.height for camera in scene.splits["train"].cameras)
+    n_cells = scene.spaces.n_cascades * 128**3
+    return n_bytes_of(field.encoding.layout(3), n_weights, config.train.batch_samples, n_pixels, n_cells)
 
 
 # --- the trained model -------------------------------------------------------------------------------------
@@ -363,7 +407,7 @@ class NerfModel(nn.Module):
         camera: Camera,
         outputs: Sequence[str] = ("color", "depth"),
         background: tuple[float, float, float] | None = None,
-        rays_at_once: int = 2**18,
+        rays_at_once: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Pictures of the scene: float32 arrays by name.
 
@@ -371,7 +415,7 @@ class NerfModel(nn.Module):
             camera: In the world; its width and height are the picture's.
             outputs: Of "color", "opacity", "depth", "normals".
             background: Composited behind the colour; None leaves the colour premultiplied by opacity.
-            rays_at_once: Bounds memory.
+            rays_at_once: Bounds memory; None: 2^18 on CPUs, 2^22 elsewhere.
 
         Returns:
             color [h, w, 3] in sRGB; opacity [h, w]; depth [h, w], the mean distance along the unit ray in world
@@ -383,32 +427,46 @@ class NerfModel(nn.Module):
         unknown = sorted(set(outputs) - {"color", "opacity", "depth", "normals"})
         if unknown:
             raise ConfigError(f"outputs: expected color, opacity, depth, normals; got {unknown[0]!r}")
+        shape = (camera.height, camera.width)
+        parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
+        for found in self.render_parts(camera, outputs, background, rays_at_once):
+            for name, part in found.items():
+                parts[name].append(part)
+        return {name: _on_host(p).reshape(*shape, *p[0].shape[1:]) for name, p in parts.items()}
+
+    @torch.no_grad()
+    def render_parts(
+        self,
+        camera: Camera,
+        outputs: Sequence[str] = ("color",),
+        background: tuple[float, float, float] | None = None,
+        rays_at_once: int | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """The pixels of a picture in order, some at a time, where the model lies: see `render`."""
         field = field_parameters(self.field, self.table_bf16, self.precision)
+        device = self.bits.device
         table = self.spaces.camera_table_to_scene(camera_table([camera]))
-        pixels = pixel_centers(camera.width, camera.height)
         options = MarchOptions(self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale, 1e-4)
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in outputs}
-        for pixel in pixels.split(rays_at_once):
-            index = torch.zeros(len(pixel), dtype=torch.int64)
-            origin, direction = (x.float() for x in camera_rays(table, index, pixel))
-            box = self.box.to(origin.dtype)
-            t_min, t_max = ray_box(origin, direction, box[:3], box[3:])
-            found = render_rays(field, Rays(origin, direction, t_min, t_max), self.bits, options)
+        n_pixels, most = camera.width * camera.height, rays_at_once or (2**18 if device.type == "cpu" else 2**22)
+        for first in range(0, n_pixels, most):
+            n = min(most, n_pixels - first)
+            rays = view_rays(table, camera.width, camera.height, self.box, first=first, n_rays=n)
+            found = render_rays(field, rays, self.bits, options)
             distance = torch.where(found.opacity > 1e-3, found.depth / found.opacity.clamp(min=1e-3), 0.0)
-            if "color" in parts:
+            part: dict[str, Tensor] = {}
+            if "color" in outputs:
                 color = found.color
                 if background is not None:
                     color = color + (1 - found.opacity)[:, None] * color.new_tensor(background)
-                parts["color"].append(color.numpy())
-            if "opacity" in parts:
-                parts["opacity"].append(found.opacity.numpy())
-            if "depth" in parts:
-                parts["depth"].append(self.spaces.distance_scene_to_world(distance).numpy())
-            if "normals" in parts:
-                normal = self._normals(origin + distance[:, None] * direction, found.opacity > 0.1)
-                parts["normals"].append(normal.numpy())
-        shape = (camera.height, camera.width)
-        return {name: np.concatenate(p).reshape(*shape, *p[0].shape[1:]) for name, p in parts.items()}
+                part["color"] = color
+            if "opacity" in outputs:
+                part["opacity"] = found.opacity
+            if "depth" in outputs:
+                part["depth"] = self.spaces.distance_scene_to_world(distance)
+            if "normals" in outputs:
+                points = rays.origin + distance[:, None] * rays.direction
+                part["normals"] = self._normals(points, found.opacity > 0.1)
+            yield part
 
     def _normals(self, positions_scene: Tensor, is_hit: Tensor) -> Tensor:
         """World normals -grad(density)/|grad| where a ray hits, from central differences over one cell of the
@@ -419,7 +477,7 @@ class NerfModel(nn.Module):
         gradient = torch.stack(
             [
                 self._log_density(points + step) - self._log_density(points - step)
-                for step in reach * torch.eye(3, dtype=points.dtype)
+                for step in reach * torch.eye(3, dtype=points.dtype, device=points.device)
             ],
             1,
         )
@@ -432,8 +490,23 @@ class NerfModel(nn.Module):
         return torch.log(density.clamp(1e-4, 1e4))
 
 
-def load_model(path: Path) -> NerfModel:
-    """The model in a checkpoint file, exported or not.
+def _on_host(parts: list[Tensor]) -> np.ndarray:
+    """Parts of a picture, one after another, as an array of its own."""
+    if parts[0].device.type != "cuda":
+        return np.concatenate([part.cpu().numpy() for part in parts])
+    # By way of pinned memory, which PyTorch keeps: a copy into fresh pages takes some ten times as long.
+    n = sum(len(part) for part in parts)
+    pinned = torch.empty((n, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=True)
+    first = 0
+    for part in parts:
+        pinned[first : first + len(part)].copy_(part, non_blocking=True)
+        first += len(part)
+    torch.cuda.current_stream().synchronize()
+    return pinned.numpy().copy()
+
+
+def load_model(path: Path, device: torch.device = _CPU) -> NerfModel:
+    """The model in a checkpoint file, exported or not, on a device.
 
     Raises:
         CheckpointError: the file is missing, broken or does not describe a radiance field; the text names what.
@@ -474,7 +547,7 @@ def load_model(path: Path) -> NerfModel:
         raise CheckpointError(f"{path}: background: expected three numbers in 0..1, got {background!r}")
     info = {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
     return NerfModel(
-        module, spaces, tensors["bits"], tensors["box"].double(), cameras=cameras,
+        module.to(device), spaces, tensors["bits"].to(device), tensors["box"].double().to(device), cameras=cameras,
         background=(background[0], background[1], background[2]), step_scale=step_scale, precision=config.precision,
         info=info,
     )  # fmt: skip
@@ -523,19 +596,28 @@ class NerfTask:
 
     name = "nerf"
 
-    def __init__(self, config: NerfConfig, scene: Scene, *, seed: int = 0, background: str = "white") -> None:
+    def __init__(
+        self,
+        config: NerfConfig,
+        scene: Scene,
+        *,
+        seed: int = 0,
+        background: str = "white",
+        device: torch.device = _CPU,
+    ) -> None:
         """Args:
         config: What to train and how.
         scene: Photos with cameras; only the split "train" is used.
         seed: Of every random choice.
         background: Colour behind the scene in evaluation and rendering; training draws random ones.
+        device: Where to train.
 
         Raises:
             ConfigError: the background is not a colour, or the seed is negative.
         """
         if seed < 0:
             raise ConfigError(f"seed: expected a whole number >= 0, got {seed}")
-        self.config, self.scene, self.seed = config, scene, seed
+        self.config, self.scene, self.seed, self.device = config, scene, seed, device
         self.background = parse_background(background)
         self.spaces = scene.spaces
         self.is_carved = config.occupancy.use_alpha and scene.has_alpha
@@ -549,14 +631,23 @@ class NerfTask:
         self.decay: float = (0.6 if self.is_carved else 0.95) if decay is None else decay
         views: PosedImages = scene.splits["train"]
         table = self.spaces.camera_table_to_scene(camera_table(views.cameras))
-        self.sampler = PixelSampler(views.images, table)
+        self.sampler = PixelSampler(views.images, table, device)
         init = torch.Generator().manual_seed(seed)
-        self.field = RadianceField(config.field_config(self.spaces.aabb_scale, self.density_bias), generator=init)
+        field_config = config.field_config(self.spaces.aabb_scale, self.density_bias)
+        self.field = RadianceField(field_config, generator=init).to(device)
         self.matrices = [*self.field.density_network.weights, *self.field.color_network.weights]
-        self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=config.train.l2)
-        self.workspace = TrainWorkspace(
-            self.parameters(), max(2 * config.train.batch_samples, LONGEST_RAYS * torch.get_num_threads())
-        )
+        self.on_device: DeviceTraining | None = None
+        """The training that is never waited for, on GPUs."""
+        self.workspace: TrainWorkspace | None = None
+        self.optimizer: TableOptimizer | DeviceOptimizer
+        if runs_on_triton(device) and config.is_plain:
+            self.on_device = self._device_training()
+            self.optimizer = self.on_device.optimizer
+        else:
+            self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=config.train.l2)
+            self.workspace = TrainWorkspace(
+                self.parameters(), max(2 * config.train.batch_samples, LONGEST_RAYS * torch.get_num_threads())
+            )
         seeds = np.random.SeedSequence(seed).spawn(3)
         self.random = {
             name: np.random.Generator(np.random.SFC64(s))
@@ -568,36 +659,74 @@ class NerfTask:
         self.grid: OccupancyGrid | None = None
         self.box: Tensor | None = None
 
+    def _device_training(self) -> "DeviceTraining":
+        from hashfield.train.on_device import COMPUTE, DeviceOptimizer, DeviceTraining, Recipe
+
+        train = self.config.train
+        recipe = Recipe(
+            aabb_scale=self.spaces.aabb_scale, cone_angle=self.spaces.cone_angle,
+            min_transmittance=train.min_transmittance, min_weight=self.min_weight, huber_delta=train.huber_delta,
+            batch_samples=train.batch_samples, l2=train.l2,
+        )  # fmt: skip
+        table, layout = self.field.encoding.table, self.field.encoding.layout
+        compute = COMPUTE[network_precision(self.config.precision, self.device)]
+        optimizer = DeviceOptimizer(table, self.matrices, compute, recipe)
+        return DeviceTraining(layout, self.density_bias, optimizer, recipe, self.seed)
+
     def parameters(self) -> FieldParameters:
         """The field's numbers as they are now."""
-        return field_parameters(self.field, self.optimizer.table_bf16, self.config.precision)
+        table_bf16 = self.optimizer.table_bf16 if isinstance(self.optimizer, TableOptimizer) else None
+        return field_parameters(self.field, table_bf16, self.config.precision)
 
     # --- Task protocol
 
     def warm_up(self) -> None:
         """Compile every kernel of a run by calling it on next to nothing."""
+        if self.on_device is not None:
+            self._warm_up_device(self.on_device)
+        else:
+            self._warm_up_host()
+
+    def _warm_up_device(self, training: "DeviceTraining") -> None:
+        s, aabb_scale = self.sampler, self.spaces.aabb_scale
+        training.set_pool(s.spans, s.span_ends, s.starts, s.widths, s.pixels, s.table)
+        training.warm_up()
+        if self.device.type != "cuda":
+            return  # an interpreter compiles nothing
+        masks = s.pixels[:, 3].contiguous() if self.is_carved else None
+        alive = carve(s.table[:1], s.starts[:1], s.widths[:1], s.heights[:1], masks, aabb_scale=aabb_scale)
+        grid = OccupancyGrid.start(alive, aabb_scale)
+        box = torch.tensor([0.0, 0, 0, 1, 1, 1], dtype=torch.float64, device=self.device)
+        camera = self.scene.splits["train"].cameras[0].resized(64, 64)
+        NerfModel(self.field, self.spaces, grid.bits, box, precision=self.config.precision).render(camera)
+        self.field.requires_grad_(True)
+        torch.cuda.synchronize()
+
+    def _warm_up_host(self) -> None:
         s, spaces = self.sampler, self.spaces
-        generator = np.random.default_rng(0)
+        generator, device = np.random.default_rng(0), self.device
         one = slice(0, 1)
-        tiny = torch.zeros((1, 4), dtype=torch.uint8)
-        ones, zeros = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        tiny = torch.zeros((1, 4), dtype=torch.uint8, device=device)
+        ones = torch.ones(1, dtype=torch.int64, device=device)
+        zeros = torch.zeros(1, dtype=torch.int64, device=device)
         masks = silhouettes(tiny, zeros, ones, ones, 1) if self.is_carved else None
         carve(s.table[one][:0], zeros[:0], ones[:0], ones[:0], masks, aabb_scale=spaces.aabb_scale)
-        dead = torch.zeros(spaces.n_cascades * 128**3, dtype=torch.bool)
+        dead = torch.zeros(spaces.n_cascades * 128**3, dtype=torch.bool, device=device)
         dead[:1] = True
         grid = OccupancyGrid.start(dead, spaces.aabb_scale)
         field = self.parameters()
         grid.refresh(field, generator, 0.5, 1)
-        batch = s.draw(2, torch.tensor([0.0, 0, 0, 1, 1, 1], dtype=torch.float64), generator)
+        box = torch.tensor([0.0, 0, 0, 1, 1, 1], device=device).double()
+        batch = s.draw(2, box, generator)
         workspace = TrainWorkspace(field, 1024)
         options = MarchOptions(spaces.aabb_scale, spaces.cone_angle)
         grads = train_rays(
-            field, batch.rays, batch.target, torch.zeros(2, 3), grid.bits, options, workspace, jitter=torch.zeros(2)
+            field, batch.rays, batch.target, torch.zeros(2, 3, device=device), grid.bits, options, workspace,
+            jitter=torch.zeros(2, device=device),
         )  # fmt: skip
         scratch = TableOptimizer(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
         scratch.step(torch.zeros_like(field.table), self.matrix_gradients(grads), 1e-3)
         camera = self.scene.splits["train"].cameras[0].resized(2, 2)
-        box = torch.tensor([0.0, 0, 0, 1, 1, 1]).double()
         NerfModel(self.field, spaces, grid.bits, box, precision=self.config.precision).render(camera)
         self.field.requires_grad_(True)
 
@@ -618,12 +747,17 @@ class NerfTask:
         if self.is_carved:
             self.box = self.grid.living_box()
         else:  # nearly the whole box lives
-            self.box = torch.tensor([*self.spaces.box_min, *self.spaces.box_max], dtype=torch.float64)
+            whole = [*self.spaces.box_min, *self.spaces.box_max]
+            self.box = torch.tensor(whole, dtype=torch.float64, device=self.device)
+        if self.on_device is not None:
+            self.on_device.set_scene(self.grid.bits, self.box)
 
     def _choose_pixels(self) -> None:
         s = self.sampler
         if self.is_carved:
             s.use_masks(silhouettes(s.pixels, s.starts, s.widths, s.heights, self.config.occupancy.pixel_margin_px))
+        if self.on_device is not None:
+            self.on_device.set_pool(s.spans, s.span_ends, s.starts, s.widths, s.pixels, s.table)
 
     def step(self, step: int, fraction: float) -> StepResult:
         """One batch of rays through the whole pipeline, and the grid's refresh when it is due."""
@@ -631,10 +765,15 @@ class NerfTask:
         config, random = self.config.train, self.random
         if step >= self.next_refresh and step > 0:
             self._refresh(step)
+        rate = learning_rate_at(fraction, config.learning_rate, config.final_learning_rate, config.flat_until)
+        if self.on_device is not None:
+            figures = self.on_device.step(rate, self.step_scale(fraction))
+            return StepResult(figures[0], figures[1], figures[2], figures[3])
+        assert self.workspace is not None and isinstance(self.optimizer, TableOptimizer)
         n = self.n_rays
         batch = self.sampler.draw(n, self.box, random["pixels"])
-        jitter = torch.from_numpy(random["rays"].random(n, dtype=np.float32))
-        background = torch.from_numpy(random["rays"].random((n, 3), dtype=np.float32))
+        jitter = torch.from_numpy(random["rays"].random(n, dtype=np.float32)).to(self.device)
+        background = torch.from_numpy(random["rays"].random((n, 3), dtype=np.float32)).to(self.device)
         options = MarchOptions(
             self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale(fraction), config.min_transmittance,
             self.min_weight,
@@ -646,7 +785,6 @@ class NerfTask:
         if not math.isfinite(result.loss):
             self.workspace.grad_table.zero_()
         elif result.n_rays > 0:
-            rate = learning_rate_at(fraction, config.learning_rate, config.final_learning_rate, config.flat_until)
             if config.total_variation > 0 and fraction < config.total_variation_until:
                 result.loss += config.total_variation * self._add_total_variation(step)
             self.optimizer.step(self.workspace.grad_table, self.matrix_gradients(result), rate)
@@ -668,7 +806,7 @@ class NerfTask:
         # Of a generator of its own for each step, so that the others draw the same with and without.
         generator = np.random.default_rng((self.seed, step))
         highest = layout.resolutions.astype(np.int64)[:, None] - np.array(sides)[:, None]
-        corners = torch.from_numpy((generator.random((layout.n_levels, 3)) * highest).astype(np.int64))
+        corners = torch.from_numpy((generator.random((layout.n_levels, 3)) * highest).astype(np.int64)).to(self.device)
         weight, table = self.config.train.total_variation, table_of(self.field.encoding)
         return total_variation(table, self.workspace.grad_table, layout, corners=corners, sides=sides, weight=weight)
 
@@ -685,7 +823,11 @@ class NerfTask:
         config = self.config.occupancy
         full_sweeps = 1 if self.is_carved else config.full_sweeps
         max_cells = len(self.grid.living) if self.n_refreshes < full_sweeps else config.max_cells
-        self.grid.refresh(self.parameters(), self.random["occupancy"], self.decay, max_cells)
+        if self.on_device is not None:
+            self.on_device.refresh(self.grid.values, self.grid.living, self.decay, max_cells)
+            self.grid.bits = self.on_device.bits
+        else:
+            self.grid.refresh(self.parameters(), self.random["occupancy"], self.decay, max_cells)
         self.n_refreshes += 1
         self.next_refresh = step + max(4, min(config.most_steps, step // 8))
 
@@ -695,16 +837,22 @@ class NerfTask:
         tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
         tensors |= {"occupancy.values": self.grid.values, "bits": self.grid.bits, "box": self.box}
+        if self.on_device is not None:
+            self.n_rays = int(self.on_device.n_rays)
+        if self.on_device is not None or self.device.type != "cpu":
+            tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         values = {
             "optimizer_steps": self.optimizer.n_steps,
             "n_rays": self.n_rays,
             "next_refresh": self.next_refresh,
             "n_refreshes": self.n_refreshes,
-            "samples_per_ray": self.workspace.samples_per_ray,
+            "samples_per_ray": 64.0 if self.workspace is None else self.workspace.samples_per_ray,
             "threads": torch.get_num_threads(),
             "precision": self.parameters().precision,
             "random": {name: generator_state(g) for name, g in self.random.items()},
         }
+        if self.on_device is not None:
+            values["device_random"] = self.on_device.random_state()
         return tensors, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -726,27 +874,37 @@ class NerfTask:
             self.n_rays = int(values["n_rays"])
             self.next_refresh = int(values["next_refresh"])
             self.n_refreshes = int(values["n_refreshes"])
-            self.workspace.samples_per_ray = float(values["samples_per_ray"])
+            if self.workspace is not None:
+                self.workspace.samples_per_ray = float(values["samples_per_ray"])
             for name, generator in self.random.items():
                 restore_generator(generator, values["random"][name], f"checkpoint: random.{name}")
             threads, precision = values["threads"], values.get("precision")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
-        if threads != torch.get_num_threads():
+        if (self.on_device is not None) != ("device_random" in values):
+            logger.warning("the run was begun on another device and goes on here: with other random numbers")
+        elif threads != torch.get_num_threads() and self.on_device is None:
             logger.warning(
                 "the run was begun on %s threads and goes on with %s: it will differ in the last bits",
                 threads, torch.get_num_threads(),
             )  # fmt: skip
         if precision not in (None, self.parameters().precision):
             logger.warning(
-                "the run was begun with %s networks and goes on with %s, which this CPU runs faster",
+                "the run was begun with %s networks and goes on with %s, which this machine runs faster",
                 precision, self.parameters().precision,
             )  # fmt: skip
         self.grid = OccupancyGrid.restored(
-            self.spaces.aabb_scale, tensors["occupancy.values"].clone(), tensors["bits"].clone()
+            self.spaces.aabb_scale,
+            tensors["occupancy.values"].to(self.device, copy=True),
+            tensors["bits"].to(self.device, copy=True),
         )
-        self.box = tensors["box"].double().clone()
+        self.box = tensors["box"].double().to(self.device, copy=True)
         self._choose_pixels()
+        if self.on_device is not None:
+            self.on_device.set_scene(self.grid.bits, self.box)
+            self.on_device.n_rays.fill_(min(self.n_rays, self.on_device.max_rays))
+            if "device_random" in values:
+                self.on_device.restore_random(values["device_random"])
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import torch
+from torch import Tensor
+
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.log import logger
 from hashfield.train.checkpoint import load_checkpoint, read_metadata, save_checkpoint, write_aside
 from hashfield.train.run_folder import RunFolder
-from hashfield.train.task import Task
+from hashfield.train.task import StepResult, Task
 
 StoppedBy = Literal["done", "interrupted", "non_finite"]
 
@@ -96,6 +99,34 @@ class _Window:
         self.started = time.perf_counter()
         self.loss = self.error = 0.0
         self.steps = self.rays = self.samples = 0
+        self.waiting: list[Tensor] = []
+        """Figures [4] of steps that have not been read from their device."""
+
+    def add(self, result: StepResult) -> tuple[int, int]:
+        """Count a step; its rays and samples, 0 while they are on a device."""
+        self.steps += 1
+        if isinstance(result.loss, Tensor):
+            figures = (result.loss, result.squared_error, result.n_rays, result.n_samples)
+            self.waiting.append(torch.stack([figure for figure in figures if isinstance(figure, Tensor)]))
+            return 0, 0
+        n_rays, n_samples = int(result.n_rays), int(result.n_samples)
+        self._sum(float(result.loss), float(result.squared_error), n_rays, n_samples)
+        return n_rays, n_samples
+
+    def read(self) -> tuple[int, int]:
+        """Wait for the steps that are on a device; their rays and samples."""
+        if not self.waiting:
+            return 0, 0
+        loss, error, rays, samples = torch.stack(self.waiting).double().sum(0).tolist()
+        self.waiting = []
+        self._sum(loss, error, int(rays), int(samples))
+        return int(rays), int(samples)
+
+    def _sum(self, loss: float, error: float, rays: int, samples: int) -> None:
+        self.loss += loss
+        self.error += error
+        self.rays += rays
+        self.samples += samples
 
 
 def train(
@@ -172,17 +203,16 @@ def train(
             now = time.perf_counter()
             elapsed += now - before
             cpu_seconds += time.process_time() - own
-            if not math.isfinite(result.loss):
+            if isinstance(result.loss, float) and not math.isfinite(result.loss):
                 stopped_by = "non_finite"
                 break
             step += 1
-            n_rays += result.n_rays
-            n_samples += result.n_samples
-            window.loss += result.loss
-            window.error += result.squared_error
-            window.steps += 1
-            window.rays += result.n_rays
-            window.samples += result.n_samples
+            n_rays, n_samples = _plus(n_rays, n_samples, window.add(result))
+            if now >= next_report or now >= next_save or fraction() >= 1.0:
+                n_rays, n_samples = _plus(n_rays, n_samples, window.read())
+                if not math.isfinite(window.loss):
+                    stopped_by = "non_finite"
+                    break
             if now >= next_report or fraction() >= 1.0:
                 next_report = now + 0.5
                 progress = _progress(step, options, elapsed, fraction(), window, now)
@@ -203,9 +233,16 @@ def train(
                     logger.warning("%s", error)
                 next_save = time.perf_counter() + options.autosave_seconds
                 window.started += time.perf_counter() - now
+        n_rays, n_samples = _plus(n_rays, n_samples, window.read())
+        if not math.isfinite(window.loss):
+            stopped_by = "non_finite"
     if stopped_by != "non_finite":
         save()
     return TrainResult(step, elapsed, compile_seconds, stopped_by, n_rays, n_samples, history, cpu_seconds)
+
+
+def _plus(n_rays: int, n_samples: int, more: tuple[int, int]) -> tuple[int, int]:
+    return n_rays + more[0], n_samples + more[1]
 
 
 def _saved(step: int, options: TrainOptions, elapsed: float, fraction: float) -> Progress:

@@ -9,15 +9,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step reports."""
+    """What one training step reports. All four are numbers, or all tensors on a device, which is not waited for until
+    the loop reports: then they are read."""
 
-    loss: float
+    loss: float | Tensor
     """What is minimised."""
-    squared_error: float
+    squared_error: float | Tensor
     """Mean squared error of the batch, for a PSNR; NaN where the task has none."""
-    n_rays: int
+    n_rays: int | Tensor
     """Rays, pixels or points of the batch."""
-    n_samples: int
+    n_samples: int | Tensor
     """Points the networks were trained on."""
 
 

@@ -36,7 +36,7 @@ def occupied_bits(values: Tensor, threshold: float, aabb_scale: int) -> Tensor:
 
 def silhouettes(pixels: Tensor, starts: Tensor, widths: Tensor, heights: Tensor, radius: int) -> Tensor:
     """Dilation by a square, image by image."""
-    out = torch.empty(pixels.shape[0], dtype=torch.uint8)
+    out = torch.empty(pixels.shape[0], dtype=torch.uint8, device=pixels.device)
     for start, w, h in zip(starts.tolist(), widths.tolist(), heights.tolist(), strict=True):
         alpha = (pixels[start : start + w * h, 3] > 0).view(1, 1, h, w).float()
         grown = torch.nn.functional.max_pool2d(alpha, 2 * radius + 1, stride=1, padding=radius)
@@ -48,10 +48,12 @@ def carve(
     table: Tensor, starts: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, aabb_scale: int
 ) -> Tensor:
     """Camera by camera over all cells."""
-    cells = torch.arange(aabb_scale.bit_length() * CELLS_PER_CASCADE)
-    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
-    offsets = [torch.full((3,), 0.5, dtype=torch.float64)] + ([] if masks is not None else list(corners))
-    seen, outside = torch.zeros(len(cells), dtype=torch.bool), torch.zeros(len(cells), dtype=torch.bool)
+    device = starts.device
+    cells = torch.arange(aabb_scale.bit_length() * CELLS_PER_CASCADE, device=device)
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)] * 3)
+    centre = torch.full((3,), 0.5, dtype=torch.float64, device=device)
+    offsets = [centre] + ([] if masks is not None else list(corners))
+    seen, outside = (torch.zeros(len(cells), dtype=torch.bool, device=device) for _ in range(2))
     for k in range(len(table)):
         for offset in offsets:
             points = cell_points(cells, offset.expand(len(cells), 3))

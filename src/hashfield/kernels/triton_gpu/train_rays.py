@@ -1,0 +1,509 @@
+"""One training step of a radiance field on GPUs, from rays to gradients, without a word to the host.
+
+Rays are marched in waves: a few samples of each, their density, and who still sees light goes on, so that hardly any
+density is asked behind a surface. Of the samples found, those that matter to their pixel are kept, packed by ray,
+coloured, composited, and sent through the field's backward pass. Every buffer has a fixed size and every count stays
+on the device, so that the whole step can be captured in a CUDA graph. Only the table's gradient is summed in an order
+that is not fixed.
+
+| | kernel | a thread to | reads | leaves |
+|---|---|---|---|---|
+| wave | `_wave_march` | a ray | bits | counts, lattice points |
+| | (prefix sum) | | counts | ends |
+| | `_wave_fill` | a ray | lattice points | positions, dt |
+| | `field_density` | a sample | positions | log-density |
+| | `_wave_cut` | a ray | log-density, dt | weights, light, kept counts |
+| once | `_gather` | a ray | all that is kept | packed positions, directions |
+| | `field_forward` | a sample | positions, directions | colours |
+| | `_composite_loss` | a ray | colours, weights, photos | loss, gradients at the samples |
+| | `field_backward` | a sample | gradients | gradients of table and matrices |
+| | `_finish` | | sums | loss, counts, rays of the next step |
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hashfield.kernels.triton_gpu.common import count_of, launch
+from hashfield.kernels.triton_gpu.composite import load3, opaque_share, store3
+from hashfield.kernels.triton_gpu.field import DeviceField, field_backward, field_density, field_forward, scratch_width
+from hashfield.kernels.triton_gpu.march import (
+    N_LATTICE,
+    as_words,
+    lattice_values,
+    load_lattice,
+    probe,
+    ray_block,
+    ray_line,
+    step_at,
+    steps_from_t,
+    t_from_steps,
+)
+from hashfield.kernels.triton_gpu.render_rays import device_field
+
+WAVES = (16, 32, 0)
+"""Samples of each ray that a wave takes at most; 0: all that are left, counted first and then marched again."""
+N_STATS = 6
+"""Numbers a step reports: loss, squared error, rays that took part, kept samples, marched samples, rays of the next."""
+STEEPEST = tl.constexpr(math.exp(15.0))  # largest density whose derivative is followed (instant-ngp clamps at 15)
+DROPPED = tl.constexpr(-1.0)  # light of a ray that takes no part, as there was no room for its samples
+NOWHERE = tl.constexpr(float("inf"))  # stepping coordinate of a ray that has left the box
+
+
+@triton.jit
+def _wave_march(
+    origin, direction, t_min, t_max, jitter, words, coarse, lattice_pointer, n_rays, min_transmittance, box_min,
+    inverse_side, next_n, light, counts, ends, points, positions, dts, n_live, kept, max_rays, capacity,
+    N_CASCADES: tl.constexpr, HAS_CONE: tl.constexpr, FIRST: tl.constexpr, QUOTA: tl.constexpr, FILL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The next samples of every ray that still sees light.
+
+    With a QUOTA: at most so many, their lattice points left in points [QUOTA, max_rays]. Without: all, only counted,
+    or where FILL, marched again and written from the ray's place on.
+    """
+    ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n_given = tl.load(n_rays)
+    if FIRST:
+        tl.store(kept + ray, tl.zeros_like(ray), mask=ray < max_rays)
+    if FILL:
+        if tl.program_id(0) == 0:
+            tl.store(n_live, tl.minimum(tl.load(ends + max_rays - 1), capacity))
+    if tl.program_id(0) * BLOCK < n_given:
+        mask = ray < n_given
+        lattice = load_lattice(lattice_pointer)
+        end = tl.load(t_max + ray, mask=mask, other=0.0)
+        ox, oy, oz, dx, dy, dz, sx, sy, sz = ray_line(origin, direction, ray, mask)
+        if FIRST:
+            begin = tl.load(t_min + ray, mask=mask, other=0.0)
+            n = steps_from_t(begin, lattice, HAS_CONE) + tl.load(jitter + ray, mask=mask, other=0.0)
+            alive = mask & (end > begin)
+            tl.store(light + ray, tl.full([BLOCK], 1.0, tl.float32), mask=mask)
+        else:
+            n = tl.load(next_n + ray, mask=mask, other=NOWHERE)
+            alive = mask & (tl.load(light + ray, mask=mask, other=0.0) >= min_transmittance) & (n < NOWHERE)
+        n = tl.where(alive, n, 0.0)
+        t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), 0.0)
+        at = tl.zeros_like(ray)
+        if FILL:
+            last = tl.load(ends + ray, mask=mask, other=0)
+            count = tl.load(counts + ray, mask=mask, other=0)
+            at = last - count
+            fits = last <= capacity
+            tl.store(light + ray, tl.full([BLOCK], DROPPED, tl.float32), mask=mask & (fits == 0))
+            tl.store(kept + ray, tl.zeros_like(ray), mask=mask & (fits == 0))
+            tl.store(counts + ray, tl.zeros_like(ray), mask=mask & (fits == 0))
+            alive = alive & fits
+        started = alive
+        found = tl.zeros_like(ray)
+        alive = alive & (t < end)
+        while tl.max(alive.to(tl.int32), axis=0) > 0:
+            occupied, dt, n_far, t_far = probe(
+                n, t, ox, oy, oz, dx, dy, dz, sx, sy, sz, words, coarse, lattice, alive, N_CASCADES, HAS_CONE
+            )
+            if QUOTA > 0:
+                tl.store(points + found * max_rays + ray, n, mask=occupied)
+            if FILL:
+                to = at + found
+                x, y, z = (ox + t * dx - box_min), (oy + t * dy - box_min), (oz + t * dz - box_min)
+                store3(positions, to, x * inverse_side, y * inverse_side, z * inverse_side, occupied)
+                tl.store(dts + to, dt, mask=occupied)
+            found = tl.where(occupied, found + 1, found)
+            n = tl.where(alive, tl.where(occupied, n + 1.0, n_far), n)  # who has enough stays where it goes on
+            t_near = tl.maximum(t_from_steps(n, lattice, HAS_CONE), 0.0)
+            t = tl.where(alive, tl.where(occupied, t_near, t_far), t)
+            alive = alive & (t < end)
+            if QUOTA > 0:
+                alive = alive & (found < QUOTA)
+        if QUOTA > 0:
+            tl.store(next_n + ray, tl.where(started & (t < end), n, NOWHERE), mask=mask)
+        if not FILL:
+            tl.store(counts + ray, found, mask=ray < max_rays)
+    elif not FILL:
+        tl.store(counts + ray, tl.zeros_like(ray), mask=ray < max_rays)
+
+
+@triton.jit
+def _wave_fill(
+    origin, direction, lattice_pointer, n_rays, box_min, inverse_side, light, counts, ends, points, positions, dts,
+    n_live, kept, max_rays, capacity, HAS_CONE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Positions and step lengths of a wave's samples, packed by ray. A ray for which there is no room, and all rays
+    behind it, are dropped: no choice among rays by their length."""
+    ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n_given = tl.load(n_rays)
+    if tl.program_id(0) == 0:
+        tl.store(n_live, tl.minimum(tl.load(ends + max_rays - 1), capacity))
+    if tl.program_id(0) * BLOCK < n_given:
+        mask = ray < n_given
+        lattice = load_lattice(lattice_pointer)
+        ox, oy, oz, dx, dy, dz, _, _, _ = ray_line(origin, direction, ray, mask)
+        last, count = tl.load(ends + ray, mask=mask, other=0), tl.load(counts + ray, mask=mask, other=0)
+        misfit = mask & (last > capacity)
+        tl.store(light + ray, tl.full([BLOCK], DROPPED, tl.float32), mask=misfit)
+        tl.store(kept + ray, tl.zeros_like(ray), mask=misfit)
+        tl.store(counts + ray, tl.zeros_like(ray), mask=misfit)
+        first = last - count
+        count = tl.where(misfit, 0, count)
+        for j in range(tl.max(count, axis=0)):
+            here = mask & (j < count)
+            n = tl.load(points + j * max_rays + ray, mask=here, other=0.0)
+            t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), 0.0)
+            x, y, z = (ox + t * dx - box_min), (oy + t * dy - box_min), (oz + t * dz - box_min)
+            store3(positions, first + j, x * inverse_side, y * inverse_side, z * inverse_side, here)
+            tl.store(dts + first + j, step_at(n, t, lattice, HAS_CONE), mask=here)
+
+
+@triton.jit
+def _wave_cut(
+    log_density, dts, n_rays, min_transmittance, min_weight, counts, ends, light, kept, weights, afters,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Weight of each of a wave's samples, -1 where it is not kept; the light behind it; and how many a ray keeps."""
+    ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n_given = tl.load(n_rays)
+    if tl.program_id(0) * BLOCK < n_given:
+        mask = ray < n_given
+        count = tl.load(counts + ray, mask=mask, other=0)
+        first = tl.load(ends + ray, mask=mask, other=0) - count
+        shine = tl.load(light + ray, mask=mask, other=0.0)
+        own = tl.load(kept + ray, mask=mask, other=0)
+        for j in range(tl.max(count, axis=0)):
+            here = mask & (j < count)
+            thickness = tl.exp(tl.load(log_density + first + j, mask=here, other=0.0))
+            alpha = opaque_share(thickness * tl.load(dts + first + j, mask=here, other=0.0))
+            lit = here & (shine >= min_transmittance)
+            w = shine * alpha
+            keeps = lit & (w >= min_weight)
+            shine = tl.where(lit, shine * (1.0 - alpha), shine)
+            own = tl.where(keeps, own + 1, own)
+            tl.store(weights + first + j, tl.where(keeps, w, -1.0), mask=here)
+            tl.store(afters + first + j, shine, mask=here)
+        tl.store(light + ray, shine, mask=mask & (count > 0))
+        tl.store(kept + ray, own, mask=mask & (count > 0))
+
+
+@triton.jit
+def _gather(
+    direction, positions, dts, log_density, weights, afters, n_rays, counts, ends, light, kept, kept_ends,
+    k_positions, k_directions, k_weights, k_afters, k_slopes, n_kept, max_rays, wave_capacity, capacity,
+    N_WAVES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What is kept, packed by ray: positions, directions, weights, light behind, derivative of the optical thickness
+    to the log-density. Rays for which there is no room are dropped, see `_wave_fill`."""
+    ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n_given = tl.load(n_rays)
+    if tl.program_id(0) == 0:
+        tl.store(n_kept, tl.minimum(tl.load(kept_ends + max_rays - 1), capacity))
+    if tl.program_id(0) * BLOCK < n_given:
+        mask = ray < n_given
+        last, own = tl.load(kept_ends + ray, mask=mask, other=0), tl.load(kept + ray, mask=mask, other=0)
+        misfit = mask & (last > capacity)
+        tl.store(light + ray, tl.full([BLOCK], DROPPED, tl.float32), mask=misfit)
+        tl.store(kept + ray, tl.zeros_like(ray), mask=misfit)
+        to = last - own
+        takes_part = mask & (misfit == 0) & (own > 0)
+        dx, dy, dz = load3(direction, ray, takes_part)
+        for wave in tl.static_range(N_WAVES):
+            count = tl.load(counts + wave * max_rays + ray, mask=takes_part, other=0)
+            first = tl.load(ends + wave * max_rays + ray, mask=takes_part, other=0) - count + wave * wave_capacity
+            for j in range(tl.max(count, axis=0)):
+                here = takes_part & (j < count)
+                w = tl.load(weights + first + j, mask=here, other=-1.0)
+                here = here & (w >= 0.0)
+                x, y, z = load3(positions, first + j, here)
+                store3(k_positions, to, x, y, z, here)
+                store3(k_directions, to, dx, dy, dz, here)
+                tl.store(k_weights + to, w, mask=here)
+                tl.store(k_afters + to, tl.load(afters + first + j, mask=here, other=0.0), mask=here)
+                density = tl.exp(tl.load(log_density + first + j, mask=here, other=0.0))
+                step = tl.load(dts + first + j, mask=here, other=0.0)
+                tl.store(k_slopes + to, tl.minimum(density, STEEPEST) * step, mask=here)
+                to = tl.where(here, to + 1, to)
+
+
+@triton.jit
+def _loss_and_slope(difference, delta, HUBER: tl.constexpr):
+    """Squared error, or instant-ngp's Huber loss (scaled by 1/5), and its derivative."""
+    if not HUBER:
+        return difference * difference, 2.0 * difference
+    size = tl.abs(difference)
+    small = size <= delta
+    loss = tl.where(small, 0.1 * difference * difference / delta, 0.2 * (size - 0.5 * delta))
+    return loss, tl.where(small, 0.2 * difference / delta, tl.where(difference > 0.0, 0.2, -0.2))
+
+
+@triton.jit
+def _composite_loss(
+    rgb, k_weights, k_afters, k_slopes, light, kept, kept_ends, target, background, n_rays, min_transmittance, delta,
+    loss_scale, grad_rgb, grad_log_density, sums, max_blocks, HUBER: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Pixel colours, their loss, and its gradient at the colour and log-density of every kept sample.
+
+    Gradients are of the sum over the rays, times loss_scale, or where that is 0, divided by the number of rays given.
+    """
+    ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n_given = tl.load(n_rays)
+    total, error, used, coloured = 0.0, 0.0, 0.0, 0.0
+    if tl.program_id(0) * BLOCK < n_given:
+        shine = tl.load(light + ray, mask=ray < n_given, other=DROPPED)
+        mask = (ray < n_given) & (shine >= 0.0)
+        count = tl.load(kept + ray, mask=mask, other=0)
+        first = tl.load(kept_ends + ray, mask=mask, other=0) - count
+        r, g, b = tl.zeros_like(shine), tl.zeros_like(shine), tl.zeros_like(shine)
+        longest = tl.max(count, axis=0)
+        for j in range(longest):
+            here = mask & (j < count)
+            w = tl.load(k_weights + first + j, mask=here, other=0.0)
+            x, y, z = load3(rgb, first + j, here)
+            r, g, b = r + w * x, g + w * y, b + w * z
+        left = tl.where(shine >= min_transmittance, shine, 0.0)
+        behind_r, behind_g, behind_b = load3(background, ray, mask)
+        alpha = tl.load(target + 4 * ray + 3, mask=mask, other=0.0)
+        r, g, b = r + left * behind_r, g + left * behind_g, b + left * behind_b
+        off_r = r - tl.load(target + 4 * ray, mask=mask, other=0.0) * alpha - behind_r * (1.0 - alpha)
+        off_g = g - tl.load(target + 4 * ray + 1, mask=mask, other=0.0) * alpha - behind_g * (1.0 - alpha)
+        off_b = b - tl.load(target + 4 * ray + 2, mask=mask, other=0.0) * alpha - behind_b * (1.0 - alpha)
+        loss_r, g_r = _loss_and_slope(off_r, delta, HUBER)
+        loss_g, g_g = _loss_and_slope(off_g, delta, HUBER)
+        loss_b, g_b = _loss_and_slope(off_b, delta, HUBER)
+        total = tl.sum(tl.where(mask, loss_r + loss_g + loss_b, 0.0), axis=0)
+        error = tl.sum(tl.where(mask, off_r * off_r + off_g * off_g + off_b * off_b, 0.0), axis=0)
+        used = tl.sum(mask.to(tl.float32), axis=0)
+        coloured = tl.sum(count, axis=0).to(tl.float32)
+        scale = tl.where(loss_scale > 0.0, loss_scale, 1.0 / n_given.to(tl.float32))
+        g_r, g_g, g_b = g_r * scale, g_g * scale, g_b * scale
+        for j in range(longest):
+            here = mask & (j < count)
+            w = tl.load(k_weights + first + j, mask=here, other=0.0)
+            after = tl.load(k_afters + first + j, mask=here, other=0.0)
+            x, y, z = load3(rgb, first + j, here)
+            r, g, b = r - w * x, g - w * y, b - w * z  # what the samples behind add
+            store3(grad_rgb, first + j, w * g_r, w * g_g, w * g_b, here)
+            slope = g_r * (after * x - r) + g_g * (after * y - g) + g_b * (after * z - b)
+            slope *= tl.load(k_slopes + first + j, mask=here, other=0.0)
+            tl.store(grad_log_density + first + j, slope, mask=here)
+    own = sums + tl.program_id(0)
+    tl.store(own, total)
+    tl.store(own + max_blocks, error)
+    tl.store(own + 2 * max_blocks, used)
+    tl.store(own + 3 * max_blocks, coloured)
+
+
+@triton.jit
+def _finish(
+    sums, n_blocks, n_live, n_waves, n_rays, hyper, stats, target_samples, max_rays, loss_scale, ADAPT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The step's figures; where ADAPT, the rays of the next step and what the optimiser multiplies gradients by."""
+    place = tl.arange(0, BLOCK)
+    total, error = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    used, kept = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for begin in range(0, n_blocks, BLOCK):
+        at, mask = begin + place, begin + place < n_blocks
+        total += tl.load(sums + at, mask=mask, other=0.0)
+        error += tl.load(sums + n_blocks + at, mask=mask, other=0.0)
+        used += tl.load(sums + 2 * n_blocks + at, mask=mask, other=0.0)
+        kept += tl.load(sums + 3 * n_blocks + at, mask=mask, other=0.0)
+    n_used, n_kept = tl.sum(used, axis=0), tl.sum(kept, axis=0)
+    share = 1.0 / tl.maximum(n_used, 1.0)
+    loss = tl.sum(total, axis=0) * share
+    marched = tl.sum(tl.load(n_live + 4 * place, mask=place < n_waves, other=0), axis=0)
+    given = tl.maximum(tl.load(n_rays), 1)
+    wanted = n_used * target_samples / tl.maximum(n_kept, 1.0)
+    following = tl.minimum(tl.maximum(16.0, tl.minimum(2.0 * n_used, wanted)), max_rays).to(tl.int32)
+    tl.store(stats, loss)
+    tl.store(stats + 1, tl.sum(error, axis=0) * share * (1.0 / 3.0))
+    tl.store(stats + 2, n_used)
+    tl.store(stats + 3, n_kept)
+    tl.store(stats + 4, marched.to(tl.float32))
+    tl.store(stats + 5, following.to(tl.float32))
+    if ADAPT:
+        tl.store(n_rays, following)
+        good = (tl.abs(loss) < float("inf")) & (n_used > 0.0)
+        tl.store(hyper + 1, tl.where(good, 1.0 / (loss_scale * given.to(tl.float32)), 0.0))
+
+
+# --- on the host ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rays of a step, on the device; the first n_rays of each tensor count."""
+
+    origin: Tensor
+    direction: Tensor
+    t_min: Tensor
+    t_max: Tensor
+    jitter: Tensor
+    target: Tensor
+    background: Tensor
+    n_rays: Tensor
+    """int32 [1]."""
+
+
+class Buffers:
+    """Room for a step: fixed, so that a captured step finds it again."""
+
+    def __init__(self, field: DeviceField, max_samples: int, max_rays: int) -> None:
+        """Args:
+        field: Whose device, sizes and types they have.
+        max_samples: Samples that can be kept; twice as many can be marched in each wave.
+        max_rays: Rays that can be given.
+        """
+
+        device = field.weights.device
+
+        def floats(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=device)
+
+        def counts(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        self.device, self.max_samples, self.wave_capacity = device, max_samples, 2 * max_samples
+        marched = len(WAVES) * self.wave_capacity
+        self.positions, self.dts, self.log_density = floats(marched, 3), floats(marched), floats(marched)
+        self.weights, self.afters = floats(marched), floats(marched)
+        self.k_positions, self.k_directions = floats(max_samples, 3), floats(max_samples, 3)
+        self.k_weights, self.k_afters, self.k_slopes = floats(max_samples), floats(max_samples), floats(max_samples)
+        self.k_log_density, self.rgb = floats(max_samples), floats(max_samples, 3)
+        self.grad_rgb, self.grad_log_density = floats(max_samples, 3), floats(max_samples)
+        self.n_live, self.n_kept = counts(len(WAVES), 4), counts(1)  # 16 bytes apart, as all that kernels get
+        self.lattice, self.stats, self.hyper = floats(N_LATTICE), floats(N_STATS), floats(2)
+        self.features, self.grad_features = (
+            torch.zeros((max_samples, width), dtype=field.weights.dtype, device=device)
+            for width in (field.layout.n_output, scratch_width(field.layout))
+        )
+        self.grad_weights = floats(field.n_weights)
+        self.reserve(max_rays)
+
+    def reserve(self, max_rays: int) -> None:
+        """Make room for so many rays."""
+        self.max_rays = max_rays
+        self.next_n, self.light = (torch.zeros(max_rays, device=self.device) for _ in range(2))
+        self.counts, self.ends = (
+            torch.zeros((len(WAVES), max_rays), dtype=torch.int32, device=self.device) for _ in range(2)
+        )
+        self.kept, self.kept_ends = (torch.zeros(max_rays, dtype=torch.int32, device=self.device) for _ in range(2))
+        self.points = torch.zeros(max(WAVES) * max_rays, device=self.device)
+        self.n_blocks = triton.cdiv(max_rays, ray_block(max_rays)["BLOCK"])
+        self.sums = torch.zeros(4 * self.n_blocks, device=self.device)
+
+    def n_bytes(self) -> int:
+        """Memory that the buffers take."""
+        return sum(x.numel() * x.element_size() for x in vars(self).values() if isinstance(x, Tensor))
+
+
+def enqueue(
+    field: DeviceField, batch: Batch, words: Tensor, coarse: Tensor, aabb_scale: int, has_cone: bool, buffers: Buffers,
+    grad_table: Tensor, *, min_transmittance: float, min_weight: float, huber_delta: float, loss_scale: float = 0.0,
+    target_samples: int = 0,
+) -> None:  # fmt: skip
+    """Launch a whole step up to its gradients; nothing is waited for.
+
+    Args:
+        field: DeviceField.
+        batch: Rays.
+        words, coarse: Of the occupied bits, see `as_words`.
+        aabb_scale: Side of the box.
+        has_cone: Whether steps grow with distance; buffers.lattice holds the numbers.
+        buffers: Room; results are stats, hyper[1], grad_weights.
+        grad_table: Added to.
+        min_transmittance, min_weight, huber_delta: As MarchOptions and `train_rays` have them.
+        loss_scale: Of a ray's gradient; 0 divides by the number of rays instead.
+        target_samples: Kept samples that the next step should have; where more than 0, batch.n_rays is set for it.
+    """
+    b = buffers
+    n, block = b.max_rays, ray_block(b.max_rays)
+    grid = (b.n_blocks,)
+    n_cascades, inverse_side, box_min = aabb_scale.bit_length(), 1.0 / aabb_scale, 0.5 - 0.5 * aabb_scale
+    for wave, quota in enumerate(WAVES):
+        part = slice(wave * b.wave_capacity, (wave + 1) * b.wave_capacity)
+        positions, dts, log_density = b.positions[part], b.dts[part], b.log_density[part]
+        counts, ends, n_live = b.counts[wave], b.ends[wave], b.n_live[wave, :1]
+        shared = (
+            batch.origin, batch.direction, batch.t_min, batch.t_max, batch.jitter, words, coarse, b.lattice,
+            batch.n_rays, min_transmittance, box_min, inverse_side, b.next_n, b.light, counts, ends, b.points,
+            positions, dts, n_live, b.kept, n, b.wave_capacity,
+        )  # fmt: skip
+        options = {
+            "N_CASCADES": n_cascades, "HAS_CONE": has_cone, "FIRST": wave == 0, "QUOTA": quota, **block,
+        }  # fmt: skip
+        launch(_wave_march, grid, *shared, FILL=False, **options)
+        torch.cumsum(counts, 0, dtype=torch.int32, out=ends)
+        if quota:
+            launch(
+                _wave_fill, grid, batch.origin, batch.direction, b.lattice, batch.n_rays, box_min, inverse_side,
+                b.light, counts, ends, b.points, positions, dts, n_live, b.kept, n, b.wave_capacity,
+                HAS_CONE=has_cone, **block,
+            )  # fmt: skip
+        else:
+            launch(_wave_march, grid, *shared, FILL=True, **options)
+        field_density(field, positions, n_live, log_density)
+        launch(
+            _wave_cut, grid, log_density, dts, batch.n_rays, min_transmittance, min_weight, counts, ends, b.light,
+            b.kept, b.weights[part], b.afters[part], **block,
+        )  # fmt: skip
+    torch.cumsum(b.kept, 0, dtype=torch.int32, out=b.kept_ends)
+    launch(
+        _gather, grid, batch.direction, b.positions, b.dts, b.log_density, b.weights, b.afters, batch.n_rays,
+        b.counts, b.ends, b.light, b.kept, b.kept_ends, b.k_positions, b.k_directions, b.k_weights, b.k_afters,
+        b.k_slopes, b.n_kept, n, b.wave_capacity, b.max_samples, N_WAVES=len(WAVES), **block,
+    )  # fmt: skip
+    field_forward(
+        field, b.k_positions, b.k_directions, b.n_kept, b.k_log_density, b.rgb, features=b.features
+    )
+    launch(
+        _composite_loss, grid, b.rgb, b.k_weights, b.k_afters, b.k_slopes, b.light, b.kept, b.kept_ends, batch.target,
+        batch.background, batch.n_rays, min_transmittance, huber_delta, loss_scale, b.grad_rgb, b.grad_log_density,
+        b.sums, b.n_blocks, HUBER=huber_delta > 0.0, **block,
+    )  # fmt: skip
+    b.grad_weights.zero_()
+    field_backward(
+        field, b.k_positions, b.k_directions, b.n_kept, b.grad_log_density, b.grad_rgb, grad_table, b.grad_weights,
+        features=b.features, grad_features=b.grad_features,
+    )  # fmt: skip
+    launch(
+        _finish, (1,), b.sums, b.n_blocks, b.n_live, len(WAVES), batch.n_rays, b.hyper, b.stats,
+        float(target_samples), float(n), loss_scale, ADAPT=target_samples > 0, BLOCK=1024, num_warps=4,
+    )  # fmt: skip
+
+
+def make_buffers(field: Any, max_samples: int) -> Buffers:
+    """Buffers for one field; room for rays is made when a batch comes."""
+    return Buffers(device_field(field), max_samples, 1)
+
+
+def train_rays(
+    field: Any, rays: Any, target: Tensor, background: Tensor, bits: Tensor, options: Any, workspace: Any,
+    jitter: Tensor, huber_delta: float, sparsity: float,
+) -> dict[str, Any]:  # fmt: skip
+    """See `hashfield.ops.train_rays`; adds to workspace.grad_table. Waits for the result. Takes no sparsity loss."""
+    assert sparsity == 0.0, "the op leaves such calls to others"
+    buffers: Buffers = workspace.buffers
+    n, device = rays.n_rays, buffers.device
+    if n > buffers.max_rays:
+        buffers.reserve(n)
+    buffers.lattice.copy_(torch.tensor(lattice_values(options.cone_angle, options.step_scale)))
+    given = (rays.origin, rays.direction, rays.t_min, rays.t_max, jitter, target, background)
+    batch = Batch(*(x.contiguous() for x in given), count_of(n, device))
+    enqueue(
+        device_field(field), batch, *as_words(bits), options.aabb_scale, options.cone_angle > 0.0, buffers, workspace.grad_table,
+        min_transmittance=options.min_transmittance, min_weight=options.min_weight, huber_delta=huber_delta,
+    )  # fmt: skip
+    loss, error, used, kept, marched, _ = buffers.stats.tolist()
+    workspace.samples_per_ray = kept / max(used, 1.0)
+    weights = [*field.density_weights, *field.color_weights]
+    grads = [
+        g.view(w.shape).clone()
+        for g, w in zip(buffers.grad_weights.split([w.numel() for w in weights]), weights, strict=True)
+    ]
+    return {
+        "loss": loss, "squared_error": error, "n_rays": int(used), "n_kept": int(kept), "n_marched": int(marched),
+        "grad_density_weights": grads[:2], "grad_color_weights": grads[2:], "stage_cycles": {},
+    }  # fmt: skip

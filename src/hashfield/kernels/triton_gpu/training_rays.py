@@ -1,0 +1,84 @@
+"""Training batches on GPUs: pixel, ray, entry into the box and wanted colour in one pass, a thread to a ray."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hashfield.kernels.triton_gpu.camera_rays import box_range, lenses_of, pixel_block, pixel_ray
+from hashfield.kernels.triton_gpu.common import launch
+
+
+@triton.jit
+def _training_rays(
+    chosen, spans, span_ends, n_spans, n_halvings, image_starts, widths, pixels, table, box, n_rays, origin, direction,
+    t_min, t_max, target, image_index, HAS_OPENCV: tl.constexpr, HAS_FISHEYE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rays of pixels drawn from row spans; `n_rays` [1] lies on the device. See `numba_cpu/training_rays.py`."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n = tl.load(n_rays)
+    if tl.program_id(0) * BLOCK < n:
+        mask = i < n
+        wanted = tl.load(chosen + i, mask=mask, other=0)
+        low, high = tl.zeros_like(i), tl.zeros_like(i) + (n_spans - 1)
+        for _ in range(n_halvings):  # the first span whose end lies beyond the chosen number
+            middle = (low + high) // 2
+            beyond = tl.load(span_ends + middle, mask=mask, other=0) > wanted
+            low, high = tl.where(beyond | (low == high), low, middle + 1), tl.where(beyond, middle, high)
+        span = low
+        image = tl.load(spans + 3 * span, mask=mask, other=0)
+        first, length = tl.load(spans + 3 * span + 1, mask=mask, other=0), tl.load(spans + 3 * span + 2, mask=mask, other=0)
+        inside = first + (wanted - (tl.load(span_ends + span, mask=mask, other=0) - length))
+        width = tl.load(widths + image, mask=mask, other=1)
+        row = inside // width
+        px, py = (inside - row * width).to(tl.float64) + 0.5, row.to(tl.float64) + 0.5
+        ox, oy, oz, x, y, z = pixel_ray(table, image, px, py, mask, HAS_OPENCV, HAS_FISHEYE)
+        near, far = box_range(ox, oy, oz, x, y, z, box)
+        tl.store(origin + 3 * i, ox.to(tl.float32), mask=mask)
+        tl.store(origin + 3 * i + 1, oy.to(tl.float32), mask=mask)
+        tl.store(origin + 3 * i + 2, oz.to(tl.float32), mask=mask)
+        tl.store(direction + 3 * i, x.to(tl.float32), mask=mask)
+        tl.store(direction + 3 * i + 1, y.to(tl.float32), mask=mask)
+        tl.store(direction + 3 * i + 2, z.to(tl.float32), mask=mask)
+        tl.store(t_min + i, near.to(tl.float32), mask=mask)
+        tl.store(t_max + i, far.to(tl.float32), mask=mask)
+        tl.store(image_index + i, image, mask=mask)
+        rgba = tl.load(pixels + tl.load(image_starts + image, mask=mask, other=0) + inside, mask=mask, other=0)
+        for c in tl.static_range(4):
+            value = ((rgba >> (8 * c)) & 0xFF).to(tl.float32)
+            tl.store(target + 4 * i + c, value * (1.0 / 255.0), mask=mask)
+
+
+def draw_rays(pool: Any, chosen: Tensor, n_rays: Tensor, box: Tensor, out: Any) -> None:
+    """Fill `out` (origin, direction, t_min, t_max, target, image_index) for the first n_rays of the chosen pixels.
+
+    Args:
+        pool: spans, span_ends, starts, widths, pixels, table as `training_rays` takes them, and the table's lenses.
+        chosen: int64, as many as there is room for.
+        n_rays: int32 [1] on the device.
+        box: float64 [6].
+        out: Tensors of the pool's device.
+    """
+    spans, span_ends, starts, widths, pixels, table, lenses = pool
+    block = pixel_block(chosen.shape[0])
+    launch(
+        _training_rays, (triton.cdiv(chosen.shape[0], block["BLOCK"]),), chosen, spans, span_ends, span_ends.shape[0],
+        max(1, span_ends.shape[0].bit_length()), starts, widths, pixels.view(torch.int32), table, box, n_rays, *out,
+        **lenses, **block,
+    )  # fmt: skip
+
+
+def training_rays(
+    chosen: Tensor, spans: Tensor, span_ends: Tensor, starts: Tensor, widths: Tensor, pixels: Tensor, table: Tensor,
+    box: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """origin, direction, t_min, t_max, target [n, 4], image_index; see `hashfield.ops.training_rays`."""
+    n, device = chosen.shape[0], chosen.device
+    shapes = ((n, 3), (n, 3), (n,), (n,), (n, 4))
+    out = (*(torch.empty(shape, device=device) for shape in shapes), torch.empty(n, dtype=torch.int64, device=device))
+    if n:
+        pool = (*(x.contiguous() for x in (spans, span_ends, starts, widths, pixels, table)), lenses_of(table))
+        draw_rays(pool, chosen.contiguous(), torch.full((1,), n, dtype=torch.int32, device=device), box, out)
+    return out  # pyright: ignore[reportReturnType]

@@ -1,0 +1,124 @@
+"""The Triton kernels cross-compiled for cards that are not here: they compile, fit the recorded budget, do not spill
+where the shipped networks run, and add gradients in packed form. `pytest -m slow` compiles every configuration for
+every target, the default a few for each."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGET = json.loads(Path(__file__).with_name("triton_budget.json").read_text())
+TARGETS = ("cuda:80", "cuda:89", "cuda:90", "cuda:120", "hip:gfx942")
+
+# Another version of the compiler places values a little differently.
+REGISTER_SLACK = 16
+SHARED_SLACK = 4096
+
+# Configurations whose kernels must keep everything in registers: half precision, networks up to 64 wide. In float32
+# products go through three TF32 products each, whose operands do not fit; width 128 and six layers do not either.
+NO_SPILLS = re.compile(
+    r"^(field|mlp|encoded)-(?!deep)[\w-]*b?float16(?!\S*width128)|^(grid|harmonics|march|composite|adam|train)"
+)
+
+
+def compiled(target: str, only: str, kernel: str = "") -> list[dict[str, Any]]:
+    """The records of `tests.ops.triton_kernels`, from a process in which Triton compiles."""
+    command = [sys.executable, "-m", "tests.ops.triton_kernels", "--target", target, "--only", only, "--kernel", kernel]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_budget(record: dict[str, Any]) -> None:
+    """Registers, stack and shared memory are what was recorded."""
+    allowed = BUDGET[record["key"]]
+    assert record["registers"] <= allowed["registers"] + REGISTER_SLACK, f"{record}: budget {allowed}"
+    assert record["stack"] <= allowed["stack"] * 1.25, f"{record}: budget {allowed}"
+    assert record["shared"] <= allowed["shared"] + SHARED_SLACK, f"{record}: budget {allowed}"
+
+
+def check_spills(record: dict[str, Any]) -> None:
+    """Nothing that should stay in registers lies in memory."""
+    if NO_SPILLS.search(record["key"]):
+        assert record["stack"] == 0, f"{record['key']}: {record['stack']} bytes spilled"
+
+
+def check_atomics(record: dict[str, Any]) -> None:
+    """The table's gradient is added in the widest form the card has, never one scalar half at a time."""
+    configuration, kernel, target = record["key"].split()
+    forms = record.get("atomics", {})
+    assert not any(form.endswith((".f16", ".bf16")) for form in forms), f"{record['key']}: scalar halves: {forms}"
+    if "scatter" not in kernel or not target.startswith("cuda") or "f1" in configuration.split("-"):
+        return
+    assert forms, f"{record['key']}: no atomics found"
+    if target in ("cuda:90", "cuda:120") or "half_gradients" in configuration:
+        scalar = [form for form in forms if not re.search(r"\.v[248]\.|x2$", form)]
+        assert not scalar, f"{record['key']}: {scalar} beside {forms}"
+    assert record["repeated"] == 0, f"{record['key']}: {record['repeated']} additions are made twice"
+    # Before sm_90 no vector form for float32 exists: float16 gradients are the fast choice there.
+
+
+def check(record: dict[str, Any]) -> None:
+    check_spills(record)
+    check_atomics(record)
+    check_budget(record)
+
+
+REPRESENTATIVE = [
+    ("cuda:90", "^field-l8f4-float16(-half_gradients)?$", ""),
+    ("cuda:80", "^field-l8f4-float16-half_gradients$", "backward|scatter"),
+    ("cuda:120", "^field-l16f2-float16$", "backward|scatter"),
+    ("cuda:89", "^mlp-color-bfloat16$|^grid-image$", ""),
+    ("hip:gfx942", "^grid-l8f4$|^mlp-density-bfloat16$", ""),
+]
+
+
+@pytest.mark.parametrize(("target", "only", "kernel"), REPRESENTATIVE, ids=[case[0] for case in REPRESENTATIVE])
+def test_representative_kernels(target: str, only: str, kernel: str) -> None:
+    records = compiled(target, only, kernel)
+    assert len(records) >= 3
+    for record in records:
+        check(record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel(target: str) -> None:
+    records = compiled(target, "")
+    for record in records:
+        check(record)
+    assert {r["key"] for r in records} == {key for key in BUDGET if key.endswith(target)}, "budget out of date"
+
+
+def test_scalar_atomics_are_found() -> None:
+    (record,) = compiled("cuda:80", "planted-scalar_atomics-float16", "scatter")
+    with pytest.raises(AssertionError, match="scalar halves"):
+        check_atomics(record | {"key": record["key"].replace("planted-scalar_atomics", "field")})
+
+
+def test_additions_made_twice_are_found() -> None:
+    (record,) = compiled("cuda:90", "planted-repetition", "scatter")
+    with pytest.raises(AssertionError, match="made twice"):
+        check_atomics(record | {"key": record["key"].replace("planted-repetition", "grid-l8f4")})
+
+
+def test_spills_are_found() -> None:
+    (record,) = compiled("cuda:80", "planted-spill-float16", "color_backward")
+    with pytest.raises(AssertionError, match="bytes spilled"):
+        check_spills(record | {"key": record["key"].replace("planted-spill", "field-l8f4")})
+
+
+def test_growth_is_found() -> None:
+    key = next(iter(BUDGET))
+    with pytest.raises(AssertionError, match="budget"):
+        check_budget({"key": key, **BUDGET[key], "registers": BUDGET[key]["registers"] + REGISTER_SLACK + 1})

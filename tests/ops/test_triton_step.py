@@ -1,0 +1,230 @@
+"""The GPU's training step, frames and grid upkeep against the reference: in Triton's interpreter, or on a card."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from hashfield.data.pixel_sampler import PixelSampler
+from hashfield.geometry.cameras import camera_table
+from hashfield.ops.adam import adam, adam_table
+from hashfield.ops.backend import INTERPRETER_VARIABLE, Backend
+from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
+from hashfield.ops.train_rays import TrainWorkspace
+from hashfield.ops.training_rays import training_rays
+from tests import tolerances
+from tests.conftest import backend_params
+from tests.ops.compare import relative_error
+from tests.ops.memory import checked_memory
+from tests.ops.test_camera_rays import cameras
+from tests.ops.test_fused import LAYOUTS, batch, field
+from tests.ops.test_fused_exact import EXACT, Batch, in_double, step
+from tests.ops.test_occupancy_update import CAMERAS, N_CELLS
+
+# Numpy, which the interpreter computes with, warns of infinities that kernels meet and handle.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+INTERPRETED = os.environ.get(INTERPRETER_VARIABLE) == "1"
+on_triton = pytest.mark.parametrize("backend", backend_params("train_rays", ("triton",)))
+
+
+@pytest.fixture(autouse=True)
+def within_bounds() -> Iterator[None]:
+    """No kernel may touch memory that is not its own; on a card that is the hardware's to tell."""
+    with checked_memory() if INTERPRETED else nullcontext():
+        yield
+
+
+def device() -> torch.device:
+    """Where Triton runs here: on a card, or interpreted."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def on_device(parameters: FieldParameters, case: Batch) -> tuple[FieldParameters, Batch]:
+    """The same field and rays on the device."""
+    there = device()
+    rays, *rest = case
+
+    def moved(table: Tensor | None) -> Tensor | None:
+        return None if table is None else table.to(there)
+
+    parameters = replace(
+        parameters,
+        table=parameters.table.to(there),
+        table_bf16=moved(parameters.table_bf16),
+        table_fp16=moved(parameters.table_fp16),
+        density_weights=tuple(w.to(there) for w in parameters.density_weights),
+        color_weights=tuple(w.to(there) for w in parameters.color_weights),
+    )
+    rays = type(rays)(*(x.to(there) for x in (rays.origin, rays.direction, rays.t_min, rays.t_max)))
+    return parameters, (rays, *(x.to(there) for x in rest))
+
+
+@on_triton
+@pytest.mark.parametrize("name", ["odd", "cone_odd_bf16", "cone_huber", "faint"])
+def test_step_agrees_with_float64(backend: Backend, name: str) -> None:
+    layout, width, options, huber, bf16, _, seed = EXACT[name]
+    parameters, case = field(LAYOUTS[layout], width, bf16=bf16, seed=seed), batch(9, options.aabb_scale)
+    there, own = on_device(parameters, case)
+    found, grads = step(there, own, options, TrainWorkspace(there, 2**12, backend), huber)
+    wide, wide_case = in_double(parameters, case)
+    exact, exact_grads = step(wide, wide_case, options, TrainWorkspace(wide, 2**15, "reference"), huber)
+    assert (found.n_rays, found.n_kept) == (exact.n_rays, exact.n_kept) and found.n_kept > 30
+    assert found.loss == pytest.approx(exact.loss, rel=tolerances.FAST_OUTPUT)
+    assert found.squared_error == pytest.approx(exact.squared_error, rel=tolerances.FAST_OUTPUT)
+    for mine, right in zip(grads, exact_grads, strict=True):
+        assert relative_error(mine.cpu(), right) < tolerances.FUSED_STEP
+
+
+@on_triton
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_step_in_half_precision_stays_close(backend: Backend, precision: str) -> None:
+    layout, width, options, huber, _, _, seed = EXACT["odd"]
+    plain, case = field(LAYOUTS[layout], width, seed=seed), batch(9, options.aabb_scale)
+    table = plain.table
+    rounded = replace(plain, precision=precision, table_bf16=table.bfloat16(), table_fp16=table.half())  # type: ignore[arg-type]
+    there, own = on_device(rounded, case)
+    found, grads = step(there, own, options, TrainWorkspace(there, 2**12, backend), huber)
+    exact, exact_grads = step(plain, case, options, TrainWorkspace(plain, 2**15, "reference"), huber)
+    assert found.n_rays == exact.n_rays
+    bound = {"float16": 0.02, "bfloat16": 0.15}[precision]
+    assert found.loss == pytest.approx(exact.loss, rel=bound)
+    for mine, right in zip(grads, exact_grads, strict=True):
+        assert 0 < relative_error(mine.cpu(), right) < bound
+
+
+@on_triton
+def test_full_buffers_drop_the_last_rays(backend: Backend) -> None:
+    """In fog every ray keeps all its samples; where they do not fit, whole rays at the batch's end are left out."""
+    parameters, case = field(LAYOUTS["L5F2"], 32, bias=-4.0), batch(24)
+    case = (case[0], torch.full_like(case[1], 255), *case[2:])
+    there, own = on_device(parameters, case)
+    options = MarchOptions(1, 0.0, 16.0, 1e-4)
+    whole, _ = step(there, own, options, TrainWorkspace(there, 2**12, backend))
+    workspace = TrainWorkspace(there, 256, backend)
+    found, grads = step(there, own, options, workspace)
+    assert whole.n_rays == 24 and whole.n_kept > 256
+    assert 0 < found.n_rays < 24 and 0 < found.n_kept <= 256
+    fewer = replace_rays(case, found.n_rays)
+    right, right_grads = step(parameters, fewer, options, TrainWorkspace(parameters, 2**15, "reference"))
+    assert found.n_kept == right.n_kept
+    assert found.loss == pytest.approx(right.loss, rel=tolerances.FAST_OUTPUT)
+    for mine, theirs in zip(grads, right_grads, strict=True):  # of the sum, divided by the rays given
+        assert relative_error(mine.cpu() * 24 / found.n_rays, theirs) < 1e-3
+
+
+@on_triton
+@pytest.mark.skipif(not INTERPRETED, reason="the guard is the interpreter's")
+def test_the_guard_of_bounds_finds_what_it_is_for(backend: Backend) -> None:
+    from hashfield.kernels.triton_gpu.adam import adam_device
+
+    some = torch.zeros(64)
+    with pytest.raises(Exception, match="_adam: load of 32 addresses outside its tensors"):
+        adam_device(
+            torch.ones(96), some, torch.zeros(96), torch.zeros(96), None, torch.ones(2), beta1=0.9, beta2=0.99,
+            epsilon=1e-15, l2=0.0, skip_zero=False, clear=False, guard=False,
+        )  # fmt: skip
+
+
+def replace_rays(case: Batch, n: int) -> Batch:
+    """The first n rays of a batch."""
+    rays, bits, target, background, jitter = case
+    fewer = type(rays)(rays.origin[:n], rays.direction[:n], rays.t_min[:n], rays.t_max[:n])
+    return fewer, bits, target[:n], background[:n], jitter[:n]
+
+
+@on_triton
+@pytest.mark.parametrize("aabb_scale", [1, 4])
+def test_frames_agree_with_the_reference(backend: Backend, aabb_scale: int) -> None:
+    parameters, case = field(LAYOUTS["L5F2"], 32), batch(33, aabb_scale)
+    options = MarchOptions(aabb_scale, 0.0 if aabb_scale == 1 else 1 / 256, 4.0, 1e-4)
+    there, own = on_device(parameters, case)
+    found = render_rays(there, own[0], own[1], options, jitter=own[4], backend=backend)
+    right = render_rays(parameters, case[0], case[1], options, jitter=case[4], backend="reference")
+    for mine, theirs in zip(found, right, strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, atol=1e-4, rtol=1e-4)
+    missed = case[0].t_max <= case[0].t_min
+    assert bool((found.opacity.cpu()[missed] == 0).all())
+
+
+@on_triton
+def test_optimiser_agrees_with_the_reference(backend: Backend) -> None:
+    start = torch.randn(101, 4, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name, there in ((backend, device()), ("reference", torch.device("cpu"))):
+        g = torch.Generator().manual_seed(1)
+        param, m, v = start.to(there, copy=True), torch.zeros(101, 4, device=there), torch.zeros(101, 4, device=there)
+        short = param.bfloat16()
+        for k in range(1, 4):
+            grad = torch.randn(101, 4, generator=g) * (torch.rand(101, 1, generator=g) < 0.5)
+            cleared = grad.to(there, copy=True)
+            adam_table(param, cleared, m, v, short, step=k, learning_rate=0.01, backend=name)  # type: ignore[arg-type]
+            # (the interpreter rounds to bfloat16 towards zero)
+            assert not bool(cleared.any()) and bool(((short - param).abs() <= 2**-7 * param.abs()).all())
+            adam(
+                param, grad.to(there), m, v, step=k, learning_rate=0.01, l2=1e-2, skip_zero_gradient=False, backend=name
+            )  # type: ignore[call-overload]
+        found[name] = (param.cpu(), m.cpu(), v.cpu())
+    for mine, theirs in zip(found[backend], found["reference"], strict=True):
+        assert relative_error(mine, theirs) < tolerances.FAST_OUTPUT
+
+
+@on_triton
+def test_batches_agree_with_the_reference(backend: Backend) -> None:
+    g = torch.Generator().manual_seed(0)
+    views = cameras()
+    images = [torch.randint(0, 256, (c.height, c.width, 4), generator=g).byte().numpy() for c in views]
+    sampler = PixelSampler(images, camera_table(views))
+    sampler.use_masks((torch.rand(len(sampler.pixels), generator=g) < 0.002).byte())
+    chosen = torch.randint(0, sampler.n_pool, (200,), generator=g)
+    chosen[:2] = torch.tensor([0, sampler.n_pool - 1])
+    box = torch.tensor([-1.0, -1, -1, 1, 1, 1], dtype=torch.float64)
+    pool = (sampler.spans, sampler.span_ends, sampler.starts, sampler.widths, sampler.pixels, sampler.table, box)
+    found = training_rays(chosen.to(device()), *(x.to(device()) for x in pool), backend=backend)
+    right = training_rays(chosen, *pool, backend="reference")
+    torch.testing.assert_close(found.target.cpu(), right.target, rtol=2e-7, atol=0.0)
+    for name in ("origin", "direction", "t_min", "t_max", "image_index"):
+        mine, theirs = getattr(found.rays, name).cpu(), getattr(right.rays, name)
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+@on_triton
+def test_upkeep_of_the_grid_agrees_with_the_reference(backend: Backend) -> None:
+    parameters, there = field(LAYOUTS["L5F2"], 32), device()
+    cells = torch.randperm(3 * N_CELLS, generator=torch.Generator().manual_seed(1))[:2049]
+    noise = torch.rand(2049, 3, generator=torch.Generator().manual_seed(2))
+    found = []
+    for name, place in ((backend, there), ("reference", torch.device("cpu"))):
+        own = parameters if name == "reference" else on_device(parameters, batch(1))[0]
+        values = torch.full((3 * N_CELLS,), 1e-3, device=place)
+        refresh_cells(values, cells.to(place), noise.to(place), own, aabb_scale=4, backend=name)  # type: ignore[arg-type]
+        found.append(values.cpu())
+    assert relative_error(*found) < tolerances.FAST_OUTPUT
+    values = torch.rand(3 * N_CELLS, generator=torch.Generator().manual_seed(2)) ** 8
+    values[::7] = -math.inf
+    bits = occupied_bits(values.to(there), 0.5, aabb_scale=4, backend=backend)
+    assert torch.equal(bits.cpu(), occupied_bits(values, 0.5, aabb_scale=4, backend="reference"))
+
+
+@on_triton
+@pytest.mark.parametrize("name", ["pinhole", "fisheye", "two"])
+def test_carving_agrees(backend: Backend, name: str) -> None:
+    views, there = CAMERAS[name], device()
+    widths, heights = (torch.tensor([getattr(c, side) for c in views]) for side in ("width", "height"))
+    starts = torch.cumsum(widths * heights, 0) - widths * heights
+    pixels = torch.zeros(int((widths * heights).sum()), 4, dtype=torch.uint8)
+    pixels[:, 3] = torch.rand(len(pixels), generator=torch.Generator().manual_seed(3)) < 0.02
+    masks = silhouettes(*(x.to(there) for x in (pixels, starts, widths, heights)), 3, backend=backend)
+    assert torch.equal(masks.cpu() > 0, silhouettes(pixels, starts, widths, heights, 3, backend="reference") > 0)
+    for mask in (masks.cpu(), None) if name == "pinhole" else (masks.cpu(),):
+        own = (x.to(there) for x in (camera_table(views), starts, widths, heights))
+        found = carve(*own, None if mask is None else mask.to(there), aabb_scale=1, backend=backend)
+        right = carve(camera_table(views), starts, widths, heights, mask, aabb_scale=1, backend="numba")
+        assert 0 < int(right.sum()) < len(right)
+        # A cell whose projection lies on a pixel's very edge may fall on either side.
+        assert int((found.cpu() != right).sum()) <= 2

@@ -1,0 +1,411 @@
+"""Cross-compiles the Triton kernels for cards that are not here, and reads what each needs.
+
+python -m tests.ops.triton_kernels [--target cuda:90 ...] [--only PATTERN] prints one JSON object per kernel,
+configuration and target: registers, bytes spilled, shared memory, and how the gradient kernels add. Without a
+GPU and without Triton's interpreter. --write-budget records the figures in triton_budget.json.
+
+A configuration is a call of the kernels' own entry points: what they would launch is caught and compiled, so that
+nothing here repeats their arguments.
+"""
+
+import argparse
+import importlib
+import itertools
+import json
+import math
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from hashfield.geometry.grid_layout import GridLayout, per_level_scale_between
+from hashfield.kernels import triton_gpu
+
+TARGETS = {
+    "cuda:80": GPUTarget("cuda", 80, 32),
+    "cuda:89": GPUTarget("cuda", 89, 32),
+    "cuda:90": GPUTarget("cuda", 90, 32),
+    "cuda:120": GPUTarget("cuda", 120, 32),
+    "hip:gfx942": GPUTarget("hip", "gfx942", 64),
+}
+BUDGET = Path(__file__).with_name("triton_budget.json")
+BUDGETED = ("registers", "stack", "shared")
+
+_TYPES = {
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64", torch.uint8: "u8",
+    torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64", torch.bool: "i1",
+}  # fmt: skip
+
+L8_F4 = GridLayout()
+L16_F2 = GridLayout(n_levels=16, n_features_per_level=2, per_level_scale=per_level_scale_between(16, 2048, 16))
+IMAGE = GridLayout(2, 16, 2, 15, 16, 1.5)
+
+
+# --- configurations ----------------------------------------------------------------------------------------
+
+
+def _field(layout: GridLayout, dtype: torch.dtype, width: int = 64, table: torch.dtype | None = None) -> Any:
+    from hashfield.kernels.triton_gpu.field import DeviceField
+
+    shape = (layout.n_entries, layout.n_features_per_level)
+    empty = DeviceField(layout, torch.empty(shape, dtype=table or dtype), torch.empty(0), width, width)
+    return DeviceField(layout, empty.table, torch.empty(empty.n_weights, dtype=dtype), width, width)
+
+
+def _field_step(layout: GridLayout, dtype: torch.dtype, width: int = 64, grad: torch.dtype = torch.float32) -> None:
+    from hashfield.kernels.triton_gpu.field import field_backward, field_density, field_forward, scratch_width
+
+    field, n = _field(layout, dtype, width), 256
+    positions, vectors, scalars = torch.empty(n, 3), torch.empty(n, 3), torch.empty(n)
+    live, features = torch.empty(1, dtype=torch.int32), torch.empty(n, layout.n_output, dtype=dtype)
+    field_density(field, positions, live, scalars)
+    for in_place in (True, False):
+        field_forward(field, positions, vectors, live, scalars, vectors, features=features, encode_in_place=in_place)
+    grad_table = torch.empty(field.table.shape, dtype=grad)
+    field_backward(
+        field, positions, vectors, live, scalars, vectors, grad_table, torch.empty(field.n_weights),
+        features=features, grad_features=torch.empty(n, scratch_width(layout), dtype=dtype),
+    )  # fmt: skip
+
+
+def _grid(layout: GridLayout, interpolation: str = "linear", precision: str = "float32") -> None:
+    from hashfield.kernels.triton_gpu.grid_encode import grid_encode_backward, grid_encode_forward
+
+    positions = torch.empty(256, layout.n_dims)
+    table = torch.empty(layout.n_entries, layout.n_features_per_level)
+    grad = torch.empty(256, layout.n_output)
+    grid_encode_forward(positions, table, layout, interpolation, precision)
+    grid_encode_backward(positions, table, layout, interpolation, precision, grad, True, True)
+
+
+def _mlp(*widths: int, output: str = "none", precision: str = "float32", needs_x: bool = True) -> None:
+    from hashfield.kernels.triton_gpu.mlp import mlp_backward, mlp_forward
+
+    weights = [torch.empty(b, a) for a, b in itertools.pairwise(widths)]
+    x, grad = torch.empty(256, widths[0]), torch.empty(256, widths[-1])
+    mlp_forward(x, weights, "relu", output, precision)
+    mlp_backward(x, weights, "relu", output, grad, needs_x, precision)
+
+
+def _encoded(layout: GridLayout, *hidden: int, output: str = "none", precision: str = "bfloat16") -> None:
+    # The backward pass is the grid's and the network's.
+    from hashfield.kernels.triton_gpu.encoded_mlp import encoded_mlp_forward
+
+    widths = (layout.n_output, *hidden)
+    weights = [torch.empty(b, a) for a, b in itertools.pairwise(widths)]
+    table = torch.empty(layout.n_entries, layout.n_features_per_level)
+    encoded_mlp_forward(torch.empty(256, layout.n_dims), table, weights, layout, "linear", output, precision)
+
+
+def _harmonics() -> None:
+    from hashfield.kernels.triton_gpu.spherical_harmonics import (
+        spherical_harmonics_backward,
+        spherical_harmonics_forward,
+    )
+
+    spherical_harmonics_forward(torch.empty(256, 3), 4)
+    spherical_harmonics_backward(torch.empty(256, 3), 4, torch.empty(256, 16))
+
+
+def _march(aabb_scale: int, has_cone: bool) -> None:
+    from hashfield.kernels.triton_gpu import march
+    from hashfield.kernels.triton_gpu.common import launch
+
+    n, cascades = 256, aabb_scale.bit_length()
+    a, v = torch.zeros(n), torch.zeros(n, 3)
+    words = march.as_words(torch.zeros(cascades * 128**3 // 8, dtype=torch.uint8))
+    counts, offsets = torch.zeros(n, dtype=torch.int32), torch.zeros(n + 1, dtype=torch.int64)
+    for write in (False, True):
+        launch(
+            march._march, (1,), v, v, a, a, a, *words, torch.zeros(9), n, 1024, counts, offsets, a, a, WRITE=write,
+            N_CASCADES=cascades, HAS_CONE=has_cone, BLOCK=32, num_warps=1,
+        )  # fmt: skip
+
+
+def _composite() -> None:
+    from hashfield.kernels.triton_gpu.composite import composite_backward, composite_forward
+
+    a, v, offsets = torch.zeros(256), torch.zeros(256, 3), torch.zeros(257, dtype=torch.int64)
+    composite_forward(v, a, a, a, offsets, v, 0.1)
+    composite_backward(v, a, a, a, offsets, v, 0.1, v, a, a, a)
+
+
+def _adam(short: torch.dtype | None) -> None:
+    from hashfield.kernels.triton_gpu.adam import adam_device
+
+    table, options = torch.zeros(1024, 4), {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-15, "l2": 1e-6}
+    copy = None if short is None else table.to(short)
+    for skip_zero, clear in ((True, True), (False, False)):
+        adam_device(
+            table, table, table, table, copy, torch.zeros(2), **options, skip_zero=skip_zero, clear=clear, guard=True
+        )
+
+
+def _train_rays(aabb_scale: int, has_cone: bool, huber_delta: float) -> None:
+    from hashfield.kernels.triton_gpu import train_rays
+    from hashfield.kernels.triton_gpu.march import as_words
+
+    field, n = _field(L8_F4, HALF), 1024
+    a, v = torch.zeros(n), torch.zeros(n, 3)
+    batch = train_rays.Batch(v, v, a, a, a, torch.zeros(n, 4), v, torch.zeros(1, dtype=torch.int32))
+    train_rays.enqueue(
+        field, batch, *as_words(torch.zeros(aabb_scale.bit_length() * 128**3 // 8, dtype=torch.uint8)), aabb_scale,
+        has_cone, train_rays.Buffers(field, n, n), torch.zeros(field.table.shape), min_transmittance=1e-3,
+        min_weight=1e-3, huber_delta=huber_delta, loss_scale=4.0, target_samples=n,
+    )  # fmt: skip
+
+
+HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
+SHIPPED: dict[str, Callable[[], None]] = {
+    "field-l8f4-float16": lambda: _field_step(L8_F4, HALF),
+    "field-l16f2-float16": lambda: _field_step(L16_F2, HALF),
+    "field-l8f4-float16-half_gradients": lambda: _field_step(L8_F4, HALF, grad=HALF),
+    "field-l16f2-float16-half_gradients": lambda: _field_step(L16_F2, HALF, grad=HALF),
+    "field-l8f4-bfloat16": lambda: _field_step(L8_F4, BFLOAT),
+    "field-l16f2-bfloat16": lambda: _field_step(L16_F2, BFLOAT),
+    "field-l8f4-float32": lambda: _field_step(L8_F4, FLOAT),
+    "field-l8f4-float16-width32": lambda: _field_step(L8_F4, HALF, 32),
+    "field-l8f4-float16-width128": lambda: _field_step(L8_F4, HALF, 128),
+    "grid-l8f4": lambda: _grid(L8_F4),
+    "grid-l16f2": lambda: _grid(L16_F2),
+    "grid-l16f2-bfloat16": lambda: _grid(L16_F2, precision="bfloat16"),
+    "grid-image": lambda: _grid(IMAGE),
+    "grid-l8f4-smoothstep": lambda: _grid(L8_F4, "smoothstep"),
+    "grid-l8f4-nearest": lambda: _grid(L8_F4, "nearest"),
+    "grid-f1": lambda: _grid(GridLayout(n_levels=4, n_features_per_level=1)),
+    "grid-f8": lambda: _grid(GridLayout(n_levels=4, n_features_per_level=8)),
+    "mlp-density": lambda: _mlp(32, 64, 16),
+    "mlp-color": lambda: _mlp(32, 64, 64, 3, output="sigmoid"),
+    "mlp-density-bfloat16": lambda: _mlp(32, 64, 16, precision="bfloat16"),
+    "mlp-color-bfloat16": lambda: _mlp(32, 64, 64, 3, output="sigmoid", precision="bfloat16"),
+    "mlp-color-bfloat16-width16": lambda: _mlp(32, 16, 16, 3, output="sigmoid", precision="bfloat16"),
+    "mlp-color-bfloat16-width128": lambda: _mlp(32, 128, 128, 3, output="sigmoid", precision="bfloat16"),
+    "mlp-deep-bfloat16": lambda: _mlp(32, 64, 64, 64, 64, 64, 1, precision="bfloat16"),
+    "encoded-image-bfloat16": lambda: _encoded(IMAGE, 64, 64, 3, output="sigmoid"),
+    "encoded-distance-bfloat16": lambda: _encoded(L16_F2, 64, 64, 1),
+    "encoded-distance-float32": lambda: _encoded(L16_F2, 64, 64, 1, precision="float32"),
+    "harmonics": _harmonics,
+    "march-object": lambda: _march(1, False),
+    "march-capture": lambda: _march(4, True),
+    "composite": _composite,
+    "adam-float16": lambda: _adam(HALF),
+    "adam-bfloat16": lambda: _adam(BFLOAT),
+    "adam-float32": lambda: _adam(None),
+    "train-object": lambda: _train_rays(1, False, 0.0),
+    "train-capture": lambda: _train_rays(4, True, 0.1),
+}
+
+
+@contextmanager
+def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+@triton.jit
+def scatter_one_by_one(grad_table, index, values, F: tl.constexpr, BLOCK: tl.constexpr):
+    """What must not be: the features of an entry added by an atomic each."""
+    rows = tl.arange(0, BLOCK)
+    start = grad_table + tl.load(index + rows) * F
+    for f in tl.static_range(F):
+        tl.atomic_add(start + f, tl.load(values + rows * F + f), sem="relaxed")
+
+
+def _planted_scalar_atomics() -> None:
+    table, index = torch.empty(100, 4, dtype=HALF), torch.empty(128, dtype=torch.int32)
+    scatter_one_by_one[(1,)](table, index, torch.empty(128, 4, dtype=HALF), F=4, BLOCK=128)
+
+
+def _planted_repetition() -> None:
+    from hashfield.kernels.triton_gpu import grid_encode
+
+    right = grid_encode.launch
+    with _patched(grid_encode, "launch", lambda *args, **options: right(*args, **options, num_warps=8)):
+        _grid(L8_F4)
+
+
+def _planted_spill() -> None:
+    from hashfield.kernels.triton_gpu import field
+
+    with _patched(field, "BACKWARD_TILE", {HALF: (256, 4)}):
+        _field_step(L8_F4, HALF)
+
+
+PLANTED: dict[str, Callable[[], None]] = {
+    "planted-scalar_atomics-float16": _planted_scalar_atomics,
+    "planted-repetition": _planted_repetition,
+    "planted-spill-float16": _planted_spill,
+}
+"""Faults that the guards must find: the tests of the tests."""
+
+Launch = tuple[str, JITFunction, dict[str, Any], dict[str, Any]]
+"""Name of a kernel, the kernel, its arguments by name, its options."""
+
+
+# --- compiling ---------------------------------------------------------------------------------------------
+
+
+def launches(
+    call: Callable[[], None], target: str
+) -> Iterator[tuple[str, JITFunction, dict[str, Any], dict[str, Any]]]:
+    """What a call of entry points would launch on a card: (kernel's name, kernel, arguments, options)."""
+    caught: list[Launch] = []
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: Any = None, **kwargs: Any) -> None:
+        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages", "enable_fp_fusion") if k in kwargs}
+        names = [p.name for p in self.params]
+        module = self.fn.__module__.rsplit(".", 1)[-1]
+        caught.append((f"{module}.{self.fn.__name__}", self, dict(zip(names, args, strict=False)) | kwargs, options))
+
+    arch = TARGETS[target].arch
+    changed: list[tuple[Any, str, Any]] = [(JITFunction, "run", JITFunction.run)]
+    JITFunction.run = run  # type: ignore[method-assign]
+    for info in pkgutil.iter_modules(triton_gpu.__path__):
+        module = importlib.import_module(f"{triton_gpu.__name__}.{info.name}")
+        for name, value in (
+            ("capability", lambda device: arch if isinstance(arch, int) else 0),
+            ("dot_precision", lambda t: "tf32x3" if t == FLOAT and isinstance(arch, int) else "ieee"),
+        ):
+            if hasattr(module, name):
+                changed.append((module, name, getattr(module, name)))
+                setattr(module, name, value)
+    try:
+        call()
+    finally:
+        for owner, name, value in changed:
+            setattr(owner, name, value)
+    seen = set()
+    for name, kernel, arguments, options in caught:
+        key = (name, str({k: _TYPES[v.dtype] if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}))
+        if key not in seen:
+            seen.add(key)
+            yield name, kernel, arguments, options
+
+
+def source_of(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
+    """The kernel specialised as a launch with these arguments would specialise it."""
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        name = parameter.name
+        value = arguments[name]
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = "*" + _TYPES[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32"
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compile_kernel(
+    kernel: JITFunction, arguments: dict[str, Any], options: dict[str, Any], target: str
+) -> dict[str, Any]:
+    """Registers, bytes on the stack (spills), shared memory and atomics of one kernel on one target."""
+    compiled = triton.compile(source_of(kernel, arguments), target=TARGETS[target], options=options)
+    result: dict[str, Any] = {"warps": options.get("num_warps", 4), "shared": compiled.metadata.shared}
+    if target.startswith("cuda"):
+        result |= _cubin_usage(compiled.asm["cubin"])
+        result["atomics"] = atomics_in(compiled.asm["ptx"])
+        result["repeated"] = repeated_assembly(compiled.asm["ttgir"])
+    else:
+        text = compiled.asm["amdgcn"]
+        result["registers"] = int(_only(r"\.vgpr_count:\s+(\d+)", text))
+        result["stack"] = int(_only(r"\.private_segment_fixed_size:\s+(\d+)", text))
+    return result
+
+
+def atomics_in(ptx: str) -> dict[str, int]:
+    """The atomic instructions of a PTX text, counted by form."""
+    counts: dict[str, int] = {}
+    for form in re.findall(r"\b((?:red|atom)\.[\w.]+)", ptx):
+        counts[form] = counts.get(form, 0) + 1
+    return counts
+
+
+def repeated_assembly(ttgir: str) -> int:
+    """How many pieces of inline assembly run in more threads than there are elements: those would add twice."""
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{(.*)\}>", ttgir, re.M))
+    count = 0
+    for size, layout in re.findall(r"elementwise_inline_asm.*-> tensor<(\d+)xi32, (#\w+)>", ttgir):
+        spread = re.findall(r"(?:sizePerThread|threadsPerWarp|warpsPerCTA) = \[(\d+)\]", layouts.get(layout, ""))
+        count += len(spread) != 3 or math.prod(map(int, spread)) > int(size)
+    return count
+
+
+def _cubin_usage(cubin: bytes) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        text = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
+    return {
+        "registers": int(_only(r"\bREG:(\d+)", text)),
+        "stack": int(_only(r"\bSTACK:(\d+)", text)) + int(_only(r"\bLOCAL:(\d+)", text)),
+    }
+
+
+def _only(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    assert found is not None, f"{pattern} not found in what the compiler reports"
+    return found.group(1)
+
+
+def resources(target: str, only: str = "", kernel_only: str = "") -> Iterator[dict[str, Any]]:
+    """One record per kernel of every configuration (planted ones by full name) whose names match the patterns."""
+    for name, call in (SHIPPED | PLANTED).items():
+        if only == name or (name in SHIPPED and re.search(only, name)):
+            numbers: dict[str, int] = {}
+            for kernel_name, kernel, arguments, options in launches(call, target):
+                if not re.search(kernel_only, kernel_name):
+                    continue
+                k = numbers[kernel_name] = numbers.get(kernel_name, 0) + 1
+                label = kernel_name if k == 1 else f"{kernel_name}#{k}"
+                yield {"key": f"{name} {label} {target}", **compile_kernel(kernel, arguments, options, target)}
+
+
+def main() -> None:
+    """Print the records, and write the budget where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--only", default="", help="pattern of the configurations' names")
+    parser.add_argument("--kernel", default="", help="pattern of the kernels' names")
+    parser.add_argument("--write-budget", action="store_true", help="record what is larger than what is recorded")
+    args = parser.parse_args()
+    assert os.environ.get("TRITON_INTERPRET", "0") != "1", "kernels must be compiled, not interpreted"
+    budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    for target in args.target:
+        for record in resources(target, args.only, args.kernel):
+            sys.stdout.write(json.dumps(record) + "\n")
+            sys.stdout.flush()
+            key = record["key"]
+            # Compilers of several versions are in use: the largest figure counts.
+            budget[key] = {name: max(record[name], budget.get(key, record)[name]) for name in BUDGETED}
+    if args.write_budget:
+        lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(budget[key])}" for key in sorted(budget))
+        BUDGET.write_text("{\n" + lines + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
