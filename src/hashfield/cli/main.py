@@ -16,12 +16,20 @@ VERBS = {
     "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH"),
     "evaluate": ("hashfield.cli.evaluate", "PSNR and SSIM of a run on views it has not seen"),
     "render": ("hashfield.cli.render", "pictures or a video of a run: test views, an orbit, or a camera path"),
+    "mesh": ("hashfield.cli.mesh", "a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
     "export": ("hashfield.cli.export", "the small form of a checkpoint: half precision, no optimiser"),
     "info": ("hashfield.cli.info", "versions, CPU, kernels; or what a run or checkpoint holds"),
 }
 
 # Modules whose absence has a remedy: what to install.
-EXTRAS = {"tensorboard": "hashfield[tensorboard]", "av": "imageio[pyav]", "imageio": "imageio[pyav]"}
+EXTRAS = {
+    "tensorboard": "hashfield[tensorboard]",
+    "av": "imageio[pyav]",
+    "imageio": "imageio[pyav]",
+    "trimesh": "hashfield[mesh]",
+    "skimage": "hashfield[mesh]",
+    "scipy": "hashfield[mesh]",
+}
 
 
 def usage() -> str:
