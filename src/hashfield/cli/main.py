@@ -20,6 +20,7 @@ VERBS = {
         "what a run has learned: test views, an orbit, a camera path; a picture at any size",
     ),
     "sweep": ("hashfield.cli.sweep", "a matrix of settings on one input: tables and plots of the paper's comparison"),
+    "mesh": ("hashfield.cli.mesh", "a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
     "export": ("hashfield.cli.export", "the small form of a checkpoint: half precision, no optimiser"),
     "info": ("hashfield.cli.info", "versions, CPU, kernels; or what a run or checkpoint holds"),
 }
@@ -31,6 +32,9 @@ EXTRAS = {
     "tensorboard": "hashfield[tensorboard]",
     "av": "imageio[pyav]",
     "imageio": "imageio[pyav]",
+    "trimesh": "hashfield[mesh]",
+    "skimage": "hashfield[mesh]",
+    "scipy": "hashfield[mesh]",
 }
 
 
