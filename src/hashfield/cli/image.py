@@ -38,6 +38,7 @@ from hashfield.train.run_folder import RunFolder
 
 PROGRESS_AT = (0.02, 0.05, 0.1, 0.2, 0.5)  # fractions of the run after which a picture is written
 SHOWN_SIDE = 640  # pixels of pictures in sheets
+LONG_TO_JUDGE = 5 * 10**7  # pixels from which that takes seconds
 DETAIL = 320  # pixels of the crop that is shown at full size
 
 # --- train
@@ -175,6 +176,8 @@ def finish_image(
     """Figures over the whole picture; pictures and report lie in the run folder afterwards."""
     model, picture = task.model(), task.picture
     before = time.perf_counter()
+    if picture.width * picture.height > LONG_TO_JUDGE:
+        say("judging every pixel ...")
     figures = judged(model, picture, run)
     say(
         f"whole picture: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_pixel']:.3f} bits a pixel as exported "
