@@ -30,7 +30,7 @@ from hashfield.export.images import (
 )
 from hashfield.export.report import write_report
 from hashfield.kernels.numba_cpu.common import is_cache_warm
-from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, preset_for, to_linear
+from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, to_linear
 from hashfield.tasks.nerf import parse_background
 from hashfield.train.checkpoint import exported_size
 from hashfield.train.loop import Progress, TrainOptions, TrainResult
@@ -110,14 +110,8 @@ def train_image(arguments: list[str]) -> int:
 
 
 def _defaults(arguments: list[str]) -> TrainImage:
-    """The options' defaults: those of the preset that the arguments name, or that suits their length."""
-    name = value_of(arguments, "--preset")
-    if name is None:
-        seconds, steps = value_of(arguments, "--max-seconds"), value_of(arguments, "--n-steps")
-        try:
-            name = preset_for(float(seconds) if seconds else None, int(steps) if steps else None)
-        except ValueError:
-            name = "default"  # tyro will name the wrong number
+    """The options' defaults: those of the preset that the arguments name."""
+    name = value_of(arguments, "--preset") or "default"
     if name not in PRESETS:
         raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return TrainImage(path=tyro.MISSING, config=PRESETS[name])
