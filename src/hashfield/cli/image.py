@@ -222,7 +222,8 @@ def comparisons(model: ImageModel, picture: Picture) -> list[tuple[str, np.ndarr
     sheets = []
     for name, right, seen in found:
         n_colors = 1 if picture.n_channels < 3 else 3
-        error = error_picture(*(np.repeat(v[..., :n_colors], 3 // n_colors, axis=2) for v in (seen, right)))
+        a, b = (np.repeat(v[..., :n_colors], 3 // n_colors, axis=2) for v in (seen, right))
+        error = error_picture(a, b)
         row = [("picture", shown(right)), ("model", shown(seen)), ("error x 5", error)]
         sheets.append((name, comparison_sheet([[(label, shrunk(image, SHOWN_SIDE)) for label, image in row]])))
     return sheets
