@@ -362,7 +362,8 @@ def encode_mesh(path: Path, mesh: Mesh, notes: Sequence[str] = ()) -> bytes:
         # float32's seven digits and a guard, whatever the unit; normals and colours need six decimals
         extent = float(np.abs(mesh.vertices).max(initial=0.0))
         digits = int(np.clip(8 - math.floor(math.log10(extent)) if extent > 0 else 8, 6, 30))
-        text = export_obj(model, include_normals=mesh.normals is not None, digits=digits, header=None)
+        plain: Any = None  # no header; the hint says text only
+        text = export_obj(model, include_normals=mesh.normals is not None, digits=digits, header=plain)
         return ("".join(f"# {line}\n" for line in lines) + text.lstrip()).encode()
     if kind == ".stl":
         content = export_stl(model)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int32
@@ -10,7 +11,7 @@ from torch import Tensor
 from hashfield.errors import ShapeError
 from hashfield.geometry.fixed_point import from_fixed_point
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.ops.backend import Backend, choose
+from hashfield.ops.backend import Backend, choose, fast_precision
 from hashfield.ops.checks import Checker, one_of
 from hashfield.ops.grid_encode import Interpolation, Precision
 from hashfield.ops.mlp import mlp
@@ -107,6 +108,14 @@ def check_positions(op: str, network: EncodedNetwork, positions_unit: Tensor) ->
     check("table", network.table, ("n_entries", "n_features"))
     kind = "integer" if positions_unit.dtype == torch.int32 else "float"
     check("positions_unit", positions_unit, ("n", network.layout.n_dims), kind)
+
+
+def network_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
+    """The precision of such a network on a device: as asked for, or for "auto" bfloat16 where a CPU has instructions
+    for it, else float32."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if fast_precision(device) == "bfloat16" else "float32"
 
 
 @torch.no_grad()

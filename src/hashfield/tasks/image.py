@@ -21,8 +21,7 @@ from hashfield.log import logger
 from hashfield.nn.config import EncodingConfig, MLPConfig
 from hashfield.nn.encodings import GridEncoding, encoding_from_config, table_of
 from hashfield.nn.networks import NetworkWithEncoding
-from hashfield.ops.backend import fast_precision
-from hashfield.ops.eval_points import EncodedNetwork, eval_points
+from hashfield.ops.eval_points import EncodedNetwork, eval_points, network_precision
 from hashfield.ops.pixel_batch import pixel_batch
 from hashfield.ops.train_points import LOSSES, PointLoss, PointsWorkspace, train_points
 from hashfield.train.checkpoint import (
@@ -197,7 +196,7 @@ def network_parameters(module: NetworkWithEncoding, table_bf16: Tensor, config: 
         table=encoding.table.detach(),
         weights=weights,
         table_bf16=None if precision == "float32" else table_bf16,
-        precision=fast_precision(table_bf16.device) if precision == "auto" else precision,
+        precision=network_precision(precision, table_bf16.device),
         interpolation=config.encoding.interpolation,
     )
 

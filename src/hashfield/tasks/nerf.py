@@ -680,7 +680,7 @@ class NerfTask:
             min_transmittance=train.min_transmittance, min_weight=self.min_weight, huber_delta=train.huber_delta,
             batch_samples=train.batch_samples, l2=train.l2,
         )  # fmt: skip
-        table, layout = self.field.encoding.table, self.field.encoding.layout
+        table, layout = table_of(self.field.encoding), self.field.config.encoding.layout(3)
         compute = COMPUTE[network_precision(self.config.precision, self.device)]
         optimizer = DeviceOptimizer(table, self.matrices, compute, recipe)
         return DeviceTraining(layout, self.density_bias, optimizer, recipe, self.seed)
@@ -813,6 +813,7 @@ class NerfTask:
         return [*result.grad_density_weights, first, *others]
 
     def _add_total_variation(self, step: int) -> float:
+        assert self.workspace is not None  # such runs are not captured on a GPU
         layout = self.field.config.encoding.layout(3)
         sides = cube_sides(layout)
         # Of a generator of its own for each step, so that the others draw the same with and without.

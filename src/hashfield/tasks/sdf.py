@@ -26,10 +26,9 @@ from hashfield.log import logger
 from hashfield.nn.config import EncodingConfig, MLPConfig
 from hashfield.nn.encodings import GridEncoding, encoding_from_config, table_of
 from hashfield.nn.networks import NetworkWithEncoding
-from hashfield.ops.backend import fast_precision
 from hashfield.ops.camera_rays import camera_rays
 from hashfield.ops.encoded_mlp import encoded_mlp
-from hashfield.ops.eval_points import EncodedNetwork, eval_points
+from hashfield.ops.eval_points import EncodedNetwork, eval_points, network_precision
 from hashfield.ops.mlp import mlp
 from hashfield.ops.ray_box import ray_box
 from hashfield.ops.train_points import PointsWorkspace, train_points
@@ -188,7 +187,7 @@ def encoded_network(field: NetworkWithEncoding, table_bf16: Tensor, precision: R
         table=encoding.table.detach(),
         weights=weights,
         table_bf16=None if precision == "float32" else table_bf16,
-        precision=fast_precision(table_bf16.device) if precision == "auto" else precision,
+        precision=network_precision(precision, table_bf16.device),
         interpolation=encoding.config.interpolation,
     )
 
