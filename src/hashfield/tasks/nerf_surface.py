@@ -48,6 +48,7 @@ class DepthViews:
     """0 to 1."""
 
 
+@torch.no_grad()
 def nerf_surface(model: NerfModel, *, resolution: int, box: Box | None, level: float | None) -> Surface:
     """See `hashfield.tasks.mesh.HasSurface`; the level is a density per world unit."""
     if level is not None and not (math.isfinite(level) and level > 0):
