@@ -12,9 +12,12 @@ from hashfield._version import __version__
 from hashfield.errors import HashfieldError
 
 VERBS = {
-    "demo": ("hashfield.cli.demo", "make a small scene (or: demo image), train on it, show what comes out"),
-    "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH, hashfield train image FILE"),
-    "evaluate": ("hashfield.cli.evaluate", "figures of a run: on views it has not seen, or over a whole picture"),
+    "demo": ("hashfield.cli.demo", "make a small scene (or: demo image, demo sdf), train on it, show what comes out"),
+    "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH | image FILE | sdf MESH"),
+    "evaluate": (
+        "hashfield.cli.evaluate",
+        "figures of a run: on views it has not seen, over a whole picture, against a mesh",
+    ),
     "render": (
         "hashfield.cli.render",
         "what a run has learned: test views, an orbit, a camera path; a picture at any size",
@@ -45,7 +48,7 @@ def usage() -> str:
         [
             "usage: hashfield VERB ... [--debug]",
             "",
-            "Neural graphics primitives on any computer: photos with poses in, a trained radiance field out.",
+            "Neural graphics primitives on any computer: posed photos, pictures or meshes in, small trained models out.",
             "",
             *lines,
             "",
