@@ -48,7 +48,7 @@ def usage() -> str:
         [
             "usage: hashfield VERB ... [--debug]",
             "",
-            "Neural graphics primitives on any computer: posed photos, pictures or meshes in, small trained models out.",
+            "Neural graphics primitives on any computer: posed photos, pictures or meshes in, small models out.",
             "",
             *lines,
             "",
