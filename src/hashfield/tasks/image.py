@@ -86,8 +86,8 @@ class ImageConfig:
     finest_resolution: int | None = None
     """Vertices per axis of the last level (N_max). None: `finest_per_pixel` of the longer side."""
     finest_per_pixel: float = 1.0
-    """N_max as a share of the longer side in pixels. The paper has half; a cell for every pixel follows the picture more
-    closely, in twice the numbers..."""
+    """N_max as a share of the longer side in pixels. The paper has half; a cell for every pixel follows the picture
+    more closely, in up to four times the numbers..."""
     least_resolution: int = 512
     """...but no less than this or the longer side, whichever is less: small ones can have a cell for every pixel."""
     numbers_per_pixel: float = 2.5
