@@ -1,6 +1,6 @@
 """Pictures: PSNR against training time, a step beside the same model in torch, and peak memory of large files.
 
-    python benchmarks/image.py FILE --seconds 30 60 300 [--preset auto] [--save DIR]
+    python benchmarks/image.py FILE --seconds 30 60 300 [--preset default] [--save DIR]
     python benchmarks/image.py FILE --step            # points per second, by stage, beside torch and the machine
     python benchmarks/image.py --memory jpeg          # a picture of 60 megapixels, made for the test
     python benchmarks/image.py --memory tiff          # a tiled TIFF of a gigapixel (needs hashfield[tiff], 3 GB of disk)
@@ -30,7 +30,7 @@ from hashfield.export.images import write_png
 from hashfield.geometry.fixed_point import from_fixed_point
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.ops.train_points import train_points
-from hashfield.tasks.image import PRESETS, ImageConfig, ImageTask, compare, preset_for
+from hashfield.tasks.image import PRESETS, ImageConfig, ImageTask, compare
 from hashfield.train.checkpoint import export_checkpoint, save_checkpoint
 
 
@@ -255,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--seconds", type=float, nargs="+", default=[30.0])
-    parser.add_argument("--preset", default="auto", choices=["auto", *PRESETS])
+    parser.add_argument("--preset", default="default", choices=list(PRESETS))
     parser.add_argument("--numbers-per-pixel", type=float, help="instead of the preset's")
     parser.add_argument("--step", action="store_true")
     parser.add_argument("--memory", choices=["jpeg", "tiff"])
@@ -264,24 +264,20 @@ def main() -> None:
     parser.add_argument("--note", default="")
     options = parser.parse_args()
     print(f"{cpu_model()}; others keep {other_load():.2f} cores busy")
-
-    def config_for(seconds: float) -> ImageConfig:
-        config = PRESETS[preset_for(seconds, None) if options.preset == "auto" else options.preset]
-        if options.numbers_per_pixel:
-            config = replace(config, numbers_per_pixel=options.numbers_per_pixel)
-        return config
-
+    config = PRESETS[options.preset]
+    if options.numbers_per_pixel:
+        config = replace(config, numbers_per_pixel=options.numbers_per_pixel)
     if options.memory:
         rows, name = [memory(options.memory, options.seconds[0], options.folder)], "image_memory"
     elif options.file is None:
         parser.error("a FILE is needed, or --memory")
     elif options.step:
-        rows, name = step_rows(options.file, config_for(60.0)), "image_step"
+        rows, name = step_rows(options.file, config), "image_step"
     else:
         name = "image"
         rows = []
         for seconds in options.seconds:
-            row = quality(options.file, seconds, config_for(seconds), options.save, options.note)
+            row = quality(options.file, seconds, config, options.save, options.note)
             print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
             append(name, [row])
     if name != "image":

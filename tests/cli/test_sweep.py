@@ -13,7 +13,7 @@ from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from tests.data.mesh_cases import sphere, write_obj
 
 PLOTS = ("quality_over_parameters.svg", "quality_over_training_time.svg", "batches_over_time.svg")
-GRID = ["--study", "grid", "--features", "2", "--levels", "4", "--log2-hashmap-sizes", "8", "12", "--batch", "4096"]
+GRID = ["--study", "grid", "--features", "2", "--levels", "4", "--log2-hashmap-sizes", "8", "12", "--batch", "1024"]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,12 @@ def test_grid_study_of_a_picture(picture: Path, tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "F2-L4-T8" / "row.json").read_text() == first  # not trained again
     assert (small["F"], small["L"], small["log2_T"], large["log2_T"]) == ("2", "4", "8", "12")
     assert int(small["encoding_parameters"]) < int(large["encoding_parameters"])
-    assert float(small["psnr"]) > 15 and float(large["psnr"]) > float(small["psnr"])
-    assert 120_000 <= int(small["samples"]) < 125_000 and float(small["train_seconds"]) > 0
+    assert float(small["psnr"]) > 12 and float(large["psnr"]) > float(small["psnr"]) + 2
+    assert 120_000 <= int(small["samples"]) < 122_000 and float(small["train_seconds"]) > 0
     assert all((tmp_path / name).read_text().startswith("<svg") for name in PLOTS)
     table = (tmp_path / "table.md").read_text()
+    again = "--study grid --max-samples 120000 --features 2 --levels 4 --log2-hashmap-sizes 8 12 --batch 1024"
+    assert f"    hashfield sweep image rings.png {again}" in table
     assert "120,000 trained points" in table and "rings" in table and "96x64" in table and "Commit" in table
     assert table.count("| F2-L4-T") == 2 and "paper" not in table
     assert all(f"({name})" in table for name in PLOTS)
@@ -97,8 +99,8 @@ def test_grid_study_of_a_mesh(tmp_path: Path) -> None:
     pytest.importorskip("igl")
     write_obj(tmp_path / "ball.obj", *sphere(24))
     out = tmp_path / "out"
-    command = ["sweep", "sdf", str(tmp_path / "ball.obj"), *GRID, "--max-samples", "200000", "--n-points", "20000"]
-    assert run([*command, "--out", str(out), "--cells", "F2-L4-T12"]) == 0
+    command = ["sweep", "sdf", str(tmp_path / "ball.obj"), *GRID, "--max-samples", "400000", "--n-points", "20000"]
+    assert run([*command, "--out", str(out), "--levels", "8", "--cells", "F2-L8-T12"]) == 0
     (row,) = rows_of(out)
-    assert float(row["iou"]) > 0.9 and 0 < float(row["mean_distance_of_diagonal"]) < 0.05
+    assert float(row["iou"]) > 0.8 and 0 < float(row["mean_distance_of_diagonal"]) < 0.05
     assert "MAPE of batches" in (out / "batches_over_time.svg").read_text()

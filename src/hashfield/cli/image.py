@@ -30,7 +30,7 @@ from hashfield.export.images import (
 )
 from hashfield.export.report import write_report
 from hashfield.kernels.numba_cpu.common import is_cache_warm
-from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, preset_for, to_linear
+from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, to_linear
 from hashfield.tasks.nerf import parse_background
 from hashfield.train.checkpoint import exported_size
 from hashfield.train.loop import Progress, TrainOptions, TrainResult
@@ -38,6 +38,7 @@ from hashfield.train.run_folder import RunFolder
 
 PROGRESS_AT = (0.02, 0.05, 0.1, 0.2, 0.5)  # fractions of the run after which a picture is written
 SHOWN_SIDE = 640  # pixels of pictures in sheets
+LONG_TO_JUDGE = 5 * 10**7  # pixels from which that takes seconds
 DETAIL = 320  # pixels of the crop that is shown at full size
 
 # --- train
@@ -109,14 +110,8 @@ def train_image(arguments: list[str]) -> int:
 
 
 def _defaults(arguments: list[str]) -> TrainImage:
-    """The options' defaults: those of the preset that the arguments name, or that suits their length."""
-    name = value_of(arguments, "--preset")
-    if name is None:
-        seconds, steps = value_of(arguments, "--max-seconds"), value_of(arguments, "--n-steps")
-        try:
-            name = preset_for(float(seconds) if seconds else None, int(steps) if steps else None)
-        except ValueError:
-            name = "default"  # tyro will name the wrong number
+    """The options' defaults: those of the preset that the arguments name."""
+    name = value_of(arguments, "--preset") or "default"
     if name not in PRESETS:
         raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return TrainImage(path=tyro.MISSING, config=PRESETS[name])
@@ -177,6 +172,8 @@ def finish_image(
     """Figures over the whole picture; pictures and report lie in the run folder afterwards."""
     model, picture = task.model(), task.picture
     before = time.perf_counter()
+    if picture.width * picture.height > LONG_TO_JUDGE:
+        say("judging every pixel ...")
     figures = judged(model, picture, run)
     say(
         f"whole picture: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_pixel']:.3f} bits a pixel as exported "
@@ -227,7 +224,8 @@ def comparisons(model: ImageModel, picture: Picture) -> list[tuple[str, np.ndarr
     sheets = []
     for name, right, seen in found:
         n_colors = 1 if picture.n_channels < 3 else 3
-        error = error_picture(*(np.repeat(v[..., :n_colors], 3 // n_colors, axis=2) for v in (seen, right)))
+        a, b = (np.repeat(v[..., :n_colors], 3 // n_colors, axis=2) for v in (seen, right))
+        error = error_picture(a, b)
         row = [("picture", shown(right)), ("model", shown(seen)), ("error x 5", error)]
         sheets.append((name, comparison_sheet([[(label, shrunk(image, SHOWN_SIDE)) for label, image in row]])))
     return sheets

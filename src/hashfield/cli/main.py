@@ -12,13 +12,14 @@ from hashfield._version import __version__
 from hashfield.errors import HashfieldError
 
 VERBS = {
-    "demo": ("hashfield.cli.demo", "make a small scene (or: demo image), train on it, show what comes out"),
-    "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH, hashfield train image FILE"),
-    "evaluate": ("hashfield.cli.evaluate", "figures of a run: on views it has not seen, or over a whole picture"),
+    "demo": ("hashfield.cli.demo", "make a small scene (or: demo image, demo sdf), train on it, show what comes out"),
+    "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH, train image FILE, train sdf MESH"),
+    "evaluate": ("hashfield.cli.evaluate", "figures of a run: on views it has not seen, a whole picture, a mesh"),
     "render": (
         "hashfield.cli.render",
         "what a run has learned: test views, an orbit, a camera path; a picture at any size",
     ),
+    "mesh": ("hashfield.cli.mesh", "a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
     "sweep": ("hashfield.cli.sweep", "a matrix of settings on one input: tables and plots of the paper's comparison"),
     "export": ("hashfield.cli.export", "the small form of a checkpoint: half precision, no optimiser"),
     "info": ("hashfield.cli.info", "versions, CPU, kernels; or what a run or checkpoint holds"),
@@ -31,6 +32,9 @@ EXTRAS = {
     "tensorboard": "hashfield[tensorboard]",
     "av": "imageio[pyav]",
     "imageio": "imageio[pyav]",
+    "trimesh": "hashfield[mesh]",
+    "skimage": "hashfield[mesh]",
+    "scipy": "hashfield[mesh]",
 }
 
 

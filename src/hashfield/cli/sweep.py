@@ -1,7 +1,7 @@
 """`hashfield sweep KIND PATH`: the paper's comparisons of encodings, measured here; with what all kinds share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,7 +157,7 @@ def sweep(options: SweepOptions, subject: Subject) -> int:
     with ProgressView(None) as view:
         result = run_sweep([subject.cell(s) for s in settings], folder, length, subject.about, on_cell, view.show)
     if result.rows:
-        write_results(folder, options.study, subject, settings, length, result)
+        write_results(folder, options, subject, settings, length, result)
         say(f"tables and plots: {folder}")
     if not result.is_complete:
         say("interrupted; the same command goes on")
@@ -172,11 +172,28 @@ def budget(length: TrainOptions) -> str:
     return f"{length.max_samples:,} trained points"
 
 
+def command_of(options: SweepOptions, kind: str) -> str:
+    """The command that repeats a sweep, on a file of the same name."""
+    words = ["hashfield sweep", kind, options.path.name]
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        if entry.name in ("path", "out", "overwrite", "cells", "threads") or value in (entry.default, MISSING):
+            continue
+        words.append(f"--{entry.name.replace('_', '-')}")
+        words.append(" ".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return " ".join(words)
+
+
 def write_results(
-    folder: Path, study: str, subject: Subject, settings: Sequence[Setting], length: TrainOptions, result: SweepResult
+    folder: Path,
+    options: SweepOptions,
+    subject: Subject,
+    settings: Sequence[Setting],
+    length: TrainOptions,
+    result: SweepResult,
 ) -> None:
     """cells.csv, table.md and the plots."""
-    quality, heading = subject.quality
+    study, (quality, heading) = options.study, subject.quality
     paper = {s.name: s.paper for s in settings}
     rows = [{**row, **(paper[row["cell"]] if subject.is_the_papers else {})} for row in result.rows]
     _write(folder / "cells.csv", csv_text(rows))
@@ -193,11 +210,11 @@ def write_results(
     names = [row["cell"] for row in rows]
     _write(
         folder / "quality_over_parameters.svg",
-        _front_plot(f"{heading} and size", by_size, names, fronts[0], "numbers learnt", heading),
+        _front_plot("Quality over size", by_size, names, fronts[0], "numbers learnt", heading),
     )
     _write(
         folder / "quality_over_training_time.svg",
-        _front_plot(f"{heading} and time", by_time, names, fronts[1], "seconds of training", heading),
+        _front_plot("Quality over training time", by_time, names, fronts[1], "seconds of training", heading),
     )
     curves = [
         Series(name, [(line["elapsed_s"], line[subject.batches[0]]) for line in lines if line["elapsed_s"] > 0])
@@ -228,6 +245,8 @@ def write_results(
         ]  # fmt: skip
     text = [
         f"# {subject.kind}: {'encodings' if study == 'encodings' else 'F x L x T'}",
+        "",
+        f"    {command_of(options, subject.kind)}",
         "",
         f"Each cell: {budget(length)}. " + "; ".join(f"{name} {value}" for name, value in subject.about.items()) + ".",
         f"Machine: {'; '.join(sorted(seen[0]))}. Commit {', '.join(sorted(seen[1]))}, torch {here['torch']}, "
@@ -260,6 +279,9 @@ def _write(path: Path, text: str) -> None:
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
+SWEEP_STEP = 4.0
+"""Length of the march's steps: a deep network that has learnt little is a fog, and would be rendered for minutes."""
+
 # --- radiance fields -----------------------------------------------------------------------------------------
 
 
@@ -287,7 +309,10 @@ def sweep_nerf(arguments: list[str]) -> int:
         return replace(
             base, preset="sweep", encoding=setting.encoding, finest_resolution=max(1, setting.finest // box),
             n_neurons=setting.n_neurons, density_layers=7 if setting.is_deep else 1,
-            color_layers=1 if setting.is_deep else 2, train=replace(base.train, batch_samples=batch, **rates),
+            color_layers=1 if setting.is_deep else 2,
+            train=replace(
+                base.train, batch_samples=batch, step_scales=(SWEEP_STEP,), step_until=(1.0,), **rates
+            ),
             # A deep network is too slow to be asked for more cells than points it is trained on, and cells that wait
             # their turn must not be forgotten meanwhile.
             occupancy=replace(base.occupancy, decay=0.95, max_cells=batch, full_sweeps=1),
@@ -307,7 +332,7 @@ def sweep_nerf(arguments: list[str]) -> int:
     about = {
         "input": scene.name, "photos": f"{len(scene.splits['train'])} of {views.cameras[0].width} pixels a row",
         "held-out views": len(views), "points a step": batch, "N_max": 4096, "seed": options.seed,
-        "directions": "spherical harmonics of degree 4 in every row",
+        "directions": "spherical harmonics of degree 4 in every row", "march": f"steps of {SWEEP_STEP:g} sqrt(3)/1024",
     }  # fmt: skip
     quality, others = ("psnr", "held-out PSNR, dB"), (("ssim", "SSIM"),)
     return sweep(options, Subject("nerf", about, quality, others, True, PSNR, 3, 4096, 2**22, cell))

@@ -283,9 +283,10 @@ def _storage(header: PictureHeader, scratch: Path | None) -> np.ndarray:
     try:
         if os.name == "posix":
             os.unlink(name)  # so that it goes with the process, however that ends
-        os.posix_fallocate(handle, 0, header.n_bytes) if hasattr(os, "posix_fallocate") else os.truncate(
-            handle, header.n_bytes
-        )
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, header.n_bytes)  # a full disk is named now, not by a signal in the middle
+        else:
+            os.truncate(handle, header.n_bytes)
         mapped = mmap.mmap(handle, header.n_bytes)
     finally:
         os.close(handle)

@@ -150,13 +150,18 @@ def extract_mesh(
     return Mesh(vertices, np.concatenate([number[part] for part in corners]))
 
 
+def check_resolution(resolution: int) -> None:
+    """Raise a ConfigError unless marching cubes can have so many cells along a side."""
+    if not 1 <= resolution <= 2**14:
+        raise ConfigError(f"resolution: expected 1 to {2**14} cells, got {resolution}")
+
+
 def _lattice(box: Sequence[float], resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Low corner, side lengths and cells per axis."""
     corners = np.asarray(box, np.float64)
     if corners.shape != (6,) or not np.isfinite(corners).all() or not (corners[3:] > corners[:3]).all():
         raise ConfigError(f"box: expected finite x0 y0 z0 x1 y1 z1 with x0 < x1 and so on, got {list(box)}")
-    if not 1 <= resolution <= 2**14:
-        raise ConfigError(f"resolution: expected 1 to {2**14} cells, got {resolution}")
+    check_resolution(resolution)
     size = corners[3:] - corners[:3]
     cells = np.maximum(np.rint(resolution * size / size.max()), 1).astype(np.int64)
     return corners[:3], size, cells

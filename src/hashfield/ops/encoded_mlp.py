@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.ops.backend import Backend, Choice, fused
+from hashfield.ops.backend import Backend, Choice, fused, requested_backend, why_not
 from hashfield.ops.checks import Checker, one_of
+from hashfield.ops.eval_points import EncodedNetwork, eval_points
 from hashfield.ops.grid_encode import Interpolation, Precision, grid_encode
 from hashfield.ops.mlp import Activation, check_mlp, mlp, too_wide
 
@@ -38,7 +39,8 @@ def encoded_mlp(
         activation: Between the layers.
         output_activation: After the last layer.
         precision: Of the lookup and of the network, as the two ops describe it.
-        backend: Implementation of both stages; each is chosen by device if None.
+        backend: Implementation of both stages; each is chosen by device if None. Where no gradient is wanted and the
+            fused `eval_points` fits, it is taken.
 
     Raises:
         ShapeError: an argument has the wrong shape or dtype.
@@ -66,6 +68,14 @@ def encoded_mlp(
         one_of("grid_encode", "precision", precision, ("float32", "bfloat16"))
         options = (layout, interpolation, output_activation, precision)
         return _EncodedMLP.apply(positions_unit, table, options, whole, *weights)  # pyright: ignore[reportReturnType]
+    wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (positions_unit, table, *weights))
+    if not wants_gradient and activation == "relu" and output_activation == "none" and len(weights) > 1:
+        network = EncodedNetwork(layout, table, tuple(weights), precision=precision, interpolation=interpolation)
+        tensors = (table, positions_unit, *weights)
+        if (backend or requested_backend() or "numba") == "numba" and not why_not(
+            "eval_points", "numba", *tensors, limit=network.limit
+        ):
+            return eval_points(network, positions_unit, backend="numba")
     features = grid_encode(
         positions_unit, table, layout, interpolation=interpolation, precision=precision, backend=backend
     )

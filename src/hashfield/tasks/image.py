@@ -81,13 +81,14 @@ class ImageConfig:
     """Everything that decides how a picture becomes a model. What is None follows from the picture's size."""
 
     preset: str = "default"
-    """small, default, quality or paper: where the other values start from. Not named, the run's length chooses."""
-    encoding: EncodingConfig = EncodingConfig(n_levels=8, n_features_per_level=4, log2_hashmap_size=24)
+    """default, small or paper: where the other values start from."""
+    encoding: EncodingConfig = EncodingConfig(n_levels=6, n_features_per_level=4, log2_hashmap_size=24)
     """Of positions. Its log2_hashmap_size is the most T may be; per_level_scale follows from finest_resolution."""
     finest_resolution: int | None = None
     """Vertices per axis of the last level (N_max). None: `finest_per_pixel` of the longer side."""
-    finest_per_pixel: float = 0.5
-    """N_max as a share of the longer side in pixels; half of it in the paper..."""
+    finest_per_pixel: float = 1.0
+    """N_max as a share of the longer side in pixels. The paper has half; a cell for every pixel fills quickly once fine
+    levels are updated less often (40 dB where half had 35 dB after equally many steps)..."""
     least_resolution: int = 512
     """...but no less than this or the longer side, whichever is less: small ones can have a cell for every pixel."""
     numbers_per_pixel: float = 2.5
@@ -136,9 +137,8 @@ class ImageConfig:
     def fitted(self, width: int, height: int) -> "ImageConfig":
         """The same with N_max and T decided for a picture of this size.
 
-        N_max is half the longer side, as in the paper: two pixels to a cell, the network adds the rest. T is the
-        largest power of two up to the encoding's own for which the table stays within its budget; levels of up to T
-        vertices are then stored without hashing.
+        N_max follows the longer side. T is the largest power of two up to the encoding's own for which the table stays
+        within its budget; levels of up to T vertices are then stored without hashing.
         """
         longer = max(width, height)
         wanted = max(math.ceil(longer * self.finest_per_pixel), min(longer, self.least_resolution))
@@ -159,32 +159,24 @@ class ImageConfig:
 
 
 PRESETS: dict[str, ImageConfig] = {
-    # For small files: about a tenth of the numbers.
-    "small": ImageConfig(
-        preset="small", numbers_per_pixel=0.2, finest_per_pixel=0.15, least_resolution=16, least_numbers=2**14
-    ),
-    # For a minute or two.
+    # As close to the picture as the time allows; on 8-bit pictures larger than the pixels themselves.
     "default": ImageConfig(),
-    # From a few minutes on: finer cells, which take longer to fill.
-    "quality": ImageConfig(preset="quality", numbers_per_pixel=4.0, finest_per_pixel=0.7),
+    # A sixth of the numbers or less: soft where the picture has detail.
+    "small": ImageConfig(
+        preset="small", numbers_per_pixel=0.5, finest_per_pixel=0.25, least_resolution=16, least_numbers=2**14
+    ),
     # The paper's encoding, network and batch (its T, 2^24, may be lowered by max_numbers); not the fastest on a CPU.
     "paper": ImageConfig(
         preset="paper",
         encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=24),
         n_neurons=64,
         n_hidden_layers=2,
+        finest_per_pixel=0.5,
         numbers_per_pixel=1e6,
         least_resolution=16,
         train=ImageTrainConfig(batch=2**18, touches_per_update=0.0),
     ),
 }
-
-
-def preset_for(max_seconds: float | None, n_steps: int | None) -> str:
-    """The preset that suits a length of training, where the user names none."""
-    if max_seconds is not None:
-        return "default" if max_seconds < 150 else "quality"
-    return "default" if n_steps is None or n_steps <= 12000 else "quality"
 
 
 def make_module(config: ImageConfig, n_channels: int, generator: torch.Generator | None = None) -> NetworkWithEncoding:

@@ -31,6 +31,7 @@ from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.ops.total_variation import cube_sides, total_variation
 from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
 from hashfield.render.occupancy import OccupancyGrid
+from hashfield.tasks.mesh import Box, Surface
 from hashfield.train.checkpoint import (
     config_from_dict,
     config_to_dict,
@@ -467,6 +468,17 @@ class NerfModel(nn.Module):
                 points = rays.origin + distance[:, None] * rays.direction
                 part["normals"] = self._normals(points, found.opacity > 0.1)
             yield part
+
+    def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
+        """What a mesh of the scene needs, see `hashfield.tasks.mesh`; the level is a density per world unit.
+
+        Raises:
+            ConfigError: the box lies outside the model, or the level is not positive.
+            DataError: the level is to be chosen and no camera sees anything opaque.
+        """
+        from hashfield.tasks.nerf_surface import nerf_surface  # it builds on this file
+
+        return nerf_surface(self, resolution=resolution, box=box, level=level)
 
     def _normals(self, positions_scene: Tensor, is_hit: Tensor) -> Tensor:
         """World normals -grad(density)/|grad| where a ray hits, from central differences over one cell of the

@@ -70,7 +70,7 @@ class TableOptimizer:
         for rows, interval in self.parts:
             if self.n_steps % interval == 0:
                 adam_table(
-                    *(x[rows] for x in (self.table.detach(), grad_table, m["0.moment1"], m["0.moment2"])),
+                    self.table.detach()[rows], grad_table[rows], m["0.moment1"][rows], m["0.moment2"][rows],
                     self.table_bf16[rows], step=self.n_steps // interval, learning_rate=learning_rate, **self.options,
                 )  # fmt: skip
         for k, (matrix, grad) in enumerate(zip(self.matrices, grad_matrices, strict=True), start=1):
