@@ -289,8 +289,8 @@ def parse_background(text: str) -> tuple[float, float, float]:
 
 def network_precision(precision: RunPrecision, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
     """The precision of networks on a device, where NerfConfig asks for `precision`."""
-    if precision == "auto" or (precision == "float16" and not runs_on_triton(device)):
-        return fast_precision(device)
+    if precision in ("auto", "float16"):
+        return "float16" if runs_on_triton(device) else fast_precision(device)
     return precision
 
 
