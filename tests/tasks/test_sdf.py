@@ -196,7 +196,7 @@ SMALL = ["--encoding.n-levels", "4", "--encoding.log2-hashmap-size", "12", "--fi
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     mesh, run = write_obj(tmp_path / "ball.obj", *sphere(24)), tmp_path / "run"
-    command = ["train", "sdf", str(mesh), "--out", str(run), "--n-steps", "150", "--train.batch-points", "2048", *SMALL]
+    command = ["train", "sdf", str(mesh), "--out", str(run), "--n-steps", "200", "--train.batch-points", "2048", *SMALL]
     assert main.run(command) == 0
     said = capsys.readouterr().out
     assert "inside: angle-weighted normals" in said and "IoU" in said

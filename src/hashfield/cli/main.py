@@ -13,17 +13,14 @@ from hashfield.errors import HashfieldError
 
 VERBS = {
     "demo": ("hashfield.cli.demo", "make a small scene (or: demo image, demo sdf), train on it, show what comes out"),
-    "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH | image FILE | sdf MESH"),
-    "evaluate": (
-        "hashfield.cli.evaluate",
-        "figures of a run: on views it has not seen, over a whole picture, against a mesh",
-    ),
+    "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH, train image FILE, train sdf MESH"),
+    "evaluate": ("hashfield.cli.evaluate", "figures of a run: on views it has not seen, a whole picture, a mesh"),
     "render": (
         "hashfield.cli.render",
         "what a run has learned: test views, an orbit, a camera path; a picture at any size",
     ),
-    "sweep": ("hashfield.cli.sweep", "a matrix of settings on one input: tables and plots of the paper's comparison"),
     "mesh": ("hashfield.cli.mesh", "a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
+    "sweep": ("hashfield.cli.sweep", "a matrix of settings on one input: tables and plots of the paper's comparison"),
     "export": ("hashfield.cli.export", "the small form of a checkpoint: half precision, no optimiser"),
     "info": ("hashfield.cli.info", "versions, CPU, kernels; or what a run or checkpoint holds"),
 }

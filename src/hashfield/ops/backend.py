@@ -178,11 +178,8 @@ def available_backends(op: str) -> dict[Backend, str | None]:
     return {backend: why_not(op, backend) for backend in BACKENDS}
 
 
-def fast_precision(device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
-    """The precision in which networks run fastest on a device: "bfloat16" on CPUs that multiply pairs of them,
-    "float16" on GPUs that kernels are built for."""
-    if runs_on_triton(device):
-        return "float16"
+def fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """The precision in which networks run fastest on a device: "bfloat16" on CPUs that multiply pairs of them."""
     if device.type != "cpu" or _unavailable("train_rays", "numba"):
         return "float32"
     from hashfield.kernels.numba_cpu.target import HAS_BF16_DOT, HAS_TILES

@@ -289,8 +289,8 @@ def parse_background(text: str) -> tuple[float, float, float]:
 
 def network_precision(precision: RunPrecision, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
     """The precision of networks on a device, where NerfConfig asks for `precision`."""
-    if precision == "auto" or (precision == "float16" and not runs_on_triton(device)):
-        return fast_precision(device)
+    if precision in ("auto", "float16"):
+        return "float16" if runs_on_triton(device) else fast_precision(device)
     return precision
 
 
@@ -680,10 +680,11 @@ class NerfTask:
             min_transmittance=train.min_transmittance, min_weight=self.min_weight, huber_delta=train.huber_delta,
             batch_samples=train.batch_samples, l2=train.l2,
         )  # fmt: skip
-        table, layout = table_of(self.field.encoding), self.field.config.encoding.layout(3)
+        encoding = self.field.encoding
+        assert isinstance(encoding, GridEncoding), "is_plain"
         compute = COMPUTE[network_precision(self.config.precision, self.device)]
-        optimizer = DeviceOptimizer(table, self.matrices, compute, recipe)
-        return DeviceTraining(layout, self.density_bias, optimizer, recipe, self.seed)
+        optimizer = DeviceOptimizer(encoding.table, self.matrices, compute, recipe)
+        return DeviceTraining(encoding.layout, self.density_bias, optimizer, recipe, self.seed)
 
     def parameters(self) -> FieldParameters:
         """The field's numbers as they are now."""
@@ -819,6 +820,7 @@ class NerfTask:
         # Of a generator of its own for each step, so that the others draw the same with and without.
         generator = np.random.default_rng((self.seed, step))
         highest = layout.resolutions.astype(np.int64)[:, None] - np.array(sides)[:, None]
+        assert self.workspace is not None
         corners = torch.from_numpy((generator.random((layout.n_levels, 3)) * highest).astype(np.int64)).to(self.device)
         weight, table = self.config.train.total_variation, table_of(self.field.encoding)
         return total_variation(table, self.workspace.grad_table, layout, corners=corners, sides=sides, weight=weight)

@@ -181,9 +181,10 @@ class DeviceTraining:
         shapes = ((n, 3), (n, 3), (n,), (n,), (n, 4))
         drawn = [torch.zeros(shape, device=device) for shape in shapes]
         self.drawn = (*drawn, torch.zeros(n, dtype=torch.int64, device=device))
-        origin, direction, t_min, t_max, target = drawn
-        background = self.noise[n:].view(n, 3)
-        self.batch = Batch(origin, direction, t_min, t_max, self.noise[:n], target, background, self.n_rays)
+        self.batch = Batch(
+            origin=drawn[0], direction=drawn[1], t_min=drawn[2], t_max=drawn[3], target=drawn[4], jitter=self.noise[:n],
+            background=self.noise[n:].view(n, 3), n_rays=self.n_rays,
+        )  # fmt: skip
         n_bytes = recipe.aabb_scale.bit_length() * 128**3 // 8
         self.bits = torch.zeros(n_bytes, dtype=torch.uint8, device=device)
         self.words, self.coarse = as_words(self.bits)
@@ -254,7 +255,7 @@ class DeviceTraining:
             self._is_warm = True
             self._enqueue()
         else:
-            self._graph = self._capture()
+            self._graph = self._captured()
             self._graph.replay()
         stats = self.buffers.stats.clone()
         self._events[-1].record()
@@ -268,7 +269,7 @@ class DeviceTraining:
         oldest.synchronize()
         self._events.append(oldest)
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
+    def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         torch.cuda.synchronize()

@@ -158,7 +158,7 @@ def project(row, x, y, z, HAS_OPENCV: tl.constexpr, HAS_FISHEYE: tl.constexpr):
     u = tl.load(row) * x + tl.load(row + 4) * y + tl.load(row + 8) * z
     v = tl.load(row + 1) * x + tl.load(row + 5) * y + tl.load(row + 9) * z
     w = tl.load(row + 2) * x + tl.load(row + 6) * y + tl.load(row + 10) * z
-    lens, limit = tl.load(row + 16), tl.load(row + 23)
+    lens, limit = tl.load(row + 16) + 0.0 * x, tl.load(row + 23) + 0.0 * x  # of every lane, for comparisons
     k1, k2, k3, k4 = tl.load(row + 17), tl.load(row + 18), tl.load(row + 19), tl.load(row + 20)
     seen = w > 1e-6
     safe = tl.where(seen, w, 1.0)
