@@ -233,6 +233,7 @@ def write_results(
         (quality, heading),
         *subject.columns,
         ("train_seconds", "training, s"),
+        ("cpu_seconds", "processor, s"),
         ("us_per_sample", "us a point"),
         ("cpu_share", "share of the cores"),
         ("samples", "points"),
@@ -255,7 +256,7 @@ def write_results(
         markdown_table(marked, columns),
         "`front`: no other cell is at once as small (size) or as quick (time) and as good.",
         "`share of the cores`: what this process got of the threads' time in training; far below 1, others used the",
-        "machine and the seconds are too many.",
+        "machine and the seconds of training are too many; `processor` is the time of all threads that it took.",
         "",
         *(f"![{name}]({name}.svg)" for name in
           ("quality_over_parameters", "quality_over_training_time", "batches_over_time")),

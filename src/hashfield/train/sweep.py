@@ -138,6 +138,7 @@ def _run(
         **figures,
         "train_seconds": round(result.train_seconds, 2),
         "us_per_sample": round(result.train_seconds / max(result.n_samples, 1) * 1e6, 3),
+        "cpu_seconds": round(result.cpu_seconds, 2),
         # Much less than 1 tells that others used the cores, or that a cell was resumed.
         "cpu_share": round(result.cpu_seconds / max(result.train_seconds, 1e-9) / torch.get_num_threads(), 3),
         "evaluate_seconds": round(time.perf_counter() - before, 1),
