@@ -362,9 +362,8 @@ def encode_mesh(path: Path, mesh: Mesh, notes: Sequence[str] = ()) -> bytes:
         # float32's seven digits and a guard, whatever the unit; normals and colours need six decimals
         extent = float(np.abs(mesh.vertices).max(initial=0.0))
         digits = int(np.clip(8 - math.floor(math.log10(extent)) if extent > 0 else 8, 6, 30))
-        plain: Any = None  # no header; the hint says text only
-        text = export_obj(model, include_normals=mesh.normals is not None, digits=digits, header=plain)
-        return ("".join(f"# {line}\n" for line in lines) + text.lstrip()).encode()
+        header = "\n# ".join(lines or ["hashfield"])
+        return export_obj(model, include_normals=mesh.normals is not None, digits=digits, header=header).encode()
     if kind == ".stl":
         content = export_stl(model)
         return " ".join(lines).encode()[:80].ljust(80) + content[80:]

@@ -86,7 +86,7 @@ def surface_mesh(
     if surface.is_seen is not None:
         seen = _in_parts(surface.is_seen, mesh.vertices)
         n_before = len(mesh.faces)
-        mesh = keep_faces(mesh, np.asarray(seen[mesh.faces].any(1)))
+        mesh = keep_faces(mesh, np.logical_or.reduce(seen[mesh.faces], axis=1))
         if not len(mesh.faces):
             raise ConfigError("no surface: nothing of it was seen by a camera")
         said.append(f"{1 - len(mesh.faces) / n_before:.1%} of the triangles, which no camera saw, were left out")
