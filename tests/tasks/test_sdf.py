@@ -77,7 +77,7 @@ def test_distance_goes_on_outside_the_box(trained):
     task, _ = trained
     model = task.model()
     far = torch.tensor([[10.0, 0, 0], [0, 5.0, 0]], dtype=torch.float64)
-    assert np.allclose(model.distance(far).numpy(), [8.6, np.hypot(1.0, 5.0) - 0.4], atol=0.5)
+    assert np.allclose(model.distance(far).numpy(), [8.6, np.hypot(1.0, 5.0) - 0.4], atol=0.7)
     assert model.distance(torch.zeros(2, 3, 3)).shape == (2, 3)
 
 

@@ -246,7 +246,8 @@ class SdfModel(nn.Module):
 
     @torch.no_grad()
     def distance_unit(self, positions_unit: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
-        """Signed distance in unit space. Outside the box: that of the box's nearest point and the way there."""
+        """Signed distance in unit space. Outside the box: that of the box's nearest point plus the way there, so
+        rather too much."""
         box = self.box.to(positions_unit.dtype)
         inside = torch.minimum(torch.maximum(positions_unit, box[0]), box[1])
         network = encoded_network(self.field, self.table_bf16, self.precision)
