@@ -23,7 +23,7 @@ from hashfield._version import __version__
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.ops.backend import kernel_path
 from hashfield.train.checkpoint import write_aside
-from hashfield.train.loop import Progress, TrainOptions, train
+from hashfield.train.loop import Progress, TrainOptions, TrainResult, train
 from hashfield.train.run_folder import RunFolder
 from hashfield.train.task import Task
 
@@ -138,15 +138,20 @@ def _run(
         **figures,
         "train_seconds": round(result.train_seconds, 2),
         "us_per_sample": round(result.train_seconds / max(result.n_samples, 1) * 1e6, 3),
-        "cpu_seconds": round(result.cpu_seconds, 2),
-        # Much less than 1 tells that others used the cores, or that a cell was resumed.
-        "cpu_share": round(result.cpu_seconds / max(result.train_seconds, 1e-9) / torch.get_num_threads(), 3),
+        **({} if resume else _processor(result)),
         "evaluate_seconds": round(time.perf_counter() - before, 1),
         **machine(),
     }
     _write_json(own / "row.json", row)
     run.checkpoint.unlink(missing_ok=True)  # hundreds of megabytes that nobody needs again
     return row
+
+
+def _processor(result: TrainResult) -> Row:
+    """The processor's time in training, and its share of the threads' time: far below 1, others used the machine. Not
+    known of a cell that was resumed."""
+    share = result.cpu_seconds / max(result.train_seconds, 1e-9) / torch.get_num_threads()
+    return {"cpu_seconds": round(result.cpu_seconds, 2), "cpu_share": round(share, 3)}
 
 
 def discard(folder: Path) -> None:
