@@ -102,8 +102,10 @@ def make_mesh(
     if faces.min() < 0 or faces.max() >= len(vertices):
         wrong = int(((faces < 0) | (faces >= len(vertices))).any(1).sum())
         raise DataError(f"{path}: {wrong} of {len(faces)} triangles name vertices that the file does not hold")
-    is_sound = np.asarray(np.asarray(np.isfinite(vertices).all(1))[faces].all(1))
-    faces = _left_out(faces, is_sound, notes, "have corners that are not finite numbers", path)
+    is_finite = np.asarray(np.isfinite(vertices).all(1))
+    faces = _left_out(
+        faces, np.asarray(is_finite[faces].all(1)), notes, "have corners that are not finite numbers", path
+    )
     vertices, faces = _merged(vertices, faces)
     size = float(np.linalg.norm(vertices.max(0) - vertices.min(0)))
     if not 1e-8 < size < 1e8:

@@ -25,7 +25,7 @@ def sphere_trace(
     distance: DistanceFunction,
     rays: Rays,
     *,
-    max_steps: int = 512,
+    max_steps: int = 160,
     hit_distance: float = HIT_DISTANCE,
     step: float = STEP,
 ) -> tuple[Float[Tensor, " n_rays"], Bool[Tensor, " n_rays"]]:
@@ -66,7 +66,7 @@ def soft_shadow(
     rays: Rays,
     *,
     softness: float = 0.06,
-    max_steps: int = 128,
+    max_steps: int = 64,
 ) -> Float[Tensor, " n_rays"]:
     """Share of a light that reaches the start of each ray, 0 to 1: min over the ray of distance / (softness * t).
 

@@ -315,7 +315,7 @@ class SdfModel(nn.Module):
         camera: Camera,
         outputs: Sequence[str] = ("color", "depth"),
         background: tuple[float, float, float] | None = None,
-        rays_at_once: int = 2**17,
+        rays_at_once: int = 2**19,
         oversample: int = 2,
     ) -> dict[str, np.ndarray]:
         """Pictures of the surface: float32 arrays by name.
