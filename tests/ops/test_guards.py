@@ -124,7 +124,8 @@ def _case(case_id: str) -> OpCase:
     return next(case for case in CASES if case.id == case_id)
 
 
-_COVERED = [c for c in CASES if c.id != "grid_encode-4d_hash"]
+# The fakes stand for Numba: of ops that it has a kernel for.
+_COVERED = [c for c in CASES if c.id != "grid_encode-4d_hash" and c.op in FAKES]
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in _COVERED])
