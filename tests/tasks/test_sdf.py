@@ -247,4 +247,4 @@ def test_encodings_without_a_table_learn_and_load(otype, tmp_path: Path):
     torch.testing.assert_close(normals.norm(dim=1), torch.ones(2, dtype=normals.dtype), rtol=0, atol=1e-4)
     step = 2e-3 * torch.eye(3).double()  # what differences of the distance itself say
     slopes = torch.stack([model.distance(points + e) - model.distance(points - e) for e in step], 1)
-    assert float((torch.nn.functional.normalize(slopes.double(), dim=1) * normals).sum(1).min()) > 0.99
+    assert float((torch.nn.functional.normalize(slopes.double(), dim=1) * normals).sum(1).min()) > 0.97
