@@ -237,14 +237,14 @@ def test_encodings_without_a_table_learn_and_load(otype, tmp_path: Path):
     )  # fmt: skip
     task = SdfTask(config, torus_mesh(), seed=1)
     run = RunFolder.create(tmp_path / "a", "torus")
-    assert train(task, run, TrainOptions(n_steps=800)).stopped_by == "done"
+    assert train(task, run, TrainOptions(n_steps=1200)).stopped_by == "done"
     model = hashfield.load(run.path)
     assert isinstance(model, SdfModel)
-    assert evaluate_distance(model, task.truth, n_points=2**15, n_surface=2**11)["iou"] > 0.7  # they learn slowly
+    assert evaluate_distance(model, task.truth, n_points=2**15, n_surface=2**11)["iou"] > 0.8  # they learn slowly
     points = torch.tensor([[1.4, 0.0, 0.0], [0.0, 0.4, 1.0]]).double()  # on the surface
     assert torch.equal(model.distance(points), task.model().distance(points))
     normals = model.normals(points)
     torch.testing.assert_close(normals.norm(dim=1), torch.ones(2, dtype=normals.dtype), rtol=0, atol=1e-4)
-    step = 2e-3 * torch.eye(3).double()  # what differences of the distance itself say
+    step = 5e-4 * torch.eye(3).double()  # what differences of the distance itself say
     slopes = torch.stack([model.distance(points + e) - model.distance(points - e) for e in step], 1)
-    assert float((torch.nn.functional.normalize(slopes.double(), dim=1) * normals).sum(1).min()) > 0.97
+    assert float((torch.nn.functional.normalize(slopes.double(), dim=1) * normals).sum(1).min()) > 0.99

@@ -182,7 +182,8 @@ def _march(
     shift = tl.load(jitter + ray, mask=mask, other=0.0)
     ox, oy, oz, dx, dy, dz, sx, sy, sz = ray_line(origin, direction, ray, mask)
     n = steps_from_t(begin, lattice, HAS_CONE) + shift
-    t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), 0.0)
+    # The way to steps and back is rounded: a first point on the box's very face must not fall before it.
+    t = tl.maximum(tl.maximum(t_from_steps(n, lattice, HAS_CONE), begin), 0.0)
     if WRITE:
         at = tl.load(offsets + ray, mask=mask, other=0)
     found = tl.zeros_like(ray)
