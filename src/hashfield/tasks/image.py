@@ -31,6 +31,7 @@ from hashfield.train.checkpoint import (
     load_checkpoint,
     read_metadata,
     restore_generator,
+    restore_module,
     tensor_shapes,
 )
 from hashfield.train.optim import TableOptimizer, learning_rate_at
@@ -419,20 +420,9 @@ def load_model(path: Path) -> ImageModel:
             raise CheckpointError(f"{path}: tensor {name!r}: expected shape {size}, got {found[name][0]}")
     tensors, _ = load_checkpoint(path)
     module = make_module(config, shape.n_channels)
-    _restore_module(module, tensors, path)
+    restore_module(module, tensors, path)
     info = {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
     return ImageModel(module, config, shape, info)
-
-
-def _restore_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    for name, parameter in module.named_parameters():
-        value = tensors.get(f"field.{name}")
-        if value is None or value.shape != parameter.shape:
-            raise CheckpointError(f"{path}: tensor 'field.{name}': missing or of the wrong shape")
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{path}: tensor 'field.{name}' holds numbers that are not finite")
-        with torch.no_grad():
-            parameter.copy_(value)
 
 
 # --- the training task -------------------------------------------------------------------------------------
@@ -533,7 +523,7 @@ class ImageTask:
         Raises:
             CheckpointError: it does not fit this task's configuration.
         """
-        _restore_module(self.field, tensors, "checkpoint")
+        restore_module(self.field, tensors, "checkpoint")
         try:
             moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
             self.optimizer.restore(moments, int(values["optimizer_steps"]))

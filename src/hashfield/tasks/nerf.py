@@ -39,6 +39,7 @@ from hashfield.train.checkpoint import (
     load_checkpoint,
     read_metadata,
     restore_generator,
+    restore_module,
     tensor_shapes,
 )
 from hashfield.train.optim import TableOptimizer, learning_rate_at
@@ -552,7 +553,7 @@ def load_model(path: Path, device: torch.device = _CPU) -> NerfModel:
             raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
     tensors, _ = load_checkpoint(path)
     module = RadianceField(field_config)
-    _restore_field(module, tensors, path)
+    restore_module(module, tensors, path)
     if not bool(torch.isfinite(tensors["box"]).all()):
         raise CheckpointError(f"{path}: tensor 'box' holds numbers that are not finite")
     if len(background) != 3 or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in background):
@@ -584,17 +585,6 @@ def _part(metadata: Mapping[str, Any], name: str, kind: type, path: Path) -> Any
     if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
         raise CheckpointError(f"{path}: metadata: {name}: expected {kind.__name__}, got {value!r}")
     return value
-
-
-def _restore_field(module: RadianceField, tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    for name, parameter in module.named_parameters():
-        value = tensors.get(f"field.{name}")
-        if value is None or value.shape != parameter.shape:
-            raise CheckpointError(f"{path}: tensor 'field.{name}': missing or of the wrong shape")
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{path}: tensor 'field.{name}' holds numbers that are not finite")
-        with torch.no_grad():
-            parameter.copy_(value)
 
 
 LONGEST_RAYS = 2**14
@@ -876,7 +866,7 @@ class NerfTask:
         Raises:
             CheckpointError: it does not fit this task's configuration.
         """
-        _restore_field(self.field, tensors, "checkpoint")
+        restore_module(self.field, tensors, "checkpoint")
         for name in ("occupancy.values", "bits", "box"):
             if name not in tensors:
                 raise CheckpointError(f"checkpoint: tensor {name!r} is missing")

@@ -39,6 +39,7 @@ from hashfield.train.checkpoint import (
     config_to_dict,
     load_checkpoint,
     read_metadata,
+    restore_module,
     tensor_shapes,
 )
 from hashfield.train.optim import TableOptimizer, learning_rate_at
@@ -445,7 +446,7 @@ def load_model(path: Path) -> SdfModel:
             raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
     tensors, _ = load_checkpoint(path)
     field = config.make_field()
-    _restore_field(field, tensors, path)
+    restore_module(field, tensors, path)
     box = tensors["box"].double()
     if not bool(((box >= 0) & (box <= 1)).all() and (box[0] < box[1]).all()):
         raise CheckpointError(f"{path}: tensor 'box': expected two corners of a box in [0, 1], got {box.tolist()}")
@@ -465,17 +466,6 @@ def expected_shapes(config: SdfConfig) -> dict[str, tuple[int, ...]]:
         layout = encoding.layout(3)
         found["field.encoding.table"] = (layout.n_entries, layout.n_features_per_level)
     return found
-
-
-def _restore_field(field: NetworkWithEncoding, tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    for name, parameter in field.named_parameters():
-        value = tensors.get(f"field.{name}")
-        if value is None or value.shape != parameter.shape:
-            raise CheckpointError(f"{path}: tensor 'field.{name}': missing or of the wrong shape")
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{path}: tensor 'field.{name}' holds numbers that are not finite")
-        with torch.no_grad():
-            parameter.copy_(value)
 
 
 # --- the training task -------------------------------------------------------------------------------------
@@ -618,7 +608,7 @@ class SdfTask:
         Raises:
             CheckpointError: it does not fit this task's configuration or mesh.
         """
-        _restore_field(self.field, tensors, "checkpoint")
+        restore_module(self.field, tensors, "checkpoint")
         box = tensors.get("box")
         if box is None or box.shape != (2, 3) or not np.allclose(box.numpy(), self.truth.box, atol=1e-9):
             raise CheckpointError("checkpoint: the mesh has another box than the one the run was begun with")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hashfield._version import __version__
 from hashfield.errors import CheckpointError, HashfieldError
@@ -277,3 +277,19 @@ def restore_generator(generator: np.random.Generator, state: Any, where: str) ->
         generator.bit_generator.state = back(state, dict(generator.bit_generator.state))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{where}: not a generator's state: {error}") from error
+
+
+def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Copy a module's parameters from the tensors "field.<name>" of a checkpoint.
+
+    Raises:
+        CheckpointError: one is missing, of another shape, or holds numbers that are not finite; the text names it.
+    """
+    for name, parameter in module.named_parameters():
+        value = tensors.get(f"field.{name}")
+        if value is None or value.shape != parameter.shape:
+            raise CheckpointError(f"{path}: tensor 'field.{name}': missing or of the wrong shape")
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path}: tensor 'field.{name}' holds numbers that are not finite")
+        with torch.no_grad():
+            parameter.copy_(value)
