@@ -656,7 +656,7 @@ def scene_of(options: argparse.Namespace, name: str) -> Any:
 
 def config_of(options: argparse.Namespace, seconds: float | None = None, steps: int | None = None) -> Any:
     """The configuration, with the changes asked for."""
-    from hashfield.tasks.nerf import PRESETS, preset_for
+    from hashfield.tasks.nerf_config import PRESETS, preset_for
 
     name = preset_for(seconds, steps, on_gpu=True) if options.preset == "auto" else options.preset
     config = PRESETS[name]
@@ -878,7 +878,8 @@ def cross(options: argparse.Namespace, results: Results) -> None:
     """The same checkpoint on the GPU and on the CPU."""
     import torch
 
-    from hashfield.tasks.nerf import NerfTask, load_model
+    from hashfield.tasks.nerf import NerfTask
+    from hashfield.tasks.nerf_model import load_model
     from hashfield.train.checkpoint import load_checkpoint
 
     scene = scene_of(options, "lego")

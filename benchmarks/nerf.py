@@ -17,7 +17,9 @@ from common import append, cpu_model, other_load, peak_memory_gb
 
 from hashfield.data import load_scene
 from hashfield.tasks.evaluate import evaluate_views
-from hashfield.tasks.nerf import PRESETS, NerfTask, parse_background, preset_for
+from hashfield.tasks.nerf import NerfTask
+from hashfield.tasks.nerf_config import PRESETS, preset_for
+from hashfield.tasks.shared import parse_background
 
 
 def main() -> None:

@@ -20,7 +20,9 @@ from hashfield.nn.config import GridConfig, RadianceFieldConfig
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.render_rays import MarchOptions
 from hashfield.ops.train_rays import TrainWorkspace, train_rays
-from hashfield.tasks.nerf import PRESETS, NerfTask, field_parameters
+from hashfield.tasks.nerf import NerfTask
+from hashfield.tasks.nerf_config import PRESETS
+from hashfield.tasks.nerf_model import field_parameters
 from hashfield.train.optim import TableOptimizer
 
 

@@ -11,7 +11,8 @@ import hashfield
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.export.images import colorize_depth, comparison_sheet, to_uint8, write_png
 from hashfield.tasks.evaluate import evaluate_views
-from hashfield.tasks.nerf import PRESETS, NerfTask
+from hashfield.tasks.nerf import NerfTask
+from hashfield.tasks.nerf_config import PRESETS
 from hashfield.train.loop import TrainOptions, train
 from hashfield.train.run_folder import RunFolder
 

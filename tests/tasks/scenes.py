@@ -6,7 +6,7 @@ from functools import cache
 from hashfield.data.dataset import Scene
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.nn.config import GridConfig
-from hashfield.tasks.nerf import NerfConfig, NerfTrainConfig
+from hashfield.tasks.nerf_config import NerfConfig, NerfTrainConfig
 
 
 @cache

@@ -13,16 +13,10 @@ from hashfield.export.images import over
 from hashfield.geometry.cameras import camera_table
 from hashfield.nn.config import EncodingConfig
 from hashfield.tasks.evaluate import evaluate_views
-from hashfield.tasks.nerf import (
-    PRESETS,
-    NerfConfig,
-    NerfModel,
-    NerfTask,
-    NerfTrainConfig,
-    load_model,
-    parse_background,
-    preset_for,
-)
+from hashfield.tasks.nerf import NerfTask
+from hashfield.tasks.nerf_config import PRESETS, NerfConfig, NerfTrainConfig, preset_for
+from hashfield.tasks.nerf_model import NerfModel, load_model
+from hashfield.tasks.shared import parse_background
 from hashfield.train.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
 from hashfield.train.loop import TrainOptions, train
 from hashfield.train.metrics import psnr

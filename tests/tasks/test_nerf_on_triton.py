@@ -7,7 +7,9 @@ import torch
 
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.ops.backend import Backend, use_backend
-from hashfield.tasks.nerf import NerfConfig, NerfTask, load_model
+from hashfield.tasks.nerf import NerfTask
+from hashfield.tasks.nerf_config import NerfConfig
+from hashfield.tasks.nerf_model import load_model
 from hashfield.train.checkpoint import load_checkpoint
 from hashfield.train.loop import TrainOptions, train
 from hashfield.train.run_folder import RunFolder

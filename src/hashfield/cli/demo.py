@@ -17,7 +17,9 @@ from hashfield.errors import ConfigError
 from hashfield.export.images import over
 from hashfield.export.video import check_video
 from hashfield.kernels.numba_cpu.common import is_cache_warm
-from hashfield.tasks.nerf import PRESETS, NerfModel, NerfTask
+from hashfield.tasks.nerf import NerfTask
+from hashfield.tasks.nerf_config import PRESETS
+from hashfield.tasks.nerf_model import NerfModel
 from hashfield.train.loop import TrainOptions
 from hashfield.train.metrics import psnr
 from hashfield.train.run_folder import RunFolder

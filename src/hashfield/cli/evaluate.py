@@ -14,7 +14,8 @@ from hashfield.data.dataset import PosedImages
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import DataError
 from hashfield.tasks.evaluate import evaluate_views
-from hashfield.tasks.nerf import NerfModel, parse_background
+from hashfield.tasks.nerf_model import NerfModel
+from hashfield.tasks.shared import parse_background
 from hashfield.train.checkpoint import read_metadata, write_aside
 from hashfield.train.run_folder import RunFolder
 

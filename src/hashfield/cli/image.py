@@ -31,7 +31,7 @@ from hashfield.export.images import (
 from hashfield.export.report import write_report
 from hashfield.kernels.numba_cpu.common import is_cache_warm
 from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, to_linear
-from hashfield.tasks.nerf import parse_background
+from hashfield.tasks.shared import parse_background
 from hashfield.train.checkpoint import exported_size
 from hashfield.train.loop import Progress, TrainOptions, TrainResult
 from hashfield.train.run_folder import RunFolder

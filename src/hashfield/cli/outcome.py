@@ -21,7 +21,8 @@ from hashfield.export.video import write_mp4
 from hashfield.geometry.paths import orbit_path
 from hashfield.nn.config import RadianceFieldConfig
 from hashfield.tasks.evaluate import evaluate_views
-from hashfield.tasks.nerf import NerfModel, NerfTask
+from hashfield.tasks.nerf import NerfTask
+from hashfield.tasks.nerf_model import NerfModel
 from hashfield.train.loop import TrainResult
 from hashfield.train.run_folder import RunFolder
 

@@ -26,7 +26,8 @@ from hashfield.export.images import (
 from hashfield.export.video import Mp4Writer, check_video
 from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import orbit_path, read_camera_path
-from hashfield.tasks.nerf import NerfModel, parse_background
+from hashfield.tasks.nerf_model import NerfModel
+from hashfield.tasks.shared import parse_background
 from hashfield.train.run_folder import RunFolder
 
 Output = Literal["color", "depth", "normals", "opacity"]

@@ -32,8 +32,8 @@ from hashfield.export.report import write_report
 from hashfield.export.video import check_video, write_mp4
 from hashfield.geometry.paths import orbit_path
 from hashfield.tasks.evaluate_surface import evaluate_distance
-from hashfield.tasks.nerf import parse_background
 from hashfield.tasks.sdf import PRESETS, MeshInUnitSpace, SdfConfig, SdfModel, SdfTask, preset_for
+from hashfield.tasks.shared import parse_background
 from hashfield.train.checkpoint import config_from_dict, read_metadata
 from hashfield.train.loop import TrainOptions, TrainResult
 from hashfield.train.run_folder import RunFolder

@@ -17,9 +17,10 @@ from hashfield.data.pictures import read_picture
 from hashfield.errors import ConfigError
 from hashfield.export.plots import Series, plot_svg
 from hashfield.nn.config import MLPConfig
-from hashfield.tasks import KINDS, image, nerf, sdf
+from hashfield.tasks import KINDS, image, nerf_config, sdf
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.evaluate_surface import evaluate_distance
+from hashfield.tasks.nerf import NerfTask
 from hashfield.tasks.studies import Setting, encodings_study, grid_study
 from hashfield.train.checkpoint import write_aside
 from hashfield.train.loop import TrainOptions
@@ -302,8 +303,8 @@ def sweep_nerf(arguments: list[str]) -> int:
     box = scene.spaces.aabb_scale
     batch = options.batch or 2**14
 
-    def config_of(setting: Setting) -> nerf.NerfConfig:
-        base = nerf.PRESETS["fast"]
+    def config_of(setting: Setting) -> nerf_config.NerfConfig:
+        base = nerf_config.PRESETS["fast"]
         rates: dict[str, Any] = {}
         if setting.learning_rate is not None:
             rates = {"learning_rate": setting.learning_rate, "final_learning_rate": setting.learning_rate / 20}
@@ -326,7 +327,7 @@ def sweep_nerf(arguments: list[str]) -> int:
         return Cell(
             setting.name,
             {**setting.columns, "encoding_parameters": sizes.n_grid_parameters, "network_parameters": networks},
-            lambda: nerf.NerfTask(config, scene, seed=options.seed),
+            lambda: NerfTask(config, scene, seed=options.seed),
             lambda task: {k: evaluate_views(task.model(), views)[k] for k in ("psnr", "ssim")},
         )
 

@@ -18,7 +18,9 @@ from hashfield.cli.shared import DeviceName, kind_from_name, parse, run_command,
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.tasks import KINDS
-from hashfield.tasks.nerf import PRESETS, NerfConfig, NerfTask, gpu_memory, parse_background, preset_for
+from hashfield.tasks.nerf import NerfTask, gpu_memory
+from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
+from hashfield.tasks.shared import parse_background
 from hashfield.train.checkpoint import config_from_dict, read_metadata, write_aside
 from hashfield.train.loop import Progress, TrainOptions, TrainResult, planned_length, train
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder

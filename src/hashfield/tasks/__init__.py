@@ -1,6 +1,7 @@
 """The kinds of things that can be learned, and where each one's parts are. Nothing is imported until it is asked for.
 
-A new task is a file here, a file of commands in `cli`, and a line in `KINDS`; no other code names it.
+A new task is a file here (the largest has three: `nerf`, `nerf_config`, `nerf_model`), a file of commands in `cli`, and
+a line in `KINDS`; no other code names it.
 """
 
 import importlib
@@ -21,7 +22,7 @@ class Kind:
     learns: str
     """From what to what, for the help text."""
     module: str
-    """Holds the task, its configuration, and `load_model(path)`."""
+    """Holds `load_model(path)`."""
     commands: dict[str, str]
     """Verb of the command line -> "module:function" that takes the verb's arguments and returns the exit code. "train",
     "demo" and "sweep" get what follows the kind's name, "render" and "evaluate" all of their arguments."""
@@ -42,7 +43,7 @@ KINDS: Final = (
     Kind(
         "nerf",
         "a radiance field from photos with camera poses",
-        "hashfield.tasks.nerf",
+        "hashfield.tasks.nerf_model",
         {
             "train": "hashfield.cli.train:train_nerf",
             "demo": "hashfield.cli.demo:demo_nerf",

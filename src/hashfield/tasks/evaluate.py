@@ -9,7 +9,7 @@ import numpy as np
 from hashfield.data.dataset import PosedImages
 from hashfield.errors import DataError
 from hashfield.export.images import over
-from hashfield.tasks.nerf import NerfModel
+from hashfield.tasks.nerf_model import NerfModel
 from hashfield.train.metrics import psnr, ssim
 
 

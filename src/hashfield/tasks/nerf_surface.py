@@ -20,7 +20,7 @@ from hashfield.geometry.rays import Rays
 from hashfield.ops.occupancy import CELLS_PER_CASCADE, GRID_SIZE, is_occupied, morton3_inverse
 from hashfield.ops.render_rays import MarchOptions, render_rays
 from hashfield.tasks.mesh import Box, Surface
-from hashfield.tasks.nerf import NerfModel, field_parameters
+from hashfield.tasks.nerf_model import NerfModel, field_parameters
 
 MAX_VIEWS = 64
 """Cameras whose depth is rendered, spread evenly over those known."""

@@ -1,0 +1,227 @@
+"""How a radiance field is built and trained: its configuration and the presets."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hashfield.errors import ConfigError
+from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig
+
+RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class NerfTrainConfig:
+    """How a radiance field is trained. Every schedule is a fraction of the planned run."""
+
+    batch_samples: int = 2**16
+    """Samples kept (trained on) per step; the number of rays adapts to it."""
+    learning_rate: float = 2e-2
+    """Of table and networks until `flat_until`."""
+    final_learning_rate: float = 5e-4
+    """At the end of the run, reached by half a cosine."""
+    flat_until: float = 0.4
+    """Fraction of the run with the full learning rate."""
+    l2: float = 1e-6
+    """L2 on the networks' matrices."""
+    huber_delta: float = 0.0
+    """0: squared error; else the delta of instant-ngp's Huber loss (0.1 in the paper preset)."""
+    sparsity: float = 0.0
+    """Weight of the entropy of a ray's sample weights in the loss, which is the squared error summed over channels.
+    HashNeRF's 1e-10 is 3e-7 here."""
+    total_variation: float = 0.0
+    """Weight of the grid's total variation in random cubes of vertices; HashNeRF's 1e-6 is 3e-6 here."""
+    total_variation_until: float = 0.02
+    """Fraction of the run at which that ends: HashNeRF's 1,000 steps of 50,000."""
+    min_transmittance: float = 1e-2
+    """A training ray ends where less light than this is left."""
+    min_weight: float = 4e-3
+    """Samples that weigh less in their pixel are not coloured and not trained. At most 1e-3 counts in scenes without
+    silhouettes: their fog is made of faint samples, which go only if they are trained."""
+    step_scales: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
+    """Length of the march's step, in units of sqrt(3)/1024, in each stage of the run."""
+    step_until: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
+    """Fraction of the run at which each stage ends."""
+
+    def __post_init__(self) -> None:
+        if not 256 <= self.batch_samples <= 2**24:
+            raise ConfigError(f"batch_samples: expected 256 to {2**24}, got {self.batch_samples}")
+        for name in ("learning_rate", "final_learning_rate"):
+            if not 0 < getattr(self, name) < 10:
+                raise ConfigError(f"{name}: expected a number in (0, 10), got {getattr(self, name)}")
+        for name in ("flat_until", "total_variation_until"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: expected a fraction, got {getattr(self, name)}")
+        for name in ("sparsity", "total_variation"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected a finite number of at least 0, got {getattr(self, name)}")
+        if not 0 < self.min_transmittance < 1:
+            raise ConfigError(f"min_transmittance: expected a number in (0, 1), got {self.min_transmittance}")
+        if not 0 <= self.min_weight < 0.5:
+            raise ConfigError(f"min_weight: expected a number in [0, 0.5), got {self.min_weight}")
+        if len(self.step_scales) != len(self.step_until) or not self.step_scales:
+            raise ConfigError("step_scales and step_until: expected equally many values, at least one")
+        if any(not 0.1 <= s <= 64 for s in self.step_scales):
+            raise ConfigError(f"step_scales: expected numbers in [0.1, 64], got {self.step_scales}")
+        if list(self.step_until) != sorted(self.step_until) or self.step_until[-1] < 1.0:
+            raise ConfigError(f"step_until: expected rising fractions that end at 1, got {self.step_until}")
+
+
+@dataclass(frozen=True)
+class OccupancyConfig:
+    """How the occupancy grid is kept. Values of None depend on whether the scene could be carved."""
+
+    use_alpha: bool = True
+    """Carve the grid from the photos' alpha, where they have any, before the first step."""
+    carve_margin_px: int = 9
+    """Silhouettes are grown by this before carving: about half a cell's projected diagonal at 800 px."""
+    pixel_margin_px: int = 14
+    """Rays are drawn within silhouettes grown by this; pixels farther out practically never meet anything."""
+    decay: float | None = None
+    """Of a cell's old value at each refresh; None: 0.6 carved, 0.95 not."""
+    most_steps: int = 32
+    """Steps between refreshes, at most; an eighth of the steps so far, at least 4, is taken if that is less."""
+    full_sweeps: int = 8
+    """Refreshes that ask every living cell, at the start of an uncarved run."""
+    max_cells: int = 2**18
+    """Cells asked by later refreshes of a grid with more living cells than this."""
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and not 0 < self.decay < 1:
+            raise ConfigError(f"decay: expected a number in (0, 1), got {self.decay}")
+        for name in ("carve_margin_px", "pixel_margin_px", "full_sweeps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        for name in ("most_steps", "max_cells"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class NerfConfig:
+    """Everything that decides how a scene becomes a model."""
+
+    preset: str = "default"
+    """fast, default, quality, paper, hashnerf, gpu-fast, gpu or gpu-quality: where the other values start from. Not
+    named, the run's length and the device choose."""
+    encoding: EncodingConfig = EncodingConfig()
+    """Of positions. per_level_scale is not set here: it follows from finest_resolution."""
+    finest_resolution: int = 2048
+    """Vertices per axis and unit of aabb_scale at the last level (N_max)."""
+    density_bias: float | None = None
+    """Added to the log-density. None: 3 where the scene was carved, so that hulls start opaque, else
+    2 - ln(aabb_scale), so that the box does not. With a ReLU the exponential of that is added to the density."""
+    n_neurons: int = 64
+    """Neurons of the hidden layers."""
+    density_layers: int = 1
+    """Hidden layers of the density network. Networks other than 1 and 2, encodings other than grids and other than
+    linear interpolation go through the small ops in float32: slower."""
+    color_layers: int = 2
+    """Hidden layers of the colour network."""
+    density_activation: Literal["exp", "relu"] = "exp"
+    """What makes the density network's first output a density: exp as in instant-ngp, relu as in HashNeRF."""
+    color_sees_density: bool = True
+    """Whether that output also feeds the colour network, as in instant-ngp; not in HashNeRF."""
+    precision: RunPrecision = "auto"
+    """Of lookups and networks; sums and parameters are float32 always. auto: on GPUs float16; on CPUs bfloat16 lookups,
+    and bfloat16 networks where the CPU has instructions for them. float16 means auto where there is no GPU."""
+    train: NerfTrainConfig = NerfTrainConfig()
+    """Batches, loss, schedules."""
+    occupancy: OccupancyConfig = OccupancyConfig()
+    """Empty-space skipping."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
+        if self.precision not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"precision: expected auto, float32, bfloat16 or float16, got {self.precision!r}")
+        if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
+            raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
+        for name in ("density_layers", "color_layers"):
+            if not 0 <= getattr(self, name) <= 16:
+                raise ConfigError(f"{name}: expected 0 to 16, got {getattr(self, name)}")
+        if self.density_activation not in ("exp", "relu"):
+            raise ConfigError(f"density_activation: expected exp or relu, got {self.density_activation!r}")
+        if not self.is_fused and self.precision == "bfloat16":
+            raise ConfigError("precision: bfloat16 needs a linear grid, one density layer and two colour layers")
+        if self.train.total_variation > 0 and self.encoding.otype != "Grid":
+            raise ConfigError(f"total_variation: needs a grid, the encoding is {self.encoding.otype}")
+        if self.encoding.per_level_scale != EncodingConfig().per_level_scale:
+            raise ConfigError("encoding.per_level_scale: follows from finest_resolution; set that instead")
+        if self.finest_resolution < self.encoding.base_resolution:
+            raise ConfigError(f"finest_resolution: expected at least base_resolution, got {self.finest_resolution}")
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the fused kernels take such a field."""
+        usual = self.encoding.otype == "Grid" and self.encoding.interpolation == "linear"
+        return usual and (self.density_layers, self.color_layers) == (1, 2)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether GPUs train such a field without waiting: what the fused kernels take, and no further loss."""
+        usual = self.density_activation == "exp" and self.color_sees_density and self.n_neurons <= 128
+        return self.is_fused and usual and self.train.sparsity == 0.0 and self.train.total_variation == 0.0
+
+    def field_config(self, aabb_scale: int, density_bias: float) -> RadianceFieldConfig:
+        """Sizes of the field for a box of this side."""
+        return RadianceFieldConfig(
+            encoding=self.encoding.reaching(self.finest_resolution * aabb_scale),
+            density_network=MLPConfig(self.n_neurons, self.density_layers),
+            color_network=MLPConfig(self.n_neurons, self.color_layers),
+            density_bias=density_bias,
+            density_activation=self.density_activation,
+            color_sees_density=self.color_sees_density,
+        )
+
+
+def _preset(name: str, log2_hashmap_size: int, batch_samples: int, **changes: Any) -> NerfConfig:
+    return NerfConfig(
+        preset=name,
+        encoding=EncodingConfig(log2_hashmap_size=log2_hashmap_size),
+        train=NerfTrainConfig(batch_samples=batch_samples, **changes),
+    )
+
+
+PRESETS: dict[str, NerfConfig] = {
+    # For about a minute.
+    "fast": _preset("fast", 18, 2**15, step_until=(0.1, 0.25, 0.6, 1.0)),
+    # For a few minutes.
+    "default": _preset("default", 19, 2**16),
+    # From five minutes on: more of the run at the full resolution.
+    "quality": _preset("quality", 19, 2**16, step_until=(0.05, 0.15, 0.3, 1.0)),
+    # The paper's encoding, loss and step, for comparisons; not the fastest on a CPU.
+    "paper": NerfConfig(
+        preset="paper",
+        encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
+        train=NerfTrainConfig(batch_samples=2**16, huber_delta=0.1, min_transmittance=1e-4, min_weight=0.0),
+    ),
+    # HashNeRF-pytorch's networks (NeRFSmall), finest resolution and losses, over our grid, sampling and optimiser. Its
+    # densities start at 0, where half of space has no gradient through the ReLU; lego then stays empty. Ours start at
+    # `density_bias`.
+    "hashnerf": NerfConfig(
+        preset="hashnerf",
+        encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
+        finest_resolution=512,
+        density_activation="relu",
+        color_sees_density=False,
+        train=NerfTrainConfig(batch_samples=2**15, final_learning_rate=1e-3, sparsity=3e-7, total_variation=3e-6),
+    ),
+    # For GPUs, where a step costs little and faint samples are affordable: a few seconds, and more.
+    "gpu-fast": _preset("gpu-fast", 19, 2**16),
+    "gpu": _preset("gpu", 19, 2**18, step_until=(0.05, 0.15, 0.3, 1.0), min_transmittance=1e-3, min_weight=5e-4),
+    # From half a minute on: tens of thousands of steps outgrow a table of 2^19 entries a level. Reasoned, not measured.
+    "gpu-quality": _preset(
+        "gpu-quality", 21, 2**18, step_until=(0.03, 0.1, 0.2, 1.0), min_transmittance=1e-4, min_weight=1e-4
+    ),
+}
+
+
+def preset_for(max_seconds: float | None, n_steps: int | None, on_gpu: bool = False) -> str:
+    """The preset that suits a length of training, where the user names none."""
+    if on_gpu:
+        if max_seconds is not None:
+            return "gpu-fast" if max_seconds < 4 else "gpu" if max_seconds < 30 else "gpu-quality"
+        return "gpu-fast" if n_steps is None or n_steps <= 2000 else "gpu" if n_steps <= 20000 else "gpu-quality"
+    if max_seconds is not None:
+        return "fast" if max_seconds < 150 else "default" if max_seconds < 280 else "quality"
+    return "fast" if n_steps is None or n_steps <= 3000 else "default" if n_steps <= 8000 else "quality"

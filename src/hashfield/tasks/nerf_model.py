@@ -1,0 +1,318 @@
+"""A trained radiance field: its numbers as the fused ops take them, its pictures, its checkpoint read back."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hashfield.errors import CheckpointError, ConfigError, HashfieldError
+from hashfield.geometry.cameras import Camera, camera_table
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.spaces import Spaces
+from hashfield.nn.config import RadianceFieldConfig
+from hashfield.nn.encodings import GridEncoding, table_of
+from hashfield.nn.fields import RadianceField
+from hashfield.ops.backend import fast_precision, runs_on_triton
+from hashfield.ops.camera_rays import view_rays
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
+from hashfield.tasks.mesh import Box, Surface
+from hashfield.tasks.nerf_config import NerfConfig, RunPrecision
+from hashfield.train.checkpoint import (
+    config_from_dict,
+    load_checkpoint,
+    read_metadata,
+    restore_module,
+    tensor_shapes,
+)
+
+CPU = torch.device("cpu")
+
+
+def network_precision(precision: RunPrecision, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
+    """The precision of networks on a device, where NerfConfig asks for `precision`."""
+    if precision in ("auto", "float16"):
+        return "float16" if runs_on_triton(device) else fast_precision(device)
+    return precision
+
+
+def field_parameters(
+    module: RadianceField, table_bf16: Tensor | None, precision: RunPrecision = "auto"
+) -> FieldParameters:
+    """A field module's numbers as the fused ops take them; `precision` as NerfConfig describes it."""
+    first, *others = (w.detach() for w in module.color_network.weights)
+    if not module.config.color_sees_density:
+        first = nn.functional.pad(first, (1, 0))  # the kernels hand it that output too, here with weight 0
+    encoding = module.encoding
+    found = FieldParameters(
+        layout=module.config.encoding.layout(3) if isinstance(encoding, GridEncoding) else GridLayout(),
+        table=table_of(module.encoding).detach(),
+        density_weights=tuple(w.detach() for w in module.density_network.weights),
+        color_weights=(first, *others),
+        density_bias=module.config.density_bias,
+        density_activation=module.config.density_activation,
+        interpolation=module.config.encoding.interpolation,
+        encode=None if isinstance(encoding, GridEncoding) else encoding,
+    )
+    if not found.is_fused:
+        return found
+    networks = network_precision(precision, found.table.device)
+    if networks == "float16" and found.limit("triton") is not None:
+        networks = "float32"  # the reference then runs
+    return replace(
+        found,
+        table_bf16=None if precision == "float32" or networks == "float16" else table_bf16,
+        precision=networks,
+        table_fp16=found.table.to(torch.float16) if networks == "float16" else None,
+    )
+
+
+class NerfModel(nn.Module):
+    """A trained radiance field with its spaces, cameras and occupancy: stands alone, needs no photos."""
+
+    bits: Tensor
+    box: Tensor
+    table_bf16: Tensor
+
+    def __init__(
+        self,
+        module: RadianceField,
+        spaces: Spaces,
+        bits: Tensor,
+        box: Float[Tensor, " 6"],
+        *,
+        cameras: Mapping[str, Sequence[Camera]] | None = None,
+        background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        step_scale: float = 1.0,
+        precision: RunPrecision = "auto",
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        """Args:
+        module: The field; positions in unit space.
+        spaces: Of the scene.
+        bits: Occupied cells.
+        box: Scene space; nothing lies outside it.
+        cameras: World, by split.
+        background: Colour the scene was meant to be seen on.
+        step_scale: Of the march when rendering.
+        precision: Of rendering, as NerfConfig describes it.
+        info: Names and figures, free-form.
+        """
+        super().__init__()
+        self.field = module.requires_grad_(False)
+        self.spaces = spaces
+        self.register_buffer("bits", bits)
+        self.register_buffer("box", box)
+        self.register_buffer("table_bf16", table_of(module.encoding).detach().to(torch.bfloat16))
+        self.cameras = {split: list(views) for split, views in (cameras or {}).items()}
+        self.background = background
+        self.step_scale = step_scale
+        self.precision: RunPrecision = precision
+        self.info = info or {}
+
+    def density(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
+        """Density per world unit of length; 0 outside the training box."""
+        position = self.spaces.world_to_unit(positions_world).reshape(-1, 3)
+        density = self.spaces.density_scene_to_world(self.field.density(position.float()))
+        density = torch.where(((position >= 0) & (position <= 1)).all(-1), density, 0.0)
+        return density.reshape(positions_world.shape[:-1])
+
+    def forward(
+        self, positions_world: Float[Tensor, "*batch 3"], directions_world: Float[Tensor, "*batch 3"]
+    ) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
+        """(color, density) of points seen along unit directions (from the eye to the point)."""
+        position = self.spaces.world_to_unit(positions_world).reshape(-1, 3).float()
+        direction = self.spaces.direction_world_to_scene(directions_world).reshape(-1, 3).float()
+        color, density = self.field(position, direction)
+        density = torch.where(((position >= 0) & (position <= 1)).all(-1), density, 0.0)
+        density = self.spaces.density_scene_to_world(density)
+        batch = positions_world.shape[:-1]
+        return color.reshape(*batch, 3), density.reshape(batch)
+
+    @torch.no_grad()
+    def render(
+        self,
+        camera: Camera,
+        outputs: Sequence[str] = ("color", "depth"),
+        background: tuple[float, float, float] | None = None,
+        rays_at_once: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Pictures of the scene: float32 arrays by name.
+
+        Args:
+            camera: In the world; its width and height are the picture's.
+            outputs: Of "color", "opacity", "depth", "normals".
+            background: Composited behind the colour; None leaves the colour premultiplied by opacity.
+            rays_at_once: Bounds memory; None: 2^18 on CPUs, 2^22 elsewhere.
+
+        Returns:
+            color [h, w, 3] in sRGB; opacity [h, w]; depth [h, w], the mean distance along the unit ray in world
+            units, 0 where nothing is; normals [h, w, 3], unit vectors in the world, 0 where nothing is.
+
+        Raises:
+            ConfigError: an output is not known.
+        """
+        unknown = sorted(set(outputs) - {"color", "opacity", "depth", "normals"})
+        if unknown:
+            raise ConfigError(f"outputs: expected color, opacity, depth, normals; got {unknown[0]!r}")
+        shape = (camera.height, camera.width)
+        parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
+        for found in self.render_parts(camera, outputs, background, rays_at_once):
+            for name, part in found.items():
+                parts[name].append(part)
+        return {name: _on_host(p).reshape(*shape, *p[0].shape[1:]) for name, p in parts.items()}
+
+    @torch.no_grad()
+    def render_parts(
+        self,
+        camera: Camera,
+        outputs: Sequence[str] = ("color",),
+        background: tuple[float, float, float] | None = None,
+        rays_at_once: int | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """The pixels of a picture in order, some at a time, where the model lies: see `render`."""
+        field = field_parameters(self.field, self.table_bf16, self.precision)
+        device = self.bits.device
+        table = self.spaces.camera_table_to_scene(camera_table([camera]))
+        options = MarchOptions(self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale, 1e-4)
+        n_pixels, most = camera.width * camera.height, rays_at_once or (2**18 if device.type == "cpu" else 2**22)
+        for first in range(0, n_pixels, most):
+            n = min(most, n_pixels - first)
+            rays = view_rays(table, camera.width, camera.height, self.box, first=first, n_rays=n)
+            found = render_rays(field, rays, self.bits, options)
+            distance = torch.where(found.opacity > 1e-3, found.depth / found.opacity.clamp(min=1e-3), 0.0)
+            part: dict[str, Tensor] = {}
+            if "color" in outputs:
+                color = found.color
+                if background is not None:
+                    color = color + (1 - found.opacity)[:, None] * color.new_tensor(background)
+                part["color"] = color
+            if "opacity" in outputs:
+                part["opacity"] = found.opacity
+            if "depth" in outputs:
+                part["depth"] = self.spaces.distance_scene_to_world(distance)
+            if "normals" in outputs:
+                points = rays.origin + distance[:, None] * rays.direction
+                part["normals"] = self._normals(points, found.opacity > 0.1)
+            yield part
+
+    def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
+        """What a mesh of the scene needs, see `hashfield.tasks.mesh`; the level is a density per world unit.
+
+        Raises:
+            ConfigError: the box lies outside the model, or the level is not positive.
+            DataError: the level is to be chosen and no camera sees anything opaque.
+        """
+        from hashfield.tasks.nerf_surface import nerf_surface  # it builds on this file
+
+        return nerf_surface(self, resolution=resolution, box=box, level=level)
+
+    def _normals(self, positions_scene: Tensor, is_hit: Tensor) -> Tensor:
+        """World normals -grad(density)/|grad| where a ray hits, from central differences over one cell of the
+        finest occupancy grid: the field's own gradient is rougher than the surface it describes."""
+        normals = torch.zeros_like(positions_scene)
+        points = positions_scene[is_hit]
+        reach = 0.5 / 128
+        gradient = torch.stack(
+            [
+                self._log_density(points + step) - self._log_density(points - step)
+                for step in reach * torch.eye(3, dtype=points.dtype, device=points.device)
+            ],
+            1,
+        )
+        normals[is_hit] = torch.nn.functional.normalize(-gradient, dim=1)
+        return self.spaces.direction_scene_to_world(normals)
+
+    def _log_density(self, positions_scene: Tensor) -> Tensor:
+        # the logarithm, since density itself spans many powers of ten across a surface
+        density = self.field.density(self.spaces.scene_to_unit(positions_scene))
+        return torch.log(density.clamp(1e-4, 1e4))
+
+
+def _on_host(parts: list[Tensor]) -> np.ndarray:
+    """Parts of a picture, one after another, as an array of its own."""
+    if parts[0].device.type != "cuda":
+        return np.concatenate([part.cpu().numpy() for part in parts])
+    # By way of pinned memory, which PyTorch keeps: a copy into fresh pages takes some ten times as long.
+    n = sum(len(part) for part in parts)
+    pinned = torch.empty((n, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=True)
+    first = 0
+    for part in parts:
+        pinned[first : first + len(part)].copy_(part, non_blocking=True)
+        first += len(part)
+    torch.cuda.current_stream().synchronize()
+    return pinned.numpy().copy()
+
+
+def load_model(path: Path, device: torch.device = CPU) -> NerfModel:
+    """The model in a checkpoint file, exported or not, on a device.
+
+    Raises:
+        CheckpointError: the file is missing, broken or does not describe a radiance field; the text names what.
+    """
+    metadata = read_metadata(path)
+    if metadata.get("task") != "nerf":
+        raise CheckpointError(f"{path}: task: expected 'nerf', got {metadata.get('task')!r}")
+    try:
+        config = config_from_dict(NerfConfig, metadata.get("config"), f"{path}: config")
+        spaces = Spaces.from_dict(_part(metadata, "spaces", dict, path))
+        bias = _part(metadata, "density_bias", float, path)
+        background = _part(metadata, "background", list, path)
+        step_scale = _part(metadata, "step_scale", float, path)
+        if not 0.1 <= step_scale <= 64:  # as in NerfTrainConfig; a march of no or negative steps would never end
+            raise CheckpointError(f"{path}: metadata: step_scale: expected a number in [0.1, 64], got {step_scale}")
+        cameras = {
+            split: [Camera.from_dict(view) for view in views]
+            for split, views in _part(metadata, "cameras", dict, path).items()
+        }
+        field_config = config.field_config(spaces.aabb_scale, bias)
+    except CheckpointError:
+        raise
+    except HashfieldError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    expected = expected_shapes(field_config, spaces)
+    found = tensor_shapes(path)
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{path}: tensor {name!r} is missing")
+        if found[name][0] != shape:
+            raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
+    tensors, _ = load_checkpoint(path)
+    module = RadianceField(field_config)
+    restore_module(module, tensors, path)
+    if not bool(torch.isfinite(tensors["box"]).all()):
+        raise CheckpointError(f"{path}: tensor 'box' holds numbers that are not finite")
+    if len(background) != 3 or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in background):
+        raise CheckpointError(f"{path}: background: expected three numbers in 0..1, got {background!r}")
+    info = {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
+    return NerfModel(
+        module.to(device), spaces, tensors["bits"].to(device), tensors["box"].double().to(device), cameras=cameras,
+        background=(background[0], background[1], background[2]), step_scale=step_scale, precision=config.precision,
+        info=info,
+    )  # fmt: skip
+
+
+def expected_shapes(config: RadianceFieldConfig, spaces: Spaces) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the tensors that a checkpoint of such a field must hold."""
+    found: dict[str, tuple[int, ...]] = {"bits": (spaces.n_cascades * 128**3 // 8,), "box": (6,)}
+    if config.n_grid_parameters:
+        layout = config.encoding.layout(3)
+        found["field.encoding.table"] = (layout.n_entries, layout.n_features_per_level)
+    for network, shapes in zip(("density", "color"), config.network_shapes(), strict=True):
+        for k, shape in enumerate(shapes):
+            found[f"field.{network}_network.weights.{k}"] = shape
+    return found
+
+
+def _part(metadata: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
+    value = metadata.get(name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+        raise CheckpointError(f"{path}: metadata: {name}: expected {kind.__name__}, got {value!r}")
+    return value
