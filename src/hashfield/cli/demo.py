@@ -10,7 +10,7 @@ import torch
 
 from hashfield.cli.outcome import finish
 from hashfield.cli.shared import DeviceName, kind_from_name, parse, run_command, say, set_up
-from hashfield.cli.train import run_training, write_config
+from hashfield.cli.train import demo_ended, run_training, say_what_a_demo_left, write_config
 from hashfield.data.dataset import Scene
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.errors import ConfigError
@@ -81,16 +81,14 @@ def demo_nerf(arguments: list[str]) -> int:
     task = NerfTask(PRESETS["gpu" if device.type == "cuda" else "fast"], scene, seed=options.seed, device=device)
     write_config(run, task, length)
     result = run_training(task, run, length)
-    if result.stopped_by != "done":
-        say(f"ended early ({result.stopped_by}) after step {result.step}; {run.checkpoint} holds what there is")
-        return 130 if result.stopped_by == "interrupted" else 2
+    ended = demo_ended(result, run)
+    if ended is not None:
+        return ended
     extra = comparisons(task.model(), scene, depths["test"])
     finish(task, scene, run, result, extra, video_frames=options.n_frames, by_clock=True)
     for name, value in extra:
         say(f"{name}: {value}")
-    say(f"checkpoint: {run.checkpoint}")
-    say(f"report: {run.report} (open it in a browser)")
-    say(f"all in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
+    say_what_a_demo_left(run, started)
     return 0
 
 

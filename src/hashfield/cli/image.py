@@ -15,10 +15,21 @@ from hashfield.api import load
 from hashfield.cli.evaluate import write_figures
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
 from hashfield.cli.shared import parse, say, set_up, set_up_host, value_of
-from hashfield.cli.train import ended_early, make_plan, new_run, run_training, write_config, write_tensorboard
+from hashfield.cli.train import (
+    TrainCommand,
+    demo_ended,
+    ended_early,
+    make_plan,
+    new_run,
+    preset_of,
+    run_training,
+    say_what_a_demo_left,
+    write_config,
+    write_tensorboard,
+)
 from hashfield.data.demo_picture import save_demo_picture
 from hashfield.data.pictures import MAX_PIXELS, Picture, read_picture, read_picture_header
-from hashfield.errors import CheckpointError, ConfigError, DataError
+from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import (
     ExrWriter,
     PngWriter,
@@ -31,7 +42,7 @@ from hashfield.export.images import (
 from hashfield.export.report import write_report
 from hashfield.kernels.numba_cpu.common import is_cache_warm
 from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, to_linear
-from hashfield.tasks.shared import parse_background
+from hashfield.tasks.shared import parse_background, stored
 from hashfield.train.checkpoint import exported_size
 from hashfield.train.loop import Progress, TrainOptions, TrainResult
 from hashfield.train.run_folder import RunFolder
@@ -45,33 +56,15 @@ DETAIL = 320  # pixels of the crop that is shown at full size
 
 
 @dataclass(frozen=True)
-class TrainImage:
+class TrainImage(TrainCommand):
     """Train a picture as a function from position to colour."""
 
     path: Annotated[Path, tyro.conf.Positional]
     """PNG, JPEG, WebP, TIFF, EXR, HDR: grey or RGB, with or without alpha, 8 or 16 bits or floats."""
-    out: Path | None = None
-    """Run folder; default runs/<picture>-<n>."""
-    overwrite: bool = False
-    """Allow --out to hold a run already; it is replaced."""
-    resume: bool = False
-    """Go on with the run in --out from its checkpoint, on the length it was planned for."""
-    n_steps: int | None = None
-    """Length of the run in steps; then the same seed gives the same bits."""
-    max_seconds: float | None = None
-    """Length of the run in seconds of training; the clock enters the schedule. Default 60."""
-    seed: int = 0
-    """Of every random choice."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
-    threads: int | None = None
-    """Threads of the kernels; default as many as torch takes."""
     max_pixels: int = MAX_PIXELS
     """Pictures of more pixels are refused before they are decoded."""
     scratch: Path | None = None
     """Folder for the scratch file that a large picture is decoded into; default the run's. It is removed at the end."""
-    tensorboard: bool = False
-    """Also write the figures for TensorBoard (extra: hashfield[tensorboard])."""
     config: Annotated[ImageConfig, tyro.conf.arg(name="")] = ImageConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
@@ -83,7 +76,7 @@ def train_image(arguments: list[str]) -> int:
     set_up_host(options.device, options.threads)
     plan = make_plan(options, defaults.config, value_of(arguments, "--preset"))
     if plan.resumed is not None:
-        options = replace(options, seed=_stored_seed(plan.metadata, plan.resumed))
+        options = replace(options, seed=stored(plan.metadata, "seed", int, plan.resumed.checkpoint))
     header = read_picture_header(options.path, max_pixels=options.max_pixels)  # refused before anything is made
     run = plan.resumed or new_run(options, options.path.stem)
     say(f"reading {options.path}: {header.width}x{header.height}, {header.form}, {header.dtype} ...")
@@ -111,17 +104,7 @@ def train_image(arguments: list[str]) -> int:
 
 def _defaults(arguments: list[str]) -> TrainImage:
     """The options' defaults: those of the preset that the arguments name."""
-    name = value_of(arguments, "--preset") or "default"
-    if name not in PRESETS:
-        raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return TrainImage(path=tyro.MISSING, config=PRESETS[name])
-
-
-def _stored_seed(metadata: dict[str, Any], run: RunFolder) -> int:
-    seed = metadata.get("seed")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise CheckpointError(f"{run.checkpoint}: metadata: seed: expected a whole number, got {seed!r}")
-    return seed
+    return TrainImage(path=tyro.MISSING, config=preset_of(arguments, PRESETS, lambda seconds, steps: "default"))
 
 
 def sizes(task: ImageTask) -> str:
@@ -414,11 +397,9 @@ def demo_image(arguments: list[str]) -> int:
         task = ImageTask(PRESETS["default"], picture, seed=options.seed)
         write_config(run, task, length)
         result = run_training(task, run, length, on_progress=progress_pictures(task, run))
-        if result.stopped_by != "done":
-            say(f"ended early ({result.stopped_by}) after step {result.step}; {run.checkpoint} holds what there is")
-            return 130 if result.stopped_by == "interrupted" else 2
+        ended = demo_ended(result, run)
+        if ended is not None:
+            return ended
         finish_image(task, run, result, by_clock=True)
-    say(f"checkpoint: {run.checkpoint}")
-    say(f"report: {run.report} (open it in a browser)")
-    say(f"all in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
+    say_what_a_demo_left(run, started)
     return 0

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,17 +15,20 @@ from hashfield.cli.evaluate import write_figures
 from hashfield.cli.render import Render, render
 from hashfield.cli.shared import parse, say, set_up, set_up_host, value_of
 from hashfield.cli.train import (
-    DEFAULT_SECONDS,
+    TrainCommand,
+    demo_ended,
     ended_early,
     make_plan,
     new_run,
+    preset_of,
     run_training,
+    say_what_a_demo_left,
     write_config,
     write_tensorboard,
 )
 from hashfield.data.demo_mesh import DEMO, demo_mesh
 from hashfield.data.meshes import SourceMesh, mesh_library, read_mesh
-from hashfield.errors import CheckpointError, ConfigError, DataError
+from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import colorize_normals, comparison_sheet, to_uint8, write_png
 from hashfield.export.meshes import extract_mesh
 from hashfield.export.report import write_report
@@ -33,38 +36,20 @@ from hashfield.export.video import check_video, write_mp4
 from hashfield.geometry.paths import orbit_path
 from hashfield.tasks.evaluate_surface import evaluate_distance
 from hashfield.tasks.sdf import PRESETS, MeshInUnitSpace, SdfConfig, SdfModel, SdfTask, preset_for
-from hashfield.tasks.shared import parse_background
+from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.train.checkpoint import config_from_dict, read_metadata
 from hashfield.train.loop import TrainOptions, TrainResult
 from hashfield.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class TrainSdf:
+class TrainSdf(TrainCommand):
     """Train a signed distance on a mesh."""
 
     path: Annotated[Path, tyro.conf.Positional]
     """OBJ, PLY, STL, GLB or GLTF file."""
-    out: Path | None = None
-    """Run folder; default runs/<mesh>-<n>."""
-    overwrite: bool = False
-    """Allow --out to hold a run already; it is replaced."""
-    resume: bool = False
-    """Go on with the run in --out from its checkpoint, on the length it was planned for."""
-    n_steps: int | None = None
-    """Length of the run in steps; then the same seed gives the same bits."""
-    max_seconds: float | None = None
-    """Length of the run in seconds of training; the clock enters the schedule. Default 60."""
-    seed: int = 0
-    """Of every random choice."""
     background: str = "white"
     """Behind the surface in pictures: white, black or #rrggbb."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
-    threads: int | None = None
-    """Threads of the kernels; default as many as torch takes."""
-    tensorboard: bool = False
-    """Also write the figures for TensorBoard (extra: hashfield[tensorboard])."""
     config: Annotated[SdfConfig, tyro.conf.arg(name="")] = SdfConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
@@ -101,27 +86,16 @@ def train_sdf(arguments: list[str]) -> int:
 
 def _defaults(arguments: list[str]) -> TrainSdf:
     """The options' defaults: those of the preset that the arguments name, or that suits their length."""
-    name = value_of(arguments, "--preset")
-    if name is None:
-        seconds, steps = value_of(arguments, "--max-seconds"), value_of(arguments, "--n-steps")
-        try:
-            name = preset_for(
-                float(seconds) if seconds else None if steps else DEFAULT_SECONDS, int(steps) if steps else None
-            )
-        except ValueError:
-            name = "fast"  # tyro will name the wrong number
-    if name not in PRESETS:
-        raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return TrainSdf(path=tyro.MISSING, config=PRESETS[name])
+    return TrainSdf(path=tyro.MISSING, config=preset_of(arguments, PRESETS, preset_for))
 
 
 def _stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
     """What a resumed run takes from its checkpoint rather than from the command line."""
-    try:
-        r, g, b = (round(255 * value) for value in metadata["background"])
-        return {"seed": int(metadata["seed"]), "background": f"#{r:02x}{g:02x}{b:02x}"}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{run.checkpoint}: metadata: missing or wrong: {error}") from error
+    path = run.checkpoint
+    return {
+        "seed": stored(metadata, "seed", int, path),
+        "background": background_text(stored_background(metadata, path)),
+    }
 
 
 def _check_same_mesh(run: RunFolder, metadata: dict[str, Any], mesh: SourceMesh) -> None:
@@ -329,11 +303,9 @@ def demo_sdf(arguments: list[str]) -> int:
     task = SdfTask(PRESETS["fast"], mesh, seed=options.seed)
     write_config(run, task, length)
     result = run_training(task, run, length)
-    if result.stopped_by != "done":
-        say(f"ended early ({result.stopped_by}) after step {result.step}; {run.checkpoint} holds what there is")
-        return 130 if result.stopped_by == "interrupted" else 2
+    ended = demo_ended(result, run)
+    if ended is not None:
+        return ended
     finish_sdf(task, run, result, video_frames=options.n_frames, by_clock=True)
-    say(f"checkpoint: {run.checkpoint}")
-    say(f"report: {run.report} (open it in a browser)")
-    say(f"all in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
+    say_what_a_demo_left(run, started)
     return 0

@@ -2,7 +2,8 @@
 
 import importlib
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -16,11 +17,11 @@ from hashfield.cli.outcome import finish
 from hashfield.cli.progress import ProgressView
 from hashfield.cli.shared import DeviceName, kind_from_name, parse, run_command, say, set_up, uses_gpu, value_of
 from hashfield.data import ReadOptions, Scene, load_scene
-from hashfield.errors import CheckpointError, ConfigError
+from hashfield.errors import ConfigError
 from hashfield.tasks import KINDS
 from hashfield.tasks.nerf import NerfTask, gpu_memory
 from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
-from hashfield.tasks.shared import parse_background
+from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.train.checkpoint import config_from_dict, read_metadata, write_aside
 from hashfield.train.loop import Progress, TrainOptions, TrainResult, planned_length, train
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
@@ -30,13 +31,13 @@ DEFAULT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class TrainNerf:
-    """Train a radiance field on photos with camera poses."""
+class TrainCommand:
+    """What can be said of any kind of training; the kinds add `config` and more."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """Folder with the photos and transforms.json (or transforms_train.json ...), or that file."""
+    """What to train on."""
     out: Path | None = None
-    """Run folder; default runs/<scene>-<n>."""
+    """Run folder; default runs/<name of the data>-<n>."""
     overwrite: bool = False
     """Allow --out to hold a run already; it is replaced."""
     resume: bool = False
@@ -47,14 +48,24 @@ class TrainNerf:
     """Length of the run in seconds of training; the clock enters the schedule. Default 60."""
     seed: int = 0
     """Of every random choice."""
-    background: str = "white"
-    """Behind the scene in evaluation and rendering: white, black or #rrggbb."""
     device: DeviceName = "auto"
-    """Where to train; auto takes a GPU where one is."""
-    max_gpu_memory: float | None = None
-    """GiB of GPU memory that the run may take; default all there is."""
+    """Where to train; auto takes a GPU where one is that can."""
     threads: int | None = None
     """Threads of the kernels; default as many as torch takes."""
+    tensorboard: bool = False
+    """Also write the figures for TensorBoard (extra: hashfield[tensorboard])."""
+
+
+@dataclass(frozen=True)
+class TrainNerf(TrainCommand):
+    """Train a radiance field on photos with camera poses."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """Folder with the photos and transforms.json (or transforms_train.json ...), or that file."""
+    background: str = "white"
+    """Behind the scene in evaluation and rendering: white, black or #rrggbb."""
+    max_gpu_memory: float | None = None
+    """GiB of GPU memory that the run may take; default all there is."""
     downscale: int = 1
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
@@ -63,8 +74,6 @@ class TrainNerf:
     """Side of the training box, a power of two up to 128; default the file's, or chosen and printed."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
     """Of the file's poses: opengl looks along -z, as the formats have it; opencv along +z, as some exporters do."""
-    tensorboard: bool = False
-    """Also write the figures for TensorBoard (extra: hashfield[tensorboard])."""
     config: Annotated[NerfConfig, tyro.conf.arg(name="")] = NerfConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
@@ -87,7 +96,7 @@ def train_nerf(arguments: list[str]) -> int:
     plan = make_plan(options, _defaults(arguments).config, value_of(arguments, "--preset"))
     config, length, metadata = plan.config, plan.length, plan.metadata
     if plan.resumed is not None:
-        options = replace(options, **stored_options(plan.resumed, metadata, options))
+        options = replace(options, **stored_options(plan.resumed, metadata))
     # What can be refused is refused before minutes of decoding, not after.
     parse_background(options.background)
     if not options.max_image_memory > 0:
@@ -132,6 +141,33 @@ class Plan:
     """The run to go on with."""
     metadata: dict[str, Any]
     """Of its checkpoint; empty for a new run."""
+
+
+def preset_of(
+    arguments: list[str], presets: Mapping[str, Any], suits: Callable[[float | None, int | None], str]
+) -> Any:
+    """The configuration of the preset that a training command's arguments name.
+
+    Args:
+        arguments: Of the command.
+        presets: By name.
+        suits: The name where none is given, from (seconds, steps) of the run.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    name = value_of(arguments, "--preset")
+    if name is None:
+        seconds, steps = value_of(arguments, "--max-seconds"), value_of(arguments, "--n-steps")
+        try:
+            name = suits(
+                float(seconds) if seconds else None if steps else DEFAULT_SECONDS, int(steps) if steps else None
+            )
+        except ValueError:
+            name = suits(DEFAULT_SECONDS, None)  # tyro will name the wrong number
+    if name not in presets:
+        raise ConfigError(f"--preset: expected one of {', '.join(presets)}, got {name!r}")
+    return presets[name]
 
 
 def make_plan(options: Any, defaults: Any, preset: str | None, default_seconds: float = DEFAULT_SECONDS) -> Plan:
@@ -200,6 +236,21 @@ def ended_early(result: TrainResult, run: RunFolder, resume_command: str) -> int
     )
 
 
+def demo_ended(result: TrainResult, run: RunFolder) -> int | None:
+    """The exit code of a demo whose training did not come to its end, after a line about it; None where it did."""
+    if result.stopped_by == "done":
+        return None
+    say(f"ended early ({result.stopped_by}) after step {result.step}; {run.checkpoint} holds what there is")
+    return 130 if result.stopped_by == "interrupted" else 2
+
+
+def say_what_a_demo_left(run: RunFolder, started: float) -> None:
+    """Say where the demo's results lie, and how long it took since `started` (of `time.perf_counter`)."""
+    say(f"checkpoint: {run.checkpoint}")
+    say(f"report: {run.report} (open it in a browser)")
+    say(f"all in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
+
+
 def say_memory(config: NerfConfig, scene: Scene, device: torch.device, budget: float | None) -> None:
     """Say what the run takes of the GPU's memory, and refuse what cannot fit."""
     needed, free = gpu_memory(config, scene) / 2**30, torch.cuda.mem_get_info(device)[0] / 2**30
@@ -212,18 +263,16 @@ def say_memory(config: NerfConfig, scene: Scene, device: torch.device, budget: f
         )
 
 
-def stored_options(run: RunFolder, metadata: dict[str, Any], options: TrainNerf) -> dict[str, Any]:
+def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
     """What a resumed run takes from its checkpoint rather than from the command line."""
-    try:
-        r, g, b = (round(255 * value) for value in metadata["background"])
-        return {
-            "seed": int(metadata["seed"]),
-            "aabb_scale": int(metadata["spaces"]["aabb_scale"]),
-            "background": f"#{r:02x}{g:02x}{b:02x}",
-            "camera_axes": metadata["scene"].get("camera_axes", "opengl"),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{run.checkpoint}: metadata: missing or wrong: {error}") from error
+    path = run.checkpoint
+    spaces, scene = stored(metadata, "spaces", dict, path), stored(metadata, "scene", dict, path)
+    return {
+        "seed": stored(metadata, "seed", int, path),
+        "aabb_scale": stored(spaces, "aabb_scale", int, path),
+        "background": background_text(stored_background(metadata, path)),
+        "camera_axes": scene.get("camera_axes", "opengl"),
+    }
 
 
 def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) -> None:
@@ -239,20 +288,9 @@ def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) ->
 
 def _defaults(arguments: list[str]) -> TrainNerf:
     """The options' defaults: those of the preset that the arguments name, or that suits their length."""
-    name = value_of(arguments, "--preset")
-    if name is None:
-        seconds, steps = value_of(arguments, "--max-seconds"), value_of(arguments, "--n-steps")
-        try:
-            name = preset_for(
-                float(seconds) if seconds else None if steps else DEFAULT_SECONDS,
-                int(steps) if steps else None,
-                value_of(arguments, "--device") in (None, "auto", "cuda") and uses_gpu(),
-            )
-        except ValueError:
-            name = "fast"  # tyro will name the wrong number
-    if name not in PRESETS:
-        raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return TrainNerf(path=tyro.MISSING, config=PRESETS[name])
+    on_gpu = value_of(arguments, "--device") in (None, "auto", "cuda") and uses_gpu()
+    config = preset_of(arguments, PRESETS, lambda seconds, steps: preset_for(seconds, steps, on_gpu))
+    return TrainNerf(path=tyro.MISSING, config=config)
 
 
 def write_config(run: RunFolder, task: Task, length: TrainOptions) -> None:

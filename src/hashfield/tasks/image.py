@@ -17,24 +17,23 @@ from torch import Tensor, nn
 from hashfield.data.pictures import Picture, linear_from_srgb
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.fixed_point import to_fixed_point
-from hashfield.log import logger
 from hashfield.nn.config import EncodingConfig, MLPConfig
 from hashfield.nn.encodings import GridEncoding, encoding_from_config, table_of
 from hashfield.nn.networks import NetworkWithEncoding
 from hashfield.ops.eval_points import EncodedNetwork, eval_points, network_precision
 from hashfield.ops.pixel_batch import pixel_batch
 from hashfield.ops.train_points import LOSSES, PointLoss, PointsWorkspace, train_points
+from hashfield.tasks.shared import check_seed, restore_trained, stored_info, trained_state, warn_of_other_bits
 from hashfield.train.checkpoint import (
     config_from_dict,
     config_to_dict,
     generator_state,
-    load_checkpoint,
+    load_tensors,
     read_metadata,
     restore_generator,
     restore_module,
-    tensor_shapes,
 )
-from hashfield.train.optim import TableOptimizer, learning_rate_at
+from hashfield.train.optim import TableOptimizer, check_rates, learning_rate_at
 from hashfield.train.task import StepResult
 
 RunPrecision = Literal["auto", "float32", "bfloat16"]
@@ -65,11 +64,7 @@ class ImageTrainConfig:
     def __post_init__(self) -> None:
         if not 256 <= self.batch <= 2**24:
             raise ConfigError(f"batch: expected 256 to {2**24}, got {self.batch}")
-        for name in ("learning_rate", "final_learning_rate"):
-            if not 0 < getattr(self, name) < 10:
-                raise ConfigError(f"{name}: expected a number in (0, 10), got {getattr(self, name)}")
-        if not 0 <= self.flat_until <= 1:
-            raise ConfigError(f"flat_until: expected a fraction, got {self.flat_until}")
+        check_rates(self.learning_rate, self.final_learning_rate, self.flat_until)
         if not 0 <= self.touches_per_update <= 100:
             raise ConfigError(f"touches_per_update: expected 0 to 100, got {self.touches_per_update}")
         if self.loss not in LOSSES:
@@ -393,9 +388,7 @@ def load_model(path: Path) -> ImageModel:
     Raises:
         CheckpointError: the file is missing, broken or does not describe an image; the text names what.
     """
-    metadata = read_metadata(path)
-    if metadata.get("task") != ImageTask.name:
-        raise CheckpointError(f"{path}: task: expected {ImageTask.name!r}, got {metadata.get('task')!r}")
+    metadata = read_metadata(path, ImageTask.name)
     try:
         config = config_from_dict(ImageConfig, metadata.get("config"), f"{path}: config")
         shape = config_from_dict(ImageShape, metadata.get("image"), f"{path}: image")
@@ -412,17 +405,10 @@ def load_model(path: Path) -> ImageModel:
         layout = config.grid().layout(2)
         expected["field.encoding.table"] = (layout.n_entries, layout.n_features_per_level)
     expected |= {f"field.network.weights.{k}": (widths[k + 1], widths[k]) for k in range(len(widths) - 1)}
-    found = tensor_shapes(path)
-    for name, size in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{path}: tensor {name!r} is missing")
-        if found[name][0] != size:
-            raise CheckpointError(f"{path}: tensor {name!r}: expected shape {size}, got {found[name][0]}")
-    tensors, _ = load_checkpoint(path)
+    tensors = load_tensors(path, expected)
     module = make_module(config, shape.n_channels)
     restore_module(module, tensors, path)
-    info = {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
-    return ImageModel(module, config, shape, info)
+    return ImageModel(module, config, shape, stored_info(metadata))
 
 
 # --- the training task -------------------------------------------------------------------------------------
@@ -442,9 +428,7 @@ class ImageTask:
         Raises:
             ConfigError: the seed is negative.
         """
-        if seed < 0:
-            raise ConfigError(f"seed: expected a whole number >= 0, got {seed}")
-        self.picture, self.seed, self.shape = picture, seed, shape_of(picture)
+        self.picture, self.seed, self.shape = picture, check_seed(seed), shape_of(picture)
         self.config = config.fitted(picture.width, picture.height)
         init = torch.Generator().manual_seed(seed)
         self.field = make_module(self.config, picture.n_channels, init)
@@ -505,17 +489,10 @@ class ImageTask:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
-        tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
-        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
+        tensors, values = trained_state(self.field, self.optimizer, self.parameters().precision)
         if max(self.intervals, default=1) > 1:
             tensors["optimizer.gradient"] = self.workspace.grad_table  # of the levels that wait for their update
-        values = {
-            "optimizer_steps": self.optimizer.n_steps,
-            "threads": torch.get_num_threads(),
-            "precision": self.parameters().precision,
-            "random": generator_state(self.random),
-        }
-        return tensors, values
+        return tensors, values | {"random": generator_state(self.random)}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back what `state` gave.
@@ -523,26 +500,14 @@ class ImageTask:
         Raises:
             CheckpointError: it does not fit this task's configuration.
         """
-        restore_module(self.field, tensors, "checkpoint")
+        restore_trained(self.field, self.optimizer, tensors, values)
         try:
-            moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
-            self.optimizer.restore(moments, int(values["optimizer_steps"]))
             if max(self.intervals, default=1) > 1:
                 self.workspace.grad_table.copy_(tensors["optimizer.gradient"])
             restore_generator(self.random, values["random"], "checkpoint: random")
-            threads, precision = values["threads"], values.get("precision")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
-        if threads != torch.get_num_threads():
-            logger.warning(
-                "the run was begun on %s threads and goes on with %s: it will differ in the last bits",
-                threads, torch.get_num_threads(),
-            )  # fmt: skip
-        if precision not in (None, self.parameters().precision):
-            logger.warning(
-                "the run was begun with %s networks and goes on with %s, which this CPU runs faster",
-                precision, self.parameters().precision,
-            )  # fmt: skip
+        warn_of_other_bits(values, self.parameters().precision)
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""

@@ -27,8 +27,8 @@ from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
 from hashfield.render.occupancy import OccupancyGrid
 from hashfield.tasks.nerf_config import NerfConfig
 from hashfield.tasks.nerf_model import CPU, NerfModel, expected_shapes, field_parameters, network_precision
-from hashfield.tasks.shared import parse_background
-from hashfield.train.checkpoint import config_to_dict, generator_state, restore_generator, restore_module
+from hashfield.tasks.shared import check_seed, parse_background, restore_trained, trained_state, warn_of_other_bits
+from hashfield.train.checkpoint import config_to_dict, generator_state, restore_generator
 from hashfield.train.optim import TableOptimizer, learning_rate_at
 from hashfield.train.task import StepResult
 
@@ -63,9 +63,7 @@ class NerfTask:
         Raises:
             ConfigError: the background is not a colour, or the seed is negative.
         """
-        if seed < 0:
-            raise ConfigError(f"seed: expected a whole number >= 0, got {seed}")
-        self.config, self.scene, self.seed, self.device = config, scene, seed, device
+        self.config, self.scene, self.seed, self.device = config, scene, check_seed(seed), device
         self.background = parse_background(background)
         self.spaces = scene.spaces
         self.is_carved = config.occupancy.use_alpha and scene.has_alpha
@@ -285,21 +283,17 @@ class NerfTask:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
         assert self.grid is not None and self.box is not None
-        tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
-        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
+        tensors, values = trained_state(self.field, self.optimizer, self.parameters().precision)
         tensors |= {"occupancy.values": self.grid.values, "bits": self.grid.bits, "box": self.box}
         if self.on_device is not None:
             self.n_rays = int(self.on_device.n_rays)
         if self.on_device is not None or self.device.type != "cpu":
             tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
-        values = {
-            "optimizer_steps": self.optimizer.n_steps,
+        values |= {
             "n_rays": self.n_rays,
             "next_refresh": self.next_refresh,
             "n_refreshes": self.n_refreshes,
             "samples_per_ray": 64.0 if self.workspace is None else self.workspace.samples_per_ray,
-            "threads": torch.get_num_threads(),
-            "precision": self.parameters().precision,
             "random": {name: generator_state(g) for name, g in self.random.items()},
         }
         if self.on_device is not None:
@@ -312,7 +306,7 @@ class NerfTask:
         Raises:
             CheckpointError: it does not fit this task's configuration.
         """
-        restore_module(self.field, tensors, "checkpoint")
+        restore_trained(self.field, self.optimizer, tensors, values)
         for name in ("occupancy.values", "bits", "box"):
             if name not in tensors:
                 raise CheckpointError(f"checkpoint: tensor {name!r} is missing")
@@ -320,8 +314,6 @@ class NerfTask:
         if tensors["occupancy.values"].shape != (n_cells,) or tensors["bits"].shape != (n_cells // 8,):
             raise CheckpointError("checkpoint: the occupancy grid has another size than this scene's")
         try:
-            moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
-            self.optimizer.restore(moments, int(values["optimizer_steps"]))
             self.n_rays = int(values["n_rays"])
             self.next_refresh = int(values["next_refresh"])
             self.n_refreshes = int(values["n_refreshes"])
@@ -329,21 +321,13 @@ class NerfTask:
                 self.workspace.samples_per_ray = float(values["samples_per_ray"])
             for name, generator in self.random.items():
                 restore_generator(generator, values["random"][name], f"checkpoint: random.{name}")
-            threads, precision = values["threads"], values.get("precision")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
-        if (self.on_device is not None) != ("device_random" in values):
+        is_moved = (self.on_device is not None) != ("device_random" in values)
+        if is_moved:
             logger.warning("the run was begun on another device and goes on here: with other random numbers")
-        elif threads != torch.get_num_threads() and self.on_device is None:
-            logger.warning(
-                "the run was begun on %s threads and goes on with %s: it will differ in the last bits",
-                threads, torch.get_num_threads(),
-            )  # fmt: skip
-        if precision not in (None, self.parameters().precision):
-            logger.warning(
-                "the run was begun with %s networks and goes on with %s, which this machine runs faster",
-                precision, self.parameters().precision,
-            )  # fmt: skip
+        follows_threads = self.on_device is None and not is_moved
+        warn_of_other_bits(values, self.parameters().precision, follows_threads=follows_threads)
         self.grid = OccupancyGrid.restored(
             self.spaces.aabb_scale,
             tensors["occupancy.values"].to(self.device, copy=True),

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from hashfield.errors import ConfigError
 from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig
+from hashfield.train.optim import check_rates
 
 RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -46,12 +47,9 @@ class NerfTrainConfig:
     def __post_init__(self) -> None:
         if not 256 <= self.batch_samples <= 2**24:
             raise ConfigError(f"batch_samples: expected 256 to {2**24}, got {self.batch_samples}")
-        for name in ("learning_rate", "final_learning_rate"):
-            if not 0 < getattr(self, name) < 10:
-                raise ConfigError(f"{name}: expected a number in (0, 10), got {getattr(self, name)}")
-        for name in ("flat_until", "total_variation_until"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: expected a fraction, got {getattr(self, name)}")
+        check_rates(self.learning_rate, self.final_learning_rate, self.flat_until)
+        if not 0 <= self.total_variation_until <= 1:
+            raise ConfigError(f"total_variation_until: expected a fraction, got {self.total_variation_until}")
         for name in ("sparsity", "total_variation"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite number of at least 0, got {getattr(self, name)}")

@@ -1,6 +1,5 @@
 """A trained radiance field: its numbers as the fused ops take them, its pictures, its checkpoint read back."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +22,8 @@ from hashfield.ops.camera_rays import view_rays
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.nerf_config import NerfConfig, RunPrecision
-from hashfield.train.checkpoint import (
-    config_from_dict,
-    load_checkpoint,
-    read_metadata,
-    restore_module,
-    tensor_shapes,
-)
+from hashfield.tasks.shared import stored, stored_background, stored_cameras, stored_info
+from hashfield.train.checkpoint import config_from_dict, load_tensors, read_metadata, restore_module
 
 CPU = torch.device("cpu")
 
@@ -255,45 +249,29 @@ def load_model(path: Path, device: torch.device = CPU) -> NerfModel:
     Raises:
         CheckpointError: the file is missing, broken or does not describe a radiance field; the text names what.
     """
-    metadata = read_metadata(path)
-    if metadata.get("task") != "nerf":
-        raise CheckpointError(f"{path}: task: expected 'nerf', got {metadata.get('task')!r}")
+    metadata = read_metadata(path, "nerf")
     try:
         config = config_from_dict(NerfConfig, metadata.get("config"), f"{path}: config")
-        spaces = Spaces.from_dict(_part(metadata, "spaces", dict, path))
-        bias = _part(metadata, "density_bias", float, path)
-        background = _part(metadata, "background", list, path)
-        step_scale = _part(metadata, "step_scale", float, path)
+        spaces = Spaces.from_dict(stored(metadata, "spaces", dict, path))
+        bias = stored(metadata, "density_bias", float, path)
+        background = stored_background(metadata, path)
+        step_scale = stored(metadata, "step_scale", float, path)
         if not 0.1 <= step_scale <= 64:  # as in NerfTrainConfig; a march of no or negative steps would never end
             raise CheckpointError(f"{path}: metadata: step_scale: expected a number in [0.1, 64], got {step_scale}")
-        cameras = {
-            split: [Camera.from_dict(view) for view in views]
-            for split, views in _part(metadata, "cameras", dict, path).items()
-        }
+        cameras = stored_cameras(metadata, path)
         field_config = config.field_config(spaces.aabb_scale, bias)
     except CheckpointError:
         raise
     except HashfieldError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    expected = expected_shapes(field_config, spaces)
-    found = tensor_shapes(path)
-    for name, shape in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{path}: tensor {name!r} is missing")
-        if found[name][0] != shape:
-            raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
-    tensors, _ = load_checkpoint(path)
+    tensors = load_tensors(path, expected_shapes(field_config, spaces))
     module = RadianceField(field_config)
     restore_module(module, tensors, path)
     if not bool(torch.isfinite(tensors["box"]).all()):
         raise CheckpointError(f"{path}: tensor 'box' holds numbers that are not finite")
-    if len(background) != 3 or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in background):
-        raise CheckpointError(f"{path}: background: expected three numbers in 0..1, got {background!r}")
-    info = {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
     return NerfModel(
         module.to(device), spaces, tensors["bits"].to(device), tensors["box"].double().to(device), cameras=cameras,
-        background=(background[0], background[1], background[2]), step_scale=step_scale, precision=config.precision,
-        info=info,
+        background=background, step_scale=step_scale, precision=config.precision, info=stored_info(metadata),
     )  # fmt: skip
 
 
@@ -307,12 +285,3 @@ def expected_shapes(config: RadianceFieldConfig, spaces: Spaces) -> dict[str, tu
         for k, shape in enumerate(shapes):
             found[f"field.{network}_network.weights.{k}"] = shape
     return found
-
-
-def _part(metadata: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
-    value = metadata.get(name)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
-        raise CheckpointError(f"{path}: metadata: {name}: expected {kind.__name__}, got {value!r}")
-    return value

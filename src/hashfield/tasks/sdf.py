@@ -22,7 +22,6 @@ from hashfield.geometry.cameras import Camera, camera_table, look_at, pixel_cent
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import Rays
 from hashfield.geometry.spaces import Spaces
-from hashfield.log import logger
 from hashfield.nn.config import EncodingConfig, MLPConfig
 from hashfield.nn.encodings import GridEncoding, encoding_from_config, table_of
 from hashfield.nn.networks import NetworkWithEncoding
@@ -34,15 +33,18 @@ from hashfield.ops.ray_box import ray_box
 from hashfield.ops.train_points import PointsWorkspace, train_points
 from hashfield.render.surface import SHADOW_START, shade, soft_shadow, sphere_trace
 from hashfield.tasks.mesh import Box, Surface
-from hashfield.train.checkpoint import (
-    config_from_dict,
-    config_to_dict,
-    load_checkpoint,
-    read_metadata,
-    restore_module,
-    tensor_shapes,
+from hashfield.tasks.shared import (
+    check_seed,
+    restore_trained,
+    stored,
+    stored_background,
+    stored_cameras,
+    stored_info,
+    trained_state,
+    warn_of_other_bits,
 )
-from hashfield.train.optim import TableOptimizer, learning_rate_at
+from hashfield.train.checkpoint import config_from_dict, config_to_dict, load_tensors, read_metadata, restore_module
+from hashfield.train.optim import TableOptimizer, check_rates, learning_rate_at
 from hashfield.train.task import StepResult
 
 RunPrecision = Literal["auto", "float32", "bfloat16"]
@@ -82,11 +84,7 @@ class SdfTrainConfig:
     def __post_init__(self) -> None:
         if not 256 <= self.batch_points <= 2**24:
             raise ConfigError(f"batch_points: expected 256 to {2**24}, got {self.batch_points}")
-        for name in ("learning_rate", "final_learning_rate"):
-            if not 0 < getattr(self, name) < 10:
-                raise ConfigError(f"{name}: expected a number in (0, 10), got {getattr(self, name)}")
-        if not 0 <= self.flat_until <= 1:
-            raise ConfigError(f"flat_until: expected a fraction, got {self.flat_until}")
+        check_rates(self.learning_rate, self.final_learning_rate, self.flat_until)
         shares = self.surface_share, self.near_share
         if not (min(shares) >= 0 and sum(shares) <= 1):
             raise ConfigError(f"surface_share and near_share: expected shares with a sum of at most 1, got {shares}")
@@ -419,41 +417,25 @@ def load_model(path: Path) -> SdfModel:
     Raises:
         CheckpointError: the file is missing, broken or does not describe a signed distance; the text names what.
     """
-    metadata = read_metadata(path)
-    if metadata.get("task") != SdfTask.name:
-        raise CheckpointError(f"{path}: task: expected {SdfTask.name!r}, got {metadata.get('task')!r}")
+    metadata = read_metadata(path, SdfTask.name)
     config = config_from_dict(SdfConfig, metadata.get("config"), f"{path}: config")
     try:
-        spaces = Spaces.from_dict(metadata.get("spaces") or {})
-        cameras = {
-            name: [Camera.from_dict(view) for view in views] for name, views in metadata.get("cameras", {}).items()
-        }
+        spaces = Spaces.from_dict(stored(metadata, "spaces", dict, path))
+        cameras, background = stored_cameras(metadata, path), stored_background(metadata, path)
         expected = expected_shapes(config)
     except CheckpointError:
         raise
     except HashfieldError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    background = metadata.get("background")
-    if not isinstance(background, list) or len(background) != 3 or not all(
-        isinstance(v, int | float) and 0 <= v <= 1 for v in background
-    ):  # fmt: skip
-        raise CheckpointError(f"{path}: background: expected three numbers in 0..1, got {background!r}")
-    found = tensor_shapes(path)
-    for name, shape in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{path}: tensor {name!r} is missing")
-        if found[name][0] != shape:
-            raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
-    tensors, _ = load_checkpoint(path)
+    tensors = load_tensors(path, expected)
     field = config.make_field()
     restore_module(field, tensors, path)
     box = tensors["box"].double()
     if not bool(((box >= 0) & (box <= 1)).all() and (box[0] < box[1]).all()):
         raise CheckpointError(f"{path}: tensor 'box': expected two corners of a box in [0, 1], got {box.tolist()}")
-    info = {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
     return SdfModel(
-        field, spaces, box, cameras=cameras, background=(background[0], background[1], background[2]),
-        precision=config.precision, info=info,
+        field, spaces, box, cameras=cameras, background=background, precision=config.precision,
+        info=stored_info(metadata),
     )  # fmt: skip
 
 
@@ -536,9 +518,7 @@ class SdfTask:
         Raises:
             ConfigError: the seed is negative, or the mesh is too large or too small for its numbers.
         """
-        if seed < 0:
-            raise ConfigError(f"seed: expected a whole number >= 0, got {seed}")
-        self.config, self.mesh, self.seed, self.background = config, mesh, seed, background
+        self.config, self.mesh, self.seed, self.background = config, mesh, check_seed(seed), background
         self.truth = MeshInUnitSpace(mesh, config.inside)
         self.spaces = self.truth.spaces
         self.field = config.make_field(torch.Generator().manual_seed(seed))
@@ -592,15 +572,8 @@ class SdfTask:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
-        tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
-        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
-        tensors["box"] = torch.from_numpy(self.truth.box)
-        values = {
-            "optimizer_steps": self.optimizer.n_steps,
-            "threads": torch.get_num_threads(),
-            "precision": self.network().precision,
-        }
-        return tensors, values
+        tensors, values = trained_state(self.field, self.optimizer, self.network().precision)
+        return {**tensors, "box": torch.from_numpy(self.truth.box)}, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back what `state` gave.
@@ -608,21 +581,11 @@ class SdfTask:
         Raises:
             CheckpointError: it does not fit this task's configuration or mesh.
         """
-        restore_module(self.field, tensors, "checkpoint")
+        restore_trained(self.field, self.optimizer, tensors, values)
         box = tensors.get("box")
         if box is None or box.shape != (2, 3) or not np.allclose(box.numpy(), self.truth.box, atol=1e-9):
             raise CheckpointError("checkpoint: the mesh has another box than the one the run was begun with")
-        try:
-            moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
-            self.optimizer.restore(moments, int(values["optimizer_steps"]))
-            threads, precision = values["threads"], values["precision"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
-        for name, before, now in (
-            ("threads", threads, torch.get_num_threads()), ("precision", precision, self.network().precision),
-        ):  # fmt: skip
-            if before != now:
-                logger.warning("the run was begun with %s %s and goes on with %s: bits will differ", name, before, now)
+        warn_of_other_bits(values, self.network().precision)
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""

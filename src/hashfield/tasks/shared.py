@@ -1,6 +1,31 @@
-"""What the kinds of tasks have in common."""
+"""What the kinds of tasks have in common: seeds and colours as given, and what their checkpoints all hold."""
 
-from hashfield.errors import ConfigError
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hashfield.errors import CheckpointError, ConfigError
+from hashfield.geometry.cameras import Camera
+from hashfield.log import logger
+from hashfield.train.checkpoint import restore_module
+from hashfield.train.optim import Optimizer
+
+# --- as given ----------------------------------------------------------------------------------------------
+
+
+def check_seed(seed: int) -> int:
+    """The seed itself.
+
+    Raises:
+        ConfigError: it is negative.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed: expected a whole number >= 0, got {seed}")
+    return seed
 
 
 def parse_background(text: str) -> tuple[float, float, float]:
@@ -18,3 +43,109 @@ def parse_background(text: str) -> tuple[float, float, float]:
     except ValueError:
         raise ConfigError(f"background: expected white, black or #rrggbb, got {text!r}") from None
     return r, g, b
+
+
+def background_text(color: tuple[float, float, float]) -> str:
+    """ "#rrggbb", of which `parse_background` makes the colour again."""
+    r, g, b = (round(255 * value) for value in color)
+    return f"#{r:02x}{g:02x}{b:02x}"
+
+
+# --- metadata of a checkpoint --------------------------------------------------------------------------------
+
+
+def stored(metadata: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
+    """One entry of a checkpoint's metadata; whole numbers do for float.
+
+    Raises:
+        CheckpointError: it is missing, of another type or not finite; the text names it and `path`.
+    """
+    value = metadata.get(name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise CheckpointError(f"{path}: metadata: {name}: expected {kind.__name__}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise CheckpointError(f"{path}: metadata: {name}: expected a finite number, got {value!r}")
+    return value
+
+
+def stored_background(metadata: Mapping[str, Any], path: Path) -> tuple[float, float, float]:
+    """(r, g, b) in 0..1 of the entry "background".
+
+    Raises:
+        CheckpointError: it is not such a colour.
+    """
+    values = stored(metadata, "background", list, path)
+    if len(values) != 3 or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in values):
+        raise CheckpointError(f"{path}: metadata: background: expected three numbers in 0..1, got {values!r}")
+    return values[0], values[1], values[2]
+
+
+def stored_cameras(metadata: Mapping[str, Any], path: Path) -> dict[str, list[Camera]]:
+    """The cameras by split, or by name, of the entry "cameras".
+
+    Raises:
+        CheckpointError: there is no such entry.
+        DataError: a camera is none.
+    """
+    views_of = stored(metadata, "cameras", dict, path)
+    return {split: [Camera.from_dict(view) for view in views] for split, views in views_of.items()}
+
+
+def stored_info(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model keeps of the metadata of its checkpoint, for whoever asks where it comes from."""
+    return {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
+
+
+# --- state of a run ------------------------------------------------------------------------------------------
+
+
+def trained_state(field: nn.Module, optimizer: Optimizer, precision: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, JSON values) of what every task trains, and of what its last bits depend on.
+
+    Args:
+        field: Its parameters are called "field.<name>".
+        optimizer: Its moments are called "optimizer.<name>".
+        precision: Of the networks in this run.
+    """
+    tensors = {f"field.{name}": p.detach() for name, p in field.named_parameters()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
+    values = {"optimizer_steps": optimizer.n_steps, "threads": torch.get_num_threads(), "precision": precision}
+    return tensors, values
+
+
+def restore_trained(
+    field: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """Take back field and optimiser from what `trained_state` gave.
+
+    Raises:
+        CheckpointError: something is missing, or of another shape.
+    """
+    restore_module(field, tensors, "checkpoint")
+    moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+    try:
+        optimizer.restore(moments, int(values["optimizer_steps"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint: state: optimizer_steps: missing or wrong: {error}") from error
+
+
+def warn_of_other_bits(values: Mapping[str, Any], precision: str, *, follows_threads: bool = True) -> None:
+    """Say where a run that goes on will differ from one that was never stopped.
+
+    Args:
+        values: As `trained_state` gave them.
+        precision: Of the networks now.
+        follows_threads: Whether sums depend on the number of threads.
+    """
+    threads, before = values.get("threads"), values.get("precision")
+    if follows_threads and threads not in (None, torch.get_num_threads()):
+        logger.warning(
+            "the run was begun on %s threads and goes on with %s: it will differ in the last bits",
+            threads, torch.get_num_threads(),
+        )  # fmt: skip
+    if before not in (None, precision):
+        logger.warning(
+            "the run was begun with %s networks and goes on with %s, which this machine runs faster", before, precision
+        )

@@ -76,14 +76,17 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
         raise CheckpointError(f"{path}: cannot be written: {error}{kept}") from error
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path, task: str | None = None) -> dict[str, Any]:
     """The JSON metadata of a checkpoint file.
 
     Raises:
-        CheckpointError: no such file, broken, not hashfield's, or of a newer format.
+        CheckpointError: no such file, broken, not hashfield's, of a newer format, or not of this task.
     """
     with _opened(path) as handle:
-        return _metadata(path, handle)
+        metadata = _metadata(path, handle)
+    if task is not None and metadata.get("task") != task:
+        raise CheckpointError(f"{path}: task: expected {task!r}, got {metadata.get('task')!r}")
+    return metadata
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -98,6 +101,21 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: handle.get_tensor(name) for name in handle.keys()}, metadata  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path}: broken tensor data: {error}") from error
+
+
+def load_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, of which some must have these shapes: nothing is read before that is known.
+
+    Raises:
+        CheckpointError: one of them is missing or of another shape; or as `load_checkpoint`.
+    """
+    found = tensor_shapes(path)
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{path}: tensor {name!r} is missing")
+        if found[name][0] != shape:
+            raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
+    return load_checkpoint(path)[0]
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -24,6 +24,7 @@ from hashfield.kernels.triton_gpu.march import as_words, lattice_values
 from hashfield.kernels.triton_gpu.occupancy_update import bits_device, refresh_cells_device
 from hashfield.kernels.triton_gpu.train_rays import Batch, Buffers, enqueue
 from hashfield.kernels.triton_gpu.training_rays import draw_rays
+from hashfield.train.optim import restore_moments
 
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RAY_GRADIENT = 4.0
@@ -144,10 +145,7 @@ class DeviceOptimizer:
 
     def restore(self, tensors: Mapping[str, Tensor], n_steps: int) -> None:
         """Take back the moments; the table and the matrices must have been restored before."""
-        for name, value in self.moments.items():
-            if name not in tensors or tensors[name].shape != value.shape:
-                raise CheckpointError(f"optimizer.{name}: missing or of the wrong shape")
-            value.copy_(tensors[name])
+        restore_moments(self.moments, tensors)
         self.n_steps = n_steps
         self.refresh_copies()
 

@@ -1,8 +1,8 @@
-"""The optimiser of a radiance field: Adam on the table and on the networks, and the learning-rate schedule."""
+"""The optimiser: Adam on the table and on the networks, and the learning-rate schedule."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,46 @@ def learning_rate_at(fraction: float, rate: float, final_rate: float, flat_until
         return rate
     left = min(1.0, (fraction - flat_until) / max(1.0 - flat_until, 1e-9))
     return final_rate + (rate - final_rate) * 0.5 * (1 + math.cos(math.pi * left))
+
+
+def check_rates(rate: float, final_rate: float, flat_until: float) -> None:
+    """Nothing where `learning_rate_at` can follow these.
+
+    Raises:
+        ConfigError: a rate is not in (0, 10), or `flat_until` is no fraction; the text calls them as configurations do.
+    """
+    for name, value in (("learning_rate", rate), ("final_learning_rate", final_rate)):
+        if not 0 < value < 10:
+            raise ConfigError(f"{name}: expected a number in (0, 10), got {value}")
+    if not 0 <= flat_until <= 1:
+        raise ConfigError(f"flat_until: expected a fraction, got {flat_until}")
+
+
+class Optimizer(Protocol):
+    """What a checkpoint knows of an optimiser."""
+
+    n_steps: int
+    """Taken so far."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments by name."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor], n_steps: int) -> None:
+        """Take back the moments; what is optimised must have been restored before."""
+        ...
+
+
+def restore_moments(moments: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy an optimiser's moments from tensors of the same names.
+
+    Raises:
+        CheckpointError: one is missing or of another shape.
+    """
+    for name, value in moments.items():
+        if name not in tensors or tensors[name].shape != value.shape:
+            raise CheckpointError(f"optimizer.{name}: missing or of the wrong shape")
+        value.copy_(tensors[name])
 
 
 class TableOptimizer:
@@ -85,9 +125,6 @@ class TableOptimizer:
 
     def restore(self, tensors: Mapping[str, Tensor], n_steps: int) -> None:
         """Take back the moments; the table and the matrices must have been restored before."""
-        for name, value in self.moments.items():
-            if name not in tensors or tensors[name].shape != value.shape:
-                raise CheckpointError(f"optimizer.{name}: missing or of the wrong shape")
-            value.copy_(tensors[name])
+        restore_moments(self.moments, tensors)
         self.n_steps = n_steps
         self.table_bf16.copy_(self.table.detach())
