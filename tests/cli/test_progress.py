@@ -1,6 +1,7 @@
 """Progress lines: what they say, and when, where no terminal watches."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,12 @@ def test_a_line_holds_every_figure():
     for part in ("50 %", "step 7/14", "loss 0.25", "6.02 dB", "1k rays/s", "2.00M samples/s", "3 s left"):
         assert part in line
     assert progress_line(progress("compiling")).startswith("preparing the kernels")
+
+
+def test_a_task_without_a_psnr_says_nothing_of_one():
+    line = progress_line(replace(progress(), psnr=math.nan))
+    assert line == progress_line(progress()).replace("  batch 6.02 dB", "")
+    assert "batch" not in line and "-" not in line and "nan" not in line
 
 
 def test_plain_lines_are_few_and_the_last_one_is_among_them(capsys: pytest.CaptureFixture[str]):

@@ -1,6 +1,7 @@
 """The training loop: resuming is exact, files survive, signals and bad losses end a run in order."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ from hashfield.errors import CheckpointError, ConfigError
 from hashfield.tasks.nerf import NerfTask
 from hashfield.train import checkpoint as checkpoint_module
 from hashfield.train.checkpoint import load_checkpoint, save_checkpoint
-from hashfield.train.loop import TrainOptions, planned_length, train
+from hashfield.train.loop import TrainOptions, planned_length, read_metrics, train
 from hashfield.train.run_folder import RunFolder
 from hashfield.train.task import StepResult
 
@@ -48,8 +49,8 @@ class FakeTask:
 
     name = "fake"
 
-    def __init__(self, losses=None, on_step=None):
-        self.value, self.losses, self.on_step = 0, losses or {}, on_step
+    def __init__(self, losses=None, on_step=None, squared_error=0.1):
+        self.value, self.losses, self.on_step, self.squared_error = 0, losses or {}, on_step, squared_error
 
     def warm_up(self) -> None: ...
 
@@ -59,7 +60,7 @@ class FakeTask:
         if self.on_step:
             self.on_step(step)
         self.value += 1
-        return StepResult(self.losses.get(step, 1.0), 0.1, 10, 20)
+        return StepResult(self.losses.get(step, 1.0), self.squared_error, 10, 20)
 
     def state(self):
         return {"value": torch.tensor([self.value])}, {}
@@ -78,6 +79,20 @@ def test_metrics_lines_and_counts(tmp_path: Path):
     lines = [json.loads(line) for line in run.metrics_jsonl.read_text().splitlines()]
     assert lines[-1]["step"] == 7 and lines[-1]["psnr"] == pytest.approx(10.0)
     assert seen[0].phase == "compiling" and seen[-1].fraction == 1.0
+    assert read_metrics(run.metrics_jsonl) == lines
+
+
+def test_metrics_of_a_task_without_a_psnr_are_plain_json(tmp_path: Path):
+    run = folder(tmp_path)
+    train(FakeTask(squared_error=math.nan), run, TrainOptions(n_steps=5, stop_after=3))
+    again = train(FakeTask(squared_error=math.nan), run, TrainOptions(n_steps=5), resume=True)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    lines = [json.loads(row, parse_constant=refuse) for row in run.metrics_jsonl.read_text().splitlines()]
+    assert lines[-1]["step"] == 5 and all(line["psnr"] is None and line["loss"] == 1.0 for line in lines)
+    assert len(again.history) == len(lines) and all(math.isnan(line["psnr"]) for line in again.history)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -14,16 +14,17 @@ PLAIN_LINE_SECONDS = 5.0
 
 
 def progress_line(progress: Progress) -> str:
-    """Step, loss, PSNR, rays/s and samples/s (or points/s where they are the same) and time left, in one line."""
+    """Step, loss, the batch's PSNR where the task has one, rays/s and samples/s (or points/s where they are the same)
+    and time left, in one line."""
     if progress.phase == "compiling":
         return "preparing the kernels (the first start compiles them, which takes about a minute) ..."
     steps = f"{progress.step}" + (f"/{progress.n_steps}" if progress.n_steps else "")
-    psnr = "-" if math.isnan(progress.psnr) else f"{progress.psnr:.2f} dB"
+    psnr = "" if math.isnan(progress.psnr) else f"  batch {progress.psnr:.2f} dB"
     left = "" if progress.seconds_left is None else f"  {progress.seconds_left:.0f} s left"
     rate = f"{progress.rays_per_s / 1e3:.0f}k rays/s  {progress.samples_per_s / 1e6:.2f}M samples/s"
     if progress.rays_per_s == progress.samples_per_s:
         rate = f"{progress.samples_per_s / 1e6:.2f}M points/s"
-    return f"{100 * progress.fraction:3.0f} %  step {steps}  loss {progress.loss:.5f}  batch {psnr}  {rate}{left}"
+    return f"{100 * progress.fraction:3.0f} %  step {steps}  loss {progress.loss:.5f}{psnr}  {rate}{left}"
 
 
 class ProgressView:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -338,4 +339,5 @@ def write_tensorboard(run: RunFolder, result: TrainResult) -> None:
     with SummaryWriter(str(run.path / "tensorboard")) as writer:
         for line in result.history:
             for name in ("loss", "psnr", "rays_per_s", "samples_per_s"):
-                writer.add_scalar(name, line[name], line["step"])
+                if not math.isnan(line[name]):
+                    writer.add_scalar(name, line[name], line["step"])

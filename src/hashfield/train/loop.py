@@ -24,7 +24,7 @@ StoppedBy = Literal["done", "interrupted", "non_finite"]
 METRICS: Final = (
     "step", "elapsed_s", "loss", "psnr", "rays_per_s", "samples_per_s", "n_rays", "n_samples",
 )  # fmt: skip
-"""The figures of a line of metrics.jsonl."""
+"""The figures of a line of metrics.jsonl; null stands for NaN, which JSON does not have."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Progress:
     loss: float
     """Mean since the report before."""
     psnr: float
-    """Of the training batches since the report before, dB."""
+    """Of the training batches since the report before, dB; NaN where the task has none."""
     rays_per_s: float
     samples_per_s: float
     seconds_left: float | None
@@ -308,19 +308,12 @@ class _Metrics:
 
     def resumed_at(self, step: int) -> list[dict[str, Any]]:
         """The lines up to a step; what an interrupted run wrote after its last checkpoint is dropped."""
-        kept: list[dict[str, Any]] = []
         try:
             text = self.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            return kept  # moved or lost: the run does not need it
-        for row in text.splitlines():
-            try:
-                line = json.loads(row)
-                if line["step"] <= step:
-                    kept.append({name: line[name] for name in METRICS})
-            except (ValueError, TypeError, KeyError):
-                continue  # half a line, of a full disk
-        written = "".join(json.dumps(line) + "\n" for line in kept)
+            return []  # moved or lost: the run does not need it
+        kept = [line for line in _metrics_of(text) if line["step"] <= step]
+        written = "".join(_metrics_line(line) for line in kept)
         if written != text:
             self._guarded(lambda: write_aside(self.path, lambda aside: aside.write_text(written, encoding="utf-8")))
         return kept
@@ -330,7 +323,7 @@ class _Metrics:
 
         def write() -> None:
             with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(line) + "\n")
+                handle.write(_metrics_line(line))
 
         self._guarded(write)
 
@@ -341,6 +334,30 @@ class _Metrics:
             if not self._is_broken:
                 logger.warning("%s: cannot be written: %s; the run goes on", self.path, error.strerror or error)
             self._is_broken = True
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl that can be read."""
+    try:
+        return _metrics_of(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _metrics_of(text: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for row in text.splitlines():
+        try:
+            line = json.loads(row)
+            values = {name: line[name] for name in METRICS}
+            found.append({name: math.nan if value is None else value + 0 for name, value in values.items()})
+        except (ValueError, TypeError, KeyError):
+            continue  # half a line, of a full disk
+    return found
+
+
+def _metrics_line(line: dict[str, Any]) -> str:
+    return json.dumps({name: None if math.isnan(value) else value for name, value in line.items()}) + "\n"
 
 
 class _Signals:

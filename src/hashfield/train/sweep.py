@@ -23,8 +23,8 @@ from hashfield._version import __version__
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.ops.backend import kernel_path
 from hashfield.train.checkpoint import write_aside
-from hashfield.train.loop import Progress, TrainOptions, TrainResult, train
-from hashfield.train.run_folder import RunFolder
+from hashfield.train.loop import Progress, TrainOptions, TrainResult, read_metrics, train
+from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
 from hashfield.train.task import Task
 
 Row = dict[str, Any]
@@ -93,7 +93,7 @@ def run_sweep(
             if row is None:
                 return SweepResult(rows, histories, False)
         rows.append(row)
-        histories[cell.name] = _lines(own / "metrics.jsonl")
+        histories[cell.name] = read_metrics(RunFolder(own, own / CHECKPOINT_NAME).metrics_jsonl)
         say(number, cell, row)
     return SweepResult(rows, histories, True)
 
@@ -250,10 +250,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps(values, indent=1) + "\n"
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
-
-
-def _lines(path: Path) -> list[Row]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return []
