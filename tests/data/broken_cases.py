@@ -1023,7 +1023,7 @@ PICTURE_CASES = [
         "turned",
         "a photo with an EXIF orientation",
         saved_picture("a.jpg", noise, exif=rotated_exif()),
-        r"orientation \(6\) is not applied",
+        r"turned upright, as its EXIF orientation \(6\) says",
         "note",
     ),
     PictureCase(

@@ -6,11 +6,12 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from hashfield.data import pictures
 from hashfield.data.demo_picture import make_demo_picture
@@ -144,6 +145,141 @@ def test_a_size_beyond_the_limit_is_refused_before_anything_is_decoded(tmp_path:
     with pytest.raises(ConfigError, match="max_pixels"):
         read_picture_header(tmp_path / "bomb.png", max_pixels=0)
     assert before == Image.MAX_IMAGE_PIXELS  # Pillow's own limit is what it was for everyone else
+
+
+# --- which way is up -----------------------------------------------------------------------------------------
+
+
+def turned(path: Path, orientation: int) -> np.ndarray:
+    """The upright pixels, by Pillow, of a random picture written here: 53 x 37 as stored, with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(numbers((37, 53, 3), "uint8"))
+    image.save(path, exif=exif, **({"lossless": True} if path.suffix == ".webp" else {}))
+    with Image.open(path) as stored:
+        return np.asarray(ImageOps.exif_transpose(stored))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_a_picture_stored_on_its_side_comes_in_upright(
+    name: str, orientation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "IN_MEMORY", 1000)  # a scratch file, filled by several strips
+    monkeypatch.setattr(pictures, "STRIP_BYTES", 53 * 3 * 8)
+    if name == "a.tif":  # as where tifffile is not installed
+        monkeypatch.setattr(pictures, "PICTURE_READERS", [r for r in pictures.PICTURE_READERS if r.name != "tifffile"])
+    upright = turned(tmp_path / name, orientation)
+    header = read_picture_header(tmp_path / name)
+    with read_picture(tmp_path / name, scratch=tmp_path) as found:
+        assert (found.width, found.height) == (header.width, header.height) == upright.shape[1::-1]
+        assert (found.width > found.height) == (orientation < 5)
+        assert np.array_equal(found.pixels, upright)
+        assert np.allclose(found.region(3, 5, 20, 9), upright[5:14, 3:23] / np.float32(255), atol=1e-6)
+        said = [note for note in found.notes if "upright" in note]
+        assert len(said) == (orientation > 1) and all(f"({orientation})" in note for note in said)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("options", [{"tile": (16, 32)}, {"rowsperstrip": 8}], ids=["tiles", "strips"])
+def test_tiles_are_turned_one_by_one(options: dict, orientation: int, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = numbers((37, 53, 3), "uint16")
+    tag = (274, "H", 1, orientation, True)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[tag], **options)
+    upright = turned(tmp_path / "a.png", orientation)  # of other numbers, but turned alike
+    stored = numbers((37, 53, 3), "uint8")
+    with read_picture(tmp_path / "a.tif") as found:
+        assert found.pixels.shape == upright.shape and found.pixels.dtype == np.uint16
+        # Every pixel went where Pillow puts it; no two have the same of 2^24 colours.
+        place = {tuple(color): tuple(pixels[y, x]) for (y, x), color in pixels_of(stored)}
+        assert all(tuple(found.pixels[y, x]) == place[tuple(color)] for (y, x), color in pixels_of(upright))
+
+
+def pixels_of(picture: np.ndarray) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """((row, column), colour) of every pixel."""
+    return ((place, picture[place].tolist()) for place in np.ndindex(picture.shape[:2]))
+
+
+def with_chunk(path: Path, kind: bytes, data: bytes) -> None:
+    """Add a chunk to a PNG, right behind its header."""
+    png = path.read_bytes()
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(png[:33] + chunk + png[33:])
+
+
+def test_a_png_of_16_bits_is_turned_too(tmp_path: Path) -> None:
+    pixels = numbers((37, 53, 3), "uint16")
+    with PngWriter(tmp_path / "a.png", 53, 37, 3, 16) as writer:
+        writer.add(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with_chunk(tmp_path / "a.png", b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    with read_picture(tmp_path / "a.png") as found:
+        assert np.array_equal(found.pixels, np.rot90(pixels, -1))  # a quarter turn clockwise
+
+
+def test_an_orientation_that_does_not_exist_is_none(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    Image.fromarray(numbers((37, 53, 3), "uint8")).save(tmp_path / "a.png", exif=exif)
+    with read_picture(tmp_path / "a.png") as found:
+        assert np.array_equal(found.pixels, numbers((37, 53, 3), "uint8")) and not found.notes
+
+
+def test_a_header_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned(tmp_path / "a.png", 6)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert read_picture_header(tmp_path / "a.png").width == 37
+
+
+# --- whose colours -------------------------------------------------------------------------------------------
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def display_p3() -> bytes:
+    """The profile of a phone: sRGB's curve with wider primaries. Its name still says sRGB: colours decide."""
+    profile, red, green = bytearray(SRGB), (0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419)
+    primaries = {b"rXYZ": red, b"gXYZ": green, b"bXYZ": (0.1571, 0.0666, 0.7841)}
+    for k in range(struct.unpack(">I", profile[128:132])[0]):
+        name, offset, _ = struct.unpack(">4sII", profile[132 + 12 * k : 144 + 12 * k])
+        if name in primaries:
+            profile[offset + 8 : offset + 20] = struct.pack(">3i", *(round(65536 * v) for v in primaries[name]))
+    return bytes(profile)
+
+
+PROFILES = {
+    "sRGB": (SRGB, None),
+    "Display P3": (display_p3(), r"sRGB built-in"),
+    "Lab": (ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(), r"Lab"),
+    "broken": (SRGB[:200], r"not readable"),
+}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+def test_a_profile_other_than_srgb_is_warned_of_once(name: str, ending: str, tmp_path: Path) -> None:
+    profile, words = PROFILES[name]
+    pixels = numbers((37, 53, 3), "uint8")
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(pixels).save(path, icc_profile=profile, **({"lossless": True} if ending == "webp" else {}))
+    with read_picture(path) as found:
+        if ending != "jpg":
+            assert np.array_equal(found.pixels, pixels)  # nothing is converted
+        warnings = [note for note in found.notes if "profile" in note]
+        assert len(warnings) == (words is not None), found.notes
+        if words is not None:
+            assert re.search(rf"warning: a\.{ending}: its colour profile \({words}.*\) is not sRGB", warnings[0])
+            assert warnings[0].endswith("its numbers are taken as sRGB")
+
+
+def test_a_png_of_16_bits_has_a_profile_too(tmp_path: Path) -> None:
+    with PngWriter(tmp_path / "a.png", 53, 37, 3, 16) as writer:
+        writer.add(numbers((37, 53, 3), "uint16"))
+    with_chunk(tmp_path / "a.png", b"iCCP", b"p3\0\0" + zlib.compress(display_p3()))
+    with read_picture(tmp_path / "a.png") as found:
+        assert len(found.notes) == 1 and "is not sRGB" in found.notes[0]
 
 
 @pytest.mark.parametrize("case", PICTURE_CASES, ids=lambda case: case.name)

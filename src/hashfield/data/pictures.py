@@ -3,15 +3,19 @@
 A picture becomes one array [height, width, channels] of uint8, uint16, float16 or float32, filled strip by strip or
 tile by tile. Above `IN_MEMORY` bytes that array is a memory-mapped scratch file, which is gone when the process is,
 however it ends. What the numbers mean (`Picture.values`) is a table, so nothing is ever held as float as a whole.
+
+Pictures come in upright: readers give strips and tiles as they are stored, and they are turned on their way into the
+array, so that nothing is held twice.
 """
 
+import io
 import mmap
 import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -19,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from hashfield.errors import ConfigError, DataError
 
@@ -28,6 +33,9 @@ MAX_PIXELS: Final = 2**31
 """Default of the most pixels that are read."""
 STRIP_BYTES: Final = 16 << 20
 """About as much is copied at a time."""
+
+PROFILE_TOLERANCE: Final = 3
+"""A colour profile is sRGB where no colour differs from sRGB's by more than this of 255: its makers round."""
 
 _FLOATS: Final = ("float16", "float32")
 
@@ -46,6 +54,13 @@ class PictureHeader:
     """In words: "JPEG", "TIFF, tiles of 256x256"."""
     notes: tuple[str, ...] = ()
     """Lines for the user."""
+    orientation: int = 1
+    """EXIF's number for how the stored rows and columns lie, 1 to 8; 1 is upright, from 5 on the sides are swapped."""
+
+    def upright(self) -> "PictureHeader":
+        """That of the picture as it is meant to be seen."""
+        width, height = (self.width, self.height) if self.orientation < 5 else (self.height, self.width)
+        return replace(self, width=width, height=height, orientation=1)
 
     @property
     def n_bytes(self) -> int:
@@ -65,8 +80,9 @@ class PictureReader:
     matches: Callable[[Path, bytes], bool]
     """Whether this one reads a file, by its path and first bytes."""
     header: Callable[[Path], PictureHeader]
+    """Of the picture as it is stored."""
     blocks: Callable[[Path, PictureHeader], Iterator[Block]]
-    """All parts of the picture, in any order."""
+    """All parts of the picture as it is stored, in any order."""
 
 
 class Picture:
@@ -75,7 +91,7 @@ class Picture:
     def __init__(self, path: Path, header: PictureHeader, pixels: np.ndarray, notes: tuple[str, ...] = ()) -> None:
         """Args:
         path: Of the file, resolved.
-        header: What it says.
+        header: What it says, upright.
         pixels: [height, width, stored channels].
         notes: Lines for the user.
         """
@@ -150,9 +166,9 @@ class Picture:
 def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS, scratch: Path | None = None) -> Picture:
     """The picture in a file, decoded.
 
-    8 and 16 bits stay as they are; palettes become RGB(A), CMYK and the like RGB. Colour profiles and the EXIF
-    orientation are not applied; a note says where a file has one that matters. Of several pictures in a file, the
-    first is taken. Values that are not finite become 0.
+    8 and 16 bits stay as they are; palettes become RGB(A), CMYK and the like RGB. The EXIF orientation is applied, so
+    that photos stand upright. Colour profiles are not: where a file has one that is not sRGB, a note warns that its
+    numbers are taken as sRGB. Of several pictures in a file, the first is taken. Values that are not finite become 0.
 
     Args:
         path: PNG, JPEG, WebP, TIFF, EXR, HDR and what else Pillow reads.
@@ -165,22 +181,24 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS, scratch: Pat
     """
     given = Path(path).expanduser()
     resolved = given.resolve()
-    reader, header = _opened(given, max_pixels)
+    reader, stored = _opened(given, max_pixels)
+    header = stored.upright()
     try:
         pixels = _storage(header, scratch)
     except (OSError, ValueError) as error:
         where = scratch or tempfile.gettempdir()
         raise DataError(f"{where}: no room for a scratch file of {header.n_bytes / 1e9:.1f} GB: {error}") from error
+    target = _AS_STORED[stored.orientation](pixels)
     lost, missing = 0, header.width * header.height
     with _as_data_error(given):
-        for x, y, block in reader.blocks(resolved, header):
+        for x, y, block in reader.blocks(resolved, stored):
             if pixels.dtype.kind == "f":
                 bad = ~np.isfinite(block)
                 lost += int(bad.sum())
                 block = np.where(bad, block.dtype.type(0), block) if bad.any() else block
                 if pixels.dtype == np.float32:
                     block = _encoded(block, header.n_channels)
-            pixels[y : y + block.shape[0], x : x + block.shape[1]] = block
+            target[y : y + block.shape[0], x : x + block.shape[1]] = block
             missing -= block.shape[0] * block.shape[1]
         if missing > 0:
             raise _UnsupportedError(f"{missing} of its {header.width * header.height} pixels are missing")
@@ -191,13 +209,13 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS, scratch: Pat
 
 
 def read_picture_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> PictureHeader:
-    """What a file says about its picture, without decoding it where the form allows.
+    """What a file says about its picture, upright, without decoding it where the form allows.
 
     Raises:
         DataError: no such file, or not a picture.
         ConfigError: more than `max_pixels`.
     """
-    return _opened(Path(path).expanduser(), max_pixels)[1]
+    return _opened(Path(path).expanduser(), max_pixels)[1].upright()
 
 
 def srgb_from_linear(linear: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
@@ -319,12 +337,76 @@ def _is_opaque(pixels: np.ndarray) -> bool:
     return all(bool((pixels[y : y + rows, :, -1] == full).all()) for y in range(0, pixels.shape[0], rows))
 
 
+# --- which way is up, and whose colours ------------------------------------------------------------------------
+
+_ORIENTATION_TAG: Final = 0x0112
+_PROFILE_TAG: Final = 34675
+
+# An upright picture [h, w, c] as a view that is indexed like the stored one.
+_AS_STORED: Final[dict[int, Callable[[np.ndarray], np.ndarray]]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright.swapaxes(0, 1)[::-1],
+    7: lambda upright: upright.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda upright: upright.swapaxes(0, 1)[:, ::-1],
+}
+
+
+def _orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an opened file; 1 where it has none, or one that does not exist."""
+    found = 1
+    with suppress(Exception):  # a broken EXIF block is no reason not to read the picture
+        # Not PNG's own method, which decodes the whole picture in search of one.
+        found = int(Image.Image.getexif(image).get(_ORIENTATION_TAG, 1))
+    return found if found in _AS_STORED else 1
+
+
+def _orientation_notes(path: Path, orientation: int) -> list[str]:
+    return [] if orientation == 1 else [f"{path.name}: turned upright, as its EXIF orientation ({orientation}) says"]
+
+
+def _profile_notes(path: Path, profile: bytes | None) -> list[str]:
+    """A warning where numbers do not mean what they will be taken for."""
+    foreign = _foreign_profile(profile) if profile else None
+    if foreign is None:
+        return []
+    return [f"warning: {path.name}: its colour profile ({foreign}) is not sRGB; its numbers are taken as sRGB"]
+
+
+def _foreign_profile(profile: bytes) -> str | None:
+    """The name of an ICC profile that is not sRGB, judged by what it does to colours; None for sRGB."""
+    from PIL import ImageCms
+
+    try:
+        opened = ImageCms.getOpenProfile(io.BytesIO(profile))
+        name = " ".join(ImageCms.getProfileDescription(opened).split()) or "without a name"
+        mode = {"GRAY": "L", "RGB": "RGB"}.get(opened.profile.xcolor_space.strip())
+        if mode is None:
+            return name
+        steps = np.arange(0, 256, 15, dtype=np.uint8)
+        values = steps[None] if mode == "L" else np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 3)
+        transform = ImageCms.buildTransform(
+            opened, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC
+        )
+        found = np.asarray(ImageCms.applyTransform(Image.fromarray(values), transform)).astype(int)
+    except ImportError:  # a Pillow without LittleCMS; the name has to do
+        return None if any("sRGB".encode(code) in profile for code in ("ascii", "utf-16-be")) else "not known here"
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return "not readable"
+    apart = np.abs(found - values.reshape(1, values.shape[1], -1))
+    return name if int(apart.max()) > PROFILE_TOLERANCE else None
+
+
 # --- Pillow: JPEG, WebP, most PNG, TIFF without tiles, and more ------------------------------------------------
 
 
 _MODES: Final = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
 _WIDE_GREY: Final = ("I;16", "I;16L", "I;16B", "I;16N")
-_EXIF_ORIENTATION: Final = 0x0112
+_WIDTH_TAG: Final = 256
+_HEIGHT_TAG: Final = 257
 
 
 def _pillow_mode(image: Image.Image) -> str:
@@ -350,24 +432,31 @@ def _pillow_header(path: Path) -> PictureHeader:
             notes.append(f"warning: {path.name}: 16 bits a channel are reduced to 8{hint}")
         if image.mode not in (*_MODES, *_WIDE_GREY, "P", "PA", "F"):
             notes.append(f"{path.name}: {image.mode} converted to RGB without its colour profile")
-        with suppress(Exception):  # a broken EXIF block is no reason not to read the picture
-            orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1))
-            if orientation != 1:
-                notes.append(f"{path.name}: its EXIF orientation ({orientation}) is not applied, pixels are as stored")
+        elif dtype != "float32":
+            notes += _profile_notes(path, image.info.get("icc_profile"))
+        orientation, (width, height) = _orientation_of(image), image.size
+        notes += _orientation_notes(path, orientation)
+        if isinstance(image, TiffImageFile):  # which Pillow turns itself: the size, too, but not in every version
+            width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
+            width, height = (width, height) if orientation < 5 else (height, width)
+            orientation = 1
         if getattr(image, "n_frames", 1) > 1:
             notes.append(f"{path.name}: holds {getattr(image, 'n_frames', 1)} pictures, the first is taken")
         n_channels = 1 if len(mode) == 1 or mode in _WIDE_GREY else len(mode)
-        return PictureHeader(*image.size, n_channels, dtype, image.format or "picture", tuple(notes))
+        form = image.format or "picture"
+        return PictureHeader(width, height, n_channels, dtype, form, tuple(notes), orientation)
 
 
 def _pillow_blocks(path: Path, header: PictureHeader) -> Iterator[Block]:
     """Pillow decodes as a whole, in its own 1 to 4 bytes a pixel; only the copies are strips."""
     with _no_bomb_limit(), Image.open(path) as image:
-        if image.size != (header.width, header.height):
+        if sorted(image.size) != sorted((header.width, header.height)):
             raise _UnsupportedError("changed while it was read")
         mode = _pillow_mode(image)
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         image.load()
+        if image.size != (header.width, header.height):
+            raise _UnsupportedError("changed while it was read")
         rows = max(1, STRIP_BYTES // max(1, header.n_bytes // header.height))
         for y in range(0, header.height, rows):
             strip = image.crop((0, y, header.width, min(y + rows, header.height)))
@@ -439,7 +528,10 @@ def _ffmpeg_header(path: Path) -> PictureHeader:
     with open(path, "rb") as handle:
         start = handle.read(26)
     if start.startswith(b"\x89PNG"):
-        return PictureHeader(width, height, {2: 3, 4: 2, 6: 4}[start[25]], "uint16", "PNG")
+        with Image.open(path) as image:
+            orientation = _orientation_of(image)
+            notes = (*_profile_notes(path, image.info.get("icc_profile")), *_orientation_notes(path, orientation))
+        return PictureHeader(width, height, {2: 3, 4: 2, 6: 4}[start[25]], "uint16", "PNG", notes, orientation)
     form = "EXR" if start.startswith(b"\x76\x2f\x31\x01") else "Radiance HDR"
     if width * height > 2**28:  # which its channels and type would have to be decoded for
         raise _UnsupportedError(f"{form} of {width}x{height} pixels is too large for this reader")
@@ -527,8 +619,13 @@ def _tifffile_header(path: Path) -> PictureHeader:
         if n_channels > 1 and page.planarconfig != 1:
             raise _UnsupportedError("channels stored apart (planar configuration 2) are not read here")
         tiles = f", tiles of {page.tilewidth}x{page.tilelength}" if page.is_tiled else ", strips"
-        notes = (f"{path.name}: holds {len(file.pages)} pictures, the first is taken",) if len(file.pages) > 1 else ()
-        return PictureHeader(width, height, n_channels, dtype, "TIFF" + tiles, notes)
+        notes = [f"{path.name}: holds {len(file.pages)} pictures, the first is taken"] if len(file.pages) > 1 else []
+        profile, tag = (page.tags.get(number) for number in (_PROFILE_TAG, _ORIENTATION_TAG))
+        if profile is not None and dtype not in _FLOATS:
+            notes += _profile_notes(path, profile.value)
+        orientation = int(tag.value) if tag is not None and tag.value in _AS_STORED else 1
+        notes += _orientation_notes(path, orientation)
+        return PictureHeader(width, height, n_channels, dtype, "TIFF" + tiles, tuple(notes), orientation)
 
 
 def _tifffile_blocks(path: Path, header: PictureHeader) -> Iterator[Block]:
