@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 from hashfield.cli.main import run
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from hashfield.tasks.image import ImageTask
+from hashfield.train.task import StepResult
 from tests.data.mesh_cases import sphere, write_obj
 
 PLOTS = ("quality_over_parameters.svg", "quality_over_training_time.svg", "batches_over_time.svg")
@@ -57,6 +60,35 @@ def test_grid_study_of_a_picture(picture: Path, tmp_path: Path, capsys: pytest.C
     assert "was begun with another options" in capsys.readouterr().err
     assert run([*command, "--max-samples", "130000", "--overwrite", "--cells", "F2-L4-T8"]) == 0
     assert len(rows_of(tmp_path)) == 1
+
+
+def test_a_sweep_that_is_stopped_goes_on_in_the_middle_of_a_cell(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["sweep", "image", str(picture), *GRID, "--max-samples", "40000", "--out"]
+    assert run([*command, str(tmp_path / "whole")]) == 0
+    steps: list[int] = []
+
+    def step(self: ImageTask, number: int, fraction: float) -> StepResult:
+        steps.append(number)
+        if len(steps) == 60:  # in the second cell
+            signal.raise_signal(signal.SIGINT)
+        return real_step(self, number, fraction)
+
+    real_step = ImageTask.step
+    monkeypatch.setattr(ImageTask, "step", step)
+    assert run([*command, str(tmp_path / "parts")]) == 130
+    assert "interrupted; the same command goes on" in capsys.readouterr().out
+    stopped = tmp_path / "parts" / "F2-L4-T12"
+    assert (stopped / "checkpoint.safetensors").exists() and not (stopped / "row.json").exists()
+    for more in (["--resume"], ["--overwrite"], []):
+        assert run(["train", "image", str(picture), "--out", str(stopped), *more]) == 2
+        assert f"{stopped}: is a cell of a sweep, which goes on with it when" in capsys.readouterr().err
+    n_before = len(steps)
+    assert run([*command, str(tmp_path / "parts")]) == 0
+    assert steps[n_before] == steps[n_before - 1] + 1 > 1  # where it was stopped
+    whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
+    assert [(r["cell"], r["psnr"], r["steps"]) for r in parts] == [(r["cell"], r["psnr"], r["steps"]) for r in whole]
 
 
 def test_encodings_study_of_photos(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from hashfield.tasks.shared import background_text, parse_background, stored, st
 from hashfield.train.checkpoint import config_from_dict, read_metadata, write_aside
 from hashfield.train.loop import Progress, TrainOptions, TrainResult, planned_length, train
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
+from hashfield.train.sweep import is_cell
 from hashfield.train.task import Task
 
 DEFAULT_SECONDS = 60.0
@@ -189,6 +190,11 @@ def make_plan(options: Any, defaults: Any, preset: str | None, default_seconds: 
     metadata: dict[str, Any] = {}
     if n_steps is not None and max_seconds is not None:
         raise ConfigError("--n-steps and --max-seconds: give only one of them")
+    if options.out is not None and is_cell(options.out):
+        raise ConfigError(
+            f"{options.out}: is a cell of a sweep, which goes on with it when its hashfield sweep is run again; a run "
+            "of its own needs another --out"
+        )
     if options.resume:
         if options.out is None:
             raise ConfigError("--resume: name the run to go on with by --out")

@@ -29,6 +29,9 @@ from hashfield.train.task import Task
 
 Row = dict[str, Any]
 
+PLAN_NAME = "plan.json"
+"""In a cell's folder: its settings and length."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -100,7 +103,7 @@ def run_sweep(
 
 def _finished(own: Path, plan: dict[str, Any]) -> Row | None:
     """The row of a finished cell; None where there is none. A folder begun with another plan is refused."""
-    found = _read_json(own / "plan.json")
+    found = _read_json(own / PLAN_NAME)
     if found is None:
         return None
     if found != plan:
@@ -113,7 +116,7 @@ def _run(
     cell: Cell, own: Path, plan: dict[str, Any], options: TrainOptions, on_progress: Callable[[Progress], None] | None
 ) -> Row | None:
     run = RunFolder.create(own, cell.name, overwrite=True)
-    _write_json(own / "plan.json", plan)
+    _write_json(own / PLAN_NAME, plan)
     task = cell.make()
     resume = run.checkpoint.exists()
     try:
@@ -156,8 +159,13 @@ def _processor(result: TrainResult) -> Row:
 
 def discard(folder: Path) -> None:
     """Remove the cells of an earlier sweep in a folder, and nothing else."""
-    for plan in folder.glob("*/plan.json"):
+    for plan in folder.glob(f"*/{PLAN_NAME}"):
         shutil.rmtree(plan.parent)
+
+
+def is_cell(folder: Path) -> bool:
+    """Whether a folder is a cell of a sweep, which only the sweep can go on with."""
+    return (folder / PLAN_NAME).is_file()
 
 
 def machine() -> dict[str, str]:
