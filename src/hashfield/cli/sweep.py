@@ -320,6 +320,10 @@ def sweep_nerf(arguments: list[str]) -> int:
             occupancy=replace(base.occupancy, decay=0.95, max_cells=batch, full_sweeps=1),
         )  # fmt: skip
 
+    def judge(task: NerfTask) -> dict[str, float]:
+        found = evaluate_views(task.model(), views)
+        return {k: found[k] for k in ("psnr", "ssim")}
+
     def cell(setting: Setting) -> Cell:
         config = config_of(setting)
         sizes = config.field_config(box, 0.0)
@@ -328,7 +332,7 @@ def sweep_nerf(arguments: list[str]) -> int:
             setting.name,
             {**setting.columns, "encoding_parameters": sizes.n_grid_parameters, "network_parameters": networks},
             lambda: NerfTask(config, scene, seed=options.seed),
-            lambda task: {k: evaluate_views(task.model(), views)[k] for k in ("psnr", "ssim")},
+            judge,
         )
 
     about = {

@@ -19,7 +19,9 @@ from hashfield.kernels.numba_cpu.common import (
     round_up,
     share,
 )
-from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range, level_table, lookup_table, to_planes
+from hashfield.kernels.numba_cpu.grid_corners import BLOCK
+from hashfield.kernels.numba_cpu.grid_encode import encode_range
+from hashfield.kernels.numba_cpu.grid_inputs import level_table, lookup_table, to_planes
 from hashfield.kernels.numba_cpu.mlp import ROWS, PackedPairs, PackedWeights, product_relu, product_store, storage
 from hashfield.kernels.numba_cpu.simd import peek, poke
 

@@ -8,7 +8,8 @@ Samples behind an opaque surface are never marched, and the colour network sees 
 import numpy as np
 
 from hashfield.kernels.numba_cpu.common import exp, part
-from hashfield.kernels.numba_cpu.grid_encode import BLOCK, encode_range
+from hashfield.kernels.numba_cpu.grid_corners import BLOCK
+from hashfield.kernels.numba_cpu.grid_encode import encode_range
 from hashfield.kernels.numba_cpu.march import next_sample, ray_line, t_from_steps
 from hashfield.kernels.numba_cpu.mlp import ROWS, paired, product_relu, product_store, put
 from hashfield.kernels.numba_cpu.simd import LANES, load, maximum, peek, poke, splat, store

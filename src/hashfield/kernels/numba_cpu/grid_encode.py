@@ -1,9 +1,8 @@
 """Multiresolution grid encoding on CPUs: forward, backward to the table, backward to positions.
 
-One call works on blocks of points. For a block and a level, `corners` computes with vectors the table index
-and the weight of each of the 2^D corners into a small scratch; then features are read corner by corner. The
-next block's indices are computed, and its lines asked for, before this block is read, so that the reads
-overlap. The table's gradient is race-free by ownership: every level is written by one thread.
+`grid_corners` says which entries a block of points reads. The next block's indices are computed, and its lines asked
+for, before this block is read, so that the reads overlap. The table's gradient is race-free by ownership: every level is
+written by one thread.
 """
 
 import itertools
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from numba import types
 
-from hashfield.geometry.grid_layout import HASH_PRIMES, GridLayout
+from hashfield.geometry.grid_layout import GridLayout
 from hashfield.kernels.numba_cpu.common import (
     as_array,
     flush_denormals,
@@ -21,213 +20,25 @@ from hashfield.kernels.numba_cpu.common import (
     launch,
     n_threads,
     overloaded,
-    part,
     recycled,
     restore_denormals,
-    round_up,
     share,
 )
+from hashfield.kernels.numba_cpu.grid_corners import BLOCK, cell_and_fraction, corners, eased, nearest, slope
+from hashfield.kernels.numba_cpu.grid_inputs import bf16_words, level_table, to_planes
 from hashfield.kernels.numba_cpu.simd import (
     FEATURES,
     LANES,
-    absolute,
-    floor,
     fma,
     load,
-    load_int,
     peek,
     poke,
     prefetch,
     reduce_add,
     splat,
-    splat_int,
     store,
     store_bf16,
-    store_int,
-    to_bf16,
-    to_float,
-    to_int_fast,
-    unsigned_minimum,
-    where,
 )
-
-BLOCK = max(16, LANES)  # points whose corner indices and weights are held at once
-_PRIME_Y, _PRIME_Z = np.uint32(HASH_PRIMES[1]), np.uint32(HASH_PRIMES[2])
-_LIMIT = np.float32(2.0**31)
-
-
-@inline
-def cell_and_fraction(x, scale):
-    """Integer cell and fraction of q = scale*x + 0.5 along one axis.
-
-    A position that is not finite, or whose cell does not fit 32 bits, is given cell 0 and fraction 0.
-    """
-    q = fma(x, scale, splat(0.5))
-    q = where(absolute(q) < splat(_LIMIT), q, splat(0.0))
-    cell = floor(q)
-    return to_int_fast(cell), q - cell
-
-
-@inline
-def cell_and_fraction_fixed(k, scale):
-    """The same for a position k / 2^32 in fixed point; the fraction is good to 2^-23 of a cell on every level.
-
-    scale * k falls into an upper half, of which the rounding error is kept, and a lower half of at most 2^-16 * scale.
-    """
-    high, low = to_float(k >> splat_int(16)), to_float(k & splat_int(0xFFFF))
-    scale = scale * splat(2.0**-16)
-    q = scale * high
-    error = fma(scale, high, splat(0.0) - q)
-    cell = floor(q)
-    rest = (q - cell) + (fma(scale * splat(2.0**-16), low, error) + splat(0.5))
-    whole = floor(rest)
-    return to_int_fast(cell + whole), rest - whole
-
-
-@overloaded
-def locate(positions, at, scale):
-    """Cells and fractions of LANES points along one axis: float32 positions, or uint32 ones in fixed point."""
-
-    def floating(positions, at, scale):
-        return cell_and_fraction(load(positions, at), scale)
-
-    def fixed(positions, at, scale):
-        return cell_and_fraction_fixed(load_int(positions, at), scale)
-
-    return fixed if positions.dtype == types.uint32 else floating
-
-
-@inline
-def eased(f, smoothstep):
-    """The interpolation weight of the upper corner: f, or f^2 (3 - 2f)."""
-    if smoothstep:
-        return f * f * fma(splat(-2.0), f, splat(3.0))
-    return f
-
-
-@inline
-def wrap(index, size):
-    """Dense index modulo the level's entries, for indices below twice that size."""
-    return unsigned_minimum(index, index - size)
-
-
-@inline
-def corners3(positions, stride, start, scale, resolution, size, hashed, smoothstep, index, weight, at):
-    """Indices and weights of the 8 corners of BLOCK points in 3-D. `positions` is [3, stride]."""
-    scale_v, one, one_i = splat(scale), splat(1.0), splat_int(1)
-    size_v = splat_int(size)
-    for i in range(0, BLOCK, LANES):
-        ix, fx = locate(positions, start + i, scale_v)
-        iy, fy = locate(positions, stride + start + i, scale_v)
-        iz, fz = locate(positions, 2 * stride + start + i, scale_v)
-        fx, fy, fz = eased(fx, smoothstep), eased(fy, smoothstep), eased(fz, smoothstep)
-        gx, gy, gz = one - fx, one - fy, one - fz
-        w00, w10, w01, w11 = gy * gz, fy * gz, gy * fz, fy * fz
-        j = at + i
-        store(weight, j, gx * w00)
-        store(weight, j + BLOCK, fx * w00)
-        store(weight, j + 2 * BLOCK, gx * w10)
-        store(weight, j + 3 * BLOCK, fx * w10)
-        store(weight, j + 4 * BLOCK, gx * w01)
-        store(weight, j + 5 * BLOCK, fx * w01)
-        store(weight, j + 6 * BLOCK, gx * w11)
-        store(weight, j + 7 * BLOCK, fx * w11)
-        if hashed:
-            mask = size_v - one_i
-            ix1 = ix + one_i
-            y0 = iy * splat_int(_PRIME_Y)
-            z0 = iz * splat_int(_PRIME_Z)
-            y1, z1 = y0 + splat_int(_PRIME_Y), z0 + splat_int(_PRIME_Z)
-            h00, h10, h01, h11 = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
-            store_int(index, j, (ix ^ h00) & mask)
-            store_int(index, j + BLOCK, (ix1 ^ h00) & mask)
-            store_int(index, j + 2 * BLOCK, (ix ^ h10) & mask)
-            store_int(index, j + 3 * BLOCK, (ix1 ^ h10) & mask)
-            store_int(index, j + 4 * BLOCK, (ix ^ h01) & mask)
-            store_int(index, j + 5 * BLOCK, (ix1 ^ h01) & mask)
-            store_int(index, j + 6 * BLOCK, (ix ^ h11) & mask)
-            store_int(index, j + 7 * BLOCK, (ix1 ^ h11) & mask)
-        else:
-            row = splat_int(resolution)
-            plane = splat_int(resolution * resolution)
-            k = ix + iy * row + iz * plane
-            store_int(index, j, wrap(k, size_v))
-            store_int(index, j + BLOCK, wrap(k + one_i, size_v))
-            store_int(index, j + 2 * BLOCK, wrap(k + row, size_v))
-            store_int(index, j + 3 * BLOCK, wrap(k + row + one_i, size_v))
-            k = k + plane
-            store_int(index, j + 4 * BLOCK, wrap(k, size_v))
-            store_int(index, j + 5 * BLOCK, wrap(k + one_i, size_v))
-            store_int(index, j + 6 * BLOCK, wrap(k + row, size_v))
-            store_int(index, j + 7 * BLOCK, wrap(k + row + one_i, size_v))
-
-
-@inline
-def corners2(positions, stride, start, scale, resolution, size, hashed, smoothstep, index, weight, at):
-    """Indices and weights of the 4 corners of BLOCK points in 2-D. `positions` is [2, stride]."""
-    scale_v, one, one_i = splat(scale), splat(1.0), splat_int(1)
-    size_v = splat_int(size)
-    for i in range(0, BLOCK, LANES):
-        ix, fx = locate(positions, start + i, scale_v)
-        iy, fy = locate(positions, stride + start + i, scale_v)
-        fx, fy = eased(fx, smoothstep), eased(fy, smoothstep)
-        gx, gy = one - fx, one - fy
-        j = at + i
-        store(weight, j, gx * gy)
-        store(weight, j + BLOCK, fx * gy)
-        store(weight, j + 2 * BLOCK, gx * fy)
-        store(weight, j + 3 * BLOCK, fx * fy)
-        if hashed:
-            mask = size_v - one_i
-            ix1 = ix + one_i
-            y0 = iy * splat_int(_PRIME_Y)
-            y1 = y0 + splat_int(_PRIME_Y)
-            store_int(index, j, (ix ^ y0) & mask)
-            store_int(index, j + BLOCK, (ix1 ^ y0) & mask)
-            store_int(index, j + 2 * BLOCK, (ix ^ y1) & mask)
-            store_int(index, j + 3 * BLOCK, (ix1 ^ y1) & mask)
-        else:
-            row = splat_int(resolution)
-            k = ix + iy * row
-            store_int(index, j, wrap(k, size_v))
-            store_int(index, j + BLOCK, wrap(k + one_i, size_v))
-            store_int(index, j + 2 * BLOCK, wrap(k + row, size_v))
-            store_int(index, j + 3 * BLOCK, wrap(k + row + one_i, size_v))
-
-
-@part
-def reduce_indices(index, at, n, size):
-    """Indices modulo the level's size, where one subtraction is not enough: tiled levels, points outside the unit box."""
-    if size & (size - np.uint32(1)) == 0:
-        for i in range(at, at + n):
-            index[i] &= size - np.uint32(1)
-        return
-    for i in range(at, at + n):
-        if index[i] >= size:
-            index[i] = index[i] % size
-
-
-@inline
-def fit(index, at, n, size):
-    """Bring n dense indices below the level's size; nearly always they are."""
-    over = False
-    for i in range(at, at + n):
-        over |= index[i] >= size
-    if over:
-        reduce_indices(index, at, n, np.uint32(size))
-
-
-@part
-def corners(positions, n_dims, stride, start, level, levels, scales, smoothstep, index, weight, at):
-    """Fill the scratch at `at` for one block and level. `levels` rows: resolution, entries, is_hashed, offset."""
-    size = levels[level, 1]
-    hashed = levels[level, 2] != 0
-    if n_dims == 3:
-        corners3(positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at)
-    else:
-        corners2(positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at)
-    if not hashed:
-        fit(index, at, BLOCK << n_dims, size)
 
 
 def _readers(n: int, n_corners: int, is_bf16: bool, to_bf16: bool):
@@ -432,16 +243,6 @@ def _dotters(n: int):
 _dots1, _dots2, _dots4, _dots8 = (_dotters(n) for n in (1, 2, 4, 8))
 
 
-@inline
-def slope(x, scale, f, smoothstep):
-    """Derivative of the upper corner's weight to x: scale, or scale * 6 f (1 - f); 0 for positions that
-    `cell_and_fraction` replaces."""
-    rate = scale
-    if smoothstep:
-        rate = scale * splat(6.0) * f * (splat(1.0) - f)
-    return where(absolute(fma(x, scale, splat(0.5))) < splat(_LIMIT), rate, splat(0.0))
-
-
 @kernel
 def _backward_positions(
     positions, n_dims, n, table, n_features, levels, scales, smoothstep, cotangent, grad, thread, threads
@@ -504,31 +305,6 @@ def _backward_positions(
 
 
 # --- nearest interpolation: one corner of weight 1, apart from the kernels above, which stay as they are --------
-
-
-@inline
-def nearest(positions, n_dims, stride, start, level, levels, scales, index):
-    """Table index of the vertex nearest to each of BLOCK points."""
-    size, resolution = levels[level, 1], levels[level, 0]
-    hashed = levels[level, 2] != 0
-    scale_v, size_v = splat(scales[level]), splat_int(size)
-    factor_y, factor_z = splat_int(resolution), splat_int(resolution * resolution)
-    if hashed:
-        factor_y, factor_z = splat_int(_PRIME_Y), splat_int(_PRIME_Z)
-    for i in range(0, BLOCK, LANES):
-        k, _ = locate(positions, start + i, scale_v)
-        iy, _ = locate(positions, stride + start + i, scale_v)
-        y = iy * factor_y
-        z = splat_int(0)
-        if n_dims == 3:
-            iz, _ = locate(positions, 2 * stride + start + i, scale_v)
-            z = iz * factor_z
-        if hashed:
-            store_int(index, i, (k ^ y ^ z) & (size_v - splat_int(1)))
-        else:
-            store_int(index, i, wrap(k + y + z, size_v))
-    if not hashed:
-        fit(index, 0, BLOCK, size)
 
 
 _SINGLE = {key: _readers(key[0], 1, *key[1:]) for key in itertools.product((1, 2, 4, 8), (False, True), (False, True))}
@@ -606,12 +382,6 @@ def _backward_nearest(
 # --- entry points ------------------------------------------------------------------------------------------
 
 
-def level_table(layout: GridLayout) -> np.ndarray:
-    """The layout as the kernels read it: per level resolution, entries, is_hashed, first entry (int64)."""
-    columns = (layout.resolutions, layout.entries, layout.is_hashed, layout.level_offsets[:-1])
-    return np.stack([np.asarray(c).astype(np.int64) for c in columns], axis=1)
-
-
 def are_neighbours(positions: np.ndarray) -> bool:
     """Whether points [n, D] that follow each other mostly lie close together, as along rays; judged by a few."""
     if len(positions) < 2:
@@ -620,55 +390,6 @@ def are_neighbours(positions: np.ndarray) -> bool:
     with np.errstate(invalid="ignore", over="ignore"):  # positions may be anything
         apart = np.abs(positions[first + 1] - positions[first]).max(axis=1)
     return int(np.count_nonzero(apart < 1 / 64)) > len(first) // 2
-
-
-def to_planes(positions: np.ndarray) -> np.ndarray:
-    """Positions [n, D] as one padded plane per axis, flat: the kernels read whole vectors. int32 positions are in fixed
-    point, and go on as uint32."""
-    n, n_dims = positions.shape
-    positions = positions.view(np.uint32) if positions.dtype == np.int32 else positions
-    planes = np.empty((n_dims, round_up(n, BLOCK) + 2 * BLOCK), positions.dtype)
-    launch(_fill_planes, positions, planes)
-    return planes.reshape(-1)
-
-
-@kernel
-def _fill_planes(positions, planes, thread, threads):
-    n, n_dims = positions.shape
-    for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
-        for d in range(n_dims):
-            planes[d, i] = positions[i, d]
-    if thread == threads - 1:
-        for d in range(n_dims):
-            for i in range(n, planes.shape[1]):
-                planes[d, i] = 0
-
-
-@kernel
-def _round_table(table, words, thread, threads):
-    n_vectors = table.size // LANES
-    first, last = share(n_vectors, thread, threads), share(n_vectors, thread + 1, threads)
-    for i in range(first * LANES, last * LANES, LANES):
-        store_bf16(words, i, load(table, i))
-    if thread == threads - 1:
-        for i in range(n_vectors * LANES, table.size):
-            words[i] = to_bf16(table[i])
-
-
-def bf16_words(table: torch.Tensor) -> np.ndarray:
-    """The table rounded to bfloat16 (nearest even), flat, as the uint16 the kernels read; no copy if it is so."""
-    if table.dtype == torch.bfloat16:
-        return table.detach().reshape(-1).view(torch.int16).numpy().view(np.uint16)
-    words = np.empty(table.numel(), np.uint16)
-    launch(_round_table, as_array(table).reshape(-1), words)
-    return words
-
-
-def lookup_table(field) -> np.ndarray:
-    """The table, flat, that a field's lookups read: its bfloat16 copy where there is one."""
-    if field.table_bf16 is not None or field.precision == "bfloat16":
-        return bf16_words(field.table if field.table_bf16 is None else field.table_bf16)
-    return as_array(field.table).reshape(-1)
 
 
 def grid_encode_forward(positions, table, layout: GridLayout, interpolation: str, precision: str) -> torch.Tensor:

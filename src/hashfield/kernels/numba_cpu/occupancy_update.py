@@ -19,7 +19,8 @@ from hashfield.kernels.numba_cpu.common import (
     share,
 )
 from hashfield.kernels.numba_cpu.field import N_GEOMETRY, log_density
-from hashfield.kernels.numba_cpu.grid_encode import BLOCK, level_table, lookup_table
+from hashfield.kernels.numba_cpu.grid_corners import BLOCK
+from hashfield.kernels.numba_cpu.grid_inputs import level_table, lookup_table
 from hashfield.kernels.numba_cpu.march import GRID_SIZE
 from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks
 from hashfield.kernels.numba_cpu.simd import LANES, load, maximum, splat, store

@@ -22,7 +22,8 @@ from hashfield.kernels.numba_cpu.field import (
     density_wave,
     march_wave,
 )
-from hashfield.kernels.numba_cpu.grid_encode import BLOCK, level_table, lookup_table
+from hashfield.kernels.numba_cpu.grid_corners import BLOCK
+from hashfield.kernels.numba_cpu.grid_inputs import level_table, lookup_table
 from hashfield.kernels.numba_cpu.march import as_words, lattice, steps_from_t
 from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks, put
 from hashfield.kernels.numba_cpu.simd import LANES, load, store

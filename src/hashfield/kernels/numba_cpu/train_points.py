@@ -23,14 +23,9 @@ from hashfield.kernels.numba_cpu.common import (
     share,
 )
 from hashfield.kernels.numba_cpu.eval_points import chunk_length, hidden_room, network_block, pack_network
-from hashfield.kernels.numba_cpu.grid_encode import (
-    BLOCK,
-    add_level,
-    encode_range,
-    level_table,
-    lookup_table,
-    to_planes,
-)
+from hashfield.kernels.numba_cpu.grid_corners import BLOCK
+from hashfield.kernels.numba_cpu.grid_encode import add_level, encode_range
+from hashfield.kernels.numba_cpu.grid_inputs import level_table, lookup_table, to_planes
 from hashfield.kernels.numba_cpu.mlp import ROWS, product_gate, product_store, put, storage, weight_gradient
 from hashfield.kernels.numba_cpu.simd import FEATURES, cycles, peek, poke
 from hashfield.kernels.numba_cpu.train_rays import loss_and_slope
