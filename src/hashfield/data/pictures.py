@@ -383,7 +383,7 @@ def _foreign_profile(profile: bytes) -> str | None:
     try:
         opened = ImageCms.getOpenProfile(io.BytesIO(profile))
         name = " ".join(ImageCms.getProfileDescription(opened).split()) or "without a name"
-        mode = {"GRAY": "L", "RGB": "RGB"}.get(opened.profile.xcolor_space.strip())
+        mode = {b"GRAY": "L", b"RGB ": "RGB"}.get(profile[16:20])  # what its numbers are, by its header
         if mode is None:
             return name
         steps = np.arange(0, 256, 15, dtype=np.uint8)
