@@ -56,11 +56,12 @@ def carve(
     seen, outside = (torch.zeros(len(cells), dtype=torch.bool, device=device) for _ in range(2))
     for k in range(len(table)):
         for offset in offsets:
-            points = cell_points(cells, offset.expand(len(cells), 3))
-            pixel, valid = project(table, torch.full_like(cells, k), points)
+            # Without silhouettes a cell that was seen once is done with.
+            rest = cells if masks is not None else cells[~seen]
+            pixel, valid = project(table, torch.full_like(rest, k), cell_points(rest, offset.expand(len(rest), 3)))
             w, h = int(widths[k]), int(heights[k])
             inside = valid & (pixel >= 0).all(1) & (pixel[:, 0] < w) & (pixel[:, 1] < h)
-            seen |= inside
+            seen[rest[inside]] = True
             if masks is not None:
                 x, y = (torch.where(inside, pixel[:, a], 0.0).long() for a in range(2))
                 outside |= inside & (masks[int(starts[k]) + y * w + x] == 0)
