@@ -244,6 +244,14 @@ def share(n, part_index, parts):
     return part_index * n // parts
 
 
+@inline
+def task_at(turn, n_tasks, thread, threads):
+    """Number of the task that a thread does at its turn, negative if there is none left: dealt out from the last one
+    on, there and back. Levels grow, and one after another would always give the larger of two to the same thread."""
+    back = threads - 1 - thread if turn % 2 else thread
+    return n_tasks - 1 - (turn * threads + back)
+
+
 def round_up(n: int, multiple: int) -> int:
     """The smallest multiple that is not below n."""
     return -(-n // multiple) * multiple

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from hashfield.kernels.numba_cpu.common import as_array, kernel, launch, overloaded, share
+from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, overloaded, share
 from hashfield.kernels.numba_cpu.simd import peek, poke, prefetch
 
 GROUP = 64  # pixels that are asked for together: each lies on another page of memory
@@ -22,6 +22,14 @@ def meaning(pixels, at, values, row):
     return plain if pixels.dtype.bitwidth == 32 else coded
 
 
+@inline
+def quotient(n, d, inverse):
+    """n // d for 0 <= n < 2^63 and a result below 2^50, from 1 / d in float64: a fifth of a division's time."""
+    q = np.int64(np.float64(n) * inverse)
+    rest = n - q * d
+    return q + np.int64(rest >= d) - np.int64(rest < 0)
+
+
 @kernel
 def _pixel_batch(
     pixels, width, height, n_stored, random, cells_x, cells_y, values, n_channels, has_alpha, is_premultiplied,
@@ -30,18 +38,24 @@ def _pixel_batch(
     n = random.size
     one, sixteen, low = np.int64(1), np.int64(16), np.int64(0xFFFF)
     found = np.empty(GROUP, np.int64)
-    last = share(n, thread + 1, threads)
-    for first in range(share(n, thread, threads), last, GROUP):
+    across, down = cells_x << sixteen, cells_y << sixteen
+    per_across, per_down, per_width, per_height = 1.0 / across, 1.0 / down, 1.0 / width, 1.0 / height
+    first, last = share(n, thread, threads), share(n, thread + 1, threads)
+    row, column = first // cells_x, first % cells_x
+    for first in range(first, last, GROUP):
         count = min(GROUP, last - first)
         for k in range(count):
             i = first + k
             bits = peek(random, i)
-            x = (((i % cells_x) << sixteen) + (bits & low)) * width // (cells_x << sixteen)
-            y = (((i // cells_x) << sixteen) + ((bits >> sixteen) & low)) * height // (cells_y << sixteen)
-            poke(planes, i, np.uint32((2 * x + 1) * (one << 31) // width))
-            poke(planes, n + i, np.uint32((2 * y + 1) * (one << 31) // height))
+            x = quotient(((column << sixteen) + (bits & low)) * width, across, per_across)
+            y = quotient(((row << sixteen) + ((bits >> sixteen) & low)) * height, down, per_down)
+            poke(planes, i, np.uint32(quotient((2 * x + 1) * (one << 31), width, per_width)))
+            poke(planes, n + i, np.uint32(quotient((2 * y + 1) * (one << 31), height, per_height)))
             poke(found, k, (y * width + x) * n_stored)
             prefetch(pixels, peek(found, k))
+            column += 1
+            if column == cells_x:
+                row, column = row + 1, np.int64(0)
         for k in range(count):
             at, to = peek(found, k), (first + k) * n_channels
             colors = n_channels - 1 if has_alpha else n_channels

@@ -21,6 +21,7 @@ from hashfield.kernels.numba_cpu.common import (
     restore_denormals,
     round_up,
     share,
+    task_at,
 )
 from hashfield.kernels.numba_cpu.eval_points import chunk_length, hidden_room, network_block, pack_network
 from hashfield.kernels.numba_cpu.grid_corners import BLOCK
@@ -158,7 +159,11 @@ def _add_table_gradient(
     stride, n_levels = planes.size // n_dims, scales.size
     mode = flush_denormals()
     clock = cycles()
-    for task in range(thread, n_levels * parts, threads):
+    n_tasks = n_levels * parts
+    for turn in range((n_tasks + threads - 1) // threads):
+        task = task_at(turn, n_tasks, thread, threads)
+        if task < 0:
+            break
         level, piece = task % n_levels, task // n_levels
         size = levels[level, 1]
         low, high = share(size, piece, parts), share(size, piece + 1, parts)

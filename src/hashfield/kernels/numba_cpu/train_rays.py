@@ -21,6 +21,7 @@ from hashfield.kernels.numba_cpu.common import (
     round_up,
     share,
     sigmoid,
+    task_at,
 )
 from hashfield.kernels.numba_cpu.field import (
     N_COLOR_IN,
@@ -381,7 +382,11 @@ def _add_table_gradient(
     """Add every kept sample's feature gradient to the table's; each level (or part of one) has one writer."""
     n_levels = scales.size
     mode = flush_denormals()
-    for task in range(thread, n_levels * parts, threads):
+    n_tasks = n_levels * parts
+    for turn in range((n_tasks + threads - 1) // threads):
+        task = task_at(turn, n_tasks, thread, threads)
+        if task < 0:
+            break
         level, piece = task % n_levels, task // n_levels
         size = levels[level, 1]
         low, high = share(size, piece, parts), share(size, piece + 1, parts)
