@@ -14,15 +14,17 @@ import tyro
 from hashfield.api import load
 from hashfield.cli.evaluate import write_figures
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
-from hashfield.cli.shared import parse, say, set_up, set_up_host, value_of
+from hashfield.cli.shared import DeviceName, parse, place_of, say, set_up, uses_gpu, value_of
 from hashfield.cli.train import (
     TrainCommand,
     demo_ended,
     ended_early,
     make_plan,
+    memory_for_run,
     new_run,
     preset_of,
     run_training,
+    say_memory,
     say_what_a_demo_left,
     write_config,
     write_tensorboard,
@@ -41,7 +43,16 @@ from hashfield.export.images import (
 )
 from hashfield.export.report import write_report
 from hashfield.kernels.numba_cpu.common import is_cache_warm
-from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, to_linear
+from hashfield.tasks.image import (
+    PRESETS,
+    ImageConfig,
+    ImageModel,
+    ImageTask,
+    compare,
+    gpu_memory,
+    preset_for,
+    to_linear,
+)
 from hashfield.tasks.shared import parse_background, stored
 from hashfield.train.checkpoint import exported_size
 from hashfield.train.loop import Progress, TrainOptions, TrainResult
@@ -61,6 +72,9 @@ class TrainImage(TrainCommand):
 
     path: Annotated[Path, tyro.conf.Positional]
     """PNG, JPEG, WebP, TIFF, EXR, HDR: grey or RGB, with or without alpha, 8 or 16 bits or floats."""
+    max_gpu_memory: float | None = None
+    """GiB of GPU memory that the run may take; default all there is. A picture for which there is no room stays on the
+    host, which is slower."""
     max_pixels: int = MAX_PIXELS
     """Pictures of more pixels are refused before they are decoded."""
     scratch: Path | None = None
@@ -73,7 +87,7 @@ def train_image(arguments: list[str]) -> int:
     """`train image` with its arguments."""
     defaults = _defaults(arguments)
     options = parse(TrainImage, arguments, "train image", defaults)
-    set_up_host(options.device, options.threads)
+    device = set_up(options.device, options.threads, options.max_gpu_memory)
     plan = make_plan(options, defaults.config, value_of(arguments, "--preset"))
     if plan.resumed is not None:
         options = replace(options, seed=stored(plan.metadata, "seed", int, plan.resumed.checkpoint))
@@ -83,7 +97,8 @@ def train_image(arguments: list[str]) -> int:
     with read_picture(options.path, max_pixels=options.max_pixels, scratch=options.scratch or run.path) as picture:
         for note in picture.notes:
             say(note)
-        task = ImageTask(plan.config, picture, seed=options.seed)
+        fits = device.type != "cuda" or place_picture(plan.config, picture, device, options.max_gpu_memory)
+        task = ImageTask(plan.config, picture, seed=options.seed, device=device, is_picture_on_device=fits)
         if plan.resumed is not None and plan.metadata.get("image") != task.describe()["image"]:
             raise ConfigError(f"{run.path}: was begun with {plan.metadata.get('image')}, this picture is {task.shape}")
         say(f"run folder: {run.path}; preset {task.config.preset}; {sizes(task)}")
@@ -102,9 +117,29 @@ def train_image(arguments: list[str]) -> int:
     return 0
 
 
+def place_picture(config: ImageConfig, picture: Picture, device: torch.device, budget: float | None) -> bool:
+    """Whether the picture fits the GPU's memory beside the run; says what that takes, and refuses what cannot fit."""
+
+    def needed(n_pixel_bytes: int) -> int:
+        return gpu_memory(config, picture.width, picture.height, picture.n_channels, n_pixel_bytes)
+
+    fits = needed(picture.pixels.nbytes) <= memory_for_run(device, budget)[0] * 2**30
+    say_memory(
+        needed(picture.pixels.nbytes if fits else 0), device, budget,
+        "--train.batch, --encoding.log2-hashmap-size or --max-numbers",
+    )  # fmt: skip
+    if not fits:
+        size = picture.pixels.nbytes / 2**30
+        say(f"the picture's {size:.1f} GiB do not fit beside that: batches are drawn on the host and copied")
+    return fits
+
+
 def _defaults(arguments: list[str]) -> TrainImage:
-    """The options' defaults: those of the preset that the arguments name."""
-    return TrainImage(path=tyro.MISSING, config=preset_of(arguments, PRESETS, lambda seconds, steps: "default"))
+    """The options' defaults: those of the preset that the arguments name, or that suits the device."""
+    on_gpu = value_of(arguments, "--device") in (None, "auto", "cuda") and uses_gpu()
+    return TrainImage(
+        path=tyro.MISSING, config=preset_of(arguments, PRESETS, lambda seconds, steps: preset_for(on_gpu))
+    )
 
 
 def sizes(task: ImageTask) -> str:
@@ -225,7 +260,7 @@ def facts(task: ImageTask, result: TrainResult, figures: dict[str, Any], by_cloc
         ("grid", sizes(task)),
         ("network", f"{config.n_hidden_layers} hidden layers of {config.n_neurons}, {task.parameters().precision}"),
         ("training", f"{result.train_seconds:.1f} s, {result.step} steps, {result.n_samples / 1e6:.1f} M pixels "
-                     f"({result.n_samples / pixels:.1f} times the picture) on {torch.get_num_threads()} threads"),
+                     f"({result.n_samples / pixels:.1f} times the picture) on {place_of(task.device)}"),
         ("schedule", "follows the clock, so a second run differs a little" if by_clock else "follows the steps"),
         ("kernels compiled or loaded in", f"{result.compile_seconds:.1f} s"),
         ("ended", result.stopped_by),
@@ -260,13 +295,14 @@ class EvaluateImage:
     """Pictures of more pixels are refused."""
     threads: int | None = None
     """Threads of the kernels."""
+    device: DeviceName = "auto"
+    """Where to ask the model; auto takes a GPU where one is."""
 
 
 def evaluate_image(arguments: list[str]) -> int:
     """`evaluate` of a picture's run."""
     options = parse(EvaluateImage, arguments, "evaluate")
-    set_up(threads=options.threads)
-    model = load(options.run)
+    model = load(options.run, set_up(options.device, options.threads))
     path = options.data or Path(model.info.get("scene", {}).get("path", ""))
     if not path.is_file():
         raise DataError(f"{path}: the picture of this run is not there any more; name it with --data")
@@ -309,13 +345,14 @@ class RenderImage:
     """Replace a file that is there."""
     threads: int | None = None
     """Threads of the kernels."""
+    device: DeviceName = "auto"
+    """Where to ask the model; auto takes a GPU where one is."""
 
 
 def render_image(arguments: list[str]) -> int:
     """`render` of a picture's run."""
     options = parse(RenderImage, arguments, "render")
-    set_up(threads=options.threads)
-    model: ImageModel = load(options.run)
+    model: ImageModel = load(options.run, set_up(options.device, options.threads))
     target = options.out or RunFolder.open(options.run).renders / f"image.{options.format}"
     if target.is_dir():
         raise ConfigError(f"--out {target}: is a folder, expected a file")
