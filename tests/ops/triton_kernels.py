@@ -477,7 +477,7 @@ def read_budget() -> dict[str, dict[str, int]]:
 def write_budget(budget: dict[str, dict[str, int]]) -> None:
     """A line for each record; written aside and renamed, so that no interruption costs any."""
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(budget[key])}" for key in sorted(budget))
-    aside = BUDGET.with_suffix(".part")
+    aside = BUDGET.with_suffix(f".{os.getpid()}")
     aside.write_text("{\n" + lines + "\n}\n")
     aside.replace(BUDGET)
 
@@ -544,14 +544,13 @@ def main() -> None:
                 continue
             sys.stdout.write(json.dumps(record) + "\n")
             sys.stdout.flush()
-            # Compilers of several versions are in use: the largest figure counts.
-            budget[key] = {name: max(record[name], budget.get(key, record)[name]) for name in BUDGETED}
             if args.write_budget:
-                write_budget(budget)
+                now = read_budget()  # another target may be at work beside this one
+                # Compilers of several versions are in use: the largest figure counts.
+                write_budget(now | {key: {k: max(record[k], now.get(key, record)[k]) for k in BUDGETED}})
         if args.write_budget and args.missing and not (args.only or args.kernel):
-            for key in [key for key in budget if key.endswith(target) and key not in seen]:
-                del budget[key]
-            write_budget(budget)
+            now = read_budget()
+            write_budget({key: now[key] for key in now if not key.endswith(target) or key in seen})
 
 
 if __name__ == "__main__":
