@@ -15,6 +15,7 @@ hangs or breaks the device costs the others nothing; what it found is written as
     precisions   2,000 steps in each precision without a number that is not finite
     fox          a capture: PSNR after stated seconds
     cross        a checkpoint trained here evaluates and goes on on the CPU
+    points       pictures and signed distances: a step against float64, points a second, PSNR and (with libigl) IoU
 
 PSNR: every pixel of every test view, clipped, not quantised, mean of per-view values. Seconds of training are all that
 happens after the images are decoded and on the device, first-use compilation apart.
@@ -23,6 +24,7 @@ happens after the images are decoded and on the device, first-use compilation ap
 import argparse
 import contextlib
 import csv
+import itertools
 import json
 import math
 import os
@@ -40,10 +42,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 CHECKS = ("sanitize", "ops", "parts", "steps")
-PARTS = (*CHECKS, "info", "kernels", "step", "train", "precisions", "fox", "cross")
+PARTS = (*CHECKS, "info", "kernels", "step", "points", "train", "precisions", "fox", "cross")
 QUICK_PARTS = (*CHECKS, "info", "kernels", "step", "train")
 QUICK_LIMITS = {"kernels": 60, "step": 75, "train": 75}
-LIMITS = {"info": 40, "kernels": 120, "step": 90, "train": 240, "precisions": 100, "fox": 140, "cross": 180}
+LIMITS = {
+    "info": 40, "kernels": 120, "step": 90, "points": 90, "train": 240, "precisions": 100, "fox": 140, "cross": 180,
+}  # fmt: skip
 CHECKS_LIMIT = 100
 """Seconds for all checks, which run side by side."""
 L2_BYTES_PER_S = 5.5e12
@@ -784,7 +788,7 @@ def step(options: argparse.Namespace, results: Results) -> None:
         _, _, rays, kept, marched, _ = torch.stack(stats).mean(0).tolist()
         results.add(f"training step, {name} of run", ms=ms, kept=kept, marched=marched, rays=rays,
                     M_samples_per_s=kept / ms / 1e3)  # fmt: skip
-        graph = task.on_device._graph
+        graph = task.on_device._graphs.get(1)
         if graph is not None:
             results.add(f"graph replay, {name} of run", ms=timed(graph.replay))
         with results.guarded("profile of a step"):
@@ -907,9 +911,142 @@ def cross(options: argparse.Namespace, results: Results) -> None:
     ))  # fmt: skip
 
 
+# --- pictures and signed distances ---------------------------------------------------------------------------------
+
+
+def points(options: argparse.Namespace, results: Results) -> None:
+    """A picture and a mesh made by formula, trained for a few seconds each."""
+    import torch
+
+    device = torch.device("cuda")
+    with results.guarded("a step against float64"):
+        points_correct(results, device)
+    with results.guarded("picture"):
+        picture(options.out, results, device, 2.0 if options.quick else 5.0)
+    with results.guarded("distance"):
+        distance(results, device, 2.0 if options.quick else 10.0)
+
+
+def points_correct(results: Results, device: Any, n: int = 3000) -> None:
+    """Steps of both shapes in each precision, and pixels drawn, against the reference."""
+    import torch
+
+    from hashfield.geometry.fixed_point import to_fixed_point
+    from hashfield.geometry.grid_layout import GridLayout
+    from hashfield.ops.eval_points import EncodedNetwork
+    from hashfield.ops.pixel_batch import pixel_batch
+    from hashfield.ops.train_points import PointsWorkspace, train_points
+
+    g = torch.Generator().manual_seed(0)
+    for name, n_dims, n_outputs, loss in (("picture", 2, 3, "l2"), ("distance", 3, 1, "mape")):
+        layout = GridLayout(n_dims, 6, 4, 12, 8, 1.7)
+        sizes = (layout.n_output, 64, 64, n_outputs)
+        weights = [(torch.rand(b, a, generator=g) * 2 - 1) * (6 / (a + b)) ** 0.5 for a, b in itertools.pairwise(sizes)]
+        table = torch.rand(layout.n_entries, 4, generator=g) * 2 - 1
+        positions, target = torch.rand(n, n_dims, generator=g), torch.rand(n, n_outputs, generator=g) * 2 - 1
+        positions = to_fixed_point(positions) if name == "picture" else positions
+
+        def step(backend: str, precision: str, where: Any, kind: Any) -> list[Any]:
+            wide = positions if positions.dtype == torch.int32 else positions.to(kind)
+            network = EncodedNetwork(layout, table.to(where, kind), tuple(w.to(where, kind) for w in weights),
+                                     precision=precision)  # fmt: skip
+            workspace = PointsWorkspace(network, n, backend)
+            found = train_points(network, wide.to(where), target.to(where, kind), workspace, loss=loss)
+            return [torch.tensor(found.loss), workspace.grad_table, *found.grad_weights]
+
+        right = step("reference", "float32", "cpu", torch.float64)
+        for precision, bound in (("float32", 1e-3), ("float16", 0.1), ("bfloat16", 0.4)):
+            errors = [
+                error_of(a, b) for a, b in zip(step("triton", precision, device, torch.float32), right, strict=True)
+            ]
+            results.add(f"step {name} {precision}", ok=max(errors) < bound, loss=errors[0], table=errors[1],
+                        matrices=max(errors[2:]))  # fmt: skip
+    pixels, bits = (
+        torch.randint(0, 256, (123, 457, 4), generator=g).byte(),
+        torch.randint(0, 2**32, (640,), generator=g),
+    )
+    values = torch.rand(2, 256, generator=g)
+    a, b = (pixel_batch(pixels.to(d), bits.to(d), (32, 20), values.to(d), 4, has_alpha=True, backend=k)
+            for k, d in (("triton", device), ("reference", "cpu")))  # fmt: skip
+    same = all(bool(torch.equal(x.cpu(), y)) for x, y in zip(a, b, strict=True))
+    results.add("pixels drawn", ok=same)
+
+
+def picture(out: Path, results: Results, device: Any, seconds: float, width: int = 2048, config: Any = None) -> None:
+    """A picture by the clock, drawn from on the device, and for a moment on the host."""
+    from hashfield.data.demo_picture import save_demo_picture
+    from hashfield.data.pictures import read_picture
+    from hashfield.tasks.image import PRESETS, ImageTask, compare
+
+    path = save_demo_picture(out / "picture.png", 0, width, 3 * width // 4)
+    config = config or PRESETS["gpu"]
+    with read_picture(path) as image:
+        task = ImageTask(config, image, device=device)
+        found = learned(task, seconds)
+        results.add(f"picture {image.width}x{image.height}", psnr=compare(task.model(), image)["psnr"], **found)
+        if task.device.type == "cuda":
+            results.add("picture, a step", ms=timed(lambda: task.on_device.step(1e-3)))
+            by_kernel(lambda: task.on_device.step(1e-3), results, "picture, a step", 12)
+        on_host = ImageTask(config, image, device=device, is_picture_on_device=False)
+        results.add("picture, batches of the host", **learned(on_host, seconds / 4))
+
+
+def distance(results: Results, device: Any, seconds: float, config: Any = None) -> None:
+    """A mesh by the clock; without libigl, steps on points of any distance."""
+    import torch
+
+    from hashfield.nn.encodings import encoding_from_config
+    from hashfield.tasks.sdf import PRESETS, SdfTask
+    from hashfield.train.on_device import AdamOptions, DeviceOptimizer
+    from hashfield.train.points_on_device import PointsTraining
+
+    config = config or PRESETS["gpu"]
+    with contextlib.suppress(ModuleNotFoundError):
+        import igl  # noqa: F401
+
+        from hashfield.data.demo_mesh import demo_mesh
+        from hashfield.tasks.evaluate_surface import evaluate_distance
+
+        task = SdfTask(config, demo_mesh(), device=device)
+        found = learned(task, seconds)
+        iou = evaluate_distance(task.model(), task.truth, n_points=2**18, n_surface=2**14)["iou"]
+        results.add("mesh of the demo", iou=iou, **found)
+    field, n = config.make_field(torch.Generator().manual_seed(0)).to(device), config.train.batch_points
+    layout = encoding_from_config(config.encoding.reaching(config.finest_resolution), 3).layout
+    optimizer = DeviceOptimizer(field.encoding.table, list(field.network.weights), torch.float16, AdamOptions(l2=1e-6))
+    training = PointsTraining(layout, "linear", optimizer, n, "mape", 0, is_fixed_point=False)
+    batch = torch.rand(n, 3, device=device), torch.rand(n, 1, device=device) - 0.5
+    if device.type == "cuda":
+        ms = timed(lambda: training.step(1e-3, batch))
+        results.add("distance, a step", ms=ms, M_points_per_s=n / ms / 1e3)
+        by_kernel(lambda: training.step(1e-3, batch), results, "distance, a step", 12)
+    else:
+        results.add("distance, a step", loss=float(training.step(1e-3, batch)[0]))
+
+
+def learned(task: Any, seconds: float) -> dict[str, Any]:
+    """Train a warm task by the clock; what came of it."""
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    task.warm_up()
+    assert task.on_device is not None, "the Triton kernels were not chosen"
+    wait()
+    start, step, last = time.perf_counter(), 0, None
+    while last is None or (elapsed := time.perf_counter() - start) < seconds:
+        last = task.step(step, 0.0 if last is None else elapsed / seconds)
+        step += 1
+    wait()
+    elapsed = time.perf_counter() - start
+    return {
+        "seconds": elapsed, "steps": step, "ms_per_step": 1e3 * elapsed / step, "loss": float(last.loss),
+        "M_points_per_s": step * int(last.n_samples) / elapsed / 1e6,
+    }  # fmt: skip
+
+
 PART_FUNCTIONS = {
     "info": machine, "sanitize": sanitize, "ops": ops_correct, "parts": parts_correct, "steps": steps, "kernels": kernels, "step": step, "train": train,
-    "precisions": precisions, "fox": fox, "cross": cross,
+    "precisions": precisions, "fox": fox, "cross": cross, "points": points,
 }  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""What a training step of 2^18 samples costs a GPU at least: bytes, atomics and operations of every stage, and the
-time they take on three cards. Arithmetic only, nothing is measured.
+"""What a training step of 2^18 samples, pixels or points costs a GPU at least: bytes, atomics and operations of every
+stage, and the time they take on three cards. Arithmetic only, nothing is measured.
 
 python benchmarks/gpu_limits.py            prints the tables of docs/gpu_limits.md
 python benchmarks/gpu_limits.py --write    puts them into the page
@@ -7,6 +7,7 @@ python benchmarks/gpu_limits.py --write    puts them into the page
 
 import argparse
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,15 @@ PRODUCTS_REACH = 0.3
 LAYOUTS = {
     "L16 F2": GridLayout(n_levels=16, n_features_per_level=2, per_level_scale=per_level_scale_between(16, 2048, 16)),
     "L8 F4": GridLayout(),
+}
+# The presets `gpu` of pictures, at 4096 pixels a side, and of distances: grid, outputs, and whether pixels are drawn.
+POINTS = {
+    "A picture of 4096x4096, L6 F4, T 2^22": (
+        GridLayout(2, 6, 4, 22, 16, per_level_scale_between(16, 4096, 6)),
+        3,
+        True,
+    ),
+    "A signed distance, L8 F4, T 2^19": (GridLayout(), 1, False),
 }
 
 
@@ -91,7 +101,7 @@ def scatter(layout: GridLayout, arch: int, grad_bytes: int) -> Stage:
     sectors = sectors_of(layout, entry) * max(1, entry // widest) if vectors else instructions
     name = "scatter to the table, " + ("float32 gradient" if grad_bytes == 4 else "float16 gradient")
     return Stage(
-        name, N * layout.n_levels * (12 + 2 * f), 2 * N * sectors * SECTOR, max(layout.entries.tolist()) * entry,
+        name, N * layout.n_levels * (4 * layout.n_dims + 2 * f), 2 * N * sectors * SECTOR, max(layout.entries.tolist()) * entry,
         N * instructions,
     )  # fmt: skip
 
@@ -131,33 +141,70 @@ def stages(layout: GridLayout, card: Card) -> list[Stage]:
     ]  # fmt: skip
 
 
+def point_stages(layout: GridLayout, n_outputs: int, draws_pixels: bool, card: Card) -> list[Stage]:
+    """The kernels of a step of images or distances, in order; the last one is not part of the sums. Two hidden layers."""
+    f, n_features, d = layout.n_features_per_level, layout.n_output, layout.n_dims
+    macs = n_features * 64 + 64 * 64 + 64 * 16
+    given = 4 * (d + n_outputs)  # bytes of position and target
+    # Random bits written and read, a sector of the picture; or a copy of the batch.
+    draw = Stage("draw pixels", N * (16 + SECTOR + given)) if draws_pixels else Stage("copy the batch", N * 2 * given)
+    return [
+        draw,
+        Stage(
+            "encode", N * (4 * d * layout.n_levels + 2 * n_features), N * sectors_of(layout, 2 * f) * SECTOR,
+            max(layout.entries.tolist()) * 2 * f,
+        ),
+        # Forward, and the gradients of inputs and of matrices; features are read, their cotangents written.
+        Stage(
+            "network, loss, backward", N * (4 * n_features + 4 * n_outputs), 0, 0,
+            2 * 132 * macs / (4 if card.arch >= 90 else 1), N * 2 * 3 * macs,
+        ),
+        scatter(layout, card.arch, 4),
+        Stage("Adam, every entry touched", layout.n_parameters * (24 + 2 + 8)),
+        Stage("Adam, no entry touched", layout.n_parameters * 4),
+    ]  # fmt: skip
+
+
+def table_of(title: str, stages_on: Callable[[Card], list[Stage]], sums: Sequence[tuple[str, slice]]) -> list[str]:
+    """Lines of one section: stages, their least times, and sums of some of them."""
+    lines = [title, "", f"On the {CARDS[-1].name}:", ""]
+    lines += ["| stage | memory | table sectors | atomics | products |", "|---|---|---|---|---|"]
+    for stage in stages_on(CARDS[-1]):
+        lines.append(
+            f"| {stage.name} | {stage.dram / 1e6:,.0f} MB | {stage.table / 1e6:,.0f} MB | "
+            f"{stage.atomics / 1e6:.1f} M | {stage.operations / 1e9:.1f} G |"
+        )
+    lines += ["", "| stage: least time, and what sets it | " + " | ".join(c.name for c in CARDS) + " |"]
+    lines += ["|---|" + "---|" * len(CARDS)]
+    rows = {card.name: stages_on(card) for card in CARDS}
+    for i, stage in enumerate(rows[CARDS[0].name]):
+        cells = []
+        for card in CARDS:
+            seconds, limit = rows[card.name][i].seconds(card)
+            cells.append(f"{seconds * 1e6:,.0f} µs {limit}")
+        lines.append(f"| {stage.name} | " + " | ".join(cells) + " |")
+    for label, chosen in sums:
+        totals = [sum(s.seconds(card)[0] for s in rows[card.name][chosen]) for card in CARDS]
+        cells = [f"{t * 1e6:,.0f} µs, {N / t / 1e6:,.0f} M/s" for t in totals]
+        lines.append(f"| **{label}** | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def tables() -> str:
     """The page's tables in Markdown."""
     lines = []
     for name, layout in LAYOUTS.items():
-        lines += [f"### {name}, T 2^19: {layout.n_parameters:,} numbers", ""]
-        lines += [f"On the {CARDS[-1].name}:", ""]
-        lines += ["| stage | memory | table sectors | atomics | products |", "|---|---|---|---|---|"]
-        for stage in stages(layout, CARDS[-1]):
-            lines.append(
-                f"| {stage.name} | {stage.dram / 1e6:,.0f} MB | {stage.table / 1e6:,.0f} MB | "
-                f"{stage.atomics / 1e6:.1f} M | {stage.operations / 1e9:.1f} G |"
-            )
-        lines += ["", "| stage: least time, and what sets it | " + " | ".join(c.name for c in CARDS) + " |"]
-        lines += ["|---|" + "---|" * len(CARDS)]
-        rows = {card.name: stages(layout, card) for card in CARDS}
-        for i, stage in enumerate(rows[CARDS[0].name]):
-            cells = []
-            for card in CARDS:
-                seconds, limit = rows[card.name][i].seconds(card)
-                cells.append(f"{seconds * 1e6:,.0f} µs {limit}")
-            lines.append(f"| {stage.name} | " + " | ".join(cells) + " |")
-        sums = (("encode + networks, forward and backward", slice(0, 4)), ("step after the march", slice(0, 6)))
-        for label, chosen in sums:
-            totals = [sum(s.seconds(card)[0] for s in rows[card.name][chosen]) for card in CARDS]
-            cells = [f"{t * 1e6:,.0f} µs, {N / t / 1e6:,.0f} M/s" for t in totals]
-            lines.append(f"| **{label}** | " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += table_of(
+            f"### {name}, T 2^19: {layout.n_parameters:,} numbers",
+            lambda card, layout=layout: stages(layout, card),
+            (("encode + networks, forward and backward", slice(0, 4)), ("step after the march", slice(0, 6))),
+        )
+    for name, (layout, n_outputs, draws) in POINTS.items():
+        lines += table_of(
+            f"### {name}: {layout.n_parameters:,} numbers",
+            lambda card, layout=layout, n=n_outputs, draws=draws: point_stages(layout, n, draws, card),
+            (("step, every entry touched", slice(0, 5)),),
+        )
     return "\n".join(lines)
 
 

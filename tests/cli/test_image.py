@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from hashfield.cli.image import place_picture
 from hashfield.cli.main import run
 from hashfield.data.demo_picture import save_demo_picture
-from hashfield.data.pictures import read_picture
+from hashfield.data.pictures import Picture, read_picture
+from hashfield.errors import ConfigError
 from hashfield.export.images import ExrWriter
+from hashfield.tasks.image import PRESETS
 from tests.cli.test_cli import fails
 
 QUICK = ["--encoding.log2-hashmap-size", "13", "--encoding.n-levels", "6", "--train.batch", "2048"]
@@ -147,6 +151,34 @@ def test_an_interrupt_saves_and_leaves_no_scratch_file(picture: Path, tmp_path: 
     assert not list(out.glob(".*"))
 
 
+def test_a_picture_without_room_on_the_gpu_stays_on_the_host(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some card")
+    device = torch.device("cuda")
+    with read_picture(picture) as read:
+        assert place_picture(PRESETS["gpu"], read, device, None)
+        said = capsys.readouterr().out
+        assert "on some card: about 0." in said and "8.0 GiB are free" in said and "host" not in said
+        # A little more than the run without the picture.
+        needed = float(said.partition("about ")[2].partition(" GiB")[0])
+        large = Large(read)
+        assert not place_picture(PRESETS["gpu"], large, device, needed + 0.2)  # type: ignore[arg-type]
+        assert "the picture's 20.0 GiB do not fit beside that" in capsys.readouterr().out
+        with pytest.raises(ConfigError, match=r"--max-gpu-memory allows 0.01: raise .*--max-numbers"):
+            place_picture(PRESETS["gpu"], read, device, 0.01)
+
+
+class Large:
+    """A picture whose stored numbers take 20 GiB."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.width, self.height, self.n_channels = picture.width, picture.height, picture.n_channels
+        self.pixels = np.broadcast_to(np.uint8(0), (20 * 2**10, 2**20))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -157,7 +189,13 @@ def test_an_interrupt_saves_and_leaves_no_scratch_file(picture: Path, tmp_path: 
         (["train", "image", "PICTURE", "--preset", "best"], "--preset"),
         (["train", "image", "PICTURE", "--n-neurons", "20"], "n_neurons"),
         (["train", "image", "PICTURE", "--resume"], "--out"),
-        (["train", "image", "PICTURE", "--device", "cuda"], "not built"),
+        pytest.param(
+            ["train", "image", "PICTURE", "--device", "cuda"],
+            "sees no such device",
+            id="cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
+        ),
+        (["train", "image", "PICTURE", "--max-gpu-memory", "0"], "--max-gpu-memory"),
         (["train", "image", "PICTURE", "--scratch", "/no/such/folder", "--seed", "-1"], "seed"),
         (["demo", "image", "--size", "5"], "--size"),
         (["demo", "image", "--seed", "-1"], "--seed"),

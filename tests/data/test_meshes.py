@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("trimesh")
 pytest.importorskip("igl")
@@ -192,6 +193,23 @@ def test_samples_follow_from_seed_and_step() -> None:
     assert bool((late.positions_unit == b.at_step(30).positions_unit).all()), "no step needs the ones before"
     assert len(a._made) <= 3
     assert not bool((samples(seed=4).at_step(30).positions_unit == late.positions_unit).all())
+
+
+def test_chunks_made_ahead_are_the_same(capfd: pytest.CaptureFixture[str]) -> None:
+    """By another process, whichever steps come; and by this one once that is gone."""
+    right, found = samples(), samples(makes_ahead=True)
+    found.wait_until_ready()
+    for step in (0, 1, 4, 5, 6, 8, 30, 31, 32, 3):
+        a, b = found.at_step(step), right.at_step(step)
+        assert torch.equal(a.positions_unit, b.positions_unit) and torch.equal(a.distance, b.distance), step
+    assert found._maker is not None
+    process = found._maker._process
+    assert process.poll() is None
+    process.kill()
+    assert torch.equal(found.at_step(44).distance, right.at_step(44).distance)
+    del found
+    assert process.returncode is not None
+    assert capfd.readouterr().err == ""
 
 
 def test_surface_points_are_uniform_by_area() -> None:

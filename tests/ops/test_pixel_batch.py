@@ -1,5 +1,8 @@
 """Training batches of an image: against the reference, and the promises that sampling makes."""
 
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -7,8 +10,12 @@ import torch
 
 from hashfield.errors import ShapeError
 from hashfield.geometry.fixed_point import from_fixed_point
-from hashfield.ops.pixel_batch import pixel_batch
+from hashfield.ops.backend import INTERPRETER_VARIABLE
+from hashfield.ops.pixel_batch import PixelBatch, pixel_batch
+from tests.conftest import backend_params
+from tests.ops.memory import checked_memory
 
+INTERPRETED = os.environ.get(INTERPRETER_VARIABLE) == "1"
 NONE = torch.zeros(2, 0)
 
 
@@ -16,14 +23,34 @@ def random_bits(n: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 2**32, (n,), generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(autouse=True)
+def within_bounds() -> Iterator[None]:
+    """No interpreted kernel may touch memory that is not its own."""
+    with checked_memory() if INTERPRETED else nullcontext():
+        yield
+
+
+def drawn(
+    pixels: torch.Tensor, random: torch.Tensor, lattice: Any, values: torch.Tensor, *options: Any, backend: Any,
+    **more: Any,
+) -> PixelBatch:  # fmt: skip
+    """A batch of a backend, whose tensors lie where it takes them."""
+    there = torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
+    own = (pixels.to(there), random.to(there), lattice, values.to(there))
+    found = pixel_batch(*own, *options, backend=backend, **more)
+    return PixelBatch(*(x.cpu() for x in found))
+
+
+@pytest.mark.parametrize("backend", backend_params("pixel_batch", ("numba", "triton")))
 @pytest.mark.parametrize("stored", [torch.uint8, torch.int16, torch.float32])
 @pytest.mark.parametrize(
     ("channels", "alpha", "premultiplied"), [(1, False, False), (3, False, False), (4, True, False), (2, True, True)]
 )
 @pytest.mark.parametrize(("width", "height", "lattice"), [(37, 23, (8, 5)), (3, 200, (16, 4)), (1, 1, (1, 1))])
 def test_agrees_with_the_reference(
-    stored: torch.dtype, channels: int, alpha: bool, premultiplied: bool, width: int, height: int, lattice: Any
-) -> None:
+    stored: torch.dtype, channels: int, alpha: bool, premultiplied: bool, width: int, height: int, lattice: Any,
+    backend: Any,
+) -> None:  # fmt: skip
     g = torch.Generator().manual_seed(1)
     if stored == torch.float32:
         pixels, values = torch.rand(height, width, 4, generator=g), NONE
@@ -32,23 +59,23 @@ def test_agrees_with_the_reference(
         pixels = torch.randint(0, codes, (height, width, 4), generator=g).to(stored)
         values = torch.rand(2, codes, generator=g)
     found, expected = (
-        pixel_batch(
+        drawn(
             pixels, random_bits(lattice[0] * lattice[1]), lattice, values, channels, has_alpha=alpha,
-            is_premultiplied=premultiplied, backend=backend,
+            is_premultiplied=premultiplied, backend=name,
         )
-        for backend in ("numba", "reference")
+        for name in (backend, "reference")
     )  # fmt: skip
     assert torch.equal(found.positions_unit, expected.positions_unit)
     assert torch.equal(found.target, expected.target)
 
 
-@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("backend", backend_params("pixel_batch"))
 def test_each_cell_gives_one_pixel_and_all_pixels_come_equally_often(backend: Any) -> None:
     width, height, lattice = 12, 10, (4, 5)
     pixels = torch.arange(width * height, dtype=torch.float32).reshape(height, width, 1)
-    counts = torch.zeros(width * height)
-    for seed in range(400):
-        batch = pixel_batch(pixels, random_bits(20, seed), lattice, NONE, 1, backend=backend)
+    counts, n_batches = torch.zeros(width * height), 100 if backend == "triton" and INTERPRETED else 400
+    for seed in range(n_batches):
+        batch = drawn(pixels, random_bits(20, seed), lattice, NONE, 1, backend=backend)
         place = from_fixed_point(batch.positions_unit) * torch.tensor([width, height])
         x, y = place[:, 0].floor().long(), place[:, 1].floor().long()
         assert torch.allclose(place - place.floor(), torch.full((20, 2), 0.5, dtype=torch.float64), atol=1e-6)
@@ -58,6 +85,18 @@ def test_each_cell_gives_one_pixel_and_all_pixels_come_equally_often(backend: An
     expected = counts.sum() / counts.numel()
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     assert chi_square < 100 + 5 * (2 * 100) ** 0.5  # 120 pixels less one constraint a cell: 100 degrees of freedom
+
+
+@pytest.mark.parametrize("backend", backend_params("pixel_batch", ("numba", "triton")))
+def test_sides_of_millions_of_pixels(backend: Any) -> None:
+    """Numbers of places, of which there are 65,536 to a cell, and of steps of the fixed point go far beyond 32 bits."""
+    width, lattice = 2**24, (2**16, 1)
+    pixels = (torch.arange(width) % 251).byte().view(1, width, 1)
+    found, right = (
+        drawn(pixels, random_bits(2**16), lattice, torch.arange(512.0).view(2, 256), 1, backend=name)
+        for name in (backend, "reference")
+    )
+    assert torch.equal(found.positions_unit, right.positions_unit) and torch.equal(found.target, right.target)
 
 
 def test_wrong_arguments_are_named() -> None:

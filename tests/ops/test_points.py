@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,28 @@ from hashfield import ops
 from hashfield.errors import BackendError, ShapeError
 from hashfield.geometry.fixed_point import from_fixed_point, to_fixed_point
 from hashfield.geometry.grid_layout import GridLayout
+from hashfield.ops.backend import INTERPRETER_VARIABLE
 from hashfield.ops.eval_points import EncodedNetwork, eval_points
 from hashfield.ops.train_points import LOSSES, PointsWorkspace, TrainPointsResult, train_points
 from tests import tolerances
+from tests.conftest import backend_params
 from tests.ops.compare import check_rows, relative_error
+from tests.ops.memory import checked_memory
+
+# Numpy, which Triton's interpreter computes with, warns of infinities that kernels meet and handle.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+INTERPRETED = os.environ.get(INTERPRETER_VARIABLE) == "1"
+on_every_fast_backend = pytest.mark.parametrize("backend", backend_params("train_points", ("numba", "triton")))
+on_every_backend = pytest.mark.parametrize("backend", backend_params("train_points"))
+on_triton = pytest.mark.parametrize("backend", backend_params("train_points", ("triton",)))
+
+
+@pytest.fixture(autouse=True)
+def within_bounds() -> Iterator[None]:
+    """No interpreted kernel may touch memory that is not its own."""
+    with checked_memory() if INTERPRETED else nullcontext():
+        yield
+
 
 LAYOUTS = {
     "2d_f4": GridLayout(n_dims=2, n_levels=6, n_features_per_level=4, log2_hashmap_size=10, per_level_scale=1.7),
@@ -56,13 +75,44 @@ def doubled(net: EncodedNetwork) -> EncodedNetwork:
     return replace(net, table=net.table.double(), weights=tuple(w.double() for w in net.weights))
 
 
+def device_of(backend: Any) -> torch.device:
+    """Where a backend's tensors lie."""
+    return torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
+
+
+def moved(net: EncodedNetwork, backend: Any) -> EncodedNetwork:
+    """The network where a backend takes it."""
+    device = device_of(backend)
+    if device.type == "cpu":
+        return net  # strides and all
+
+    def there(table: Tensor | None) -> Tensor | None:
+        return None if table is None else table.to(device)
+
+    return replace(
+        net, table=net.table.to(device), table_bf16=there(net.table_bf16), table_fp16=there(net.table_fp16),
+        weights=tuple(w.to(device) for w in net.weights),
+    )  # fmt: skip
+
+
 def step(
     net: EncodedNetwork, positions: Tensor, target: Tensor, backend: Any, **options: Any
 ) -> tuple[TrainPointsResult, list[Tensor]]:
     """One step in a fresh workspace: what it found, and every gradient."""
+    net, device = moved(net, backend), device_of(backend)
     workspace = PointsWorkspace(net, max(1, len(positions)), backend)
-    found = train_points(net, positions, target, workspace, **options)
-    return found, [workspace.grad_table, *found.grad_weights]
+    found = train_points(net, positions.to(device), target.to(device), workspace, **options)
+    return found, [grad.cpu() for grad in (workspace.grad_table, *found.grad_weights)]
+
+
+def few(n: int, backend: Any) -> int:
+    """So many points, or what an interpreter manages in a second: two tiles, the second hardly begun."""
+    return min(n, 133) if backend == "triton" and INTERPRETED else n
+
+
+def ask(net: EncodedNetwork, positions: Tensor, backend: Any) -> Tensor:
+    """What a backend answers."""
+    return eval_points(moved(net, backend), positions.to(device_of(backend)), backend=backend).cpu()
 
 
 @contextmanager
@@ -91,12 +141,13 @@ CASES = {
 }
 
 
+@on_every_fast_backend
 @pytest.mark.parametrize("name", list(CASES))
-def test_step_agrees_with_float64(name: str) -> None:
+def test_step_agrees_with_float64(name: str, backend: Any) -> None:
     layout, hidden, n_outputs, n, fixed, options = CASES[name]
     net = network(layout, hidden, n_outputs)
-    positions, target = batch(net, n, fixed)
-    found, grads = step(net, positions, target, "numba", **options)
+    positions, target = batch(net, few(n, backend), fixed)
+    found, grads = step(net, positions, target, backend, **options)
     wide = positions if fixed else positions.double()
     exact, exact_grads = step(doubled(net), wide, target.double(), "reference", **options)
     assert found.loss == pytest.approx(exact.loss, rel=tolerances.FAST_OUTPUT)
@@ -107,29 +158,32 @@ def test_step_agrees_with_float64(name: str) -> None:
         check_rows("gradient", mine, right.float())
 
 
+@on_every_fast_backend
 @pytest.mark.parametrize("name", list(CASES))
-def test_outputs_agree_with_the_reference(name: str) -> None:
+def test_outputs_agree_with_the_reference(name: str, backend: Any) -> None:
     layout, hidden, n_outputs, n, fixed, _ = CASES[name]
     net = network(layout, hidden, n_outputs)
+    n = few(n, backend)
     positions, _ = batch(net, n, fixed)
-    found, expected = (eval_points(net, positions, backend=b) for b in ("numba", "reference"))
+    found, expected = (ask(net, positions, b) for b in (backend, "reference"))
     assert found.shape == (n, n_outputs) and found.dtype == torch.float32
     assert relative_error(found, expected) < tolerances.FAST_OUTPUT
     rounded = replace(net, precision="bfloat16")
-    found, expected = (eval_points(rounded, positions, backend=b) for b in ("numba", "reference"))
+    found, expected = (ask(rounded, positions, b) for b in (backend, "reference"))
     assert relative_error(found, expected) < tolerances.BFLOAT16_FLIP
 
 
+@on_every_fast_backend
 @pytest.mark.parametrize("name", ["image", "grey", "distance", "four_layers", "no_hidden_layer"])
-def test_step_in_bfloat16_errs_no_more_than_the_reference_does(name: str) -> None:
+def test_step_in_bfloat16_errs_no_more_than_the_reference_does(name: str, backend: Any) -> None:
     layout, hidden, n_outputs, n, fixed, options = CASES[name]
     net = network(layout, hidden, n_outputs)
     net = replace(net, table_bf16=net.table.to(torch.bfloat16))
-    positions, target = batch(net, n, fixed)
+    positions, target = batch(net, few(n, backend), fixed)
     rounded = replace(net, precision="bfloat16")
     right, right_grads = step(net, positions, target, "reference", **options)
     same, same_grads = step(rounded, positions, target, "reference", **options)
-    mine, my_grads = step(rounded, positions, target, "numba", **options)
+    mine, my_grads = step(rounded, positions, target, backend, **options)
     allowed = abs(same.loss - right.loss) + 1e-4 * right.loss
     assert abs(mine.loss - right.loss) < tolerances.BFLOAT16_OVER_REFERENCE * allowed
     for grad, reference, target_grad in zip(my_grads, same_grads, right_grads, strict=True):
@@ -138,8 +192,29 @@ def test_step_in_bfloat16_errs_no_more_than_the_reference_does(name: str) -> Non
         assert relative_error(grad, reference) < 1.5 * allowed
 
 
+@on_triton
+@pytest.mark.parametrize("name", ["image", "grey", "distance"])
+def test_step_in_float16_stays_close(name: str, backend: Any) -> None:
+    """As exact as its type: 2^-11 for every table entry, matrix and layer, some of which meet in each gradient."""
+    layout, hidden, n_outputs, n, fixed, options = CASES[name]
+    net = network(layout, hidden, n_outputs)
+    positions, target = batch(net, few(n, backend), fixed)
+    right, right_grads = step(net, positions, target, "reference", **options)
+    halves = replace(net, precision="float16", table_fp16=net.table.half())
+    found, grads = step(halves, positions, target, backend, **options)
+    assert found.loss == pytest.approx(right.loss, rel=2e-3)
+    for mine, theirs in zip(grads, right_grads, strict=True):
+        assert 0 < relative_error(mine, theirs) < 0.04
+    outputs = [ask(own, positions, b) for own, b in ((halves, backend), (net, "reference"))]
+    assert 0 < relative_error(*outputs) < 4e-3
+    again = ask(replace(halves, table_fp16=None), positions, backend)  # rounded there
+    torch.testing.assert_close(again, outputs[0])
+    with pytest.raises(BackendError, match="GPUs only"):
+        eval_points(halves, positions, backend="reference")
+
+
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("backend", ["numba", "reference"])
+@on_every_backend
 def test_losses_are_what_they_say(loss: Any, backend: Any) -> None:
     """A network of one matrix on a constant table is a constant; loss and gradient then are known by hand."""
     grid = LAYOUTS["2d_f1"]
@@ -160,7 +235,8 @@ def test_losses_are_what_they_say(loss: Any, backend: Any) -> None:
     assert grads[1].tolist()[0] == pytest.approx([0.25 * float(slopes.mean())] * 3, rel=1e-4)
 
 
-def test_fixed_point_keeps_the_fraction_where_float32_loses_it() -> None:
+@on_every_fast_backend
+def test_fixed_point_keeps_the_fraction_where_float32_loses_it(backend: Any) -> None:
     """Levels as of an image of 2^18 pixels a side: a pixel is two cells, and its fraction must survive."""
     grid = GridLayout(
         n_dims=2, n_levels=2, n_features_per_level=2, log2_hashmap_size=12, base_resolution=2**15, per_level_scale=4.0
@@ -169,56 +245,59 @@ def test_fixed_point_keeps_the_fraction_where_float32_loses_it() -> None:
     net = EncodedNetwork(
         grid, torch.rand(grid.n_entries, 2, generator=g) * 2 - 1, (torch.rand(3, 4, generator=g) * 2 - 1,)
     )
-    pixels = torch.randint(2**18 - 2**12, 2**18, (4000, 2), generator=g)  # the far corner, where float32 is coarsest
+    n = 3 * few(1333, backend)
+    pixels = torch.randint(2**18 - 2**12, 2**18, (n, 2), generator=g)  # the far corner, where float32 is coarsest
     exact = (pixels.double() + 0.5) / 2**18
     right = eval_points(doubled(net), exact, backend="reference")
     fixed, rounded = to_fixed_point(exact), exact.float()
     assert torch.equal(from_fixed_point(fixed), exact)
-    for backend in ("numba", "reference"):
-        assert relative_error(eval_points(net, fixed, backend=backend), right) < 1e-6
-    assert relative_error(eval_points(net, rounded, backend="numba"), right) > 3e-3
+    for name in (backend, "reference"):
+        assert relative_error(ask(net, fixed, name), right) < 1e-6
+    assert relative_error(ask(net, rounded, backend), right) > 3e-3
     # and so do the gradients of a step
-    target = torch.zeros(4000, 3)
-    _, mine = step(net, fixed, target, "numba")
+    target = torch.zeros(n, 3)
+    _, mine = step(net, fixed, target, backend)
     _, theirs = step(doubled(net), exact, target.double(), "reference")
     assert all(relative_error(a, b) < tolerances.FUSED_STEP for a, b in zip(mine, theirs, strict=True))
 
 
-def test_fixed_point_over_the_whole_range() -> None:
+@on_every_fast_backend
+def test_fixed_point_over_the_whole_range(backend: Any) -> None:
     """Every cell boundary included: the fraction stays in [0, 1) and the cell is that of exact arithmetic."""
     g = torch.Generator().manual_seed(0)
     net = network("2d_f2")
     ends = torch.tensor([0, 1, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32 - 2**16, 2**32 - 1])
-    steps = torch.cat([ends, torch.randint(0, 2**32, (2000,), generator=g)])
+    steps = torch.cat([ends, torch.randint(0, 2**32, (few(2000, backend),), generator=g)])
     positions = torch.stack([steps, steps.flip(0)], 1).double() / 2**32
-    found = eval_points(net, to_fixed_point(positions), backend="numba")
+    found = ask(net, to_fixed_point(positions), backend)
     right = eval_points(doubled(net), positions, backend="reference")
     assert float((found - right).abs().max()) < 1e-5 * float(right.abs().max())
     beyond = to_fixed_point(torch.tensor([-1.0, 1.0, 2.0], dtype=torch.float64))
     assert from_fixed_point(beyond).tolist() == [0.0, 1 - 2**-32, 1 - 2**-32]
 
 
+@on_every_fast_backend
 @pytest.mark.parametrize("layout", ["2d_f4", "3d_f4"])
-def test_positions_outside_the_unit_box_are_safe(layout: str) -> None:
+def test_positions_outside_the_unit_box_are_safe(layout: str, backend: Any) -> None:
     net = network(layout)
     odd = torch.tensor([-0.3, 1.0, 1.5, -1e6, 1e30, torch.inf, -torch.inf, torch.nan])
     positions = torch.stack([odd.roll(k) for k in range(net.layout.n_dims)], 1)
     target = torch.zeros(len(odd), 3)
-    found, expected = (eval_points(net, positions, backend=b) for b in ("numba", "reference"))
+    found, expected = (ask(net, positions, b) for b in (backend, "reference"))
     assert bool(torch.isfinite(found).all()) and relative_error(found, expected) < tolerances.FAST_OUTPUT
-    (a, mine), (b, theirs) = (step(net, positions, target, backend) for backend in ("numba", "reference"))
+    (a, mine), (b, theirs) = (step(net, positions, target, name) for name in (backend, "reference"))
     assert a.loss == pytest.approx(b.loss, rel=1e-5)
     assert all(relative_error(x, y) < tolerances.FUSED_STEP for x, y in zip(mine, theirs, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["numba", "reference"])
+@on_every_backend
 def test_no_points(backend: Any) -> None:
     net = network("2d_f4")
     positions, target = batch(net, 0)
     found, grads = step(net, positions, target, backend)
     assert found.loss == found.squared_error == 0.0
     assert all(float(g.abs().sum()) == 0.0 for g in grads)
-    assert eval_points(net, positions, backend=backend).shape == (0, 3)
+    assert ask(net, positions, backend).shape == (0, 3)
 
 
 def test_same_bits_for_the_same_threads_and_close_for_others() -> None:
@@ -237,13 +316,14 @@ def test_same_bits_for_the_same_threads_and_close_for_others() -> None:
         assert torch.equal(outputs, first[2])
 
 
-def test_a_workspace_serves_step_after_step() -> None:
+@on_every_fast_backend
+def test_a_workspace_serves_step_after_step(backend: Any) -> None:
     """Nothing of a step is left for the next one but the table's gradient, which is added to."""
-    net = network("3d_f4")
-    used, fresh = (PointsWorkspace(net, 500, "numba") for _ in range(2))
-    train_points(net, *batch(net, 500), used)
+    net, device = moved(network("3d_f2"), backend), device_of(backend)
+    used, fresh = (PointsWorkspace(net, 500, backend) for _ in range(2))
+    large, small = ([x.to(device) for x in batch(net, n, seed=n)] for n in (few(500, backend), 77))
+    train_points(net, *large, used)
     used.grad_table.zero_()
-    small = batch(net, 77, seed=9)
     a, b = train_points(net, *small, used), train_points(net, *small, fresh)
     assert a.loss == b.loss and torch.equal(used.grad_table, fresh.grad_table)
     assert all(torch.equal(x, y) for x, y in zip(a.grad_weights, b.grad_weights, strict=True))
@@ -282,16 +362,35 @@ def test_buffers_are_written_before_they_are_read_and_not_past_their_end(precisi
         assert np.array_equal(guard, np.full_like(guard, value), equal_nan=guard.dtype.kind == "f")
 
 
-def test_inputs_need_not_be_contiguous() -> None:
+@on_triton
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_no_number_of_a_step_before_is_read(precision: Any, backend: Any) -> None:
+    net = moved(replace(network("3d_f2", (16, 32), 5), precision=precision), backend)
+    positions, target = (x.to(device_of(backend)) for x in batch(net, 130))
+    right, right_grads = step(net, positions, target, backend)
+    workspace = PointsWorkspace(net, 200, backend)
+    for buffer in vars(workspace.buffers).values():
+        if isinstance(buffer, Tensor):
+            buffer.fill_(torch.nan)
+    found = train_points(net, positions, target, workspace)
+    assert found.loss == pytest.approx(right.loss, rel=1e-6)
+    for mine, theirs in zip([workspace.grad_table, *found.grad_weights], right_grads, strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-4, atol=1e-7)
+
+
+@on_every_fast_backend
+def test_inputs_need_not_be_contiguous(backend: Any) -> None:
     net = network("2d_f4")
     positions, target = batch(net, 100, True)
     odd = replace(net, weights=tuple(w.T.contiguous().T for w in net.weights), table=net.table.T.contiguous().T)
-    a, mine = step(net, positions, target, "numba")
-    b, theirs = step(odd, positions.T.contiguous().T, target.T.contiguous().T, "numba")
-    assert a.loss == b.loss and all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
+    a, mine = step(net, positions, target, backend)
+    b, theirs = step(odd, positions.T.contiguous().T, target.T.contiguous().T, backend)
+    same = torch.equal if device_of(backend).type == "cpu" else lambda x, y: relative_error(x, y) < 1e-5
+    assert a.loss == pytest.approx(b.loss, rel=1e-6) and all(same(x, y) for x, y in zip(mine, theirs, strict=True))
 
 
-def test_a_planted_fault_is_found() -> None:
+@on_every_fast_backend
+def test_a_planted_fault_is_found(backend: Any) -> None:
     net = network("2d_f4")
     positions, _ = batch(net, 200)
     right = eval_points(net, positions, backend="reference")
@@ -301,9 +400,9 @@ def test_a_planted_fault_is_found() -> None:
         replace(net, interpolation="smoothstep"),
     ]
     for wrong in faults:
-        assert relative_error(eval_points(wrong, positions, backend="numba"), right) > 1e-2
+        assert relative_error(ask(wrong, positions, backend), right) > 1e-2
     smooth = replace(net, interpolation="smoothstep")
-    a, b = (eval_points(smooth, positions, backend=backend) for backend in ("numba", "reference"))
+    a, b = (ask(smooth, positions, name) for name in (backend, "reference"))
     assert relative_error(a, b) < tolerances.FAST_OUTPUT
 
 

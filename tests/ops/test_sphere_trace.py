@@ -278,7 +278,7 @@ def test_a_picture_is_that_of_the_reference(backend: Backend) -> None:
         torch.tensor([0.5, 0.2, 1.9]).double(), torch.full((3,), 0.5).double(), torch.tensor([0.0, 1, 0]).double()
     )
     camera = Camera(pose, 15, 11, 20.0, 20.0, 7.5, 5.5)
-    outputs = ("opacity", "depth")
+    outputs = ("color", "opacity", "depth", "normals")
     with use_backend("reference"):
         right = model.render(camera, outputs, oversample=1)
     with use_backend(backend):
@@ -290,6 +290,10 @@ def test_a_picture_is_that_of_the_reference(backend: Backend) -> None:
     same = found["opacity"] == right["opacity"]
     off = abs(found["depth"] - right["depth"])[same]
     assert (off > 1e-5).sum() <= 0.03 * off.size and off.max() < HIT_DISTANCE
+    # Normals and shadows feel where on the surface a ray ended.
+    for name in ("color", "normals"):
+        off = abs(found[name] - right[name])[same]
+        assert (off > 1e-3).sum() <= 0.03 * off.size and off.max() < 0.2, name
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -53,6 +53,8 @@ _TYPES = {
 L8_F4 = GridLayout()
 L16_F2 = GridLayout(n_levels=16, n_features_per_level=2, per_level_scale=per_level_scale_between(16, 2048, 16))
 IMAGE = GridLayout(2, 16, 2, 15, 16, 1.5)
+PICTURE = GridLayout(2, 6, 4, 22, 16, per_level_scale_between(16, 4096, 6))
+"""Of the preset for pictures, at 4096 pixels a side."""
 
 
 # --- configurations ----------------------------------------------------------------------------------------
@@ -122,6 +124,36 @@ def _trace(layout: GridLayout, *hidden: int, precision: str = "float32") -> None
     network = EncodedNetwork(layout, table, weights, short, precision=precision)  # type: ignore[arg-type]
     rays = Rays(torch.empty(256, 3), torch.empty(256, 3), scalars, scalars)
     sphere_trace(network, torch.empty(2, 3), rays, 160, 1e-4, 0.95)
+
+
+def _points(
+    layout: GridLayout, *hidden: int, dtype: torch.dtype = torch.float16, loss: str = "l2", fixed: bool = False
+) -> None:  # fmt: skip
+    from hashfield.kernels.triton_gpu import train_points
+    from hashfield.kernels.triton_gpu.encoded_mlp import DeviceNetwork, evaluate
+    from hashfield.kernels.triton_gpu.mlp import shape_of
+
+    weights = [torch.empty(b, a) for a, b in itertools.pairwise((layout.n_output, *hidden))]
+    n, entries = 256, (layout.n_entries, layout.n_features_per_level)
+    flat = torch.empty(sum(w.numel() for w in weights), dtype=dtype)
+    network = DeviceNetwork(layout, torch.empty(entries, dtype=dtype), flat, shape_of(weights))
+    positions = torch.zeros(n, layout.n_dims, dtype=torch.int32 if fixed else torch.float32)
+    live, target = torch.zeros(1, dtype=torch.int32), torch.zeros(n, hidden[-1])
+    evaluate(network, positions, live, target)
+    train_points.enqueue(
+        network, positions, target, live, train_points.Buffers(network, n, dtype), torch.empty(entries), loss=loss,
+        huber_delta=0.1, unscale=0.5,
+    )  # fmt: skip
+
+
+def _pixels(dtype: torch.dtype, has_alpha: bool) -> None:
+    from hashfield.kernels.triton_gpu.pixel_batch import draw_pixels
+
+    n_channels, n = 4 if has_alpha else 3, 256
+    draw_pixels(
+        torch.zeros(32, 32, 4, dtype=dtype), torch.zeros(n, dtype=torch.int64), (16, 16), torch.zeros(2, 256),
+        torch.zeros(n, 2, dtype=torch.int32), torch.zeros(n, n_channels), has_alpha=has_alpha, is_premultiplied=False,
+    )  # fmt: skip
 
 
 def _harmonics() -> None:
@@ -253,6 +285,18 @@ SHIPPED: dict[str, Callable[[], None]] = {
     "encoded-distance-float32": lambda: _encoded(L16_F2, 64, 64, 1, precision="float32"),
     "trace-distance-bfloat16": lambda: _trace(L16_F2, 64, 64, precision="bfloat16"),
     "trace-distance-float32": lambda: _trace(L8_F4, 64, 64),
+    "points-picture-float16": lambda: _points(PICTURE, 32, 3, fixed=True),
+    "points-picture-float16-width64": lambda: _points(IMAGE, 64, 64, 3, fixed=True),
+    "points-picture-bfloat16-width64": lambda: _points(IMAGE, 64, 64, 3, dtype=BFLOAT, fixed=True),
+    "points-picture-float32": lambda: _points(PICTURE, 32, 3, dtype=FLOAT, fixed=True),
+    "points-distance-float16": lambda: _points(L8_F4, 64, 64, 1, loss="mape"),
+    "points-distance-float16-l16f2": lambda: _points(L16_F2, 64, 64, 1, loss="mape"),
+    "points-distance-bfloat16": lambda: _points(L8_F4, 64, 64, 1, dtype=BFLOAT, loss="mape"),
+    "points-distance-float32": lambda: _points(L8_F4, 64, 64, 1, dtype=FLOAT, loss="mape"),
+    "points-distance-float16-width128": lambda: _points(L8_F4, 128, 128, 1, loss="mape"),
+    "pixels-uint8": lambda: _pixels(torch.uint8, False),
+    "pixels-int16-alpha": lambda: _pixels(torch.int16, True),
+    "pixels-float32": lambda: _pixels(FLOAT, False),
     "harmonics": _harmonics,
     "rays": _rays,
     "occupancy": _occupancy,

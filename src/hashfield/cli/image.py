@@ -14,8 +14,17 @@ import tyro
 from hashfield.api import load
 from hashfield.cli.evaluate import write_figures
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
-from hashfield.cli.shared import parse, say, set_up, set_up_host, value_of
-from hashfield.cli.train import ended_early, make_plan, new_run, run_training, write_config, write_tensorboard
+from hashfield.cli.shared import DeviceName, parse, place_of, say, set_up, uses_gpu, value_of
+from hashfield.cli.train import (
+    ended_early,
+    make_plan,
+    memory_for_run,
+    new_run,
+    run_training,
+    say_memory,
+    write_config,
+    write_tensorboard,
+)
 from hashfield.data.demo_picture import save_demo_picture
 from hashfield.data.pictures import MAX_PIXELS, Picture, read_picture, read_picture_header
 from hashfield.errors import CheckpointError, ConfigError, DataError
@@ -30,7 +39,16 @@ from hashfield.export.images import (
 )
 from hashfield.export.report import write_report
 from hashfield.kernels.numba_cpu.common import is_cache_warm
-from hashfield.tasks.image import PRESETS, ImageConfig, ImageModel, ImageTask, compare, to_linear
+from hashfield.tasks.image import (
+    PRESETS,
+    ImageConfig,
+    ImageModel,
+    ImageTask,
+    compare,
+    gpu_memory,
+    preset_for,
+    to_linear,
+)
 from hashfield.tasks.nerf import parse_background
 from hashfield.train.checkpoint import exported_size
 from hashfield.train.loop import Progress, TrainOptions, TrainResult
@@ -62,8 +80,11 @@ class TrainImage:
     """Length of the run in seconds of training; the clock enters the schedule. Default 60."""
     seed: int = 0
     """Of every random choice."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    device: DeviceName = "auto"
+    """Where to train; auto takes a GPU where one is."""
+    max_gpu_memory: float | None = None
+    """GiB of GPU memory that the run may take; default all there is. A picture for which there is no room stays on the
+    host, which is slower."""
     threads: int | None = None
     """Threads of the kernels; default as many as torch takes."""
     max_pixels: int = MAX_PIXELS
@@ -80,7 +101,7 @@ def train_image(arguments: list[str]) -> int:
     """`train image` with its arguments."""
     defaults = _defaults(arguments)
     options = parse(TrainImage, arguments, "train image", defaults)
-    set_up_host(options.device, options.threads)
+    device = set_up(options.device, options.threads, options.max_gpu_memory)
     plan = make_plan(options, defaults.config, value_of(arguments, "--preset"))
     if plan.resumed is not None:
         options = replace(options, seed=_stored_seed(plan.metadata, plan.resumed))
@@ -90,7 +111,8 @@ def train_image(arguments: list[str]) -> int:
     with read_picture(options.path, max_pixels=options.max_pixels, scratch=options.scratch or run.path) as picture:
         for note in picture.notes:
             say(note)
-        task = ImageTask(plan.config, picture, seed=options.seed)
+        fits = device.type != "cuda" or place_picture(plan.config, picture, device, options.max_gpu_memory)
+        task = ImageTask(plan.config, picture, seed=options.seed, device=device, is_picture_on_device=fits)
         if plan.resumed is not None and plan.metadata.get("image") != task.describe()["image"]:
             raise ConfigError(f"{run.path}: was begun with {plan.metadata.get('image')}, this picture is {task.shape}")
         say(f"run folder: {run.path}; preset {task.config.preset}; {sizes(task)}")
@@ -109,9 +131,27 @@ def train_image(arguments: list[str]) -> int:
     return 0
 
 
+def place_picture(config: ImageConfig, picture: Picture, device: torch.device, budget: float | None) -> bool:
+    """Whether the picture fits the GPU's memory beside the run; says what that takes, and refuses what cannot fit."""
+
+    def needed(n_pixel_bytes: int) -> int:
+        return gpu_memory(config, picture.width, picture.height, picture.n_channels, n_pixel_bytes)
+
+    fits = needed(picture.pixels.nbytes) <= memory_for_run(device, budget)[0] * 2**30
+    say_memory(
+        needed(picture.pixels.nbytes if fits else 0), device, budget,
+        "--train.batch, --encoding.log2-hashmap-size or --max-numbers",
+    )  # fmt: skip
+    if not fits:
+        size = picture.pixels.nbytes / 2**30
+        say(f"the picture's {size:.1f} GiB do not fit beside that: batches are drawn on the host and copied")
+    return fits
+
+
 def _defaults(arguments: list[str]) -> TrainImage:
-    """The options' defaults: those of the preset that the arguments name."""
-    name = value_of(arguments, "--preset") or "default"
+    """The options' defaults: those of the preset that the arguments name, or that suits the device."""
+    on_gpu = value_of(arguments, "--device") in (None, "auto", "cuda") and uses_gpu()
+    name = value_of(arguments, "--preset") or preset_for(on_gpu)
     if name not in PRESETS:
         raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return TrainImage(path=tyro.MISSING, config=PRESETS[name])
@@ -242,7 +282,7 @@ def facts(task: ImageTask, result: TrainResult, figures: dict[str, Any], by_cloc
         ("grid", sizes(task)),
         ("network", f"{config.n_hidden_layers} hidden layers of {config.n_neurons}, {task.parameters().precision}"),
         ("training", f"{result.train_seconds:.1f} s, {result.step} steps, {result.n_samples / 1e6:.1f} M pixels "
-                     f"({result.n_samples / pixels:.1f} times the picture) on {torch.get_num_threads()} threads"),
+                     f"({result.n_samples / pixels:.1f} times the picture) on {place_of(task.device)}"),
         ("schedule", "follows the clock, so a second run differs a little" if by_clock else "follows the steps"),
         ("kernels compiled or loaded in", f"{result.compile_seconds:.1f} s"),
         ("ended", result.stopped_by),
@@ -277,13 +317,14 @@ class EvaluateImage:
     """Pictures of more pixels are refused."""
     threads: int | None = None
     """Threads of the kernels."""
+    device: DeviceName = "auto"
+    """Where to ask the model; auto takes a GPU where one is."""
 
 
 def evaluate_image(arguments: list[str]) -> int:
     """`evaluate` of a picture's run."""
     options = parse(EvaluateImage, arguments, "evaluate")
-    set_up(threads=options.threads)
-    model = load(options.run)
+    model = load(options.run, set_up(options.device, options.threads))
     path = options.data or Path(model.info.get("scene", {}).get("path", ""))
     if not path.is_file():
         raise DataError(f"{path}: the picture of this run is not there any more; name it with --data")
@@ -326,13 +367,14 @@ class RenderImage:
     """Replace a file that is there."""
     threads: int | None = None
     """Threads of the kernels."""
+    device: DeviceName = "auto"
+    """Where to ask the model; auto takes a GPU where one is."""
 
 
 def render_image(arguments: list[str]) -> int:
     """`render` of a picture's run."""
     options = parse(RenderImage, arguments, "render")
-    set_up(threads=options.threads)
-    model: ImageModel = load(options.run)
+    model: ImageModel = load(options.run, set_up(options.device, options.threads))
     target = options.out or RunFolder.open(options.run).renders / f"image.{options.format}"
     if target.is_dir():
         raise ConfigError(f"--out {target}: is a folder, expected a file")

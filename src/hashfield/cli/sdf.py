@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ import tyro
 from hashfield.api import load
 from hashfield.cli.evaluate import write_figures
 from hashfield.cli.render import Render, render
-from hashfield.cli.shared import parse, say, set_up, set_up_host, value_of
+from hashfield.cli.shared import DeviceName, parse, place_of, say, set_up, uses_gpu, value_of
 from hashfield.cli.train import (
     DEFAULT_SECONDS,
     ended_early,
     make_plan,
     new_run,
     run_training,
+    say_memory,
     write_config,
     write_tensorboard,
 )
@@ -33,7 +34,7 @@ from hashfield.export.video import check_video, write_mp4
 from hashfield.geometry.paths import orbit_path
 from hashfield.tasks.evaluate_surface import evaluate_distance
 from hashfield.tasks.nerf import parse_background
-from hashfield.tasks.sdf import PRESETS, MeshInUnitSpace, SdfConfig, SdfModel, SdfTask, preset_for
+from hashfield.tasks.sdf import PRESETS, MeshInUnitSpace, SdfConfig, SdfModel, SdfTask, gpu_memory, preset_for
 from hashfield.train.checkpoint import config_from_dict, read_metadata
 from hashfield.train.loop import TrainOptions, TrainResult
 from hashfield.train.run_folder import RunFolder
@@ -59,8 +60,10 @@ class TrainSdf:
     """Of every random choice."""
     background: str = "white"
     """Behind the surface in pictures: white, black or #rrggbb."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    device: DeviceName = "auto"
+    """Where to train; auto takes a GPU where one is. Exact distances are made on the host."""
+    max_gpu_memory: float | None = None
+    """GiB of GPU memory that the run may take; default all there is."""
     threads: int | None = None
     """Threads of the kernels; default as many as torch takes."""
     tensorboard: bool = False
@@ -72,7 +75,7 @@ class TrainSdf:
 def train_sdf(arguments: list[str]) -> int:
     """`train sdf` with its arguments."""
     options = parse(TrainSdf, arguments, "train sdf", _defaults(arguments))
-    set_up_host(options.device, options.threads)
+    device = set_up(options.device, options.threads, options.max_gpu_memory)
     plan = make_plan(options, _defaults(arguments).config, value_of(arguments, "--preset"))
     if plan.resumed is not None:
         options = replace(options, **_stored_options(plan.resumed, plan.metadata))
@@ -81,7 +84,12 @@ def train_sdf(arguments: list[str]) -> int:
     say(f"{mesh.name}: {len(mesh.vertices)} vertices, {len(mesh.faces)} triangles")
     if plan.resumed is not None:
         _check_same_mesh(plan.resumed, plan.metadata, mesh)
-    task = SdfTask(plan.config, mesh, seed=options.seed, background=background)
+    if device.type == "cuda":
+        say_memory(
+            gpu_memory(plan.config), device, options.max_gpu_memory,
+            "--train.batch-points, --train.n-chunks or --encoding.log2-hashmap-size",
+        )  # fmt: skip
+    task = SdfTask(plan.config, mesh, seed=options.seed, background=background, device=device)
     for note in (*mesh.notes, *task.truth.notes()):
         say(note)
     run = plan.resumed or new_run(options, mesh.name)
@@ -106,7 +114,9 @@ def _defaults(arguments: list[str]) -> TrainSdf:
         seconds, steps = value_of(arguments, "--max-seconds"), value_of(arguments, "--n-steps")
         try:
             name = preset_for(
-                float(seconds) if seconds else None if steps else DEFAULT_SECONDS, int(steps) if steps else None
+                float(seconds) if seconds else None if steps else DEFAULT_SECONDS,
+                int(steps) if steps else None,
+                value_of(arguments, "--device") in (None, "auto", "cuda") and uses_gpu(),
             )
         except ValueError:
             name = "fast"  # tyro will name the wrong number
@@ -172,7 +182,7 @@ def finish_sdf(
         ("encoding", f"{encoding.otype}, L {encoding.n_levels}, F {encoding.n_features_per_level}, "
                      f"T 2^{encoding.log2_hashmap_size}, {task.network().table.numel():,} numbers"),
         ("training", f"{result.train_seconds:.1f} s, {result.step} steps, {result.n_samples / 1e6:.1f} M points on "
-                     f"{torch.get_num_threads()} threads"),
+                     f"{place_of(task.device)}"),
         ("schedule", "follows the clock, so a second run differs a little" if by_clock else "follows the steps"),
         ("kernels compiled or loaded in", f"{result.compile_seconds:.1f} s"),
         ("ended", result.stopped_by),
@@ -254,20 +264,22 @@ class EvaluateSdf:
     """Also write the figures here."""
     threads: int | None = None
     """Threads of the kernels."""
+    device: DeviceName = "auto"
+    """Where to ask the model; auto takes a GPU where one is."""
 
 
 def evaluate_sdf(arguments: list[str]) -> int:
     """`evaluate` for a signed distance."""
     options = parse(EvaluateSdf, arguments, "evaluate")
-    set_up(threads=options.threads)
+    device = set_up(options.device, options.threads)
     if not 8 <= options.resolution <= 4096:
         raise ConfigError(f"--resolution: expected 8 to 4096, got {options.resolution}")
-    model = load(options.run)
+    model = load(options.run, device)
     metadata = read_metadata(RunFolder.open(options.run).checkpoint)
     config = config_from_dict(SdfConfig, metadata.get("config"), f"{options.run}: config")
     mesh = _mesh_of(model, options)
     truth = MeshInUnitSpace(mesh, config.inside)
-    if not np.allclose(truth.box, model.box.numpy(), atol=1e-6):
+    if not np.allclose(truth.box, model.box.cpu().numpy(), atol=1e-6):
         raise DataError(f"{mesh.path}: is not the mesh of this run: its box differs")
     figures = evaluate_distance(
         model, truth, n_points=options.n_points, n_surface=options.n_surface, seed=options.seed,

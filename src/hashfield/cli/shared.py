@@ -128,17 +128,6 @@ def set_up(
     return chosen
 
 
-def set_up_host(device: str = "auto", threads: int | None = None) -> None:
-    """`set_up` of a task that is trained on the CPU only.
-
-    Raises:
-        BackendError: another device is asked for.
-    """
-    if device not in ("auto", "cpu"):
-        raise BackendError(f"--device {device}: the GPU training of this task is not built yet; use --device cpu")
-    set_up("cpu", threads)
-
-
 def _device(name: DeviceName) -> torch.device:
     if name == "auto":
         if not torch.cuda.is_available():
@@ -156,6 +145,13 @@ def _device(name: DeviceName) -> torch.device:
 def uses_gpu() -> bool:
     """Whether the GPU's kernels can run here."""
     return torch.cuda.is_available() and why_not("train_rays", "triton") is None
+
+
+def place_of(device: torch.device) -> str:
+    """A device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
 def is_terminal() -> bool:

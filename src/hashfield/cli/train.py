@@ -98,7 +98,10 @@ def train_nerf(arguments: list[str]) -> int:
     for note in scene.notes:
         say(note)
     if device.type == "cuda" and config.is_plain:
-        say_memory(config, scene, device, options.max_gpu_memory)
+        say_memory(
+            gpu_memory(config, scene), device, options.max_gpu_memory,
+            "--train.batch-samples, --encoding.log2-hashmap-size or --downscale",
+        )  # fmt: skip
     task = NerfTask(config, scene, seed=options.seed, background=options.background, device=device)
     if plan.resumed is not None:
         check_same_photos(plan.resumed, metadata, scene)
@@ -198,15 +201,23 @@ def ended_early(result: TrainResult, run: RunFolder, resume_command: str) -> int
     )
 
 
-def say_memory(config: NerfConfig, scene: Scene, device: torch.device, budget: float | None) -> None:
-    """Say what the run takes of the GPU's memory, and refuse what cannot fit."""
-    needed, free = gpu_memory(config, scene) / 2**30, torch.cuda.mem_get_info(device)[0] / 2**30
+def memory_for_run(device: torch.device, budget: float | None) -> tuple[float, str]:
+    """GiB of GPU memory that a run may take, and what sets that."""
+    free = torch.cuda.mem_get_info(device)[0] / 2**30
+    if budget is not None and budget < free:
+        return budget, f"--max-gpu-memory allows {budget:g}"
+    return free, "there is less"
+
+
+def say_memory(n_bytes: int, device: torch.device, budget: float | None, smaller: str) -> None:
+    """Say what the run takes of the GPU's memory, and refuse what cannot fit; `smaller` names options that help."""
+    needed, free = n_bytes / 2**30, torch.cuda.mem_get_info(device)[0] / 2**30
     say(f"on {torch.cuda.get_device_name(device)}: about {needed:.1f} GiB of GPU memory, {free:.1f} GiB are free")
-    if needed > (free if budget is None else min(free, budget)):
-        limit = f"--max-gpu-memory allows {budget:g}" if budget is not None and budget < free else "there is less"
+    room, limit = memory_for_run(device, budget)
+    if needed > room:
         raise ConfigError(
             f"the run needs about {needed:.1f} GiB of GPU memory and {limit}: raise --max-gpu-memory, or try a smaller "
-            "--train.batch-samples, --encoding.log2-hashmap-size or --downscale"
+            f"{smaller}"
         )
 
 

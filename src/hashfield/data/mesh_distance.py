@@ -67,7 +67,7 @@ class DistanceQuery:
         a, b, c = self.vertices[faces].transpose(1, 0, 2)
         normal = np.cross(b - a, c - a)
         length = np.linalg.norm(normal, axis=1)
-        self._all_faces = np.ascontiguousarray(faces, np.int64)
+        self.all_faces = np.ascontiguousarray(faces, np.int64)
         self.faces = np.ascontiguousarray(faces[length > 0], np.int64)
         self._tree = self._igl.AABB()
         self._tree.init(self.vertices, self.faces)
@@ -124,7 +124,7 @@ class DistanceQuery:
         """How often the surface winds around each point: 1 inside and 0 outside of a closed one."""
         if self._winding is None:
             self._winding = self._igl.FastWindingNumberBVH()
-            self._winding.init(self.vertices, self._all_faces)
+            self._winding.init(self.vertices, self.all_faces)
         points = np.ascontiguousarray(points, np.float64)
         order = morton_order(points)
         found = np.empty(len(points))

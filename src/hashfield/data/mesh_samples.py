@@ -4,8 +4,14 @@ Exact distances cost more than a training step, so a chunk of points serves seve
 seed and the step's number, so a resumed run needs no saved points.
 """
 
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import weakref
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,6 +21,7 @@ from torch import Tensor
 from hashfield.data.mesh_distance import DistanceQuery, morton_order
 
 HALF_DIAGONAL: Final = 0.5 * 3**0.5  # of the unit cube
+_CPU: Final = torch.device("cpu")
 _LOGISTIC: Final = 3**0.5 / np.pi  # scale of a logistic distribution of standard deviation 1
 
 
@@ -26,6 +33,10 @@ class Chunk:
     """float32, in Morton order, so that neighbours share cells of the grid."""
     distance: Float[Tensor, "n 1"]
     """Signed; unit space."""
+
+    def to(self, device: torch.device) -> "Chunk":
+        """The same on a device."""
+        return Chunk(self.positions_unit.to(device), self.distance.to(device))
 
 
 class SurfaceSampler:
@@ -57,6 +68,7 @@ class MeshSamples:
     def __init__(
         self, query: DistanceQuery, box: Float64[np.ndarray, "2 3"], *, seed: int, n_points: int, surface_share: float,
         near_share: float, noise: float, steps_per_chunk: int, n_chunks: int,
+        device: torch.device = _CPU, makes_ahead: bool = False,
     ) -> None:  # fmt: skip
         """Args:
         query: Answers distances; unit space.
@@ -67,12 +79,28 @@ class MeshSamples:
         noise: Standard deviation of each coordinate of the points near the surface.
         steps_per_chunk: Steps from one new chunk to the next.
         n_chunks: Kept.
+        device: Where they are kept.
+        makes_ahead: Whether a process makes the next chunk while steps go on elsewhere, on a GPU.
         """
         self.query, self.box, self.seed, self.noise = query, box, seed, noise
         self.surface = SurfaceSampler(query.vertices, query.faces)
         self.n_surface, self.n_near = round(surface_share * n_points), round(near_share * n_points)
         self.n_points, self.steps_per_chunk, self.n_chunks = n_points, steps_per_chunk, n_chunks
+        self.device = device
         self._made: dict[int, Chunk] = {}
+        self._maker: _Maker | None = None
+        if makes_ahead:
+            self._maker = _Maker(
+                {
+                    "vertices": query.vertices, "faces": query.all_faces, "rule": query.rule, "box": box, "seed": seed,
+                    "n_points": n_points, "surface_share": surface_share, "near_share": near_share, "noise": noise,
+                }
+            )  # fmt: skip
+
+    def wait_until_ready(self) -> None:
+        """Wait for the process that makes chunks ahead, if there is one, to have read the mesh."""
+        if self._maker is not None:
+            self._maker.wait_until_ready()
 
     def at_step(self, step: int) -> Chunk:
         """The points of a step."""
@@ -84,11 +112,14 @@ class MeshSamples:
         for old in [k for k in self._made if k < oldest]:
             del self._made[old]
         if number not in self._made:
-            self._made[number] = self.chunk(number)
+            coming = self._maker.answer(number) if self._maker is not None else None
+            self._made[number] = (coming or self.chunk(number)).to(self.device)
+        if self._maker is not None and newest + 1 not in self._made:
+            self._maker.ask(newest + 1)
         return self._made[number]
 
     def chunk(self, number: int) -> Chunk:
-        """The chunk with this number, made anew."""
+        """The chunk with this number, made anew, on the host."""
         rng = np.random.Generator(np.random.SFC64((self.seed, 0, number)))
         on_surface = self.surface.draw(self.n_surface + self.n_near, rng)
         uniform = rng.random((self.n_near, 3)).clip(1e-9, 1 - 1e-9)
@@ -103,3 +134,87 @@ class MeshSamples:
             torch.from_numpy(points[order].astype(np.float32)),
             torch.from_numpy(distance[order].astype(np.float32))[:, None],
         )
+
+
+class _Maker:
+    """Another process that makes chunks, since libigl holds the interpreter's lock of this one. Where it fails, chunks
+    are made here."""
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        """Args: recipe: what `_serve` makes its samples of."""
+        command = [sys.executable, "-c", "from hashfield.data.mesh_samples import _serve; _serve()"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+            start_new_session=True,  # Ctrl-C is for the parent, who decides when a run ends
+        )  # fmt: skip
+        weakref.finalize(self, _end, self._process)
+        self._coming: int | None = None
+        self._is_ready = False
+        self._send(recipe)
+
+    def wait_until_ready(self) -> None:
+        """Wait until it has read the mesh."""
+        if not self._is_ready:
+            self._is_ready = True
+            self._receive()
+
+    def ask(self, number: int) -> None:
+        """Let it make a chunk, unless it is at that one."""
+        if self._coming == number:
+            return
+        self.wait_until_ready()
+        if self._coming is not None:
+            self._receive()  # of a step that did not come
+        self._coming = number
+        self._send(number)
+
+    def answer(self, number: int) -> Chunk | None:
+        """The chunk, if it was the one asked for; it is waited for."""
+        if self._coming != number:
+            return None
+        self._coming = None
+        found = self._receive()
+        return None if found is None else Chunk(*(torch.from_numpy(x) for x in found))
+
+    def _send(self, message: Any) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it is gone: `_receive` says so
+            pickle.dump(message, self._process.stdin)
+            self._process.stdin.flush()
+
+    def _receive(self) -> Any:
+        assert self._process.stdout is not None
+        try:
+            return pickle.load(self._process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            return None
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Let the other process go."""
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+    process.wait()
+
+
+def _serve() -> None:
+    """What the other process does: chunks by number, from and to its parent, until that is gone."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints goes elsewhere
+    recipe = pickle.load(sys.stdin.buffer)
+    query = DistanceQuery(recipe.pop("vertices"), recipe.pop("faces"), recipe.pop("rule"))
+    samples = MeshSamples(query, **recipe, steps_per_chunk=1, n_chunks=1)
+    pickle.dump("ready", out)
+    out.flush()
+    while True:
+        try:
+            number = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        chunk = samples.chunk(number)
+        pickle.dump((chunk.positions_unit.numpy(), chunk.distance.numpy()), out)
+        out.flush()

@@ -61,7 +61,7 @@ _FAST: dict[str, tuple[Backend, ...]] = {
     "camera_rays": ("numba", "triton"),
     "elementwise_encode": (),
     "total_variation": (),
-    "pixel_batch": ("numba",),
+    "pixel_batch": ("numba", "triton"),
     "ray_box": (),
     "occupancy": (),
 }
@@ -189,8 +189,8 @@ def fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
 
 
 def runs_on_triton(device: torch.device) -> bool:
-    """Whether a radiance field on this device is trained and rendered by the Triton kernels: on CUDA devices, and on
-    the CPU where their interpreter is asked for by name."""
+    """Whether what lies on this device is trained and rendered by the Triton kernels: on CUDA devices, and on the CPU
+    where their interpreter is asked for by name."""
     wanted = requested_backend() or _AUTOMATIC.get(device.type)
     return wanted == "triton" and why_not("train_rays", "triton", torch.empty(0, device=device)) is None
 

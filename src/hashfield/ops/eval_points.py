@@ -1,7 +1,7 @@
 """A grid-encoded network asked at points: positions in, outputs out, nothing in between leaves the cache."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,10 +11,13 @@ from torch import Tensor
 from hashfield.errors import ShapeError
 from hashfield.geometry.fixed_point import from_fixed_point
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.ops.backend import Backend, choose, fast_precision
+from hashfield.ops.backend import Backend, choose, fast_precision, runs_on_triton
 from hashfield.ops.checks import Checker, one_of
-from hashfield.ops.grid_encode import Interpolation, Precision
-from hashfield.ops.mlp import mlp
+from hashfield.ops.grid_encode import Interpolation
+from hashfield.ops.mlp import mlp, too_wide
+
+PointsPrecision = Literal["float32", "bfloat16", "float16"]
+"""Of a network in the fused ops on points."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,16 @@ class EncodedNetwork:
     """[width, L*F], [width, width] for each further hidden layer, [n_outputs, width]."""
     table_bf16: Tensor | None = None
     """The table rounded to bfloat16; where given, lookups read it (half the memory traffic)."""
-    precision: Precision = "float32"
+    precision: PointsPrecision = "float32"
     """Of the network: "bfloat16" rounds matrices and layer inputs, and in training the gradients that layers pass on;
-    sums and outputs stay float32. Lookups then are bfloat16 too."""
+    sums and outputs stay float32. Lookups then are bfloat16 too. "float16" is the same with that type; GPUs only."""
     interpolation: Interpolation = "linear"
     """Of the grid."""
     encode: Callable[[Tensor], Tensor] | None = None
     """Features of positions in unit space where they are not the grid's: an encoding without parameters. The table then
     has no entries, and of the layout only the dimensions count."""
+    table_fp16: Tensor | None = None
+    """The table rounded to float16, for lookups in precision "float16"; rounded at each call where not given."""
 
     @property
     def is_fused(self) -> bool:
@@ -61,7 +66,7 @@ class EncodedNetwork:
 
     def check(self, op: str) -> None:
         """Raise a ShapeError that names the field where the shapes do not fit each other."""
-        one_of(op, "precision", self.precision, ("float32", "bfloat16"))
+        one_of(op, "precision", self.precision, ("float32", "bfloat16", "float16"))
         one_of(op, "interpolation", self.interpolation, ("linear", "smoothstep", "nearest"))
         layout = self.layout
         n_in: int | None = layout.n_output
@@ -72,6 +77,8 @@ class EncodedNetwork:
             raise ShapeError(f"{op}: precision: a network behind another encoding than a grid takes float32 only")
         if self.table_bf16 is not None:
             wanted["table_bf16"] = (self.table_bf16, wanted["table"][1])
+        if self.table_fp16 is not None:
+            wanted["table_fp16"] = (self.table_fp16, wanted["table"][1])
         if not self.weights:
             raise ShapeError(f"{op}: weights: expected at least one matrix, got none")
         for k, weight in enumerate(self.weights):
@@ -82,7 +89,9 @@ class EncodedNetwork:
                 raise ShapeError(f"{op}: {name}: expected shape {shape}, got {tuple(tensor.shape)}")
 
     def limit(self, backend: Backend) -> str | None:
-        """Why a fast backend cannot take this network, or None."""
+        """Why a backend cannot take this network, or None."""
+        if self.precision == "float16" and backend != "triton":
+            return "float16 networks run on GPUs only"
         if backend == "reference":
             return None
         if self.layout.n_dims not in (2, 3):
@@ -92,7 +101,7 @@ class EncodedNetwork:
         for weight in self.weights[:-1]:
             if weight.shape[0] % 16:
                 return f"a hidden layer has {weight.shape[0]} neurons, it needs a multiple of 16"
-        return None
+        return too_wide(self.weights) if backend == "triton" else None
 
 
 Positions = Float[Tensor, "n n_dims"] | Int32[Tensor, "n n_dims"]
@@ -110,12 +119,21 @@ def check_positions(op: str, network: EncodedNetwork, positions_unit: Tensor) ->
     check("positions_unit", positions_unit, ("n", network.layout.n_dims), kind)
 
 
-def network_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
-    """The precision of such a network on a device: as asked for, or for "auto" bfloat16 where a CPU has instructions
-    for it, else float32."""
-    if precision != "auto":
+def network_precision(
+    precision: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device
+) -> PointsPrecision:
+    """The precision of such a network on a device. Where the GPU's kernels run: as asked for, "auto" being float16.
+    Elsewhere both of these are bfloat16 where a CPU has instructions for it, or float32."""
+    if precision in ("float32", "bfloat16"):
         return precision
-    return "bfloat16" if fast_precision(device) == "bfloat16" else "float32"
+    return "float16" if runs_on_triton(device) else fast_precision(device)
+
+
+def on_its_device(network: EncodedNetwork) -> EncodedNetwork:
+    """The network in float32 where float16 was wanted and it does not suit a GPU's kernels: the reference then runs."""
+    if network.precision == "float16" and network.limit("triton") is not None:
+        return replace(network, precision="float32")
+    return network
 
 
 @torch.no_grad()

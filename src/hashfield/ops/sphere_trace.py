@@ -15,7 +15,6 @@ from hashfield.kernels.reference import sphere_trace as reference
 from hashfield.ops.backend import Backend, fused
 from hashfield.ops.checks import Checker, at_least
 from hashfield.ops.eval_points import EncodedNetwork, eval_points
-from hashfield.ops.mlp import too_wide
 
 DistanceFunction = Callable[[Tensor], Tensor]
 """Positions [n, 3] to signed distances [n], both in the rays' space."""
@@ -117,7 +116,7 @@ def sphere_trace(
         network = distance.network
 
         def limit(name: Backend) -> str | None:
-            return too_wide(network.weights) if network.is_fused else "another encoding than a grid"
+            return network.limit(name) if network.is_fused else "another encoding than a grid"
 
         whole = fused("sphere_trace", backend, network.table, rays.origin, limit=limit)
         if whole is not None:

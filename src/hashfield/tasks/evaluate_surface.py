@@ -49,14 +49,14 @@ def evaluate_distance(
     for first in range(0, n_points, _AT_ONCE):
         points = truth.box[0] + uniform.random((min(_AT_ONCE, n_points - first), 3)) * (truth.box[1] - truth.box[0])
         is_inside = truth.query.signed(points) <= 0
-        found = model.distance_unit(torch.from_numpy(points)).numpy() <= 0
+        found = _learned(model, points) <= 0
         both, either = both + int((is_inside & found).sum()), either + int((is_inside | found).sum())
         n_inside += int(is_inside.sum())
     sampler = SurfaceSampler(truth.query.vertices, truth.query.faces)
     draws = near.random((n_surface, 3)).clip(1e-9, 1 - 1e-9)
     noise = np.log(draws / (1 - draws)) * (_NEAR * math.sqrt(3) / math.pi)
     points = (sampler.draw(n_surface, near) + noise).clip(truth.box[0], truth.box[1])
-    error = np.abs(model.distance_unit(torch.from_numpy(points)).numpy() - truth.query.signed(points))
+    error = np.abs(_learned(model, points) - truth.query.signed(points))
     to_world = truth.spaces.distance_scene_to_world(1.0)
     diagonal = float(np.linalg.norm(truth.query.vertices.max(0) - truth.query.vertices.min(0)))
     figures: dict[str, Any] = {
@@ -82,3 +82,8 @@ def evaluate_distance(
         figures["precision"], figures["recall"] = precision, recall
         figures["f_score"] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return figures
+
+
+def _learned(model: SdfModel, points: np.ndarray) -> np.ndarray:
+    """Signed distances in unit space."""
+    return model.distance_unit(torch.from_numpy(points).to(model.box.device)).cpu().numpy()

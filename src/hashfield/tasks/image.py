@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from hashfield.log import logger
 from hashfield.nn.config import EncodingConfig, MLPConfig
 from hashfield.nn.encodings import GridEncoding, encoding_from_config, table_of
 from hashfield.nn.networks import NetworkWithEncoding
-from hashfield.ops.eval_points import EncodedNetwork, eval_points, network_precision
+from hashfield.ops.backend import runs_on_triton
+from hashfield.ops.eval_points import EncodedNetwork, eval_points, network_precision, on_its_device
 from hashfield.ops.pixel_batch import pixel_batch
 from hashfield.ops.train_points import LOSSES, PointLoss, PointsWorkspace, train_points
 from hashfield.train.checkpoint import (
@@ -37,7 +38,12 @@ from hashfield.train.checkpoint import (
 from hashfield.train.optim import TableOptimizer, learning_rate_at
 from hashfield.train.task import StepResult
 
-RunPrecision = Literal["auto", "float32", "bfloat16"]
+if TYPE_CHECKING:  # needs triton
+    from hashfield.train.on_device import DeviceOptimizer
+    from hashfield.train.points_on_device import PointsTraining
+
+RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+_CPU = torch.device("cpu")
 
 # --- configuration -----------------------------------------------------------------------------------------
 
@@ -81,7 +87,7 @@ class ImageConfig:
     """Everything that decides how a picture becomes a model. What is None follows from the picture's size."""
 
     preset: str = "default"
-    """default, small or paper: where the other values start from."""
+    """default, small, paper or gpu: where the other values start from. Not named, the device chooses."""
     encoding: EncodingConfig = EncodingConfig(n_levels=6, n_features_per_level=4, log2_hashmap_size=24)
     """Of positions. Its log2_hashmap_size is the most T may be; per_level_scale follows from finest_resolution."""
     finest_resolution: int | None = None
@@ -102,15 +108,15 @@ class ImageConfig:
     n_hidden_layers: int = 1
     """Hidden layers. On a CPU a small network, and so more steps, beats the paper's two of 64."""
     precision: RunPrecision = "auto"
-    """Of lookups and network; sums and parameters are float32 always. auto: bfloat16 lookups, and a bfloat16 network
-    where the CPU has instructions for it."""
+    """Of lookups and network; sums and parameters are float32 always. auto: on GPUs float16; on CPUs bfloat16 lookups,
+    and a bfloat16 network where the CPU has instructions for it. float16 means auto where there is no GPU."""
     train: ImageTrainConfig = ImageTrainConfig()
     """Batches, loss, schedule."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
+        if self.precision not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"precision: expected auto, float32, bfloat16 or float16, got {self.precision!r}")
         if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
             raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
         if not 1 <= self.n_hidden_layers <= 8:
@@ -176,7 +182,14 @@ PRESETS: dict[str, ImageConfig] = {
         least_resolution=16,
         train=ImageTrainConfig(batch=2**18, touches_per_update=0.0),
     ),
+    # For GPUs, where a step of 2^18 pixels costs little more than its launch. Reasoned, not measured.
+    "gpu": ImageConfig(preset="gpu", n_neurons=64, n_hidden_layers=2, train=ImageTrainConfig(batch=2**18)),
 }
+
+
+def preset_for(on_gpu: bool) -> str:
+    """The preset that suits a device, where the user names none."""
+    return "gpu" if on_gpu else "default"
 
 
 def make_module(config: ImageConfig, n_channels: int, generator: torch.Generator | None = None) -> NetworkWithEncoding:
@@ -186,20 +199,39 @@ def make_module(config: ImageConfig, n_channels: int, generator: torch.Generator
     return NetworkWithEncoding(encoding, n_channels, network, generator=generator)
 
 
-def network_parameters(module: NetworkWithEncoding, table_bf16: Tensor, config: ImageConfig) -> EncodedNetwork:
+def network_parameters(module: NetworkWithEncoding, table_bf16: Tensor | None, config: ImageConfig) -> EncodedNetwork:
     """A module's numbers as the fused ops take them."""
     encoding = module.encoding
     precision, weights = config.precision, tuple(w.detach() for w in module.network.weights)
     if not isinstance(encoding, GridEncoding):
         return EncodedNetwork(config.encoding.layout(2), table_of(module.encoding), weights, encode=encoding)
-    return EncodedNetwork(
-        layout=encoding.layout,
-        table=encoding.table.detach(),
-        weights=weights,
-        table_bf16=None if precision == "float32" else table_bf16,
-        precision=network_precision(precision, table_bf16.device),
-        interpolation=config.encoding.interpolation,
+    return on_its_device(
+        EncodedNetwork(
+            layout=encoding.layout,
+            table=encoding.table.detach(),
+            weights=weights,
+            table_bf16=None if precision == "float32" else table_bf16,
+            precision=network_precision(precision, encoding.table.device),
+            interpolation=config.encoding.interpolation,
+        )
     )
+
+
+def gpu_memory(config: ImageConfig, width: int, height: int, n_channels: int, n_pixel_bytes: int) -> int:
+    """Bytes of GPU memory that a run takes, nearly.
+
+    Args:
+        config: Fitted or not.
+        width, height, n_channels: Of the picture.
+        n_pixel_bytes: Of its numbers as stored, if they lie on the GPU; else 0.
+    """
+    from hashfield.train.points_on_device import n_bytes_of
+
+    config = config.fitted(width, height)
+    columns, rows = lattice_for(config.train.batch, width, height)
+    shapes = MLPConfig(config.n_neurons, config.n_hidden_layers).shapes(config.grid().n_output(2), n_channels)
+    n_weights = sum(a * b for a, b in shapes)
+    return n_bytes_of(config.grid().layout(2), n_weights, columns * rows, n_channels, n_pixel_bytes)
 
 
 # --- the trained model -------------------------------------------------------------------------------------
@@ -253,8 +285,8 @@ class ImageModel(nn.Module):
         In HDR pictures the sRGB curve goes on beyond 1; `data.pictures.linear_from_srgb` undoes it.
         """
         network = network_parameters(self.field, self.table_bf16, self.config)
-        found = eval_points(network, to_fixed_point(positions_unit.reshape(-1, 2)))
-        return found.reshape(*positions_unit.shape[:-1], self.shape.n_channels)
+        found = eval_points(network, to_fixed_point(positions_unit.reshape(-1, 2)).to(self.table_bf16.device))
+        return found.reshape(*positions_unit.shape[:-1], self.shape.n_channels).to(positions_unit.device)
 
     def strips(
         self,
@@ -292,8 +324,8 @@ class ImageModel(nn.Module):
             row = (y0 + (first + (np.arange(rows * per_y) + 0.5) / per_y) * (h / height)) / self.shape.height
             y = to_fixed_point(torch.from_numpy(row))
             planes = torch.stack([x.expand(len(y), -1).reshape(-1), y[:, None].expand(-1, len(x)).reshape(-1)])
-            found = eval_points(network, planes.T).reshape(rows, per_y, width, per_x, -1)
-            yield (found[:, 0, :, 0] if per_x == per_y == 1 else found.mean((1, 3))).numpy()
+            found = eval_points(network, planes.to(self.table_bf16.device).T).reshape(rows, per_y, width, per_x, -1)
+            yield (found[:, 0, :, 0] if per_x == per_y == 1 else found.mean((1, 3))).cpu().numpy()
 
     def render(
         self,
@@ -433,48 +465,88 @@ class ImageTask:
 
     name = "image"
 
-    def __init__(self, config: ImageConfig, picture: Picture, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: ImageConfig,
+        picture: Picture,
+        *,
+        seed: int = 0,
+        device: torch.device = _CPU,
+        is_picture_on_device: bool = True,
+    ) -> None:
         """Args:
         config: What to train and how; what it leaves open is fitted to the picture.
         picture: Stays open as long as the task.
         seed: Of every random choice.
+        device: Where to train.
+        is_picture_on_device: Whether the picture is copied there, to draw pixels from; else batches are drawn on the
+            host and copied: slower, for pictures that have no room.
 
         Raises:
             ConfigError: the seed is negative.
         """
         if seed < 0:
             raise ConfigError(f"seed: expected a whole number >= 0, got {seed}")
-        self.picture, self.seed, self.shape = picture, seed, shape_of(picture)
+        self.picture, self.seed, self.shape, self.device = picture, seed, shape_of(picture), device
         self.config = config.fitted(picture.width, picture.height)
         init = torch.Generator().manual_seed(seed)
-        self.field = make_module(self.config, picture.n_channels, init)
+        self.field = make_module(self.config, picture.n_channels, init).to(device)
         self.layout = self.config.grid().layout(2)
         self.matrices = list(self.field.network.weights)
         self.lattice = lattice_for(self.config.train.batch, picture.width, picture.height)
+        pixels = picture.pixels
+        codes = pixels.view(np.int16) if pixels.dtype in (np.uint16, np.float16) else pixels
+        self.pixels, self.values = torch.from_numpy(codes), torch.from_numpy(picture.values())
+        if is_picture_on_device:
+            self.pixels, self.values = self.pixels.to(device), self.values.to(device)
+        self.random = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
+        self.on_device: PointsTraining | None = None
+        """The training that is never waited for, on GPUs."""
+        self.workspace: PointsWorkspace | None = None
+        self.optimizer: TableOptimizer | DeviceOptimizer
         entries = self.layout.entries.tolist() if self.config.encoding.otype == "Grid" else []
         self.intervals = update_intervals(
             entries, 4 * self.lattice[0] * self.lattice[1], self.config.train.touches_per_update
         )
+        parts = list(zip(entries, self.intervals, strict=True)) or None
+        network = network_parameters(self.field, None, self.config)
+        if runs_on_triton(device) and network.is_fused and network.limit("triton") is None:
+            self.on_device = self._device_training(network, parts, is_picture_on_device)
+            self.optimizer = self.on_device.optimizer
+            return
         self.optimizer = TableOptimizer(
             table_of(self.field.encoding), self.matrices, l2=self.config.train.l2,
-            parts=list(zip(entries, self.intervals, strict=True)) or None,
+            parts=parts,
         )  # fmt: skip
         self.workspace = PointsWorkspace(self.parameters(), self.lattice[0] * self.lattice[1])
-        pixels = picture.pixels
-        codes = pixels.view(np.int16) if pixels.dtype in (np.uint16, np.float16) else pixels
-        self.pixels, self.values = torch.from_numpy(codes), torch.from_numpy(picture.values())
-        self.random = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
+
+    def _device_training(
+        self, network: EncodedNetwork, parts: list[tuple[int, int]] | None, draws_there: bool
+    ) -> "PointsTraining":
+        from hashfield.train.on_device import COMPUTE, AdamOptions, DeviceOptimizer
+        from hashfield.train.points_on_device import PixelSource, PointsTraining
+
+        optimizer = DeviceOptimizer(
+            table_of(self.field.encoding), self.matrices, COMPUTE[network.precision],
+            AdamOptions(l2=self.config.train.l2), parts,
+        )  # fmt: skip
+        source = PixelSource(self.pixels, self.lattice, self.values, self.shape.has_alpha, self.shape.is_hdr)
+        return PointsTraining(
+            network.layout, network.interpolation, optimizer, self.lattice[0] * self.lattice[1],
+            self.config.train.loss, self.seed, is_fixed_point=True, source=source if draws_there else None,
+        )  # fmt: skip
 
     def parameters(self) -> EncodedNetwork:
         """The module's numbers as they are now."""
-        return network_parameters(self.field, self.optimizer.table_bf16, self.config)
+        table_bf16 = self.optimizer.table_bf16 if isinstance(self.optimizer, TableOptimizer) else None
+        return network_parameters(self.field, table_bf16, self.config)
 
     def draw(self, lattice: tuple[int, int], random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Positions and values of a batch."""
+        """Positions and values of a batch, where the picture lies."""
         bits = torch.from_numpy(random.integers(0, 2**32, lattice[0] * lattice[1], dtype=np.int64))
         return pixel_batch(
-            self.pixels, bits, lattice, self.values, self.shape.n_channels, has_alpha=self.shape.has_alpha,
-            is_premultiplied=self.shape.is_hdr,
+            self.pixels, bits.to(self.pixels.device), lattice, self.values, self.shape.n_channels,
+            has_alpha=self.shape.has_alpha, is_premultiplied=self.shape.is_hdr,
         )  # fmt: skip
 
     # --- Task protocol
@@ -482,7 +554,13 @@ class ImageTask:
     def warm_up(self) -> None:
         """Compile every kernel of a run by calling it on next to nothing."""
         network = self.parameters()
-        positions, target = self.draw((2, 2), np.random.default_rng(0))
+        if self.on_device is not None:
+            self.on_device.warm_up()
+            eval_points(network, torch.zeros((4, 2), dtype=torch.int32, device=self.device))
+            if self.on_device.source is None:
+                self.draw((2, 2), np.random.default_rng(0))
+            return
+        positions, target = (x.to(self.device) for x in self.draw((2, 2), np.random.default_rng(0)))
         grads = train_points(network, positions, target, PointsWorkspace(network, 4), loss=self.config.train.loss)
         scratch = TableOptimizer(torch.zeros_like(network.table), [torch.zeros_like(m) for m in self.matrices])
         scratch.step(torch.zeros_like(network.table), grads.grad_weights, 1e-3)
@@ -494,12 +572,17 @@ class ImageTask:
     def step(self, step: int, fraction: float) -> StepResult:
         """One batch of pixels."""
         config = self.config.train
-        positions, target = self.draw(self.lattice, self.random)
+        rate = learning_rate_at(fraction, config.learning_rate, config.final_learning_rate, config.flat_until)
+        if self.on_device is not None:
+            batch = None if self.on_device.source is not None else self.draw(self.lattice, self.random)
+            figures = self.on_device.step(rate, batch)
+            return StepResult(figures[0], figures[1], figures[2], figures[3])
+        assert self.workspace is not None and isinstance(self.optimizer, TableOptimizer)
+        positions, target = (x.to(self.device) for x in self.draw(self.lattice, self.random))
         found = train_points(self.parameters(), positions, target, self.workspace, loss=config.loss)
         if not math.isfinite(found.loss):
             self.workspace.grad_table.zero_()
         else:
-            rate = learning_rate_at(fraction, config.learning_rate, config.final_learning_rate, config.flat_until)
             self.optimizer.step(self.workspace.grad_table, found.grad_weights, rate)
         return StepResult(found.loss, found.squared_error, len(target), len(target))
 
@@ -507,14 +590,21 @@ class ImageTask:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
         tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
-        if max(self.intervals, default=1) > 1:
-            tensors["optimizer.gradient"] = self.workspace.grad_table  # of the levels that wait for their update
-        values = {
+        if max(self.intervals, default=1) > 1:  # of the levels that wait for their update
+            if self.on_device is not None:
+                tensors["optimizer.gradient"] = self.on_device.pending_gradient()
+            elif self.workspace is not None:
+                tensors["optimizer.gradient"] = self.workspace.grad_table
+        if self.on_device is not None or self.device.type != "cpu":
+            tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        values: dict[str, Any] = {
             "optimizer_steps": self.optimizer.n_steps,
             "threads": torch.get_num_threads(),
             "precision": self.parameters().precision,
             "random": generator_state(self.random),
         }
+        if self.on_device is not None:
+            values["device_random"] = self.on_device.random_state()
         return tensors, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -528,19 +618,26 @@ class ImageTask:
             moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
             self.optimizer.restore(moments, int(values["optimizer_steps"]))
             if max(self.intervals, default=1) > 1:
-                self.workspace.grad_table.copy_(tensors["optimizer.gradient"])
+                if self.on_device is not None:
+                    self.on_device.restore_gradient(tensors["optimizer.gradient"])
+                elif self.workspace is not None:
+                    self.workspace.grad_table.copy_(tensors["optimizer.gradient"])
             restore_generator(self.random, values["random"], "checkpoint: random")
             threads, precision = values["threads"], values.get("precision")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
-        if threads != torch.get_num_threads():
+        if (self.on_device is not None) != ("device_random" in values):
+            logger.warning("the run was begun on another device and goes on here: with other random numbers")
+        elif self.on_device is not None:
+            self.on_device.restore_random(values["device_random"])
+        elif threads != torch.get_num_threads():
             logger.warning(
                 "the run was begun on %s threads and goes on with %s: it will differ in the last bits",
                 threads, torch.get_num_threads(),
             )  # fmt: skip
         if precision not in (None, self.parameters().precision):
             logger.warning(
-                "the run was begun with %s networks and goes on with %s, which this CPU runs faster",
+                "the run was begun with %s networks and goes on with %s, which this machine runs faster",
                 precision, self.parameters().precision,
             )  # fmt: skip
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ from hashfield.log import logger
 from hashfield.nn.config import EncodingConfig, MLPConfig
 from hashfield.nn.encodings import GridEncoding, encoding_from_config, table_of
 from hashfield.nn.networks import NetworkWithEncoding
+from hashfield.ops.backend import runs_on_triton
 from hashfield.ops.camera_rays import camera_rays, view_rays
 from hashfield.ops.encoded_mlp import encoded_mlp
-from hashfield.ops.eval_points import EncodedNetwork, network_precision
+from hashfield.ops.eval_points import EncodedNetwork, eval_points, network_precision, on_its_device
 from hashfield.ops.mlp import mlp
 from hashfield.ops.ray_box import ray_box
 from hashfield.ops.sphere_trace import DistanceField, sphere_trace
@@ -46,7 +47,12 @@ from hashfield.train.checkpoint import (
 from hashfield.train.optim import TableOptimizer, learning_rate_at
 from hashfield.train.task import StepResult
 
-RunPrecision = Literal["auto", "float32", "bfloat16"]
+if TYPE_CHECKING:  # needs triton
+    from hashfield.train.on_device import DeviceOptimizer
+    from hashfield.train.points_on_device import PointsTraining
+
+RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+_CPU = torch.device("cpu")
 
 MARGIN: Final = 0.005
 """The box reaches beyond the mesh by this share of its diagonal. Source: instant-ngp src/testbed_sdf.cu."""
@@ -103,7 +109,8 @@ class SdfConfig:
     """Everything that decides how a mesh becomes a model."""
 
     preset: str = "default"
-    """fast, default, quality or paper: where the other values start from. Not named, the run's length chooses."""
+    """fast, default, quality, paper or gpu: where the other values start from. Not named, the run's length and the
+    device choose."""
     encoding: EncodingConfig = EncodingConfig()
     """Of positions. per_level_scale is not set here: it follows from finest_resolution."""
     finest_resolution: int = 2048
@@ -113,8 +120,9 @@ class SdfConfig:
     n_hidden_layers: int = 2
     """Hidden layers."""
     precision: RunPrecision = "float32"
-    """Of the network; lookups are bfloat16 unless it is float32. Sums and parameters are float32 always. auto: bfloat16
-    where the CPU has instructions for it. A surface needs more digits than a colour."""
+    """Of the network; lookups are of half as many bits too unless it is float32. Sums and parameters are float32
+    always. auto: on GPUs float16; on CPUs bfloat16 where they have instructions for it. float16 means auto where there
+    is no GPU. A surface needs more digits than a colour."""
     inside: Literal["auto", "normals", "winding"] = "auto"
     """What tells inside from outside: normals of the nearest point, or the winding number being above a half. auto:
     normals where the mesh is closed and does not pass through itself."""
@@ -123,8 +131,8 @@ class SdfConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
+        if self.precision not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"precision: expected auto, float32, bfloat16 or float16, got {self.precision!r}")
         if self.inside not in ("auto", "normals", "winding"):
             raise ConfigError(f"inside: expected auto, normals or winding, got {self.inside!r}")
         if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
@@ -176,29 +184,51 @@ PRESETS: dict[str, SdfConfig] = {
             noise=1.0,
         ),
     ),
+    # For GPUs, where a step costs a thousandth of its points' exact distances, which the host makes meanwhile. Eleven
+    # bits are what the paper's networks have. Reasoned, not measured.
+    "gpu": SdfConfig(
+        preset="gpu",
+        encoding=EncodingConfig(log2_hashmap_size=19),
+        precision="float16",
+        train=SdfTrainConfig(batch_points=2**18, steps_per_chunk=512, n_chunks=64),
+    ),
 }
 
 
-def preset_for(max_seconds: float | None, n_steps: int | None) -> str:
+def preset_for(max_seconds: float | None, n_steps: int | None, on_gpu: bool = False) -> str:
     """The preset that suits a length of training, where the user names none."""
+    if on_gpu:
+        return "gpu"
     if max_seconds is not None:
         return "fast" if max_seconds < 150 else "default" if max_seconds < 280 else "quality"
     return "fast" if n_steps is None or n_steps <= 3000 else "default" if n_steps <= 8000 else "quality"
 
 
-def encoded_network(field: NetworkWithEncoding, table_bf16: Tensor, precision: RunPrecision) -> EncodedNetwork:
+def encoded_network(field: NetworkWithEncoding, table_bf16: Tensor | None, precision: RunPrecision) -> EncodedNetwork:
     """A field's numbers as the fused ops take them; `precision` as SdfConfig describes it."""
     encoding, weights = field.encoding, tuple(w.detach() for w in field.network.weights)
     if not isinstance(encoding, GridEncoding):
         return EncodedNetwork(GridLayout(), table_of(encoding), weights, encode=encoding)
-    return EncodedNetwork(
-        layout=encoding.layout,
-        table=encoding.table.detach(),
-        weights=weights,
-        table_bf16=None if precision == "float32" else table_bf16,
-        precision=network_precision(precision, table_bf16.device),
-        interpolation=encoding.config.interpolation,
+    return on_its_device(
+        EncodedNetwork(
+            layout=encoding.layout,
+            table=encoding.table.detach(),
+            weights=weights,
+            table_bf16=None if precision == "float32" else table_bf16,
+            precision=network_precision(precision, encoding.table.device),
+            interpolation=encoding.config.interpolation,
+        )
     )
+
+
+def gpu_memory(config: SdfConfig) -> int:
+    """Bytes of GPU memory that a run takes, nearly."""
+    from hashfield.train.points_on_device import n_bytes_of
+
+    encoding, train = config.encoding.reaching(config.finest_resolution), config.train
+    shapes = MLPConfig(config.n_neurons, config.n_hidden_layers).shapes(encoding.n_output(3), 1)
+    pool = 16 * train.n_chunks * train.batch_points  # three coordinates and a distance each
+    return n_bytes_of(encoding.layout(3), sum(a * b for a, b in shapes), train.batch_points, 1, pool)
 
 
 # --- the trained model -------------------------------------------------------------------------------------
@@ -264,9 +294,9 @@ class SdfModel(nn.Module):
     @torch.no_grad()
     def distance(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
         """Signed distance in world units, negative inside."""
-        position = self.spaces.world_to_unit(positions_world).reshape(-1, 3)
+        position = self.spaces.world_to_unit(positions_world).reshape(-1, 3).to(self.box.device)
         found = self.spaces.distance_scene_to_world(self.distance_unit(position))
-        return found.reshape(positions_world.shape[:-1])
+        return found.reshape(positions_world.shape[:-1]).to(positions_world.device)
 
     forward = distance
 
@@ -294,9 +324,9 @@ class SdfModel(nn.Module):
 
     def normals(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
         """Unit normals in the world, outwards: the direction of the field's analytic gradient."""
-        position = self.spaces.world_to_unit(positions_world).reshape(-1, 3)
+        position = self.spaces.world_to_unit(positions_world).reshape(-1, 3).to(self.box.device)
         normal = self.spaces.direction_scene_to_world(self.normals_unit(position))
-        return normal.reshape(positions_world.shape)
+        return normal.reshape(positions_world.shape).to(positions_world.device)
 
     def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
         """What a mesh of the surface needs, see `hashfield.tasks.mesh`; the level is a signed distance in world units.
@@ -530,47 +560,82 @@ class SdfTask:
         *,
         seed: int = 0,
         background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        device: torch.device = _CPU,
     ) -> None:
         """Args:
         config: What to train and how.
         mesh: The surface; its search tree is built here.
         seed: Of every random choice.
         background: Colour behind the surface in pictures.
+        device: Where to train; exact distances are made on the host.
 
         Raises:
             ConfigError: the seed is negative, or the mesh is too large or too small for its numbers.
         """
         if seed < 0:
             raise ConfigError(f"seed: expected a whole number >= 0, got {seed}")
-        self.config, self.mesh, self.seed, self.background = config, mesh, seed, background
+        self.config, self.mesh, self.seed, self.background, self.device = config, mesh, seed, background, device
         self.truth = MeshInUnitSpace(mesh, config.inside)
         self.spaces = self.truth.spaces
-        self.field = config.make_field(torch.Generator().manual_seed(seed))
+        self.field = config.make_field(torch.Generator().manual_seed(seed)).to(device)
         self.matrices = list(self.field.network.weights)
-        self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=config.train.l2)
-        self.workspace = PointsWorkspace(self.network(), config.train.batch_points)
-        self.samples = self._samples(config.train.batch_points)
+        self.on_device: PointsTraining | None = None
+        """The training that is never waited for, on GPUs."""
+        self.workspace: PointsWorkspace | None = None
+        self.optimizer: TableOptimizer | DeviceOptimizer
+        network = encoded_network(self.field, None, config.precision)
+        if runs_on_triton(device) and network.is_fused and network.limit("triton") is None:
+            self.on_device = self._device_training(network)
+            self.optimizer = self.on_device.optimizer
+        else:
+            self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=config.train.l2)
+            self.workspace = PointsWorkspace(self.network(), config.train.batch_points)
+        self.samples = self._samples(config.train.batch_points, makes_ahead=device.type == "cuda")
         up = (0.0, 0.0, 1.0) if mesh.path.suffix.lower() == ".stl" else (0.0, 1.0, 0.0)
         self.cameras = {"orbit": view_cameras(mesh.box, up)}
 
-    def _samples(self, n_points: int) -> MeshSamples:
+    def _device_training(self, network: EncodedNetwork) -> "PointsTraining":
+        from hashfield.train.on_device import COMPUTE, AdamOptions, DeviceOptimizer
+        from hashfield.train.points_on_device import PointsTraining
+
+        train = self.config.train
+        optimizer = DeviceOptimizer(
+            table_of(self.field.encoding), self.matrices, COMPUTE[network.precision], AdamOptions(l2=train.l2)
+        )
+        return PointsTraining(
+            network.layout, network.interpolation, optimizer, train.batch_points, "mape", self.seed,
+            is_fixed_point=False,
+        )  # fmt: skip
+
+    def _samples(self, n_points: int, makes_ahead: bool = False) -> MeshSamples:
         train = self.config.train
         return MeshSamples(
             self.truth.query, self.truth.box, seed=self.seed, n_points=n_points, surface_share=train.surface_share,
             near_share=train.near_share, noise=train.noise * HALF_DIAGONAL / 1024,
-            steps_per_chunk=train.steps_per_chunk, n_chunks=train.n_chunks,
+            steps_per_chunk=train.steps_per_chunk, n_chunks=train.n_chunks, device=self.device,
+            makes_ahead=makes_ahead,
         )  # fmt: skip
 
     def network(self) -> EncodedNetwork:
         """The field's numbers as they are now."""
-        return encoded_network(self.field, self.optimizer.table_bf16, self.config.precision)
+        table_bf16 = self.optimizer.table_bf16 if isinstance(self.optimizer, TableOptimizer) else None
+        return encoded_network(self.field, table_bf16, self.config.precision)
 
     # --- Task protocol
 
     def warm_up(self) -> None:
         """Compile every kernel of a run by calling it on next to nothing."""
         network = self.network()
-        few = self._samples(64).chunk(0)
+        few = self._samples(64).chunk(0).to(self.device)
+        self.samples.wait_until_ready()
+        if self.on_device is not None:
+            self.on_device.warm_up()
+            eval_points(network, few.positions_unit)
+            if self.device.type == "cuda":  # an interpreter compiles nothing
+                self.model().render(self.cameras["orbit"][0].resized(2, 2))
+                self.field.requires_grad_(True)
+                torch.cuda.synchronize()
+            return
         scratch = PointsWorkspace(network, 64)
         found = train_points(network, few.positions_unit, few.distance, scratch, loss="mape")
         optimizer = TableOptimizer(torch.zeros_like(network.table), [torch.zeros_like(m) for m in self.matrices])
@@ -585,9 +650,13 @@ class SdfTask:
         """One batch of points."""
         config = self.config.train
         chunk = self.samples.at_step(step)
+        rate = learning_rate_at(fraction, config.learning_rate, config.final_learning_rate, config.flat_until)
+        if self.on_device is not None:
+            figures = self.on_device.step(rate, (chunk.positions_unit, chunk.distance))
+            return StepResult(figures[0], torch.full_like(figures[1], math.nan), figures[2], figures[3])
+        assert self.workspace is not None and isinstance(self.optimizer, TableOptimizer)
         found = train_points(self.network(), chunk.positions_unit, chunk.distance, self.workspace, loss="mape")
         if math.isfinite(found.loss):
-            rate = learning_rate_at(fraction, config.learning_rate, config.final_learning_rate, config.flat_until)
             self.optimizer.step(self.workspace.grad_table, found.grad_weights, rate)
         else:
             self.workspace.grad_table.zero_()
@@ -598,6 +667,8 @@ class SdfTask:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
         tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
+        if self.on_device is not None or self.device.type != "cpu":
+            tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         tensors["box"] = torch.from_numpy(self.truth.box)
         values = {
             "optimizer_steps": self.optimizer.n_steps,
@@ -648,7 +719,7 @@ class SdfTask:
     def model(self) -> SdfModel:
         """The field as it is now, for evaluation and rendering. Shares memory with the task."""
         model = SdfModel(
-            self.field, self.spaces, torch.from_numpy(self.truth.box), cameras=self.cameras,
+            self.field, self.spaces, torch.from_numpy(self.truth.box).to(self.device), cameras=self.cameras,
             background=self.background, precision=self.config.precision,
             info={"scene": self.describe()["scene"]},
         )  # fmt: skip

@@ -3,9 +3,10 @@
 Everything a step needs lies in buffers of a fixed size: the photos, random numbers, samples, gradients, parameters.
 Numbers that change from step to step (learning rate, step of the march, rays a step) are read from memory. So a step
 is captured once in a CUDA graph and then costs the host one launch. Under Triton's interpreter the same code runs
-uncaptured, on CPU tensors: that is how it is tested.
+uncaptured, on CPU tensors: that is how it is tested. `points_on_device` is the same for images and distances.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from hashfield.kernels.triton_gpu.march import as_words, lattice_values
 from hashfield.kernels.triton_gpu.occupancy_update import bits_device, refresh_cells_device
 from hashfield.kernels.triton_gpu.train_rays import Batch, Buffers, enqueue
 from hashfield.kernels.triton_gpu.training_rays import draw_rays
+from hashfield.train.optim import table_parts
 
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RAY_GRADIENT = 4.0
@@ -35,8 +37,18 @@ CELLS_AT_ONCE = 2**19
 """Cells of the occupancy grid that are asked together."""
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class AdamOptions:
+    """Constants of the optimiser."""
+
+    l2: float
+    beta1: float = 0.9
+    beta2: float = 0.99
+    epsilon: float = 1e-15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(AdamOptions):
     """What stays the same in every step of a run."""
 
     aabb_scale: int
@@ -46,10 +58,6 @@ class Recipe:
     huber_delta: float
     batch_samples: int
     """Samples that a step should keep; the number of rays adapts."""
-    l2: float
-    beta1: float = 0.9
-    beta2: float = 0.99
-    epsilon: float = 1e-15
 
 
 def n_bytes_of(layout: GridLayout, n_weights: int, batch_samples: int, n_pixels: int, n_cells: int) -> int:
@@ -76,19 +84,25 @@ def most_rays(batch_samples: int) -> int:
 
 
 class DeviceOptimizer:
-    """Adam for a grid's table and the field's matrices, on the device; the twin of `TableOptimizer`.
+    """Adam for a grid's table and its networks' matrices, on the device; the twin of `TableOptimizer`.
 
     The matrices become views of one flat array, so that one kernel steps all of them.
     """
 
-    def __init__(self, table: Tensor, matrices: Sequence[Tensor], compute: torch.dtype, recipe: Recipe) -> None:
+    def __init__(
+        self, table: Tensor, matrices: Sequence[Tensor], compute: torch.dtype, options: AdamOptions,
+        parts: Sequence[tuple[int, int]] | None = None,
+    ) -> None:  # fmt: skip
         """Args:
         table: Changed in place by `step`.
         matrices: The same; their memory moves into the flat array.
         compute: Type of the copies that kernels read.
-        recipe: Constants of the optimiser.
+        options: Constants of the optimiser.
+        parts: As `TableOptimizer` has them; intervals are powers of two.
         """
-        self.table, self.matrices, self.recipe = table.detach(), list(matrices), recipe
+        self.table, self.matrices, self.options = table.detach(), list(matrices), options
+        self.parts = table_parts(parts, len(table))
+        self.intervals = sorted({1, *(interval for _, interval in self.parts)})
         self.flat = torch.cat([m.detach().reshape(-1) for m in matrices])
         sizes = [m.numel() for m in matrices]
         for matrix, part in zip(matrices, self.flat.split(sizes), strict=True):
@@ -112,21 +126,38 @@ class DeviceOptimizer:
     def rate(self, learning_rate: float) -> float:
         """The bias-corrected rate of the next step, which is counted."""
         self.n_steps += 1
-        return bias_corrected(learning_rate, self.recipe.beta1, self.recipe.beta2, self.n_steps)
+        return self.rate_of(learning_rate, 1)
 
-    def enqueue(self, grad_flat: Tensor, hyper: Tensor) -> None:
-        """One step: the table's gradient is cleared and the short copies brought up to date.
+    def rate_of(self, learning_rate: float, interval: int) -> float:
+        """The same for the parts with an interval, of the step counted last, which is their turn."""
+        return bias_corrected(learning_rate, self.options.beta1, self.options.beta2, self.n_steps // interval)
+
+    @property
+    def turn(self) -> int:
+        """The longest interval whose turn the step counted last is."""
+        return max(interval for interval in self.intervals if self.n_steps % interval == 0)
+
+    def enqueue(
+        self, grad_flat: Tensor, hyper: Tensor, waiting: Mapping[int, Tensor] | None = None, turn: int = 1
+    ) -> None:
+        """One step: the table's gradient is cleared and the short copies brought up to date, where it is their turn.
 
         Args:
             grad_flat: Of the matrices.
             hyper: [2] on the device: the rate, and what gradients are multiplied by.
+            waiting: The same by interval, for the parts that are not updated at every step.
+            turn: The longest interval that has its turn.
         """
-        m, r = self._moments, self.recipe
+        m, r = self._moments, self.options
         shared = {"beta1": r.beta1, "beta2": r.beta2, "epsilon": r.epsilon, "guard": True}
-        adam_device(
-            self.table, self.grad_table, m["table1"], m["table2"], self.short_table if self.is_short else None, hyper,
-            l2=0.0, skip_zero=True, clear=True, **shared,
-        )  # fmt: skip
+        for rows, interval in self.parts:
+            if interval <= turn:
+                adam_device(
+                    self.table[rows], self.grad_table[rows], m["table1"][rows], m["table2"][rows],
+                    self.short_table[rows] if self.is_short else None,
+                    hyper if waiting is None or interval == 1 else waiting[interval],
+                    l2=0.0, skip_zero=True, clear=True, **shared,
+                )  # fmt: skip
         adam_device(
             self.flat, grad_flat, m["flat1"], m["flat2"], self.short_flat if self.is_short else None, hyper,
             l2=r.l2, skip_zero=False, clear=False, **shared,
@@ -152,7 +183,77 @@ class DeviceOptimizer:
         self.refresh_copies()
 
 
-class DeviceTraining:
+class DeviceSteps(ABC):
+    """The steps of a run whose every buffer lies on a device: captured in a CUDA graph and replayed, with random
+    numbers of their own."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        """Args:
+        device: Of the buffers.
+        seed: Of every random choice.
+        """
+        self.device = device
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._is_warm = False
+        self._events: list[torch.cuda.Event] = []
+
+    @abstractmethod
+    def _enqueue(self, turn: int = 1) -> None:
+        """Launch one step."""
+
+    def run(self, turn: int = 1) -> None:
+        """Launch one step, by its graph from the second one on; waits only where `AHEAD` steps are under way.
+
+        Args:
+            turn: What else than numbers in memory tells steps apart: each has a graph of its own.
+        """
+        if self.device.type != "cuda":
+            self._enqueue(turn)
+            return
+        self._wait_for_room()
+        if not self._is_warm:  # whatever is compiled or set up at a first call happens uncaptured
+            self._is_warm = True
+            self._enqueue(turn)
+        else:
+            if turn not in self._graphs:
+                self._graphs[turn] = self._captured(turn)
+            self._graphs[turn].replay()
+        self._events[-1].record()
+
+    def _wait_for_room(self) -> None:
+        if len(self._events) < AHEAD:
+            self._events.append(torch.cuda.Event())
+            return
+        oldest = self._events.pop(0)
+        oldest.synchronize()
+        self._events.append(oldest)
+
+    def _captured(self, turn: int) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            self._enqueue(turn)
+        return graph
+
+    def random_state(self) -> list[int]:
+        """State of the random numbers as JSON values."""
+        return self.generator.get_state().tolist()
+
+    def restore_random(self, state: Any) -> None:
+        """Put the random numbers into a saved state.
+
+        Raises:
+            CheckpointError: the state is not one of this device's generator.
+        """
+        try:
+            self.generator.set_state(torch.tensor(state, dtype=torch.uint8))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint: device_random: not a generator's state: {error}") from error
+
+
+class DeviceTraining(DeviceSteps):
     """Buffers, random numbers and the captured step of one run."""
 
     def __init__(
@@ -165,8 +266,8 @@ class DeviceTraining:
         recipe: What stays the same in every step.
         seed: Of every random choice.
         """
-        self.optimizer, self.recipe = optimizer, recipe
-        self.device = device = optimizer.table.device
+        super().__init__(optimizer.table.device, seed)
+        self.optimizer, self.recipe, device = optimizer, recipe, self.device
         density, color = optimizer.matrices[0], optimizer.matrices[2]
         self.field = DeviceField(
             layout=layout, table=optimizer.short_table, weights=optimizer.short_flat, width=density.shape[0],
@@ -174,7 +275,6 @@ class DeviceTraining:
         )  # fmt: skip
         n = self.max_rays = most_rays(recipe.batch_samples)
         self.buffers = Buffers(self.field, 2 * recipe.batch_samples, n)
-        self.generator = torch.Generator(device).manual_seed(seed)
         self.n_rays = count_of(max(16, recipe.batch_samples // 64), device)
         self.chosen = torch.zeros(n, dtype=torch.int64, device=device)
         self.noise = torch.zeros(4 * n, device=device)
@@ -192,9 +292,6 @@ class DeviceTraining:
         self.pool: Any = None
         self.n_pool = 0
         self._step_scale = 0.0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._is_warm = False
-        self._events: list[torch.cuda.Event] = []
 
     def set_pool(
         self, spans: Int64[Tensor, "n_spans 3"], span_ends: Int64[Tensor, " n_spans"], starts: Int64[Tensor, " n"],
@@ -203,7 +300,7 @@ class DeviceTraining:
         """The pixels to draw from, as `ops.training_rays` takes them, on the device."""
         self.pool = (spans, span_ends, starts, widths, pixels, table, lenses_of(table))
         self.n_pool = int(span_ends[-1])
-        self._graph = None
+        self._graphs.clear()
 
     def set_scene(self, bits: UInt8[Tensor, " n_bytes"], box: Float64[Tensor, " 6"]) -> None:
         """Occupied cells and the box rays are clipped to."""
@@ -245,39 +342,10 @@ class DeviceTraining:
             self._step_scale = step_scale
             self.buffers.lattice.copy_(torch.tensor(lattice_values(self.recipe.cone_angle, step_scale)))
         self.buffers.hyper[:1].fill_(self.optimizer.rate(learning_rate))
-        if self.device.type != "cuda":
-            self._enqueue()
-            return self.buffers.stats.clone()
-        self._wait_for_room()
-        if self._graph is not None:
-            self._graph.replay()
-        elif not self._is_warm:  # whatever is compiled or set up at a first call happens uncaptured
-            self._is_warm = True
-            self._enqueue()
-        else:
-            self._graph = self._captured()
-            self._graph.replay()
-        stats = self.buffers.stats.clone()
-        self._events[-1].record()
-        return stats
+        self.run()
+        return self.buffers.stats.clone()
 
-    def _wait_for_room(self) -> None:
-        if len(self._events) < AHEAD:
-            self._events.append(torch.cuda.Event())
-            return
-        oldest = self._events.pop(0)
-        oldest.synchronize()
-        self._events.append(oldest)
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            self._enqueue()
-        return graph
-
-    def _enqueue(self) -> None:
+    def _enqueue(self, turn: int = 1) -> None:
         r = self.recipe
         self.chosen.random_(0, self.n_pool, generator=self.generator)
         self.noise.uniform_(generator=self.generator)
@@ -339,20 +407,3 @@ class DeviceTraining:
     def _threshold(self, values: Tensor, n_living: int) -> Float[Tensor, " 1"]:
         mean = values.clamp(min=0.0).sum(dtype=torch.float64) / max(n_living, 1)
         return mean.clamp(max=0.01).float().view(1)
-
-    # --- state
-
-    def random_state(self) -> list[int]:
-        """State of the random numbers as JSON values."""
-        return self.generator.get_state().tolist()
-
-    def restore_random(self, state: Any) -> None:
-        """Put the random numbers into a saved state.
-
-        Raises:
-            CheckpointError: the state is not one of this device's generator.
-        """
-        try:
-            self.generator.set_state(torch.tensor(state, dtype=torch.uint8))
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"checkpoint: device_random: not a generator's state: {error}") from error

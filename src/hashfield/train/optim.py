@@ -22,6 +22,28 @@ def learning_rate_at(fraction: float, rate: float, final_rate: float, flat_until
     return final_rate + (rate - final_rate) * 0.5 * (1 + math.cos(math.pi * left))
 
 
+def table_parts(parts: Sequence[tuple[int, int]] | None, n_rows: int) -> list[tuple[slice, int]]:
+    """(rows, interval) of the parts of a table, as few as can be; one of interval 1 where none are given.
+
+    Raises:
+        ConfigError: they are not the table's, or an interval is below 1.
+
+    >>> table_parts([(3, 1), (4, 1), (5, 2)], 12)
+    [(slice(0, 7, None), 1), (slice(7, 12, None), 2)]
+    """
+    found: list[tuple[slice, int]] = []
+    first = 0
+    for rows, interval in parts or [(n_rows, 1)]:
+        if found and found[-1][1] == interval:  # one launch instead of two
+            found[-1] = slice(found[-1][0].start, first + rows), interval
+        else:
+            found.append((slice(first, first + rows), interval))
+        first += rows
+    if first != n_rows or any(interval < 1 for _, interval in found):
+        raise ConfigError(f"parts: expected {n_rows} rows and intervals of at least 1, got {parts}")
+    return found
+
+
 class TableOptimizer:
     """Adam for one grid table and some matrices, with one global step count.
 
@@ -47,16 +69,7 @@ class TableOptimizer:
         self.options: dict[str, Any] = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
         self.l2 = l2
         self.n_steps = 0
-        self.parts: list[tuple[slice, int]] = []
-        first = 0
-        for rows, interval in parts or [(len(table), 1)]:
-            if self.parts and self.parts[-1][1] == interval:  # one launch instead of two
-                self.parts[-1] = slice(self.parts[-1][0].start, first + rows), interval
-            else:
-                self.parts.append((slice(first, first + rows), interval))
-            first += rows
-        if first != len(table) or any(interval < 1 for _, interval in self.parts):
-            raise ConfigError(f"parts: expected {len(table)} rows and intervals of at least 1, got {parts}")
+        self.parts = table_parts(parts, len(table))
         self.moments = {
             name: torch.zeros_like(value)
             for k, value in enumerate([table, *self.matrices])

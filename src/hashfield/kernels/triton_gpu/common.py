@@ -12,6 +12,7 @@ what the interpreter cannot run (inline assembly, a fused multiply-add) has a tw
 """
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -144,26 +145,53 @@ def fused_multiply_add(a, b, c):
 @triton.jit
 def load_positions(positions, rows, inside, D: tl.constexpr):
     """x, y, z of BLOCK samples from positions [n, D]; z is 0 in 2-D, all are 0 outside the batch."""
-    x = tl.load(positions + rows * D, inside, other=0.0)
-    y = tl.load(positions + rows * D + 1, inside, other=0.0)
+    x = tl.load(positions + rows * D, inside, other=0)
+    y = tl.load(positions + rows * D + 1, inside, other=0)
     if D == 3:
-        z = tl.load(positions + rows * D + 2, inside, other=0.0)
+        z = tl.load(positions + rows * D + 2, inside, other=0)
     else:
         z = tl.zeros_like(x)
     return x, y, z
+
+
+@triton.constexpr_function
+def fixed_shift(scale):
+    """S for which scale = factor / 2^(S - 32) with a whole factor: all 24 bits of a scale from 1 on."""
+    return 32 + min(23, max(0, 23 - math.floor(math.log2(max(scale, 1.0)))))
+
+
+@triton.constexpr_function
+def fixed_factor(scale):
+    """The factor that belongs to `fixed_shift`."""
+    return round(scale * 2.0 ** (fixed_shift(scale) - 32))
+
+
+@triton.jit
+def _cell_and_fraction_fixed(x, FACTOR: tl.constexpr, SHIFT: tl.constexpr):
+    """The same for a position k / 2^32 in fixed point, in whole numbers: the fraction is good to 2^-23 of a cell on
+    every level."""
+    k = x.to(tl.uint32, bitcast=True).to(tl.uint64)
+    q = k * tl.full(x.shape, FACTOR, tl.uint64) + tl.full(x.shape, 1 << (SHIFT - 1), tl.uint64)
+    fraction = ((q >> (SHIFT - 24)) & 0xFFFFFF).to(tl.int32).to(tl.float32) * (1.0 / (1 << 24))
+    return (q >> SHIFT).to(tl.uint32), fraction, tl.full(x.shape, 1, tl.int1)
 
 
 @triton.jit
 def cell_and_fraction(x, SCALE: tl.constexpr):
     """Integer cell (uint32), fraction and validity of q = SCALE*x + 0.5 along one axis.
 
-    A position that is not finite, or whose cell does not fit 32 bits, is given cell 0 and fraction 0.
+    A position that is not finite, or whose cell does not fit 32 bits, is given cell 0 and fraction 0. Positions of
+    type int32 are in fixed point, see `geometry.fixed_point`.
     """
-    q = fused_multiply_add(x, SCALE, 0.5)
-    valid = tl.abs(q) < _LIMIT
-    q = tl.where(valid, q, 0.0)
-    cell = tl.floor(q)
-    return cell.to(tl.int32).to(tl.uint32, bitcast=True), q - cell, valid
+    if x.dtype == tl.int32:
+        cell, fraction, valid = _cell_and_fraction_fixed(x, fixed_factor(SCALE), fixed_shift(SCALE))
+    else:
+        q = fused_multiply_add(x, SCALE, 0.5)
+        valid = tl.abs(q) < _LIMIT
+        q = tl.where(valid, q, 0.0)
+        whole = tl.floor(q)
+        cell, fraction = whole.to(tl.int32).to(tl.uint32, bitcast=True), q - whole
+    return cell, fraction, valid
 
 
 @triton.jit

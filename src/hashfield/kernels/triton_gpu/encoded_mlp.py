@@ -3,7 +3,12 @@
 Forward, the features of a tile go from registers straight into the first product. Backward, they are encoded once
 more into scratch (2 or 4 bytes a feature, against some 40 bytes of table sectors each), the network's kernel leaves
 their cotangents, and the grid's kernels take those to table and positions.
+
+`DeviceNetwork` is the same for programs that keep their points on the device: `eval_points`, `train_points`.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -44,21 +49,73 @@ def _forward(
         tl.store(at, result.to(out.dtype.element_ty), inside[:, None] & (columns < WIDTHS[DEPTH]))
 
 
+@dataclass(frozen=True)
+class DeviceNetwork:
+    """The numbers of a network behind a grid as these kernels take them."""
+
+    layout: GridLayout
+    """Two or three dimensions."""
+    table: torch.Tensor
+    """[n_entries, F]; float16, bfloat16 or float32."""
+    weights: torch.Tensor
+    """Flat, in the compute type; see `mlp.flat`."""
+    shape: dict[str, Any]
+    """Of the matrices; see `mlp.shape_of`."""
+    interpolation: str = "linear"
+    """Of the grid."""
+    is_rounded: bool = False
+    """Whether lookups round a float32 table to bfloat16."""
+
+    @property
+    def n_outputs(self) -> int:
+        """C, numbers that the network answers with."""
+        return self.shape["WIDTHS"][-1]
+
+    def tile(self, *, backward: bool) -> tuple[int, int]:
+        """(samples of a tile, warps)."""
+        arch = capability(self.table.device)
+        return tile_of(self.shape["PADS"], self.weights.dtype, arch, backward=backward)
+
+
+def device_network(network: Any) -> DeviceNetwork:
+    """An EncodedNetwork as these kernels take it: the matrices flat and in the compute type."""
+    dtype = compute_type(network.precision)
+    table = network.table if network.table_bf16 is None else network.table_bf16
+    if dtype == torch.float16:
+        table = network.table.to(dtype) if network.table_fp16 is None else network.table_fp16
+    rounds = dtype == torch.bfloat16 and table.dtype == torch.float32
+    return DeviceNetwork(
+        network.layout, table.contiguous(), flat(network.weights, dtype), shape_of(network.weights),
+        network.interpolation, rounds,
+    )  # fmt: skip
+
+
+def evaluate(
+    network: DeviceNetwork, positions: torch.Tensor, n_live: torch.Tensor, out: torch.Tensor,
+    output_activation: str = "none",
+) -> None:  # fmt: skip
+    """Write the outputs at the first n_live positions [capacity, D], float32 or int32 in fixed point, to out
+    [capacity, C]; contiguous both."""
+    layout = network.layout
+    block, warps = network.tile(backward=False)
+    launch(
+        _forward, (triton.cdiv(positions.shape[0], block),), positions, n_live, network.table, network.weights, out,
+        LEVELS=levels_of(layout), L=layout.n_levels, LOG2_L=log2_levels(layout), D=layout.n_dims,
+        F=layout.n_features_per_level, INTERPOLATION=network.interpolation, ROUND=network.is_rounded, **network.shape,
+        OUTPUT_ACTIVATION=output_activation, PRECISION=dot_precision(network.weights.dtype), BLOCK=block,
+        num_warps=warps,
+    )  # fmt: skip
+
+
 def encoded_mlp_forward(
     positions: torch.Tensor, table: torch.Tensor, weights: list[torch.Tensor], layout: GridLayout, interpolation: str,
     output_activation: str, precision: str,
 ) -> torch.Tensor:  # fmt: skip
     """Outputs [n, n_out]; see `hashfield.ops.encoded_mlp`."""
-    n, dtype = positions.shape[0], compute_type(precision)
-    shape = shape_of(weights)
-    out = torch.empty((n, weights[-1].shape[0]), dtype=torch.float32, device=positions.device)
-    block, warps = tile_of(shape["PADS"], dtype, capability(positions.device), backward=False)
-    launch(
-        _forward, (triton.cdiv(n, block),), positions, count_of(n, positions.device), table, flat(weights, dtype), out,
-        LEVELS=levels_of(layout), L=layout.n_levels, LOG2_L=log2_levels(layout), D=layout.n_dims,
-        F=layout.n_features_per_level, INTERPOLATION=interpolation, ROUND=precision == "bfloat16", **shape,
-        OUTPUT_ACTIVATION=output_activation, PRECISION=dot_precision(dtype), BLOCK=block, num_warps=warps,
-    )  # fmt: skip
+    n, dtype, shape = positions.shape[0], compute_type(precision), shape_of(weights)
+    network = DeviceNetwork(layout, table, flat(weights, dtype), shape, interpolation, precision == "bfloat16")
+    out = torch.empty((n, network.n_outputs), dtype=torch.float32, device=positions.device)
+    evaluate(network, positions, count_of(n, positions.device), out, output_activation)
     return out
 
 

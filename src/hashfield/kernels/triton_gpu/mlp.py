@@ -226,7 +226,7 @@ def tile_of(pads: Sequence[int], dtype: torch.dtype, arch: int, *, backward: boo
 
 def compute_type(precision: str) -> torch.dtype:
     """The type matrices and layer inputs are rounded to."""
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
 
 
 def mlp_forward(

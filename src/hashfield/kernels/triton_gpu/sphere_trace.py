@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hashfield.kernels.triton_gpu.common import capability, count_of, dot_precision, encode, launch, levels_of, pack
+from hashfield.kernels.triton_gpu.common import count_of, dot_precision, encode, launch, levels_of, pack
+from hashfield.kernels.triton_gpu.encoded_mlp import device_network
 from hashfield.kernels.triton_gpu.field import log2_levels
-from hashfield.kernels.triton_gpu.mlp import compute_type, flat, network, shape_of, tile_of
+from hashfield.kernels.triton_gpu.mlp import network
 
 WAVES = (4, 8, 16, 32, 64)
 """Steps that a wave takes at most; the last one repeats."""
@@ -79,10 +80,8 @@ def sphere_trace(
     t, is_hit = rays.t_min.contiguous().clone(), torch.zeros(n, dtype=torch.bool, device=device)
     if not n:
         return t, is_hit
-    layout, dtype, weights = network.layout, compute_type(network.precision), network.weights
-    table = network.table if network.table_bf16 is None else network.table_bf16
-    shape, matrices = shape_of(weights), flat(weights, dtype)
-    block, warps = tile_of(shape["PADS"], dtype, capability(device), backward=False)
+    net = device_network(network)
+    layout, (block, warps) = net.layout, net.tile(backward=False)
     under_way, packed = (torch.arange(n, dtype=torch.int32, device=device) for _ in range(2))
     living = torch.empty(n, dtype=torch.int32, device=device)
     n_under_way, done, wave = count_of(n, device), 0, 0
@@ -92,10 +91,10 @@ def sphere_trace(
         launch(
             _trace, (triton.cdiv(n, block),), rays.origin.contiguous(), rays.direction.contiguous(),
             rays.t_max.contiguous(), box.to(device, torch.float32).contiguous(), under_way, n_under_way, t,
-            is_hit.view(torch.int8), living, n, n_steps, int(done == max_steps), step, hit_distance, table.contiguous(), matrices,
+            is_hit.view(torch.int8), living, n, n_steps, int(done == max_steps), step, hit_distance, net.table, net.weights,
             LEVELS=levels_of(layout), L=layout.n_levels, LOG2_L=log2_levels(layout), F=layout.n_features_per_level,
-            INTERPOLATION=network.interpolation, ROUND=network.precision == "bfloat16", **shape,
-            PRECISION=dot_precision(dtype), BLOCK=block, num_warps=warps,
+            INTERPOLATION=net.interpolation, ROUND=net.is_rounded, **net.shape,
+            PRECISION=dot_precision(net.weights.dtype), BLOCK=block, num_warps=warps,
         )  # fmt: skip
         if done < max_steps:
             pack(under_way, living, packed, n_under_way)

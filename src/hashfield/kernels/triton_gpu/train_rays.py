@@ -230,7 +230,7 @@ def _gather(
 
 
 @triton.jit
-def _loss_and_slope(difference, delta, HUBER: tl.constexpr):
+def loss_and_slope(difference, delta, HUBER: tl.constexpr):
     """Squared error, or instant-ngp's Huber loss (scaled by 1/5), and its derivative."""
     if not HUBER:
         return difference * difference, 2.0 * difference
@@ -271,9 +271,9 @@ def _composite_loss(
         off_r = r - tl.load(target + 4 * ray, mask=mask, other=0.0) * alpha - behind_r * (1.0 - alpha)
         off_g = g - tl.load(target + 4 * ray + 1, mask=mask, other=0.0) * alpha - behind_g * (1.0 - alpha)
         off_b = b - tl.load(target + 4 * ray + 2, mask=mask, other=0.0) * alpha - behind_b * (1.0 - alpha)
-        loss_r, g_r = _loss_and_slope(off_r, delta, HUBER)
-        loss_g, g_g = _loss_and_slope(off_g, delta, HUBER)
-        loss_b, g_b = _loss_and_slope(off_b, delta, HUBER)
+        loss_r, g_r = loss_and_slope(off_r, delta, HUBER)
+        loss_g, g_g = loss_and_slope(off_g, delta, HUBER)
+        loss_b, g_b = loss_and_slope(off_b, delta, HUBER)
         total = tl.sum(tl.where(mask, loss_r + loss_g + loss_b, 0.0), axis=0)
         error = tl.sum(tl.where(mask, off_r * off_r + off_g * off_g + off_b * off_b, 0.0), axis=0)
         used = tl.sum(mask.to(tl.float32), axis=0)

@@ -1,0 +1,154 @@
+"""Pictures and signed distances trained by the GPU's kernels: in Triton's interpreter at toy size, or on a card."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hashfield.data.demo_picture import make_demo_picture
+from hashfield.data.pictures import Picture, read_picture
+from hashfield.nn.config import EncodingConfig, GridConfig
+from hashfield.ops.backend import Backend, use_backend
+from hashfield.tasks import image
+from hashfield.tasks.image import ImageConfig, ImageTask, ImageTrainConfig, compare
+from hashfield.train.checkpoint import load_checkpoint
+from hashfield.train.loop import TrainOptions, train
+from hashfield.train.run_folder import RunFolder
+from tests.conftest import backend_params
+
+# Numpy, which the interpreter computes with, warns of infinities that kernels meet and handle.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+on_triton = pytest.mark.parametrize("backend", backend_params("train_points", ("triton",)))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ENCODING = GridConfig(n_levels=3, n_features_per_level=2, log2_hashmap_size=8)
+
+
+def toy_picture(folder: Path) -> Picture:
+    """24x16 pixels with alpha."""
+    pixels = np.dstack([make_demo_picture(0, 24, 16), np.full((16, 24), 255, np.uint8)])
+    pixels[4:9, 5:11, 3] = 128
+    Image.fromarray(pixels).save(folder / "toy.png")
+    return read_picture(folder / "toy.png")
+
+
+def toy_image_config(**changes: Any) -> ImageConfig:
+    """A model small enough for an interpreter, trained the same way everywhere."""
+    config = ImageConfig(
+        encoding=ENCODING, n_neurons=16, precision="float32", train=ImageTrainConfig(batch=256, touches_per_update=0.0)
+    )
+    return replace(config, **changes)
+
+
+@on_triton
+@pytest.mark.parametrize("touches", [0.0, 10.0])
+def test_picture_is_learned_as_on_the_host(touches: float, backend: Backend, tmp_path: Path) -> None:
+    """Given the same batches, drawn on the host, steps have the losses of Numba's; levels take turns as there."""
+    picture, n_steps = toy_picture(tmp_path), 12
+    config = toy_image_config(train=ImageTrainConfig(batch=256, touches_per_update=touches))
+    host = ImageTask(config, picture, seed=1)
+    assert (max(host.intervals) > 1) == (touches > 0)
+    right = [float(host.step(k, k / n_steps).loss) for k in range(n_steps)]
+    with use_backend(backend):
+        task = ImageTask(config, picture, seed=1, device=DEVICE, is_picture_on_device=False)
+        assert task.on_device is not None and task.on_device.source is None and task.workspace is None
+        task.warm_up()
+        found = [task.step(k, k / n_steps) for k in range(n_steps)]
+        psnr = compare(task.model(), picture)["psnr"]
+    assert [float(step.loss) for step in found] == pytest.approx(right, rel=2e-3)
+    assert [float(step.squared_error) for step in found] == pytest.approx(right, rel=2e-3)  # the loss is l2
+    assert {int(step.n_samples) for step in found} == {host.lattice[0] * host.lattice[1]}
+    assert right[-1] < 0.5 * right[0]
+    assert psnr == pytest.approx(compare(host.model(), picture)["psnr"], abs=0.05)
+
+
+@on_triton
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_picture_trains_saves_and_goes_on_elsewhere(precision: Any, backend: Backend, tmp_path: Path) -> None:
+    """Pixels drawn on the device bring the loss down without a step that waits; the checkpoint serves the CPU's
+    kernels, and theirs the GPU's."""
+    picture, run = toy_picture(tmp_path), RunFolder.create(tmp_path / "run", "toy")
+    config = toy_image_config(precision=precision, train=ImageTrainConfig(batch=256, touches_per_update=10.0))
+    with use_backend(backend):
+        task = ImageTask(config, picture, seed=1, device=DEVICE)
+        assert task.on_device is not None and task.on_device.source is not None
+        result = train(task, run, TrainOptions(n_steps=20))
+        assert result.stopped_by == "done" and result.n_samples == 20 * task.lattice[0] * task.lattice[1]
+        tensors, metadata = load_checkpoint(run.checkpoint)
+        for name, parameter in task.field.named_parameters():
+            assert torch.equal(tensors[f"field.{name}"], parameter.detach().cpu()), name
+        shown = task.model().render()
+        psnr = compare(task.model(), picture)["psnr"]
+        again = ImageTask(config, picture, seed=1, device=DEVICE)
+        again.restore(tensors, metadata["state"])
+        for one in (task, again):  # the same random numbers, the same step
+            one.step(20, 1.0)
+        for mine, theirs in zip(task.field.parameters(), again.field.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    assert abs(image.load_model(run.checkpoint).render() - shown).max() < 1e-2
+    host = ImageTask(toy_image_config(), picture, seed=1)
+    train(host, RunFolder.create(tmp_path / "host", "toy"), TrainOptions(n_steps=20))
+    assert psnr == pytest.approx(compare(host.model(), picture)["psnr"], abs=0.5)  # other pixels, as many
+    other = ImageTask(toy_image_config(train=config.train), picture, seed=1)
+    other.restore(tensors, metadata["state"])
+    assert other.on_device is None and other.workspace is not None
+    assert float(other.step(20, 0.5).loss) < 2 * result.history[-1]["loss"]
+    tensors, values = other.state()
+    with use_backend(backend):
+        back = ImageTask(config, picture, seed=1, device=DEVICE)
+        back.restore(tensors, values)
+        # Levels that wait for their update leave a gradient, which goes along.
+        pending = back.state()[0]["optimizer.gradient"]
+        assert bool(pending.any())
+        torch.testing.assert_close(pending, other.workspace.grad_table)
+        assert float(back.step(21, 0.5).loss) < 2 * result.history[-1]["loss"]
+
+
+@on_triton
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_distance_is_learned_as_on_the_host(precision: Any, backend: Backend, tmp_path: Path) -> None:
+    """The same points in the same steps: the losses of Numba's, and a checkpoint that goes on there."""
+    pytest.importorskip("trimesh")
+    pytest.importorskip("igl")
+    from hashfield.tasks.sdf import PRESETS, SdfTask, load_model
+    from tests.tasks.test_sdf import torus_mesh
+
+    base, n_steps, mesh = PRESETS["fast"], 12, torus_mesh()
+    config = replace(
+        base, encoding=EncodingConfig(n_levels=3, n_features_per_level=2, log2_hashmap_size=9), finest_resolution=32,
+        n_neurons=16, train=replace(base.train, batch_points=256, steps_per_chunk=2, n_chunks=2, learning_rate=1e-2),
+    )  # fmt: skip
+    host = SdfTask(config, mesh, seed=1)
+    right = [float(host.step(k, k / n_steps).loss) for k in range(n_steps)]
+    run, points = RunFolder.create(tmp_path / "run", "torus"), torch.rand(500, 3) * 2 - 1
+    with use_backend(backend):
+        task = SdfTask(replace(config, precision=precision), mesh, seed=1, device=DEVICE)
+        assert task.on_device is not None and task.workspace is None
+        result = train(task, run, TrainOptions(n_steps=n_steps))
+        assert result.stopped_by == "done" and result.n_samples == n_steps * 256
+        last = float(task.step(n_steps - 1, 1.0).loss)
+        near = task.model().distance(points.to(DEVICE)).cpu()
+        normals = task.model().normals(points[:50].to(DEVICE)).cpu()
+    bound, least_cosine = {"float32": (2e-3, 0.999), "float16": (3e-2, 0.9)}[precision]
+    mean = result.history[-1]["loss"] if len(result.history) == 1 else None
+    if mean is not None:  # all steps in one report
+        assert mean == pytest.approx(np.mean(right), rel=bound)
+    assert last == pytest.approx(float(host.step(n_steps - 1, 1.0).loss), rel=2 * bound)
+    assert right[-1] < 0.7 * right[0]
+    error = (near - host.model().distance(points)).abs()
+    assert float(error.mean()) < {"float32": 1e-4, "float16": 5e-3}[precision]
+    assert float((normals * host.model().normals(points[:50])).sum(1).mean()) > least_cosine
+    tensors, metadata = load_checkpoint(run.checkpoint)
+    other = SdfTask(config, mesh, seed=1)
+    other.restore(tensors, metadata["state"])
+    assert float(other.step(n_steps - 1, 1.0).loss) == pytest.approx(last, rel=2 * bound)
+    loaded = load_model(run.checkpoint).distance(points)
+    assert float((loaded - other.model().distance(points)).abs().mean()) < 1e-2
+    tensors, values = other.state()
+    with use_backend(backend):
+        back = SdfTask(config, mesh, seed=1, device=DEVICE)
+        back.restore(tensors, values)
+        assert float(back.step(n_steps - 1, 1.0).loss) < 1.2 * last
