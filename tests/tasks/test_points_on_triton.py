@@ -24,7 +24,7 @@ from tests.conftest import backend_params
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 on_triton = pytest.mark.parametrize("backend", backend_params("train_points", ("triton",)))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ENCODING = GridConfig(n_levels=3, n_features_per_level=2, log2_hashmap_size=8)
+ENCODING = GridConfig(n_levels=3, n_features_per_level=2, log2_hashmap_size=9)
 
 
 def toy_picture(folder: Path) -> Picture:
@@ -38,19 +38,20 @@ def toy_picture(folder: Path) -> Picture:
 def toy_image_config(**changes: Any) -> ImageConfig:
     """A model small enough for an interpreter, trained the same way everywhere."""
     config = ImageConfig(
-        encoding=ENCODING, n_neurons=16, precision="float32", train=ImageTrainConfig(batch=256, touches_per_update=0.0)
+        encoding=ENCODING,
+        n_neurons=16,
+        precision="float32",
+        train=ImageTrainConfig(batch=256, touches_per_update=3.0, learning_rate=0.04),
     )
     return replace(config, **changes)
 
 
 @on_triton
-@pytest.mark.parametrize("touches", [0.0, 10.0])
-def test_picture_is_learned_as_on_the_host(touches: float, backend: Backend, tmp_path: Path) -> None:
+def test_picture_is_learned_as_on_the_host(backend: Backend, tmp_path: Path) -> None:
     """Given the same batches, drawn on the host, steps have the losses of Numba's; levels take turns as there."""
-    picture, n_steps = toy_picture(tmp_path), 12
-    config = toy_image_config(train=ImageTrainConfig(batch=256, touches_per_update=touches))
+    picture, n_steps, config = toy_picture(tmp_path), 6, toy_image_config()
     host = ImageTask(config, picture, seed=1)
-    assert (max(host.intervals) > 1) == (touches > 0)
+    assert host.intervals == [1, 2, 2]
     right = [float(host.step(k, k / n_steps).loss) for k in range(n_steps)]
     with use_backend(backend):
         task = ImageTask(config, picture, seed=1, device=DEVICE, is_picture_on_device=False)
@@ -61,94 +62,93 @@ def test_picture_is_learned_as_on_the_host(touches: float, backend: Backend, tmp
     assert [float(step.loss) for step in found] == pytest.approx(right, rel=2e-3)
     assert [float(step.squared_error) for step in found] == pytest.approx(right, rel=2e-3)  # the loss is l2
     assert {int(step.n_samples) for step in found} == {host.lattice[0] * host.lattice[1]}
-    assert right[-1] < 0.5 * right[0]
+    assert right[-1] < 0.8 * right[0]
     assert psnr == pytest.approx(compare(host.model(), picture)["psnr"], abs=0.05)
 
 
 @on_triton
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_picture_trains_saves_and_goes_on_elsewhere(precision: Any, backend: Backend, tmp_path: Path) -> None:
+def test_picture_trains_saves_and_goes_on_elsewhere(backend: Backend, tmp_path: Path) -> None:
     """Pixels drawn on the device bring the loss down without a step that waits; the checkpoint serves the CPU's
     kernels, and theirs the GPU's."""
     picture, run = toy_picture(tmp_path), RunFolder.create(tmp_path / "run", "toy")
-    config = toy_image_config(precision=precision, train=ImageTrainConfig(batch=256, touches_per_update=10.0))
+    config, n_steps = toy_image_config(precision="float16"), 7
     with use_backend(backend):
         task = ImageTask(config, picture, seed=1, device=DEVICE)
         assert task.on_device is not None and task.on_device.source is not None
-        result = train(task, run, TrainOptions(n_steps=20))
-        assert result.stopped_by == "done" and result.n_samples == 20 * task.lattice[0] * task.lattice[1]
+        result = train(task, run, TrainOptions(n_steps=n_steps))
+        assert result.stopped_by == "done" and result.n_samples == n_steps * task.lattice[0] * task.lattice[1]
         tensors, metadata = load_checkpoint(run.checkpoint)
         for name, parameter in task.field.named_parameters():
             assert torch.equal(tensors[f"field.{name}"], parameter.detach().cpu()), name
         shown = task.model().render()
-        psnr = compare(task.model(), picture)["psnr"]
         again = ImageTask(config, picture, seed=1, device=DEVICE)
         again.restore(tensors, metadata["state"])
         for one in (task, again):  # the same random numbers, the same step
-            one.step(20, 1.0)
+            one.step(n_steps, 1.0)
         for mine, theirs in zip(task.field.parameters(), again.field.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
     assert abs(image.load_model(run.checkpoint).render() - shown).max() < 1e-2
     host = ImageTask(toy_image_config(), picture, seed=1)
-    train(host, RunFolder.create(tmp_path / "host", "toy"), TrainOptions(n_steps=20))
-    assert psnr == pytest.approx(compare(host.model(), picture)["psnr"], abs=0.5)  # other pixels, as many
-    other = ImageTask(toy_image_config(train=config.train), picture, seed=1)
-    other.restore(tensors, metadata["state"])
-    assert other.on_device is None and other.workspace is not None
-    assert float(other.step(20, 0.5).loss) < 2 * result.history[-1]["loss"]
-    tensors, values = other.state()
+    losses = [float(host.step(k, k / n_steps).loss) for k in range(n_steps)]
+    assert result.history[-1]["loss"] < 0.9 * losses[0]
+    assert compare(image.load_model(run.checkpoint), picture)["psnr"] == pytest.approx(
+        compare(host.model(), picture)["psnr"],
+        abs=1.0,  # other pixels, as many
+    )
+    host.restore(tensors, metadata["state"])
+    assert host.on_device is None and host.workspace is not None
+    assert float(host.step(n_steps, 1.0).loss) < 0.9 * losses[0]
+    # Levels that wait for their update leave a gradient, which goes along.
+    assert bool(host.workspace.grad_table.any()) == (host.optimizer.n_steps % 2 == 1)
+    host.step(n_steps + 1, 1.0)
+    tensors, values = host.state()
     with use_backend(backend):
-        back = ImageTask(config, picture, seed=1, device=DEVICE)
-        back.restore(tensors, values)
-        # Levels that wait for their update leave a gradient, which goes along.
-        pending = back.state()[0]["optimizer.gradient"]
+        again.restore(tensors, values)
+        pending = again.state()[0]["optimizer.gradient"]
         assert bool(pending.any())
-        torch.testing.assert_close(pending, other.workspace.grad_table)
-        assert float(back.step(21, 0.5).loss) < 2 * result.history[-1]["loss"]
+        torch.testing.assert_close(pending, host.workspace.grad_table)
+        assert float(again.step(n_steps + 2, 1.0).loss) < 0.9 * losses[0]
 
 
 @on_triton
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_distance_is_learned_as_on_the_host(precision: Any, backend: Backend, tmp_path: Path) -> None:
-    """The same points in the same steps: the losses of Numba's, and a checkpoint that goes on there."""
+def test_distance_is_learned_as_on_the_host(backend: Backend, tmp_path: Path) -> None:
+    """The same points in the same steps: the losses of Numba's, and a checkpoint that goes on there, and back."""
     pytest.importorskip("trimesh")
     pytest.importorskip("igl")
     from hashfield.tasks.sdf import PRESETS, SdfTask, load_model
     from tests.tasks.test_sdf import torus_mesh
 
-    base, n_steps, mesh = PRESETS["fast"], 12, torus_mesh()
+    base, n_steps, mesh = PRESETS["fast"], 6, torus_mesh()
     config = replace(
         base, encoding=EncodingConfig(n_levels=3, n_features_per_level=2, log2_hashmap_size=9), finest_resolution=32,
-        n_neurons=16, train=replace(base.train, batch_points=256, steps_per_chunk=2, n_chunks=2, learning_rate=1e-2),
+        n_neurons=16, n_hidden_layers=1,
+        train=replace(base.train, batch_points=256, steps_per_chunk=2, n_chunks=2, learning_rate=0.02),
     )  # fmt: skip
     host = SdfTask(config, mesh, seed=1)
     right = [float(host.step(k, k / n_steps).loss) for k in range(n_steps)]
-    run, points = RunFolder.create(tmp_path / "run", "torus"), torch.rand(500, 3) * 2 - 1
+    run, points = RunFolder.create(tmp_path / "run", "torus"), torch.rand(200, 3) * 2 - 1
     with use_backend(backend):
-        task = SdfTask(replace(config, precision=precision), mesh, seed=1, device=DEVICE)
+        task = SdfTask(config, mesh, seed=1, device=DEVICE)
         assert task.on_device is not None and task.workspace is None
         result = train(task, run, TrainOptions(n_steps=n_steps))
         assert result.stopped_by == "done" and result.n_samples == n_steps * 256
-        last = float(task.step(n_steps - 1, 1.0).loss)
-        near = task.model().distance(points.to(DEVICE)).cpu()
-        normals = task.model().normals(points[:50].to(DEVICE)).cpu()
-    bound, least_cosine = {"float32": (2e-3, 0.999), "float16": (3e-2, 0.9)}[precision]
-    mean = result.history[-1]["loss"] if len(result.history) == 1 else None
-    if mean is not None:  # all steps in one report
-        assert mean == pytest.approx(np.mean(right), rel=bound)
-    assert last == pytest.approx(float(host.step(n_steps - 1, 1.0).loss), rel=2 * bound)
-    assert right[-1] < 0.7 * right[0]
-    error = (near - host.model().distance(points)).abs()
-    assert float(error.mean()) < {"float32": 1e-4, "float16": 5e-3}[precision]
-    assert float((normals * host.model().normals(points[:50])).sum(1).mean()) > least_cosine
+        found = task.model().distance(points.to(DEVICE)).cpu()
+        normals = task.model().normals(points[:20])
+    if len(result.history) == 1:  # all steps in one report
+        assert result.history[0]["loss"] == pytest.approx(np.mean(right), rel=2e-3)
+    torch.testing.assert_close(found, host.model().distance(points), rtol=1e-3, atol=1e-4)
+    assert float((normals * host.model().normals(points[:20])).sum(1).min()) > 0.999
+    start = SdfTask(config, mesh, seed=1).model().distance(points)
+    assert float((found - start).abs().mean()) > 20 * float((found - host.model().distance(points)).abs().mean())
     tensors, metadata = load_checkpoint(run.checkpoint)
     other = SdfTask(config, mesh, seed=1)
     other.restore(tensors, metadata["state"])
-    assert float(other.step(n_steps - 1, 1.0).loss) == pytest.approx(last, rel=2 * bound)
-    loaded = load_model(run.checkpoint).distance(points)
-    assert float((loaded - other.model().distance(points)).abs().mean()) < 1e-2
+    torch.testing.assert_close(load_model(run.checkpoint).distance(points), other.model().distance(points))
+    torch.testing.assert_close(other.model().distance(points), found, rtol=1e-3, atol=1e-4)
+    next_loss = float(other.step(n_steps, 1.0).loss)
+    assert float(host.step(n_steps, 1.0).loss) == pytest.approx(next_loss, rel=2e-3)
     tensors, values = other.state()
+    next_loss = float(other.step(n_steps + 1, 1.0).loss)
     with use_backend(backend):
-        back = SdfTask(config, mesh, seed=1, device=DEVICE)
-        back.restore(tensors, values)
-        assert float(back.step(n_steps - 1, 1.0).loss) < 1.2 * last
+        task.restore(tensors, values)
+        assert float(task.step(n_steps + 1, 1.0).loss) == pytest.approx(next_loss, rel=2e-3)

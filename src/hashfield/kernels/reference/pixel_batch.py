@@ -10,7 +10,7 @@ def pixel_batch(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `hashfield.ops.pixel_batch`. The pixel of a cell is floor((cell + u) * size / cells), u in [0, 1)."""
     height, width, _ = pixels.shape
-    cell = torch.arange(len(random))
+    cell = torch.arange(len(random), device=random.device)
     place = []
     for size, cells, index, u in (
         (width, lattice[0], cell % lattice[0], random & 0xFFFF),
