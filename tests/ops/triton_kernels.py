@@ -120,8 +120,8 @@ def _trace(layout: GridLayout, *hidden: int, precision: str = "float32") -> None
 
     weights = tuple(torch.empty(b, a) for a, b in itertools.pairwise((layout.n_output, *hidden, 1)))
     table, scalars = torch.empty(layout.n_entries, layout.n_features_per_level), torch.empty(256)
-    short = None if precision == "float32" else table.bfloat16()
-    network = EncodedNetwork(layout, table, weights, short, precision=precision)  # type: ignore[arg-type]
+    halves = {"bfloat16": {"table_bf16": table.bfloat16()}, "float16": {"table_fp16": table.half()}}.get(precision, {})
+    network = EncodedNetwork(layout, table, weights, precision=precision, **halves)  # type: ignore[arg-type]
     rays = Rays(torch.empty(256, 3), torch.empty(256, 3), scalars, scalars)
     sphere_trace(network, torch.empty(2, 3), rays, 160, 1e-4, 0.95)
 
@@ -283,6 +283,7 @@ SHIPPED: dict[str, Callable[[], None]] = {
     "encoded-image-bfloat16": lambda: _encoded(IMAGE, 64, 64, 3, output="sigmoid"),
     "encoded-distance-bfloat16": lambda: _encoded(L16_F2, 64, 64, 1),
     "encoded-distance-float32": lambda: _encoded(L16_F2, 64, 64, 1, precision="float32"),
+    "trace-distance-float16": lambda: _trace(L8_F4, 64, 64, precision="float16"),
     "trace-distance-bfloat16": lambda: _trace(L16_F2, 64, 64, precision="bfloat16"),
     "trace-distance-float32": lambda: _trace(L8_F4, 64, 64),
     "points-picture-float16": lambda: _points(PICTURE, 32, 3, fixed=True),

@@ -50,22 +50,22 @@ def _trace(
         mine = walks
         hit = tl.zeros([BLOCK], tl.int32)
         walks = walks & (t < end)
-        left = tl.zeros([], tl.int32) + n_steps
-        while (tl.max(walks.to(tl.int32), axis=0) > 0) & (left > 0):
-            x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
-            in_x = tl.minimum(tl.maximum(x, low_x), high_x)
-            in_y = tl.minimum(tl.maximum(y, low_y), high_y)
-            in_z = tl.minimum(tl.maximum(z, low_z), high_z)
-            features = encode(table, in_x, in_y, in_z, LEVELS, L, LOG2_L, 3, F, INTERPOLATION, ROUND, DTYPE)
-            _, out = network(features, weights, WIDTHS, PADS, OFFSETS, DEPTH, "none", PRECISION)
-            found = tl.sum(tl.where(columns == 0, out, 0.0), axis=1)
-            x, y, z = x - in_x, y - in_y, z - in_z
-            found += tl.sqrt(x * x + y * y + z * z)
-            goes_on = walks & (found >= hit_distance)  # a NaN ends its ray too
-            hit = tl.where(walks & (goes_on == 0), 1, hit)
-            t = tl.where(goes_on, t + step * found, t)
-            walks = goes_on & (t < end)
-            left -= 1
+        # Hoisting out of the loop is off: the matrices would be loaded before it and spill.
+        for s in tl.range(0, n_steps, disable_licm=True):
+            if tl.max(walks.to(tl.int32), axis=0) > 0:
+                x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+                in_x = tl.minimum(tl.maximum(x, low_x), high_x)
+                in_y = tl.minimum(tl.maximum(y, low_y), high_y)
+                in_z = tl.minimum(tl.maximum(z, low_z), high_z)
+                features = encode(table, in_x, in_y, in_z, LEVELS, L, LOG2_L, 3, F, INTERPOLATION, ROUND, DTYPE)
+                _, out = network(features, weights, WIDTHS, PADS, OFFSETS, DEPTH, "none", PRECISION)
+                found = tl.sum(tl.where(columns == 0, out, 0.0), axis=1)
+                x, y, z = x - in_x, y - in_y, z - in_z
+                found += tl.sqrt(x * x + y * y + z * z)
+                goes_on = walks & (found >= hit_distance)  # a NaN ends its ray too
+                hit = tl.where(walks & (goes_on == 0), 1, hit)
+                t = tl.where(goes_on, t + step * found, t)
+                walks = goes_on & (t < end)
         hit = tl.where(walks, is_last, hit)
         tl.store(ts + ray, t, mine)
         tl.store(is_hit + ray, hit.to(tl.int8), mine)
