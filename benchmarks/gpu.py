@@ -394,7 +394,7 @@ def ops_correct(options: argparse.Namespace, results: Results) -> None:
 
 
 def parts_correct(options: argparse.Namespace, results: Results) -> None:
-    """March, rays, rendering, the grid's upkeep, the optimiser."""
+    """March, rays, rendering, sphere tracing, the grid's upkeep, the optimiser."""
     import torch
     from tests.ops import test_camera_rays, test_fused, test_march
 
@@ -440,6 +440,17 @@ def parts_correct(options: argparse.Namespace, results: Results) -> None:
                 )
             worst = max(float((a.cpu() - b).abs().max()) for a, b in zip(*shown.values(), strict=True))
             results.add(f"render_rays aabb {aabb_scale}", ok=worst < 5e-3, worst=worst)
+    with results.guarded("sphere tracing"):
+        from tests.ops import test_sphere_trace
+
+        distance, rays = test_sphere_trace.bumpy_sphere(test_sphere_trace.F4), test_sphere_trace.rays_at(2000)
+        traced, exact = (
+            test_sphere_trace.traced(distance, rays, "triton"), test_sphere_trace.exactly(distance, rays)
+        )  # fmt: skip
+        differing = float((traced.is_hit != exact.is_hit).float().mean())
+        off = (traced.t - exact.t).abs()[traced.is_hit & exact.is_hit]
+        ok = differing < 0.01 and float(off.median()) < 1e-5
+        results.add("sphere_trace", ok=ok, rays_that_differ=differing, median_off=float(off.median()))
     with results.guarded("occupancy"):
         occupancy_correct(results)
 
@@ -1012,6 +1023,9 @@ def distance(results: Results, device: Any, seconds: float, config: Any = None) 
         found = learned(task, seconds)
         iou = evaluate_distance(task.model(), task.truth, n_points=2**18, n_surface=2**14)["iou"]
         results.add("mesh of the demo", iou=iou, **found)
+        model, view = task.model(), task.cameras["orbit"][0].resized(800, 800)
+        ms = timed(lambda: model.render(view, ("color",), oversample=1), 5)
+        results.add("distance, a shaded picture of 800x800 on the host", ms=ms)
     field, n = config.make_field(torch.Generator().manual_seed(0)).to(device), config.train.batch_points
     layout = encoding_from_config(config.encoding.reaching(config.finest_resolution), 3).layout
     optimizer = DeviceOptimizer(field.encoding.table, list(field.network.weights), torch.float16, AdamOptions(l2=1e-6))

@@ -19,7 +19,7 @@ def test_the_readme_has_exactly_two_set_up_commands():
     text = (ROOT / "README.md").read_text()
     commands = re.findall(r"^python3 -m venv .*$", text, re.M)
     assert len(commands) == 2 and all("-c constraints.txt" in c for c in commands)
-    assert commands[0].endswith("hashfield demo") and commands[1].endswith("pytest")
+    assert commands[0].endswith("hashfield demo") and commands[1].endswith("pytest -n 2")
 
 
 def test_public_names_resolve():

@@ -1,8 +1,13 @@
-"""The comparison finds planted faults, and the ops' autograd glue is right: shown with fake fast backends.
+"""The guards find planted faults, and the ops' autograd glue is right: shown with fake fast backends.
 
-A fake's honest form is the reference behind the fast backends' interface; each fault changes one thing in it.
+A fake's honest form is the reference behind the fast backends' interface; each fault changes one thing in it. The last
+part plants faults in the Triton kernels themselves: for the comparison of values and of gradients, and for the guard of
+memory's bounds. The guards of what they are compiled to (registers, spills, shared memory, form of the atomics) have
+theirs in test_triton_compile.py.
 """
 
+import importlib
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +24,10 @@ from hashfield.kernels.reference import grid_encode as grid_reference
 from hashfield.kernels.reference import mlp as mlp_reference
 from hashfield.kernels.reference import spherical_harmonics as sh_reference
 from hashfield.ops import backend as backend_module
-from tests.conftest import poison
+from tests.conftest import backend_params, poison
 from tests.ops.cases import CASES, OpCase
 from tests.ops.compare import compare
+from tests.ops.memory import checked_memory
 
 Fake = dict[str, Callable[..., Any]]
 
@@ -297,3 +303,112 @@ def test_poisoned_buffers_show() -> None:
     assert all(bool(x.isnan().all()) for x in floats)
     assert integers.tolist() == [torch.iinfo(torch.int64).max] * 2
     assert not torch.isnan(torch.empty(3).fill_(0)).any()
+
+
+# --- the Triton kernels
+
+on_triton = pytest.mark.parametrize("backend", backend_params("grid_encode", ("triton",)))
+Change = Callable[[tuple[int, ...], list[Any], dict[str, Any]], tuple[tuple[int, ...], list[Any], dict[str, Any]]]
+"""What a launch becomes: of its grid, arguments and constants."""
+
+
+def _constant(name: str, value: Any) -> Change:
+    return lambda grid, args, constants: (grid, args, {**constants, name: value})
+
+
+def _fewer_programs(axis: int) -> Change:
+    return lambda grid, args, constants: (
+        tuple(g - (k == axis and g > 1) for k, g in enumerate(grid)), args, constants,
+    )  # fmt: skip
+
+
+def _argument(at: int, change: Callable[[Any], Any]) -> Change:
+    return lambda grid, args, constants: (grid, [*args[:at], change(args[at]), *args[at + 1 :]], constants)
+
+
+TRITON_FAULTS: list[tuple[str, str, str, str, Change]] = [
+    # case, what, file and kernel whose launches change, how, and which part of the comparison must find it
+    ("grid_encode-3d_hash_n65", "last level not looked up", "grid_encode._forward", "output", _fewer_programs(1)),
+    ("grid_encode-2d_tiled_odd", "last tile not run", "grid_encode._forward", "output", _fewer_programs(0)),
+    ("grid_encode-2d_f2", "positions rounded", "grid_encode._forward", "output",
+     _argument(0, lambda x: x.bfloat16().float())),
+    ("grid_encode-3d_bfloat16", "not rounded", "grid_encode._forward", "output", _constant("ROUND", False)),
+    ("grid_encode-3d_hash_n65", "last level not scattered", "grid_encode.scatter", "gradient", _fewer_programs(1)),
+    ("grid_encode-3d_smoothstep", "weights not eased", "grid_encode.scatter", "gradient",
+     _constant("INTERPOLATION", "linear")),
+    ("grid_encode-3d_smoothstep", "slope of another function", "grid_encode._backward_positions", "gradient",
+     _constant("INTERPOLATION", "linear")),
+    ("spherical_harmonics-degree4_n65", "degree 4 left out", "spherical_harmonics._backward", "gradient",
+     _argument(2, lambda g: g * (torch.arange(16) < 9))),
+    ("mlp-density_n65", "last tile not run", "mlp._forward", "output", _fewer_programs(0)),
+    ("mlp-color_n64", "gradient without the sigmoid's slope", "mlp._backward", "gradient",
+     _constant("OUTPUT_ACTIVATION", "none")),
+    ("mlp-density_n65", "one live sample too few", "mlp._backward", "gradient", _argument(1, lambda n: n - 1)),
+    ("encoded_mlp-distance", "other corners", "encoded_mlp._forward", "output",
+     _constant("INTERPOLATION", "smoothstep")),
+    ("composite-cut_n65", "rays never cut", "composite._forward", "output", _argument(6, lambda _: 0.0)),
+    ("composite-cut_n65", "gradient of rays never cut", "composite._backward", "gradient", _argument(6, lambda _: 0.0)),
+    ("adam-table", "zero gradients not skipped", "adam._adam", "output", _constant("SKIP_ZERO", False)),
+]  # fmt: skip
+
+
+def _change_launches(monkeypatch: pytest.MonkeyPatch, kernel: str, change: Change) -> list[str]:
+    """Change the launches of a kernel, named `file.kernel`; the list fills with its launches."""
+    file, name = kernel.split(".")
+    module = importlib.import_module(f"hashfield.kernels.triton_gpu.{file}")
+    launch, wrong, seen = module.launch, getattr(module, name), []
+
+    def changed(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> Any:
+        if kernel is wrong:
+            seen.append(name)
+            grid, args, constants = change(grid, list(args), constants)  # type: ignore[assignment]
+        return launch(kernel, grid, *args, **constants)
+
+    monkeypatch.setattr(module, "launch", changed)
+    return seen
+
+
+@on_triton
+@pytest.mark.parametrize(
+    ("case_id", "kernel", "part", "change"),
+    [pytest.param(c, k, part, change, id=f"{c}: {what}") for c, what, k, part, change in TRITON_FAULTS],
+)
+def test_fault_in_a_triton_kernel_is_found(
+    case_id: str, kernel: str, part: str, change: Change, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = _change_launches(monkeypatch, kernel, change)
+    with pytest.raises(AssertionError, match=f"^{part}"):
+        compare(_case(case_id), backend)
+    assert seen
+
+
+@on_triton
+def test_the_way_of_planting_does_no_harm(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = _change_launches(monkeypatch, "mlp._backward", lambda *launch: launch)
+    compare(_case("mlp-color_n64"), backend)
+    assert seen == ["_backward"]
+
+
+def _short(x: Tensor) -> Tensor:
+    """Most of a tensor, in memory of its own."""
+    return x[: len(x) - len(x) // 4].clone()
+
+
+@on_triton
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the guard is the interpreter's")
+@pytest.mark.parametrize(
+    ("case_id", "kernel", "change", "message"),
+    [
+        ("grid_encode-3d_hash_n65", "grid_encode._forward", _argument(2, _short), "_forward: load of"),
+        ("grid_encode-3d_hash_n65", "grid_encode._forward", _argument(3, _short), "_forward: store of"),
+        ("grid_encode-3d_hash_n65", "grid_encode.scatter", _argument(3, _short), "scatter: atomic of"),
+        ("mlp-density_n65", "mlp._backward", _argument(5, _short), "_backward: atomic of"),
+        ("adam-n65", "adam._adam", _argument(1, _short), "_adam: load of"),
+    ],
+)  # fmt: skip
+def test_access_outside_a_launchs_tensors_is_found(
+    case_id: str, kernel: str, change: Change, message: str, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _change_launches(monkeypatch, kernel, change)
+    with checked_memory(), pytest.raises(Exception, match=f"{message} [0-9]+ addresses outside its tensors"):
+        compare(_case(case_id), backend)

@@ -88,28 +88,29 @@ def test_table_gradient_shares_out_the_cotangent(backend: Backend, layout: GridL
 
 
 @pytest.mark.op("grid_encode")
-@given(seed=seeds, exponent=st.integers(-20, 40), special=st.sampled_from([0.0, math.nan, math.inf]))
+@given(
+    layout=st.sampled_from(
+        [HASH_2D, HASH_3D, GridLayout(3, 3, 2, 8, 5, 1.6, "Dense"), GridLayout(2, 3, 2, 8, 5, 1.6, "Tiled")]
+    ),
+    seed=seeds,
+    exponent=st.integers(-20, 40),
+    special=st.sampled_from([0.0, math.nan, math.inf]),
+)
 @quick
-def test_any_position_is_safe(backend: Backend, seed: int, exponent: int, special: float) -> None:
+def test_any_position_is_safe(backend: Backend, layout: GridLayout, seed: int, exponent: int, special: float) -> None:
     # A read out of bounds would crash or bring in numbers beyond the table's; a write, spoil its neighbours.
-    for layout in (
-        HASH_2D,
-        HASH_3D,
-        GridLayout(3, 3, 2, 8, 5, 1.6, "Dense"),
-        GridLayout(2, 3, 2, 8, 5, 1.6, "Tiled"),
-    ):
-        generator = torch.Generator().manual_seed(seed)
-        x = (torch.rand(65, layout.n_dims, generator=generator) - 0.5) * 2.0**exponent
-        x[::5] = x[::5] + special
-        table = torch.rand(layout.n_entries, layout.n_features_per_level, generator=generator)
-        x.requires_grad_()
-        table.requires_grad_()
-        out = ops.grid_encode(x, table, layout, backend=backend)
-        assert bool(torch.isfinite(out).all())
-        assert out.min() >= -1e-6 and out.max() <= 1 + 1e-6
-        x_gradient, table_gradient = torch.autograd.grad(out.sum(), (x, table))
-        assert bool(torch.isfinite(x_gradient).all())
-        torch.testing.assert_close(table_gradient.sum(), torch.tensor(float(out.numel())), rtol=1e-4, atol=0)
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.rand(65, layout.n_dims, generator=generator) - 0.5) * 2.0**exponent
+    x[::5] = x[::5] + special
+    table = torch.rand(layout.n_entries, layout.n_features_per_level, generator=generator)
+    x.requires_grad_()
+    table.requires_grad_()
+    out = ops.grid_encode(x, table, layout, backend=backend)
+    assert bool(torch.isfinite(out).all())
+    assert out.min() >= -1e-6 and out.max() <= 1 + 1e-6
+    x_gradient, table_gradient = torch.autograd.grad(out.sum(), (x, table))
+    assert bool(torch.isfinite(x_gradient).all())
+    torch.testing.assert_close(table_gradient.sum(), torch.tensor(float(out.numel())), rtol=1e-4, atol=0)
 
 
 @pytest.mark.op("grid_encode")
@@ -151,7 +152,8 @@ def test_encoding_a_batch_in_parts_changes_nothing(backend: Backend, generator: 
 
 @pytest.mark.op("grid_encode")
 def test_same_bits_every_time(backend: Backend, generator: torch.Generator) -> None:
-    x = torch.rand(2000, 3, generator=generator)
+    # The interpreter, which does one thing after another, only shows that nothing is left from call to call.
+    x = torch.rand(2000 if backend != "triton" else 150, 3, generator=generator)
     runs = []
     for _ in range(3):
         table = torch.linspace(-1, 1, HASH_3D.n_parameters).view(-1, 4).requires_grad_()

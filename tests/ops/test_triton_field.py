@@ -107,7 +107,7 @@ def check_exact(problem: Problem, **options: Any) -> None:
             check_rows(f"gradient {name}", actual, wanted)
 
 
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("n", [1, 64, 65, 130])
 def test_float32_agrees_with_the_reference(n: int) -> None:
     check_exact(Problem(F4, n, torch.float32))
 

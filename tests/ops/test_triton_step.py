@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from hashfield.data.pixel_sampler import PixelSampler
 from hashfield.geometry.cameras import camera_table
+from hashfield.geometry.rays import Rays
 from hashfield.ops.adam import adam, adam_table
 from hashfield.ops.backend import INTERPRETER_VARIABLE, Backend
+from hashfield.ops.occupancy import morton3_inverse, pack_bits
 from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.ops.train_rays import TrainWorkspace
@@ -65,6 +67,9 @@ def on_device(parameters: FieldParameters, case: Batch) -> tuple[FieldParameters
     return parameters, (rays, *(x.to(there) for x in rest))
 
 
+# Not "cone_odd_bf16": with nine rays its sample 377 has a hidden unit of the colour network 5e-7 above zero in float64,
+# which float32 may see below. The table's gradient then is off by 9.5e-3; with that one unit of the float64 reference
+# switched off it agrees to 4e-6, and so do the matrices'.
 @on_triton
 @pytest.mark.parametrize(("name", "bf16"), [("odd", False), ("odd", True), ("cone_huber", False), ("faint", False)])
 def test_step_agrees_with_float64(backend: Backend, name: str, bf16: bool) -> None:
@@ -118,19 +123,6 @@ def test_full_buffers_drop_the_last_rays(backend: Backend) -> None:
         assert relative_error(mine.cpu() * 24 / found.n_rays, theirs) < 1e-3
 
 
-@on_triton
-@pytest.mark.skipif(not INTERPRETED, reason="the guard is the interpreter's")
-def test_the_guard_of_bounds_finds_what_it_is_for(backend: Backend) -> None:
-    from hashfield.kernels.triton_gpu.adam import adam_device
-
-    some = torch.zeros(64)
-    with pytest.raises(Exception, match="_adam: load of 32 addresses outside its tensors"):
-        adam_device(
-            torch.ones(96), some, torch.zeros(96), torch.zeros(96), None, torch.ones(2), beta1=0.9, beta2=0.99,
-            epsilon=1e-15, l2=0.0, skip_zero=False, clear=False, guard=False,
-        )  # fmt: skip
-
-
 def replace_rays(case: Batch, n: int) -> Batch:
     """The first n rays of a batch."""
     rays, bits, target, background, jitter = case
@@ -142,7 +134,7 @@ def replace_rays(case: Batch, n: int) -> Batch:
 @pytest.mark.parametrize("aabb_scale", [1, 4])
 def test_frames_agree_with_the_reference(backend: Backend, aabb_scale: int) -> None:
     parameters, case = field(LAYOUTS["L5F2"], 32), batch(33, aabb_scale)
-    options = MarchOptions(aabb_scale, 0.0 if aabb_scale == 1 else 1 / 256, 4.0, 1e-4)
+    options = MarchOptions(aabb_scale, 0.0 if aabb_scale == 1 else 1 / 256, 16.0, 1e-4)
     there, own = on_device(parameters, case)
     found = render_rays(there, own[0], own[1], options, jitter=own[4], backend=backend)
     right = render_rays(parameters, case[0], case[1], options, jitter=case[4], backend="reference")
@@ -150,6 +142,97 @@ def test_frames_agree_with_the_reference(backend: Backend, aabb_scale: int) -> N
         torch.testing.assert_close(mine.cpu(), theirs, atol=1e-4, rtol=1e-4)
     missed = case[0].t_max <= case[0].t_min
     assert bool((found.opacity.cpu()[missed] == 0).all())
+
+
+@on_triton
+def test_a_frame_is_the_same_however_its_waves_are_cut(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few samples a wave and little room for them: more waves than a frame has of its own, and the same picture."""
+    from hashfield.kernels.triton_gpu import render_rays as kernels
+
+    parameters, case = field(LAYOUTS["L5F2"], 32), batch(17)
+    options = MarchOptions(1, 0.0, 32.0, 1e-4)
+    there, own = on_device(parameters, case)
+    pictures = []
+    for waves, most in ((kernels.WAVES, kernels.MOST_SAMPLES), ((2, 5), 2**23), ((64,), 100)):
+        monkeypatch.setattr(kernels, "WAVES", waves)
+        monkeypatch.setattr(kernels, "MOST_SAMPLES", most)
+        kernels._frame_of.cache_clear()
+        pictures.append(render_rays(there, own[0], own[1], options, jitter=own[4], backend=backend))
+    kernels._frame_of.cache_clear()
+    assert float(pictures[0].opacity.max()) > 0.5
+    for other in pictures[1:]:
+        for mine, theirs in zip(other, pictures[0], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+@on_triton
+def test_a_frame_sees_what_it_is_given(backend: Backend) -> None:
+    """Buffers are kept from call to call: another field of the same sizes, other rays and bits must arrive in them."""
+    options = MarchOptions(1, 0.0, 16.0, 1e-4)
+    for seed in (0, 1):
+        parameters, case = field(LAYOUTS["L5F2"], 32, seed=seed), batch(9, seed=seed)
+        there, own = on_device(parameters, case)
+        found = render_rays(there, own[0], own[1], options, jitter=own[4], backend=backend)
+        right = render_rays(parameters, case[0], case[1], options, jitter=case[4], backend="reference")
+        for mine, theirs in zip(found, right, strict=True):
+            torch.testing.assert_close(mine.cpu(), theirs, atol=1e-4, rtol=1e-4)
+
+
+@on_triton
+@pytest.mark.skipif(not INTERPRETED, reason="a card has graphs of its own")
+def test_a_frame_is_captured_the_second_time_and_replayed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of things, with a graph that runs its waves again; that a card can capture them is not shown here."""
+    from hashfield.kernels.triton_gpu import render_rays as kernels
+
+    happened = []
+
+    class Graph:
+        def replay(self) -> None:
+            happened.append("replayed")
+            frame._enqueue()
+
+    @contextmanager
+    def graph(_: Graph) -> Iterator[None]:
+        happened.append("captured")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    options = MarchOptions(1, 0.0, 16.0, 1e-4)
+    parameters, case = field(LAYOUTS["L5F2"], 32), batch(9)
+    right = render_rays(parameters, case[0], case[1], options, jitter=case[4], backend=backend)
+    frame = kernels.Frame(kernels.device_field(parameters), 9, options, case[1].numel())
+    frame.is_cuda = True
+    for expected in ([], ["captured", "replayed"], ["replayed"]):
+        found = frame.render(kernels.device_field(parameters), case[0], case[1], case[4])
+        assert happened == expected
+        assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+        happened.clear()
+
+
+@on_triton
+@pytest.mark.parametrize("aabb_scale", [1, 4])
+def test_a_sample_on_the_face_of_the_box_is_taken(backend: Backend, aabb_scale: int) -> None:
+    """Without jitter the first point of a ray is where it enters. Only the cells at that face are occupied, and steps
+    are longer than they: were it rounded to before the face, the ray would have no sample."""
+    options = MarchOptions(aabb_scale, 0.0 if aabb_scale == 1 else 1 / 256, 8.0, 1e-4)
+    values = torch.zeros(options.aabb_scale.bit_length(), N_CELLS)
+    cells = torch.arange(N_CELLS)[morton3_inverse(torch.arange(N_CELLS))[:, 0] == 0]
+    values[-1, cells] = 1.0
+    entry = torch.linspace(1.2, 1.9, 77)
+    face = 0.5 - 0.5 * aabb_scale
+    origin = torch.stack([face - entry, *(torch.full_like(entry, 0.5 + 0.1 / 128 * aabb_scale),) * 2], 1)
+    entry = face - origin[:, 0]  # exactly, as a float32 difference of neighbours is
+    rays = Rays(origin, torch.tensor([[1.0, 0, 0]]).expand(77, 3).contiguous(), entry, entry + aabb_scale)
+    assert bool((origin[:, 0] + entry == face).all())
+    case = (rays, pack_bits(values.flatten(), 0.5), torch.rand(77, 4), torch.rand(77, 3), torch.zeros(77))
+    parameters, own = on_device(field(LAYOUTS["L5F2"], 32, bias=6.0), case)
+    seen = render_rays(parameters, own[0], own[1], options, jitter=own[4], backend=backend)
+    assert bool((seen.opacity > 0).all())
+    torch.testing.assert_close((seen.depth / seen.opacity).cpu(), entry, rtol=1e-6, atol=0)
+    found, _ = step(parameters, own, options, TrainWorkspace(parameters, 2**12, backend))
+    assert found.n_rays == found.n_kept == 77
 
 
 @on_triton

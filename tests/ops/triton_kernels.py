@@ -2,7 +2,8 @@
 
 python -m tests.ops.triton_kernels [--target cuda:90 ...] [--only PATTERN] prints one JSON object per kernel,
 configuration and target: registers, bytes spilled, shared memory, and how the gradient kernels add. Without a
-GPU and without Triton's interpreter. --write-budget records the figures in triton_budget.json.
+GPU and without Triton's interpreter. --write-budget records the figures in triton_budget.json, after each kernel, so
+that what is interrupted can go on with --missing; --table prints docs/gpu_budget.md, which is made of them.
 
 A configuration is a call of the kernels' own entry points: what they would launch is caught and compiled, so that
 nothing here repeats their arguments.
@@ -112,6 +113,19 @@ def _encoded(layout: GridLayout, *hidden: int, output: str = "none", precision: 
     encoded_mlp_forward(torch.empty(256, layout.n_dims), table, weights, layout, "linear", output, precision)
 
 
+def _trace(layout: GridLayout, *hidden: int, precision: str = "float32") -> None:
+    from hashfield.geometry.rays import Rays
+    from hashfield.kernels.triton_gpu.sphere_trace import sphere_trace
+    from hashfield.ops.eval_points import EncodedNetwork
+
+    weights = tuple(torch.empty(b, a) for a, b in itertools.pairwise((layout.n_output, *hidden, 1)))
+    table, scalars = torch.empty(layout.n_entries, layout.n_features_per_level), torch.empty(256)
+    halves = {"bfloat16": {"table_bf16": table.bfloat16()}, "float16": {"table_fp16": table.half()}}.get(precision, {})
+    network = EncodedNetwork(layout, table, weights, precision=precision, **halves)  # type: ignore[arg-type]
+    rays = Rays(torch.empty(256, 3), torch.empty(256, 3), scalars, scalars)
+    sphere_trace(network, torch.empty(2, 3), rays, 160, 1e-4, 0.95)
+
+
 def _points(
     layout: GridLayout, *hidden: int, dtype: torch.dtype = torch.float16, loss: str = "l2", fixed: bool = False
 ) -> None:  # fmt: skip
@@ -200,6 +214,46 @@ def _train_rays(aabb_scale: int, has_cone: bool, huber_delta: float) -> None:
     )  # fmt: skip
 
 
+def _lenses() -> torch.Tensor:
+    table = torch.zeros(2, 24, dtype=torch.float64)
+    table[:, 16] = torch.tensor([1.0, 2.0])  # both kinds, each of which is code of its own
+    return table
+
+
+def _rays() -> None:
+    from hashfield.kernels.triton_gpu.camera_rays import camera_rays_forward, view_rays
+    from hashfield.kernels.triton_gpu.training_rays import training_rays
+
+    chosen, box = torch.zeros(256, dtype=torch.int64), torch.zeros(6, dtype=torch.float64)
+    camera_rays_forward(_lenses(), chosen, torch.zeros(256, 2))
+    view_rays(_lenses()[:1], 800, 0, 256, box)
+    pixels = torch.zeros(256, 4, dtype=torch.uint8)
+    training_rays(
+        chosen, torch.zeros(8, 3, dtype=torch.int64), chosen[:8], chosen[:2], chosen[:2], pixels, _lenses(), box
+    )
+
+
+def _render(aabb_scale: int, cone_angle: float) -> None:
+    from hashfield.kernels.triton_gpu.render_rays import Frame
+    from hashfield.ops.render_rays import MarchOptions
+
+    n_bytes = aabb_scale.bit_length() * 128**3 // 8
+    Frame(_field(L8_F4, HALF), 256, MarchOptions(aabb_scale, cone_angle, 1.0), n_bytes)._enqueue()
+
+
+def _occupancy() -> None:
+    from hashfield.kernels.triton_gpu import occupancy_update
+
+    field, n, values = _field(L8_F4, HALF), 256, torch.zeros(2 * 128**3)
+    cells, vectors, scalars = torch.zeros(n, dtype=torch.int64), torch.zeros(n, 3), torch.zeros(n)
+    live = torch.zeros(1, dtype=torch.int32)
+    occupancy_update.refresh_cells_device(values, cells, live, vectors, vectors, scalars, field, 2)
+    occupancy_update.occupied_bits(values, 0.01, 2)
+    sizes, mask = cells[:2], torch.zeros(n, dtype=torch.uint8)
+    for masks in (mask, None):
+        occupancy_update.carve(_lenses(), sizes, sizes, sizes, masks, 1)
+
+
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 SHIPPED: dict[str, Callable[[], None]] = {
     "field-l8f4-float16": lambda: _field_step(L8_F4, HALF),
@@ -229,6 +283,9 @@ SHIPPED: dict[str, Callable[[], None]] = {
     "encoded-image-bfloat16": lambda: _encoded(IMAGE, 64, 64, 3, output="sigmoid"),
     "encoded-distance-bfloat16": lambda: _encoded(L16_F2, 64, 64, 1),
     "encoded-distance-float32": lambda: _encoded(L16_F2, 64, 64, 1, precision="float32"),
+    "trace-distance-float16": lambda: _trace(L8_F4, 64, 64, precision="float16"),
+    "trace-distance-bfloat16": lambda: _trace(L16_F2, 64, 64, precision="bfloat16"),
+    "trace-distance-float32": lambda: _trace(L8_F4, 64, 64),
     "points-picture-float16": lambda: _points(PICTURE, 32, 3, fixed=True),
     "points-picture-float16-width64": lambda: _points(IMAGE, 64, 64, 3, fixed=True),
     "points-picture-bfloat16-width64": lambda: _points(IMAGE, 64, 64, 3, dtype=BFLOAT, fixed=True),
@@ -242,6 +299,10 @@ SHIPPED: dict[str, Callable[[], None]] = {
     "pixels-int16-alpha": lambda: _pixels(torch.int16, True),
     "pixels-float32": lambda: _pixels(FLOAT, False),
     "harmonics": _harmonics,
+    "rays": _rays,
+    "occupancy": _occupancy,
+    "render-object": lambda: _render(1, 0.0),
+    "render-capture": lambda: _render(4, 1 / 256),
     "march-object": lambda: _march(1, False),
     "march-capture": lambda: _march(4, True),
     "composite": _composite,
@@ -277,6 +338,14 @@ def _planted_scalar_atomics() -> None:
     scatter_one_by_one[(1,)](table, index, torch.empty(128, 4, dtype=HALF), F=4, BLOCK=128)
 
 
+def _planted_scalar_floats() -> None:
+    from hashfield.kernels.triton_gpu import grid_encode
+    from hashfield.kernels.triton_gpu.common import SCALAR
+
+    with _patched(grid_encode, "atomics_of", lambda arch, dtype, n_features: SCALAR.value):
+        _grid(L8_F4)
+
+
 def _planted_repetition() -> None:
     from hashfield.kernels.triton_gpu import grid_encode
 
@@ -294,6 +363,7 @@ def _planted_spill() -> None:
 
 PLANTED: dict[str, Callable[[], None]] = {
     "planted-scalar_atomics-float16": _planted_scalar_atomics,
+    "planted-scalar_floats": _planted_scalar_floats,
     "planted-repetition": _planted_repetition,
     "planted-spill-float16": _planted_spill,
 }
@@ -337,10 +407,17 @@ def launches(
             setattr(owner, name, value)
     seen = set()
     for name, kernel, arguments, options in caught:
-        key = (name, str({k: _TYPES[v.dtype] if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}))
+        key = (name, str([_shape(p, arguments[p.name]) for p in kernel.params]))
         if key not in seen:
             seen.add(key)
             yield name, kernel, arguments, options
+
+
+def _shape(parameter: Any, value: Any) -> Any:
+    """What a compilation depends on of an argument."""
+    if isinstance(value, torch.Tensor):
+        return _TYPES[value.dtype]
+    return type(value) if parameter.do_not_specialize else value
 
 
 def source_of(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
@@ -349,14 +426,15 @@ def source_of(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
     for i, parameter in enumerate(kernel.params):
         name = parameter.name
         value = arguments[name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        plain = parameter.do_not_specialize
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not plain):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + _TYPES[value.dtype]
             attributes[(i,)] = [["tt.divisibility", 16]]
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not plain:
                 attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32"
@@ -416,8 +494,11 @@ def _only(pattern: str, text: str) -> str:
     return found.group(1)
 
 
-def resources(target: str, only: str = "", kernel_only: str = "") -> Iterator[dict[str, Any]]:
-    """One record per kernel of every configuration (planted ones by full name) whose names match the patterns."""
+def resources(
+    target: str, only: str = "", kernel_only: str = "", skip: Callable[[str], bool] = lambda key: False
+) -> Iterator[dict[str, Any]]:
+    """One record per kernel of every configuration (planted ones by full name) whose names match the patterns; of those
+    to skip only the key."""
     for name, call in (SHIPPED | PLANTED).items():
         if only == name or (name in SHIPPED and re.search(only, name)):
             numbers: dict[str, int] = {}
@@ -426,7 +507,56 @@ def resources(target: str, only: str = "", kernel_only: str = "") -> Iterator[di
                     continue
                 k = numbers[kernel_name] = numbers.get(kernel_name, 0) + 1
                 label = kernel_name if k == 1 else f"{kernel_name}#{k}"
-                yield {"key": f"{name} {label} {target}", **compile_kernel(kernel, arguments, options, target)}
+                key = f"{name} {label} {target}"
+                yield {"key": key} | ({} if skip(key) else compile_kernel(kernel, arguments, options, target))
+
+
+# --- the budget --------------------------------------------------------------------------------------------
+
+
+def read_budget() -> dict[str, dict[str, int]]:
+    """What was recorded."""
+    return json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+
+
+def write_budget(budget: dict[str, dict[str, int]]) -> None:
+    """A line for each record; written aside and renamed, so that no interruption costs any."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(budget[key])}" for key in sorted(budget))
+    aside = BUDGET.with_suffix(f".{os.getpid()}")
+    aside.write_text("{\n" + lines + "\n}\n")
+    aside.replace(BUDGET)
+
+
+def table_of(budget: dict[str, dict[str, int]]) -> str:
+    """The page docs/gpu_budget.md: a row for each configuration and kernel, a column for each target."""
+    rows: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
+    for key, record in budget.items():
+        configuration, kernel, target = key.split()
+        rows.setdefault((configuration, kernel), {})[target] = record
+    lines = [PAGE, f"| configuration | kernel | {' | '.join(TARGETS)} |", "|---|---|" + "---|" * len(TARGETS)]
+    before = ""
+    for configuration, kernel in sorted(rows):
+        cells = [_cell(rows[configuration, kernel].get(target)) for target in TARGETS]
+        lines.append(f"| {'' if configuration == before else configuration} | {kernel} | {' | '.join(cells)} |")
+        before = configuration
+    return "\n".join(lines) + "\n"
+
+
+def _cell(record: dict[str, int] | None) -> str:
+    if record is None:
+        return ""
+    spilled = f", **{record['stack']} B spilled**" if record["stack"] else ""
+    return f"{record['registers']} / {record['shared']}{spilled}"
+
+
+PAGE = """# What the GPU kernels need
+
+Made by `python -m tests.ops.triton_kernels --table > docs/gpu_budget.md` from `tests/ops/triton_budget.json`: registers
+of a thread / bytes of shared memory of a program, and what a thread spills. They are the largest that any tested
+version of the compiler gave (Triton 3.6 and 3.9); `tests/ops/test_triton_compile.py` holds every compilation to them. A
+thread has at most 255 registers on NVIDIA's cards (of 65,536 a multiprocessor), 512 on gfx942. A configuration is a
+call of the kernels' own entry points, see `tests/ops/triton_kernels.py`; `#2` is a kernel's second form within it.
+"""
 
 
 def main() -> None:
@@ -436,19 +566,36 @@ def main() -> None:
     parser.add_argument("--only", default="", help="pattern of the configurations' names")
     parser.add_argument("--kernel", default="", help="pattern of the kernels' names")
     parser.add_argument("--write-budget", action="store_true", help="record what is larger than what is recorded")
+    parser.add_argument(
+        "--missing", action="store_true", help="compile only what has no record, and forget what is gone"
+    )
+    parser.add_argument("--table", action="store_true", help="only print the budget as the page docs/gpu_budget.md")
     args = parser.parse_args()
     assert os.environ.get("TRITON_INTERPRET", "0") != "1", "kernels must be compiled, not interpreted"
-    budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    budget = read_budget()
+    if args.table:
+        sys.stdout.write(table_of(budget))
+        return
+
+    def is_done(key: str) -> bool:
+        return args.missing and key in budget
+
     for target in args.target:
-        for record in resources(target, args.only, args.kernel):
+        seen = set()
+        for record in resources(target, args.only, args.kernel, is_done):
+            key = record["key"]
+            seen.add(key)
+            if len(record) == 1:
+                continue
             sys.stdout.write(json.dumps(record) + "\n")
             sys.stdout.flush()
-            key = record["key"]
-            # Compilers of several versions are in use: the largest figure counts.
-            budget[key] = {name: max(record[name], budget.get(key, record)[name]) for name in BUDGETED}
-    if args.write_budget:
-        lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(budget[key])}" for key in sorted(budget))
-        BUDGET.write_text("{\n" + lines + "\n}\n")
+            if args.write_budget:
+                now = read_budget()  # another target may be at work beside this one
+                # Compilers of several versions are in use: the largest figure counts.
+                write_budget(now | {key: {k: max(record[k], now.get(key, record)[k]) for k in BUDGETED}})
+        if args.write_budget and args.missing and not (args.only or args.kernel):
+            now = read_budget()
+            write_budget({key: now[key] for key in now if not key.endswith(target) or key in seen})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import math
 import torch
 
 from hashfield.geometry.rays import Rays
-from hashfield.render.surface import shade, soft_shadow, sphere_trace
+from hashfield.ops.sphere_trace import sphere_trace
+from hashfield.render.surface import shade, soft_shadow
 
 
 def sphere_distance(points: torch.Tensor) -> torch.Tensor:
@@ -25,7 +26,7 @@ def test_hits_lie_on_the_sphere() -> None:
     to_center = 0.5 - origin
     along = (to_center * direction).sum(1)
     off = (to_center.square().sum(1) - along**2).clamp(min=0).sqrt()
-    t, is_hit = sphere_trace(sphere_distance, Rays(origin, direction, torch.zeros(500), torch.full((500,), 10.0)))
+    t, is_hit, _ = sphere_trace(sphere_distance, Rays(origin, direction, torch.zeros(500), torch.full((500,), 10.0)))
     clear = (off - 0.25).abs() > 1e-3
     assert torch.equal(is_hit[clear], (off < 0.25)[clear])
     exact = along - (0.25**2 - off**2).clamp(min=0).sqrt()
@@ -35,26 +36,26 @@ def test_hits_lie_on_the_sphere() -> None:
 
 
 def test_misses_and_limits() -> None:
-    t, is_hit = sphere_trace(sphere_distance, rays([[0.5, 0.5, -1]] * 2, [[0, 1, 0], [0, 0, 1]]))
+    t, is_hit, _ = sphere_trace(sphere_distance, rays([[0.5, 0.5, -1]] * 2, [[0, 1, 0], [0, 0, 1]]))
     assert is_hit.tolist() == [False, True]
-    _, is_hit = sphere_trace(sphere_distance, rays([[0.5, 0.5, -1]], [[0, 0, 1]], t_max=1.0))
+    is_hit = sphere_trace(sphere_distance, rays([[0.5, 0.5, -1]], [[0, 0, 1]], t_max=1.0)).is_hit
     assert not is_hit.any(), "the sphere begins at t = 1.25"
-    t, is_hit = sphere_trace(sphere_distance, rays([[0.5, 0.5, 0.5]], [[0, 0, 1]]))
+    t, is_hit, _ = sphere_trace(sphere_distance, rays([[0.5, 0.5, 0.5]], [[0, 0, 1]]))
     assert is_hit.all() and float(t) == 0.0, "from inside"
     none = Rays(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0), torch.zeros(0))
-    t, is_hit = sphere_trace(sphere_distance, none)
+    t, is_hit, _ = sphere_trace(sphere_distance, none)
     assert t.shape == is_hit.shape == (0,)
     missed = Rays(torch.zeros(1, 3), torch.tensor([[1.0, 0, 0]]), torch.zeros(1), torch.zeros(1))
-    assert not sphere_trace(sphere_distance, missed)[1].any(), "t_max = t_min: nothing to search"
+    assert not sphere_trace(sphere_distance, missed).is_hit.any(), "t_max = t_min: nothing to search"
 
 
 def test_distances_that_are_too_large_are_not_overshot_by_much() -> None:
-    t, is_hit = sphere_trace(lambda p: 1.04 * sphere_distance(p), rays([[0.5, 0.5, -1]], [[0, 0, 1]]))
+    t, is_hit, _ = sphere_trace(lambda p: 1.04 * sphere_distance(p), rays([[0.5, 0.5, -1]], [[0, 0, 1]]))
     assert is_hit.all() and abs(float(t) - 1.25) < 3e-4
 
 
 def test_a_field_of_nan_ends() -> None:
-    _, is_hit = sphere_trace(lambda p: p[:, 0] * math.nan, rays([[0.5, 0.5, -1]], [[0, 0, 1]]))
+    is_hit = sphere_trace(lambda p: p[:, 0] * math.nan, rays([[0.5, 0.5, -1]], [[0, 0, 1]])).is_hit
     assert is_hit.all()
 
 

@@ -216,7 +216,7 @@ def _turntable(model: SdfModel, n_frames: int):
 
 def render_sdf(arguments: list[str]) -> int:
     """`render` for a signed distance."""
-    return render(parse(Render, arguments, "render", Render(run=tyro.MISSING, views="orbit", device="cpu")))
+    return render(parse(Render, arguments, "render", Render(run=tyro.MISSING, views="orbit")))
 
 
 @dataclass(frozen=True)

@@ -31,5 +31,8 @@ from hashfield.ops.occupancy import pack_bits as pack_bits
 from hashfield.ops.radiance_field import RadianceFieldResult as RadianceFieldResult
 from hashfield.ops.radiance_field import radiance_field as radiance_field
 from hashfield.ops.ray_box import ray_box as ray_box
+from hashfield.ops.sphere_trace import DistanceField as DistanceField
+from hashfield.ops.sphere_trace import SphereTraceResult as SphereTraceResult
+from hashfield.ops.sphere_trace import sphere_trace as sphere_trace
 from hashfield.ops.spherical_harmonics import spherical_harmonics as spherical_harmonics
 from hashfield.ops.total_variation import total_variation as total_variation

@@ -55,6 +55,7 @@ _FAST: dict[str, tuple[Backend, ...]] = {
     "train_rays": ("numba", "triton"),
     "eval_points": ("numba", "triton"),
     "train_points": ("numba", "triton"),
+    "sphere_trace": ("triton",),
     "occupancy_update": ("numba", "triton"),
     "training_rays": ("numba", "triton"),
     "camera_rays": ("numba", "triton"),

@@ -1,63 +1,16 @@
-"""Pictures of a surface that is given by its signed distance: sphere tracing, soft shadow, shading."""
+"""Pictures of a surface that is given by its signed distance, once rays have met it: soft shadow, shading."""
 
-from collections.abc import Callable
 from typing import Final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from hashfield.geometry.rays import Rays
+from hashfield.ops.sphere_trace import DistanceFunction
 
-DistanceFunction = Callable[[Tensor], Tensor]
-"""Positions [n, 3] to signed distances [n], both in scene units."""
-
-HIT_DISTANCE: Final = 1e-4
-"""Scene units: a ray has arrived where the distance is below this, a fifth of the finest usual grid cell."""
-STEP: Final = 0.95
-"""Share of the distance that a ray moves: learned distances are a little off."""
 SHADOW_START: Final = 4e-3
 """Shadow rays start this far off the surface: closer, its own small bumps shade it."""
-
-
-@torch.no_grad()
-def sphere_trace(
-    distance: DistanceFunction,
-    rays: Rays,
-    *,
-    max_steps: int = 160,
-    hit_distance: float = HIT_DISTANCE,
-    step: float = STEP,
-) -> tuple[Float[Tensor, " n_rays"], Bool[Tensor, " n_rays"]]:
-    """(t, is_hit): how far along each ray the surface lies, and whether it was met before t_max.
-
-    Each ray moves by `step` times the distance found where it is, until that is below `hit_distance`. A ray that starts
-    inside the surface hits at once. Rays that are still under way after `max_steps` count as hits: they creep along a
-    surface.
-
-    Args:
-        distance: The field.
-        rays: Any space in which the field takes positions; t_min and t_max bound the search.
-        max_steps: At most.
-        hit_distance: As above.
-        step: Below 1 where the field is not an exact distance.
-
-    Source: Hart 1996; constants after instant-ngp src/testbed_sdf.cu.
-    """
-    t = rays.t_min.clone()
-    is_hit = torch.zeros_like(t, dtype=torch.bool)
-    active = torch.nonzero(rays.t_max > rays.t_min)[:, 0]
-    for _ in range(max_steps):
-        if not len(active):
-            break
-        found = distance(rays.origin[active] + t[active, None] * rays.direction[active])
-        arrived = ~(found >= hit_distance)  # a NaN ends its ray too
-        is_hit[active[arrived]] = True
-        active, found = active[~arrived], found[~arrived]
-        t[active] += step * found
-        active = active[t[active] < rays.t_max[active]]
-    is_hit[active] = True
-    return t, is_hit
 
 
 @torch.no_grad()

@@ -26,13 +26,14 @@ from hashfield.nn.config import EncodingConfig, MLPConfig
 from hashfield.nn.encodings import GridEncoding, encoding_from_config, table_of
 from hashfield.nn.networks import NetworkWithEncoding
 from hashfield.ops.backend import runs_on_triton
-from hashfield.ops.camera_rays import camera_rays
+from hashfield.ops.camera_rays import camera_rays, view_rays
 from hashfield.ops.encoded_mlp import encoded_mlp
 from hashfield.ops.eval_points import EncodedNetwork, eval_points, network_precision, on_its_device
 from hashfield.ops.mlp import mlp
 from hashfield.ops.ray_box import ray_box
+from hashfield.ops.sphere_trace import DistanceField, sphere_trace
 from hashfield.ops.train_points import PointsWorkspace, train_points
-from hashfield.render.surface import SHADOW_START, shade, soft_shadow, sphere_trace
+from hashfield.render.surface import SHADOW_START, shade, soft_shadow
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.shared import (
     check_seed,
@@ -277,15 +278,16 @@ class SdfModel(nn.Module):
         corners = self.spaces.unit_to_world(self.box)
         return torch.stack([corners.amin(0), corners.amax(0)])
 
+    @property
+    def distance_field(self) -> DistanceField:
+        """The field's numbers and box: a function of positions in unit space."""
+        return DistanceField(encoded_network(self.field, self.table_bf16, self.precision), self.box)
+
     @torch.no_grad()
     def distance_unit(self, positions_unit: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         """Signed distance in unit space. Outside the box: that of the box's nearest point plus the way there, so
         rather too much."""
-        box = self.box.to(positions_unit.dtype)
-        inside = torch.minimum(torch.maximum(positions_unit, box[0]), box[1])
-        network = encoded_network(self.field, self.table_bf16, self.precision)
-        found = eval_points(network, inside.float())[:, 0]
-        return found + (positions_unit - inside).norm(dim=1).to(found.dtype)
+        return self.distance_field(positions_unit)
 
     @torch.no_grad()
     def distance(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
@@ -382,15 +384,17 @@ class SdfModel(nn.Module):
         # The key light stands above the eye's left shoulder and turns with it.
         axes = self.spaces.direction_world_to_scene(fine.camera_to_world[:, :3].T).float()
         light = torch.nn.functional.normalize(-0.55 * axes[0] - 0.75 * axes[1] - 0.65 * axes[2], dim=0)
-        box = self.box.float()
+        distance, box = self.distance_field, self.box.float()
+        light, n_pixels = light.to(box.device), fine.width * fine.height
         parts: dict[str, list[Tensor]] = {name: [] for name in ("color", "opacity", "depth", "normals")}
-        for pixel in pixel_centers(fine.width, fine.height).split(rays_at_once):
-            index = torch.zeros(len(pixel), dtype=torch.int64)
+        for first in range(0, n_pixels, rays_at_once):
             # Scene and unit space are the same: the box has a side of 1.
-            origin, direction = (x.float() for x in camera_rays(table, index, pixel))
-            t_min, t_max = ray_box(origin, direction, box[0], box[1])
-            t, is_hit = sphere_trace(self.distance_unit, Rays(origin, direction, t_min, t_max))
-            point, view = (origin + t[:, None] * direction)[is_hit], -direction[is_hit]
+            rays = view_rays(
+                table, fine.width, fine.height, self.box.flatten(), first=first,
+                n_rays=min(rays_at_once, n_pixels - first),
+            )  # fmt: skip
+            t, is_hit, position = sphere_trace(distance, rays)
+            point, view = position[is_hit], -rays.direction[is_hit]
             normal = self.smooth_normals_unit(point) if {"color", "normals"} & set(outputs) else torch.zeros_like(point)
             color = torch.zeros_like(point)
             if "color" in outputs:
@@ -398,7 +402,7 @@ class SdfModel(nn.Module):
                 towards = light.expand_as(point).contiguous()
                 _, leaves = ray_box(start, towards, box[0], box[1])
                 starts = torch.full_like(leaves, SHADOW_START)
-                share = soft_shadow(self.distance_unit, Rays(start, towards, starts, leaves))
+                share = soft_shadow(distance, Rays(start, towards, starts, leaves))
                 color = shade(normal, view, towards, share)
 
             def spread(values: Tensor, is_hit: Tensor = is_hit) -> Tensor:
@@ -417,7 +421,7 @@ class SdfModel(nn.Module):
         found["depth"] = self.spaces.distance_scene_to_world(mean["depth"] / opacity.clamp(min=1e-6))
         normal = torch.nn.functional.normalize(mean["normals"], dim=-1)
         found["normals"] = self.spaces.direction_scene_to_world(normal)
-        return {name: found[name].numpy() for name in outputs}
+        return {name: found[name].cpu().numpy() for name in outputs}
 
 
 def view_cameras(

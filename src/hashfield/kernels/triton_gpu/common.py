@@ -107,6 +107,29 @@ def launch(
     return kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True, **constants)
 
 
+@triton.jit
+def _pack(numbers, goes_on, ends, packed, n, BLOCK: tl.constexpr):
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = k < n
+    mask = mask & (tl.load(goes_on + k, mask, other=0) != 0)
+    tl.store(packed + tl.load(ends + k, mask, other=1) - 1, tl.load(numbers + k, mask, other=0), mask)
+
+
+def pack(numbers: torch.Tensor, goes_on: torch.Tensor, packed: torch.Tensor, count: torch.Tensor) -> None:
+    """The numbers that go on, one after another in `packed`, and how many in `count`, without waiting.
+
+    Args:
+        numbers: int32 [n].
+        goes_on: int32 [n], 0 or 1.
+        packed: int32 [n], other memory; what lies behind the count is not written.
+        count: int32 [1] in memory of its own, as all that kernels get: its address is a multiple of 16.
+    """
+    n = numbers.shape[0]
+    ends = torch.cumsum(goes_on, 0, dtype=torch.int32)
+    launch(_pack, (triton.cdiv(n, 1024),), numbers, goes_on, ends, packed, n, BLOCK=1024)
+    count.copy_(ends[-1:])
+
+
 # --- on the device: positions and cells --------------------------------------------------------------------
 
 

@@ -155,6 +155,8 @@ def _backward_positions(
         inside = rows < n
         x, y, z = load_positions(positions, rows, inside, D)
         gx, gy, gz = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
+        # Registers: 37 to 53 before sm_89, up to 176 from there on. LLVM then pairs the arithmetic of several levels,
+        # and so does it ahead of their loads; nothing spills, and more loads are in flight.
         for level in tl.static_range(L):
             at = (rows * (L * F) + level * F)[:, None] + tl.arange(0, F)[None, :]
             cotangent = tl.load(grad_features + at, inside[:, None], other=0.0).to(tl.float32)

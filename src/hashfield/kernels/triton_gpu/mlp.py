@@ -214,14 +214,14 @@ def unflat(buffer: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.
 def tile_of(pads: Sequence[int], dtype: torch.dtype, arch: int, *, backward: bool) -> tuple[int, int]:
     """(samples of a tile, warps) for a network: what registers allow.
 
-    Chosen from the resources that the cross-compiled kernels need (tests/ops/triton_budget.json). Before sm_90 the
-    tensor cores take their operands from registers.
+    Chosen from the resources that the cross-compiled kernels need (tests/ops/triton_budget.json). Before sm_90, and
+    again on sm_120, the tensor cores take their operands from registers.
     """
     if dtype == torch.float32:
         return (16, 4) if backward else (64 if max(pads) <= 64 else 32, 4)
     if max(pads) > 64:
         return (16, 8) if backward else (64, 4)
-    return (64 if arch >= 90 else 32, 4) if backward else (128, 4)
+    return (64 if 90 <= arch < 120 else 32, 4) if backward else (128, 4)
 
 
 def compute_type(precision: str) -> torch.dtype:

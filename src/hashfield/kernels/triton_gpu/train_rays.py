@@ -77,10 +77,10 @@ def _wave_march(
     if tl.program_id(0) * BLOCK < n_given:
         mask = ray < n_given
         lattice = load_lattice(lattice_pointer)
+        begin = tl.load(t_min + ray, mask=mask, other=0.0)
         end = tl.load(t_max + ray, mask=mask, other=0.0)
         ox, oy, oz, dx, dy, dz, sx, sy, sz = ray_line(origin, direction, ray, mask)
         if FIRST:
-            begin = tl.load(t_min + ray, mask=mask, other=0.0)
             n = steps_from_t(begin, lattice, HAS_CONE) + tl.load(jitter + ray, mask=mask, other=0.0)
             alive = mask & (end > begin)
             tl.store(light + ray, tl.full([BLOCK], 1.0, tl.float32), mask=mask)
@@ -88,7 +88,8 @@ def _wave_march(
             n = tl.load(next_n + ray, mask=mask, other=NOWHERE)
             alive = mask & (tl.load(light + ray, mask=mask, other=0.0) >= min_transmittance) & (n < NOWHERE)
         n = tl.where(alive, n, 0.0)
-        t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), 0.0)
+        # As in `march`, and wherever a lattice point becomes a distance again: not before the ray's part of space.
+        t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), begin)
         at = tl.zeros_like(ray)
         if FILL:
             last = tl.load(ends + ray, mask=mask, other=0)
@@ -130,8 +131,8 @@ def _wave_march(
 
 @triton.jit
 def _wave_fill(
-    origin, direction, lattice_pointer, n_rays, box_min, inverse_side, light, counts, ends, points, positions, dts,
-    n_live, kept, max_rays, capacity, HAS_CONE: tl.constexpr, BLOCK: tl.constexpr,
+    origin, direction, t_min, lattice_pointer, n_rays, box_min, inverse_side, light, counts, ends, points, positions,
+    dts, n_live, kept, max_rays, capacity, HAS_CONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Positions and step lengths of a wave's samples, packed by ray. A ray for which there is no room, and all rays
     behind it, are dropped: no choice among rays by their length."""
@@ -142,6 +143,7 @@ def _wave_fill(
     if tl.program_id(0) * BLOCK < n_given:
         mask = ray < n_given
         lattice = load_lattice(lattice_pointer)
+        begin = tl.load(t_min + ray, mask=mask, other=0.0)
         ox, oy, oz, dx, dy, dz, _, _, _ = ray_line(origin, direction, ray, mask)
         last, count = tl.load(ends + ray, mask=mask, other=0), tl.load(counts + ray, mask=mask, other=0)
         misfit = mask & (last > capacity)
@@ -153,7 +155,7 @@ def _wave_fill(
         for j in range(tl.max(count, axis=0)):
             here = mask & (j < count)
             n = tl.load(points + j * max_rays + ray, mask=here, other=0.0)
-            t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), 0.0)
+            t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), begin)
             x, y, z = (ox + t * dx - box_min), (oy + t * dy - box_min), (oz + t * dz - box_min)
             store3(positions, first + j, x * inverse_side, y * inverse_side, z * inverse_side, here)
             tl.store(dts + first + j, step_at(n, t, lattice, HAS_CONE), mask=here)
@@ -438,8 +440,8 @@ def enqueue(
         torch.cumsum(counts, 0, dtype=torch.int32, out=ends)
         if quota:
             launch(
-                _wave_fill, grid, batch.origin, batch.direction, b.lattice, batch.n_rays, box_min, inverse_side,
-                b.light, counts, ends, b.points, positions, dts, n_live, b.kept, n, b.wave_capacity,
+                _wave_fill, grid, batch.origin, batch.direction, batch.t_min, b.lattice, batch.n_rays, box_min,
+                inverse_side, b.light, counts, ends, b.points, positions, dts, n_live, b.kept, n, b.wave_capacity,
                 HAS_CONE=has_cone, **block,
             )  # fmt: skip
         else:
