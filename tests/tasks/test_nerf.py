@@ -324,7 +324,7 @@ def test_encodings_without_a_table_learn_resume_and_load(otype, tmp_path: Path):
         n_neurons=32, color_layers=1,
     )  # fmt: skip
     assert not config.is_fused
-    task, run = small_run(config, 40, tmp_path)
+    task, run = small_run(config, 60, tmp_path)
     model = hashfield.load(run.path)
     assert isinstance(model, NerfModel)
     camera = small_scene().splits["test"].cameras[0]
@@ -334,9 +334,9 @@ def test_encodings_without_a_table_learn_resume_and_load(otype, tmp_path: Path):
     # The same run in two parts gives the same bits.
     halves = NerfTask(config, small_scene(), seed=1)
     again = RunFolder.create(tmp_path / "halves", "demo", overwrite=False)
-    assert train(halves, again, TrainOptions(n_steps=40, stop_after=20)).stopped_by == "interrupted"
+    assert train(halves, again, TrainOptions(n_steps=60, stop_after=30)).stopped_by == "interrupted"
     resumed = NerfTask(config, small_scene(), seed=1)
-    train(resumed, again, TrainOptions(n_steps=40), resume=True)
+    train(resumed, again, TrainOptions(n_steps=60), resume=True)
     for a, b in zip(task.field.parameters(), resumed.field.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -233,7 +233,7 @@ def test_encodings_without_a_table_learn_and_load(otype, tmp_path: Path):
     config = tiny_config()
     config = replace(
         config, encoding=EncodingConfig(otype=otype, n_frequencies=4, n_bins=8), n_hidden_layers=3,
-        train=replace(config.train, learning_rate=3e-3, batch_points=1024),
+        train=replace(config.train, learning_rate=3e-3),
     )  # fmt: skip
     task = SdfTask(config, torus_mesh(), seed=1)
     run = RunFolder.create(tmp_path / "a", "torus")
