@@ -82,6 +82,8 @@ def sphere_trace(
         return t, is_hit
     net = device_network(network)
     layout, (block, warps) = net.layout, net.tile(backward=False)
+    if net.weights.dtype != torch.float32:
+        block //= 2  # a ray's own numbers need registers too
     under_way, packed = (torch.arange(n, dtype=torch.int32, device=device) for _ in range(2))
     living = torch.empty(n, dtype=torch.int32, device=device)
     n_under_way, done, wave = count_of(n, device), 0, 0
