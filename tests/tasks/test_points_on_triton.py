@@ -41,7 +41,7 @@ def toy_image_config(**changes: Any) -> ImageConfig:
         encoding=ENCODING,
         n_neurons=16,
         precision="float32",
-        train=ImageTrainConfig(batch=256, touches_per_update=3.0, learning_rate=0.04),
+        train=ImageTrainConfig(batch=256, touches_per_update=3.0, learning_rate=0.08),
     )
     return replace(config, **changes)
 
@@ -62,7 +62,7 @@ def test_picture_is_learned_as_on_the_host(backend: Backend, tmp_path: Path) -> 
     assert [float(step.loss) for step in found] == pytest.approx(right, rel=2e-3)
     assert [float(step.squared_error) for step in found] == pytest.approx(right, rel=2e-3)  # the loss is l2
     assert {int(step.n_samples) for step in found} == {host.lattice[0] * host.lattice[1]}
-    assert right[-1] < 0.8 * right[0]
+    assert right[-1] < 0.6 * right[0]
     assert psnr == pytest.approx(compare(host.model(), picture)["psnr"], abs=0.05)
 
 
@@ -115,10 +115,11 @@ def test_distance_is_learned_as_on_the_host(backend: Backend, tmp_path: Path) ->
     """The same points in the same steps: the losses of Numba's, and a checkpoint that goes on there, and back."""
     pytest.importorskip("trimesh")
     pytest.importorskip("igl")
+    from hashfield.data.meshes import make_mesh
     from hashfield.tasks.sdf import PRESETS, SdfTask, load_model
-    from tests.tasks.test_sdf import torus_mesh
+    from tests.data.mesh_cases import torus
 
-    base, n_steps, mesh = PRESETS["fast"], 6, torus_mesh()
+    base, n_steps, mesh = PRESETS["fast"], 4, make_mesh(*torus(16), "torus", Path("torus.obj"))
     config = replace(
         base, encoding=EncodingConfig(n_levels=3, n_features_per_level=2, log2_hashmap_size=9), finest_resolution=32,
         n_neurons=16, n_hidden_layers=1,
@@ -126,22 +127,19 @@ def test_distance_is_learned_as_on_the_host(backend: Backend, tmp_path: Path) ->
     )  # fmt: skip
     host = SdfTask(config, mesh, seed=1)
     right = [float(host.step(k, k / n_steps).loss) for k in range(n_steps)]
-    run, points = RunFolder.create(tmp_path / "run", "torus"), torch.rand(200, 3) * 2 - 1
+    run, points = RunFolder.create(tmp_path / "run", "torus"), torch.rand(100, 3) * 2 - 1
     with use_backend(backend):
         task = SdfTask(config, mesh, seed=1, device=DEVICE)
         assert task.on_device is not None and task.workspace is None
         result = train(task, run, TrainOptions(n_steps=n_steps))
         assert result.stopped_by == "done" and result.n_samples == n_steps * 256
         found = task.model().distance(points.to(DEVICE)).cpu()
-        normals = task.model().normals(points[:20])
     if len(result.history) == 1:  # all steps in one report
         assert result.history[0]["loss"] == pytest.approx(np.mean(right), rel=2e-3)
     torch.testing.assert_close(found, host.model().distance(points), rtol=1e-3, atol=1e-4)
-    assert float((normals * host.model().normals(points[:20])).sum(1).min()) > 0.999
-    start = SdfTask(config, mesh, seed=1).model().distance(points)
-    assert float((found - start).abs().mean()) > 20 * float((found - host.model().distance(points)).abs().mean())
     tensors, metadata = load_checkpoint(run.checkpoint)
     other = SdfTask(config, mesh, seed=1)
+    assert float((found - other.model().distance(points)).abs().mean()) > 2e-3  # it moved, twenty times as far
     other.restore(tensors, metadata["state"])
     torch.testing.assert_close(load_model(run.checkpoint).distance(points), other.model().distance(points))
     torch.testing.assert_close(other.model().distance(points), found, rtol=1e-3, atol=1e-4)
