@@ -141,6 +141,20 @@ def test_scalar_floats_are_found_where_a_vector_form_exists() -> None:
         check_atomics(record | {"key": record["key"].replace("planted-scalar_floats", "grid-l8f4")})
 
 
+def test_every_kernel_is_in_the_matrix() -> None:
+    """Whatever the package launches has a record for every target."""
+    folder = ROOT / "src" / "hashfield" / "kernels" / "triton_gpu"
+    launched = {
+        f"{file.stem}.{kernel}"
+        for file in folder.glob("*.py")
+        for kernel in re.findall(r"\blaunch\(\s*(\w+), [(g]", file.read_text())
+    }
+    assert len(launched) > 30
+    for target in TARGETS:
+        recorded = {key.split()[1].partition("#")[0] for key in BUDGET if key.endswith(target)}
+        assert launched <= recorded, f"{target}: no configuration launches {sorted(launched - recorded)}"
+
+
 def test_the_page_shows_what_was_recorded() -> None:
     """docs/gpu_budget.md is the budget: no row of it was forgotten, or written by hand."""
     command = [sys.executable, "-m", "tests.ops.triton_kernels", "--table"]

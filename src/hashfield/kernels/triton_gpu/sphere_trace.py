@@ -35,12 +35,6 @@ def _trace(
     walks = k < n
     if tl.program_id(0) * BLOCK < n:
         ray = tl.load(under_way + k, walks, other=0)
-        ox = tl.load(origin + 3 * ray, walks, other=0.0)
-        oy = tl.load(origin + 3 * ray + 1, walks, other=0.0)
-        oz = tl.load(origin + 3 * ray + 2, walks, other=0.0)
-        dx = tl.load(direction + 3 * ray, walks, other=0.0)
-        dy = tl.load(direction + 3 * ray + 1, walks, other=0.0)
-        dz = tl.load(direction + 3 * ray + 2, walks, other=0.0)
         end = tl.load(t_max + ray, walks, other=0.0)
         t = tl.load(ts + ray, walks, other=0.0)
         low_x, low_y, low_z = tl.load(box), tl.load(box + 1), tl.load(box + 2)
@@ -50,10 +44,12 @@ def _trace(
         mine = walks
         hit = tl.zeros([BLOCK], tl.int32)
         walks = walks & (t < end)
-        # Hoisting out of the loop is off: the matrices would be loaded before it and spill.
+        # Hoisting out of the loop is off: the matrices would be loaded before it and spill. Rays are read anew each time.
         for s in tl.range(0, n_steps, disable_licm=True):
             if tl.max(walks.to(tl.int32), axis=0) > 0:
-                x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+                x = tl.load(origin + 3 * ray, walks, other=0.0) + t * tl.load(direction + 3 * ray, walks, other=0.0)
+                y = tl.load(origin + 3 * ray + 1, walks, other=0.0) + t * tl.load(direction + 3 * ray + 1, walks, other=0.0)
+                z = tl.load(origin + 3 * ray + 2, walks, other=0.0) + t * tl.load(direction + 3 * ray + 2, walks, other=0.0)
                 in_x = tl.minimum(tl.maximum(x, low_x), high_x)
                 in_y = tl.minimum(tl.maximum(y, low_y), high_y)
                 in_z = tl.minimum(tl.maximum(z, low_z), high_z)
