@@ -364,12 +364,11 @@ def test_buffers_are_written_before_they_are_read_and_not_past_their_end(precisi
 
 
 @on_triton
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_no_number_of_a_step_before_is_read(precision: Any, backend: Any) -> None:
-    net = moved(replace(network("3d_f2", (16, 32), 5), precision=precision), backend)
-    positions, target = (x.to(device_of(backend)) for x in batch(net, 130))
+def test_no_number_of_a_step_before_is_read(backend: Any) -> None:
+    net = moved(replace(network("3d_f2", (16, 32), 5), precision="float16"), backend)
+    positions, target = (x.to(device_of(backend)) for x in batch(net, 70))
     right, right_grads = step(net, positions, target, backend)
-    workspace = PointsWorkspace(net, 200, backend)
+    workspace = PointsWorkspace(net, 100, backend)
     for buffer in vars(workspace.buffers).values():
         if isinstance(buffer, Tensor):
             buffer.fill_(torch.nan)
