@@ -333,17 +333,9 @@ def scatter_one_by_one(grad_table, index, values, F: tl.constexpr, BLOCK: tl.con
         tl.atomic_add(start + f, tl.load(values + rows * F + f), sem="relaxed")
 
 
-def _planted_scalar_atomics() -> None:
-    table, index = torch.empty(100, 4, dtype=HALF), torch.empty(128, dtype=torch.int32)
-    scatter_one_by_one[(1,)](table, index, torch.empty(128, 4, dtype=HALF), F=4, BLOCK=128)
-
-
-def _planted_scalar_floats() -> None:
-    from hashfield.kernels.triton_gpu import grid_encode
-    from hashfield.kernels.triton_gpu.common import SCALAR
-
-    with _patched(grid_encode, "atomics_of", lambda arch, dtype, n_features: SCALAR.value):
-        _grid(L8_F4)
+def _planted_scalar_atomics(dtype: torch.dtype) -> None:
+    table, index = torch.empty(100, 4, dtype=dtype), torch.empty(128, dtype=torch.int32)
+    scatter_one_by_one[(1,)](table, index, torch.empty(128, 4, dtype=dtype), F=4, BLOCK=128)
 
 
 def _planted_repetition() -> None:
@@ -362,8 +354,8 @@ def _planted_spill() -> None:
 
 
 PLANTED: dict[str, Callable[[], None]] = {
-    "planted-scalar_atomics-float16": _planted_scalar_atomics,
-    "planted-scalar_floats": _planted_scalar_floats,
+    "planted-scalar_atomics-float16": lambda: _planted_scalar_atomics(HALF),
+    "planted-scalar_floats": lambda: _planted_scalar_atomics(FLOAT),
     "planted-repetition": _planted_repetition,
     "planted-spill-float16": _planted_spill,
 }
