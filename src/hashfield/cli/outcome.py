@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from hashfield.cli.shared import say
+from hashfield.cli.shared import place_of, say
 from hashfield.data.dataset import Scene
 from hashfield.export.images import (
     colorize_depth,
@@ -116,7 +115,7 @@ def facts(
                                for shapes in sizes.network_shapes())),
         ("carved from alpha", "yes" if task.is_carved else "no"),
         ("training", f"{result.train_seconds:.1f} s, {result.step} steps, {result.n_rays / 1e6:.1f} M rays, "
-                     f"{result.n_samples / 1e6:.1f} M samples on {torch.get_num_threads()} threads"),
+                     f"{result.n_samples / 1e6:.1f} M samples on {place_of(task.device)}"),
         ("schedule", "follows the clock, so a second run differs a little" if by_clock else "follows the steps"),
         ("kernels compiled or loaded in", f"{result.compile_seconds:.1f} s"),
         ("ended", result.stopped_by),

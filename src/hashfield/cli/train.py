@@ -45,7 +45,7 @@ class TrainCommand:
     resume: bool = False
     """Go on with the run in --out from its checkpoint, on the length it was planned for."""
     n_steps: int | None = None
-    """Length of the run in steps; then the same seed gives the same bits."""
+    """Length of the run in steps; then the same seed gives the same bits on CPUs, nearly the same on GPUs."""
     max_seconds: float | None = None
     """Length of the run in seconds of training; the clock enters the schedule. Default 60."""
     seed: int = 0

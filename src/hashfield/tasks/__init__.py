@@ -1,7 +1,7 @@
 """The kinds of things that can be learned, and where each one's parts are. Nothing is imported until it is asked for.
 
-A new task is a file here (the largest has three: `nerf`, `nerf_config`, `nerf_model`), a file of commands in `cli`, and
-a line in `KINDS`; no other code names it.
+A new task is a file here (the largest has four: `nerf`, `nerf_config`, `nerf_model`, `nerf_surface`), a file of
+commands in `cli`, and a line in `KINDS`; no other code names it.
 """
 
 import importlib

@@ -20,13 +20,14 @@ from hashfield.log import logger
 from hashfield.nn.encodings import GridEncoding, table_of
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.backend import runs_on_triton
+from hashfield.ops.eval_points import network_precision
 from hashfield.ops.occupancy_update import carve, silhouettes
 from hashfield.ops.render_rays import FieldParameters, MarchOptions
 from hashfield.ops.total_variation import cube_sides, total_variation
 from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
 from hashfield.render.occupancy import OccupancyGrid
 from hashfield.tasks.nerf_config import NerfConfig
-from hashfield.tasks.nerf_model import CPU, NerfModel, expected_shapes, field_parameters, network_precision
+from hashfield.tasks.nerf_model import CPU, NerfModel, expected_shapes, field_parameters
 from hashfield.tasks.shared import check_seed, parse_background, restore_trained, trained_state, warn_of_other_bits
 from hashfield.train.checkpoint import config_to_dict, generator_state, restore_generator
 from hashfield.train.optim import TableOptimizer, learning_rate_at
@@ -254,7 +255,6 @@ class NerfTask:
         # Of a generator of its own for each step, so that the others draw the same with and without.
         generator = np.random.default_rng((self.seed, step))
         highest = layout.resolutions.astype(np.int64)[:, None] - np.array(sides)[:, None]
-        assert self.workspace is not None
         corners = torch.from_numpy((generator.random((layout.n_levels, 3)) * highest).astype(np.int64)).to(self.device)
         weight, table = self.config.train.total_variation, table_of(self.field.encoding)
         return total_variation(table, self.workspace.grad_table, layout, corners=corners, sides=sides, weight=weight)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from hashfield.geometry.spaces import Spaces
 from hashfield.nn.config import RadianceFieldConfig
 from hashfield.nn.encodings import GridEncoding, table_of
 from hashfield.nn.fields import RadianceField
-from hashfield.ops.backend import fast_precision, runs_on_triton
 from hashfield.ops.camera_rays import view_rays
+from hashfield.ops.eval_points import network_precision
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.nerf_config import NerfConfig, RunPrecision
@@ -26,13 +26,6 @@ from hashfield.tasks.shared import stored, stored_background, stored_cameras, st
 from hashfield.train.checkpoint import config_from_dict, load_tensors, read_metadata, restore_module
 
 CPU = torch.device("cpu")
-
-
-def network_precision(precision: RunPrecision, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
-    """The precision of networks on a device, where NerfConfig asks for `precision`."""
-    if precision in ("auto", "float16"):
-        return "float16" if runs_on_triton(device) else fast_precision(device)
-    return precision
 
 
 def field_parameters(

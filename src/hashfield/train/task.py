@@ -41,7 +41,7 @@ class Task(Protocol):
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that a resumed run needs to go on bit for bit: tensors and JSON values."""
+        """Everything that a resumed run needs to go on (on CPUs bit for bit): tensors and JSON values."""
         ...
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from hashfield.kernels.triton_gpu.common import INTERPRETED, launch
 
-N_HYPER = 2
-"""Numbers that a step reads: the bias-corrected rate, and what the gradient is multiplied by."""
-
 
 def bias_corrected(learning_rate: float, beta1: float, beta2: float, step: int) -> float:
     """The learning rate with both moments' bias at this step (1 at the first)."""
