@@ -38,11 +38,11 @@ def tiny_config(**changes) -> SdfConfig:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[SdfTask, RunFolder]:
-    """300 steps on the torus."""
+    """600 steps on the torus: enough for the field's own gradient."""
     task = SdfTask(tiny_config(), torus_mesh(), seed=1)
     run = RunFolder.create(tmp_path_factory.mktemp("run") / "a", "torus")
-    result = train(task, run, TrainOptions(n_steps=300))
-    assert result.stopped_by == "done" and result.n_samples == 300 * 4096
+    result = train(task, run, TrainOptions(n_steps=600))
+    assert result.stopped_by == "done" and result.n_samples == 600 * 4096
     return task, run
 
 
@@ -77,7 +77,13 @@ def test_distance_goes_on_outside_the_box(trained):
     task, _ = trained
     model = task.model()
     far = torch.tensor([[10.0, 0, 0], [0, 5.0, 0]], dtype=torch.float64)
-    assert np.allclose(model.distance(far).numpy(), [8.6, np.hypot(1.0, 5.0) - 0.4], atol=0.7)
+    found, margin = (
+        model.distance(far).numpy(),
+        float(task.truth.spaces.unit_to_world(torch.from_numpy(task.truth.box[1]))[1]),
+    )
+    nearest = np.array([0.0, margin, 0.0])  # of the box to the second: from there on the way counts, so rather too much
+    assert np.allclose(found, [8.6, torus_distance(nearest[None])[0] + 5.0 - margin], atol=0.1)
+    assert (found > [8.5, np.hypot(1.0, 5.0) - 0.4]).all()
     assert model.distance(torch.zeros(2, 3, 3)).shape == (2, 3)
 
 
@@ -89,7 +95,7 @@ def test_normals_are_those_of_the_torus(trained):
     ring = torch.stack([u.cos(), torch.zeros_like(u), u.sin()], 1)
     normal = model.normals(ring + 0.4 * exact)
     assert torch.allclose(normal.norm(dim=1), torch.ones(500), atol=1e-5)
-    assert float((normal.double() * exact).sum(1).mean()) > 0.88  # 300 steps: the gradient is rougher than the surface
+    assert float((normal.double() * exact).sum(1).mean()) > 0.97
 
 
 def test_pictures_show_the_torus(trained):
