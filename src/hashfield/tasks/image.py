@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,7 +25,15 @@ from hashfield.ops.backend import runs_on_triton
 from hashfield.ops.eval_points import EncodedNetwork, eval_points, network_precision, on_its_device
 from hashfield.ops.pixel_batch import pixel_batch
 from hashfield.ops.train_points import LOSSES, PointLoss, PointsWorkspace, train_points
-from hashfield.tasks.shared import check_seed, restore_trained, stored_info, trained_state, warn_of_other_bits
+from hashfield.tasks.shared import (
+    CPU,
+    RunPrecision,
+    check_seed,
+    restore_trained,
+    stored_info,
+    trained_state,
+    warn_of_other_bits,
+)
 from hashfield.train.checkpoint import (
     config_from_dict,
     config_to_dict,
@@ -42,8 +50,6 @@ if TYPE_CHECKING:  # needs triton
     from hashfield.train.on_device import DeviceOptimizer
     from hashfield.train.points_on_device import PointsTraining
 
-RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
-_CPU = torch.device("cpu")
 
 # --- configuration -----------------------------------------------------------------------------------------
 
@@ -458,7 +464,7 @@ class ImageTask:
         picture: Picture,
         *,
         seed: int = 0,
-        device: torch.device = _CPU,
+        device: torch.device = CPU,
         is_picture_on_device: bool = True,
     ) -> None:
         """Args:

@@ -27,8 +27,8 @@ from hashfield.ops.total_variation import cube_sides, total_variation
 from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
 from hashfield.render.occupancy import OccupancyGrid
 from hashfield.tasks.nerf_config import NerfConfig
-from hashfield.tasks.nerf_model import CPU, NerfModel, expected_shapes, field_parameters
-from hashfield.tasks.shared import check_seed, parse_background, restore_trained, trained_state, warn_of_other_bits
+from hashfield.tasks.nerf_model import NerfModel, expected_shapes, field_parameters
+from hashfield.tasks.shared import CPU, check_seed, parse_background, restore_trained, trained_state, warn_of_other_bits
 from hashfield.train.checkpoint import config_to_dict, generator_state, restore_generator
 from hashfield.train.optim import TableOptimizer, learning_rate_at
 from hashfield.train.task import StepResult

@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from hashfield.errors import ConfigError
 from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig
+from hashfield.tasks.shared import RunPrecision
 from hashfield.train.optim import check_rates
-
-RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

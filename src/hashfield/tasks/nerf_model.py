@@ -21,11 +21,9 @@ from hashfield.ops.camera_rays import view_rays
 from hashfield.ops.eval_points import network_precision
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.tasks.mesh import Box, Surface
-from hashfield.tasks.nerf_config import NerfConfig, RunPrecision
-from hashfield.tasks.shared import stored, stored_background, stored_cameras, stored_info
+from hashfield.tasks.nerf_config import NerfConfig
+from hashfield.tasks.shared import CPU, RunPrecision, stored, stored_background, stored_cameras, stored_info
 from hashfield.train.checkpoint import config_from_dict, load_tensors, read_metadata, restore_module
-
-CPU = torch.device("cpu")
 
 
 def field_parameters(

@@ -36,6 +36,8 @@ from hashfield.ops.train_points import PointsWorkspace, train_points
 from hashfield.render.surface import SHADOW_START, shade, soft_shadow
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.shared import (
+    CPU,
+    RunPrecision,
     check_seed,
     restore_trained,
     stored,
@@ -53,8 +55,6 @@ if TYPE_CHECKING:  # needs triton
     from hashfield.train.on_device import DeviceOptimizer
     from hashfield.train.points_on_device import PointsTraining
 
-RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
-_CPU = torch.device("cpu")
 
 MARGIN: Final = 0.005
 """The box reaches beyond the mesh by this share of its diagonal. Source: instant-ngp src/testbed_sdf.cu."""
@@ -317,7 +317,8 @@ class SdfModel(nn.Module):
         """Unit normals from central differences over `NORMAL_REACH`, for pictures and meshes: the field's own gradient
         jumps from cell to cell of the finest level, and is rougher than the surface it describes."""
         steps = NORMAL_REACH * torch.eye(3, dtype=positions_unit.dtype, device=positions_unit.device)
-        slopes = [self.distance_unit(positions_unit + e) - self.distance_unit(positions_unit - e) for e in steps]
+        distance = self.distance_field  # made once: on GPUs that rounds the table
+        slopes = [distance(positions_unit + e) - distance(positions_unit - e) for e in steps]
         return torch.nn.functional.normalize(torch.stack(slopes, 1), dim=1)
 
     def normals(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
@@ -542,7 +543,7 @@ class SdfTask:
         *,
         seed: int = 0,
         background: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        device: torch.device = _CPU,
+        device: torch.device = CPU,
     ) -> None:
         """Args:
         config: What to train and how.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ from hashfield.geometry.cameras import Camera
 from hashfield.log import logger
 from hashfield.train.checkpoint import restore_module
 from hashfield.train.optim import Optimizer
+
+CPU: Final = torch.device("cpu")
+RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+"""What may be asked of a run's networks; each task's `precision` says what it makes of it."""
 
 # --- as given ----------------------------------------------------------------------------------------------
 
