@@ -115,6 +115,19 @@ def test_hdr_says_how_it_is_compared(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "not clipped" in capsys.readouterr().out
 
 
+def test_a_broken_picture_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, broken, out = tmp_path / "whole.jpg", tmp_path / "broken.jpg", tmp_path / "run"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
+    broken.write_bytes(whole.read_bytes()[:2000])
+    assert "broken.jpg: the picture cannot be decoded" in fails(
+        ["train", "image", str(broken), "--out", str(out)], capsys
+    )
+    assert not out.exists()
+    (out / "kept").mkdir(parents=True)
+    fails(capsys, "train", "image", str(broken), "--out", str(out))
+    assert (out / "kept").exists()
+
+
 def test_resume_goes_on_with_the_plan(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r"
     arguments = ["train", "image", str(picture), "--out", str(out), *QUICK]

@@ -94,7 +94,12 @@ def train_image(arguments: list[str]) -> int:
     header = read_picture_header(options.path, max_pixels=options.max_pixels)  # refused before anything is made
     run = plan.resumed or new_run(options, options.path.stem)
     say(f"reading {options.path}: {header.width}x{header.height}, {header.form}, {header.dtype} ...")
-    with read_picture(options.path, max_pixels=options.max_pixels, scratch=options.scratch or run.path) as picture:
+    try:
+        picture = read_picture(options.path, max_pixels=options.max_pixels, scratch=options.scratch or run.path)
+    except BaseException:  # Ctrl-C while decoding, too
+        run.remove_if_empty()
+        raise
+    with picture:
         for note in picture.notes:
             say(note)
         fits = device.type != "cuda" or place_picture(plan.config, picture, device, options.max_gpu_memory)

@@ -1,6 +1,7 @@
 """A run's folder: where its config, metrics, checkpoint, report and renderings lie."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -75,6 +76,11 @@ class RunFolder:
             raise ConfigError(f"{self.path}: is a file, expected a folder for the run")
         if not overwrite and (self.checkpoint.exists() or self.config_json.exists()):
             raise ConfigError(f"{self.path}: holds a run already; choose another --out, or --overwrite, or --resume it")
+
+    def remove_if_empty(self) -> None:
+        """Leave nothing of a run that came to nothing before anything was written."""
+        with suppress(OSError):
+            self.path.rmdir()
 
     @classmethod
     def open(cls, path: Path) -> Self:
