@@ -119,12 +119,11 @@ def test_a_broken_picture_leaves_no_folder(tmp_path: Path, capsys: pytest.Captur
     whole, broken, out = tmp_path / "whole.jpg", tmp_path / "broken.jpg", tmp_path / "run"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
     broken.write_bytes(whole.read_bytes()[:2000])
-    assert "broken.jpg: the picture cannot be decoded" in fails(
-        ["train", "image", str(broken), "--out", str(out)], capsys
-    )
+    command = ["train", "image", str(broken), "--out", str(out)]
+    assert "broken.jpg: the picture cannot be decoded" in fails(capsys, *command)
     assert not out.exists()
     (out / "kept").mkdir(parents=True)
-    fails(capsys, "train", "image", str(broken), "--out", str(out))
+    fails(capsys, *command)
     assert (out / "kept").exists()
 
 
