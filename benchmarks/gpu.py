@@ -988,7 +988,9 @@ def picture(out: Path, results: Results, device: Any, seconds: float, width: int
     """A picture by the clock, drawn from on the device, and for a moment on the host."""
     from hashfield.data.demo_picture import save_demo_picture
     from hashfield.data.pictures import read_picture
-    from hashfield.tasks.image import PRESETS, ImageTask, compare
+    from hashfield.tasks.image import ImageTask
+    from hashfield.tasks.image_config import PRESETS
+    from hashfield.tasks.image_model import compare
 
     path = save_demo_picture(out / "picture.png", 0, width, 3 * width // 4)
     config = config or PRESETS["gpu"]
@@ -1008,7 +1010,8 @@ def distance(results: Results, device: Any, seconds: float, config: Any = None) 
     import torch
 
     from hashfield.nn.encodings import encoding_from_config
-    from hashfield.tasks.sdf import PRESETS, SdfTask
+    from hashfield.tasks.sdf import SdfTask
+    from hashfield.tasks.sdf_config import PRESETS
     from hashfield.train.on_device import AdamOptions, DeviceOptimizer
     from hashfield.train.points_on_device import PointsTraining
 

@@ -6,7 +6,7 @@
     python benchmarks/image.py --memory tiff          # a tiled TIFF of a gigapixel (needs hashfield[tiff], 3 GB of disk)
 
 Each number of seconds is a run of its own, planned for it. Time counts what happens after the picture is decoded;
-evaluation, saving and first-use compilation are apart. PSNR is over all pixels and channels, see `tasks.image.compare`.
+evaluation, saving and first-use compilation are apart. PSNR is over all pixels and channels, see `tasks.image_model.compare`.
 """
 
 import argparse
@@ -30,7 +30,9 @@ from hashfield.export.images import write_png
 from hashfield.geometry.fixed_point import from_fixed_point
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.ops.train_points import train_points
-from hashfield.tasks.image import PRESETS, ImageConfig, ImageTask, compare
+from hashfield.tasks.image import ImageTask
+from hashfield.tasks.image_config import PRESETS, ImageConfig
+from hashfield.tasks.image_model import compare
 from hashfield.train.checkpoint import export_checkpoint, save_checkpoint
 
 

@@ -23,7 +23,8 @@ from hashfield.cli.sdf import extracted
 from hashfield.data.meshes import read_mesh
 from hashfield.export.images import colorize_depth, colorize_normals, comparison_sheet, to_uint8, write_png
 from hashfield.tasks.evaluate_surface import evaluate_distance
-from hashfield.tasks.sdf import PRESETS, SdfTask, preset_for
+from hashfield.tasks.sdf import SdfTask
+from hashfield.tasks.sdf_config import PRESETS, preset_for
 from hashfield.train.loop import TrainOptions, train
 from hashfield.train.run_folder import RunFolder
 

@@ -18,7 +18,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
         device: Where it renders.
 
     Returns:
-        The model of whatever was learned: a `tasks.nerf_model.NerfModel`, `tasks.image.ImageModel`, ...
+        The model of whatever was learned: a `tasks.nerf_model.NerfModel`, `tasks.image_model.ImageModel`, ...
 
     Raises:
         CheckpointError: nothing readable is there; the text says what is wrong.

@@ -19,7 +19,7 @@ from hashfield.data.demo_picture import save_demo_picture
 from hashfield.data.pictures import Picture, read_picture
 from hashfield.errors import ConfigError
 from hashfield.export.images import ExrWriter
-from hashfield.tasks.image import PRESETS
+from hashfield.tasks.image_config import PRESETS
 from tests.cli.test_cli import fails
 
 QUICK = ["--encoding.log2-hashmap-size", "13", "--encoding.n-levels", "6", "--train.batch", "2048"]

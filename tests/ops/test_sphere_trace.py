@@ -19,7 +19,8 @@ from hashfield.nn.config import EncodingConfig
 from hashfield.ops.backend import INTERPRETER_VARIABLE, Backend, use_backend
 from hashfield.ops.eval_points import EncodedNetwork
 from hashfield.ops.sphere_trace import HIT_DISTANCE, DistanceField, SphereTraceResult, sphere_trace
-from hashfield.tasks.sdf import SdfConfig, SdfModel
+from hashfield.tasks.sdf_config import SdfConfig
+from hashfield.tasks.sdf_model import SdfModel
 from tests.conftest import backend_params
 from tests.ops.cases import uniform, unit_vectors
 from tests.ops.memory import checked_memory

@@ -15,16 +15,9 @@ from hashfield.data.pictures import Picture, read_picture
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.export.images import ExrWriter
 from hashfield.nn.config import GridConfig
-from hashfield.tasks.image import (
-    PRESETS,
-    ImageConfig,
-    ImageTask,
-    ImageTrainConfig,
-    compare,
-    lattice_for,
-    load_model,
-    to_linear,
-)
+from hashfield.tasks.image import ImageTask, lattice_for
+from hashfield.tasks.image_config import PRESETS, ImageConfig, ImageTrainConfig
+from hashfield.tasks.image_model import compare, load_model, to_linear
 from hashfield.train.checkpoint import export_checkpoint, exported_size, load_checkpoint, save_checkpoint
 from hashfield.train.loop import TrainOptions, train
 from hashfield.train.run_folder import RunFolder

@@ -13,8 +13,10 @@ from hashfield.data.demo_picture import make_demo_picture
 from hashfield.data.pictures import Picture, read_picture
 from hashfield.nn.config import EncodingConfig, GridConfig
 from hashfield.ops.backend import Backend, use_backend
-from hashfield.tasks import image
-from hashfield.tasks.image import ImageConfig, ImageTask, ImageTrainConfig, compare
+from hashfield.tasks import image_model
+from hashfield.tasks.image import ImageTask
+from hashfield.tasks.image_config import ImageConfig, ImageTrainConfig
+from hashfield.tasks.image_model import compare
 from hashfield.train.checkpoint import load_checkpoint
 from hashfield.train.loop import TrainOptions, train
 from hashfield.train.run_folder import RunFolder
@@ -87,11 +89,11 @@ def test_picture_trains_saves_and_goes_on_elsewhere(backend: Backend, tmp_path: 
             one.step(n_steps, 1.0)
         for mine, theirs in zip(task.field.parameters(), again.field.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
-    assert abs(image.load_model(run.checkpoint).render() - shown).max() < 1e-2
+    assert abs(image_model.load_model(run.checkpoint).render() - shown).max() < 1e-2
     host = ImageTask(toy_image_config(), picture, seed=1)
     losses = [float(host.step(k, k / n_steps).loss) for k in range(n_steps)]
     assert result.history[-1]["loss"] < 0.9 * losses[0]
-    assert compare(image.load_model(run.checkpoint), picture)["psnr"] == pytest.approx(
+    assert compare(image_model.load_model(run.checkpoint), picture)["psnr"] == pytest.approx(
         compare(host.model(), picture)["psnr"],
         abs=1.0,  # other pixels, as many
     )
@@ -116,7 +118,9 @@ def test_distance_is_learned_as_on_the_host(backend: Backend, tmp_path: Path) ->
     pytest.importorskip("trimesh")
     pytest.importorskip("igl")
     from hashfield.data.meshes import make_mesh
-    from hashfield.tasks.sdf import PRESETS, SdfTask, load_model
+    from hashfield.tasks.sdf import SdfTask
+    from hashfield.tasks.sdf_config import PRESETS
+    from hashfield.tasks.sdf_model import load_model
     from tests.data.mesh_cases import torus
 
     base, n_steps, mesh = PRESETS["fast"], 4, make_mesh(*torus(16), "torus", Path("torus.obj"))

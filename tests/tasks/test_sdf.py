@@ -17,7 +17,9 @@ from hashfield.data.meshes import SourceMesh, make_mesh
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.nn.config import EncodingConfig, GridConfig
 from hashfield.tasks.evaluate_surface import evaluate_distance
-from hashfield.tasks.sdf import PRESETS, SdfConfig, SdfModel, SdfTask, load_model, preset_for
+from hashfield.tasks.sdf import SdfTask
+from hashfield.tasks.sdf_config import PRESETS, SdfConfig, preset_for
+from hashfield.tasks.sdf_model import SdfModel, load_model
 from hashfield.train.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
 from hashfield.train.loop import TrainOptions, train
 from hashfield.train.run_folder import RunFolder

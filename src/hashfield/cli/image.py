@@ -43,16 +43,9 @@ from hashfield.export.images import (
 )
 from hashfield.export.report import write_report
 from hashfield.kernels.numba_cpu.common import is_cache_warm
-from hashfield.tasks.image import (
-    PRESETS,
-    ImageConfig,
-    ImageModel,
-    ImageTask,
-    compare,
-    gpu_memory,
-    preset_for,
-    to_linear,
-)
+from hashfield.tasks.image import ImageTask, gpu_memory
+from hashfield.tasks.image_config import PRESETS, ImageConfig, preset_for
+from hashfield.tasks.image_model import ImageModel, compare, to_linear
 from hashfield.tasks.shared import parse_background, stored
 from hashfield.train.checkpoint import exported_size
 from hashfield.train.loop import Progress, TrainOptions, TrainResult

@@ -35,7 +35,9 @@ from hashfield.export.report import write_report
 from hashfield.export.video import check_video, write_mp4
 from hashfield.geometry.paths import orbit_path
 from hashfield.tasks.evaluate_surface import evaluate_distance
-from hashfield.tasks.sdf import PRESETS, MeshInUnitSpace, SdfConfig, SdfModel, SdfTask, gpu_memory, preset_for
+from hashfield.tasks.sdf import MeshInUnitSpace, SdfTask, gpu_memory
+from hashfield.tasks.sdf_config import PRESETS, SdfConfig, preset_for
+from hashfield.tasks.sdf_model import SdfModel
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.train.checkpoint import config_from_dict, read_metadata
 from hashfield.train.loop import TrainOptions, TrainResult

@@ -17,10 +17,13 @@ from hashfield.data.pictures import read_picture
 from hashfield.errors import ConfigError
 from hashfield.export.plots import Series, plot_svg
 from hashfield.nn.config import MLPConfig
-from hashfield.tasks import KINDS, image, nerf_config, sdf
+from hashfield.tasks import KINDS, image_config, nerf_config, sdf_config
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.evaluate_surface import evaluate_distance
+from hashfield.tasks.image import ImageTask
+from hashfield.tasks.image_model import compare
 from hashfield.tasks.nerf import NerfTask
+from hashfield.tasks.sdf import SdfTask
 from hashfield.tasks.studies import Setting, encodings_study, grid_study
 from hashfield.train.checkpoint import write_aside
 from hashfield.train.loop import TrainOptions
@@ -360,14 +363,14 @@ def sweep_image(arguments: list[str]) -> int:
     with read_picture(options.path) as picture:
         finest = max(16, -(-max(picture.width, picture.height) // 2))
 
-        def config_of(setting: Setting) -> image.ImageConfig:
+        def config_of(setting: Setting) -> image_config.ImageConfig:
             rates: dict[str, Any] = {}
             if setting.learning_rate is not None:
                 rates = {"learning_rate": setting.learning_rate, "final_learning_rate": setting.learning_rate / 20}
-            return image.ImageConfig(
+            return image_config.ImageConfig(
                 preset="sweep", encoding=setting.encoding, finest_resolution=setting.finest, numbers_per_pixel=1e6,
                 max_numbers=2**32, n_neurons=setting.n_neurons, n_hidden_layers=7 if setting.is_deep else 2,
-                train=image.ImageTrainConfig(batch=batch, touches_per_update=0.0, **rates),
+                train=image_config.ImageTrainConfig(batch=batch, touches_per_update=0.0, **rates),
             )  # fmt: skip
 
         def cell(setting: Setting) -> Cell:
@@ -380,8 +383,8 @@ def sweep_image(arguments: list[str]) -> int:
                     **setting.columns, "encoding_parameters": grid.n_parameters(2),
                     "network_parameters": sum(a * b for a, b in sizes),
                 },
-                lambda: image.ImageTask(config, picture, seed=options.seed),
-                lambda task: {"psnr": image.compare(task.model(), picture)["psnr"]},
+                lambda: ImageTask(config, picture, seed=options.seed),
+                lambda task: {"psnr": compare(task.model(), picture)["psnr"]},
             )  # fmt: skip
 
         about = {
@@ -410,8 +413,8 @@ def sweep_sdf(arguments: list[str]) -> int:
     batch, finest = options.batch or 2**15, 2048
     mesh = read_mesh(options.path)
 
-    def config_of(setting: Setting) -> sdf.SdfConfig:
-        base = sdf.PRESETS["fast"]
+    def config_of(setting: Setting) -> sdf_config.SdfConfig:
+        base = sdf_config.PRESETS["fast"]
         rates: dict[str, Any] = {}
         if setting.learning_rate is not None:
             rates = {"learning_rate": setting.learning_rate, "final_learning_rate": setting.learning_rate / 20}
@@ -421,7 +424,7 @@ def sweep_sdf(arguments: list[str]) -> int:
             train=replace(base.train, batch_points=batch, **rates),
         )  # fmt: skip
 
-    def judge(task: sdf.SdfTask) -> dict[str, float]:
+    def judge(task: SdfTask) -> dict[str, float]:
         found = evaluate_distance(task.model(), task.truth, n_points=options.n_points)
         return {k: found[k] for k in ("iou", "mean_distance_of_diagonal") if found[k] is not None}
 
@@ -435,7 +438,7 @@ def sweep_sdf(arguments: list[str]) -> int:
                 **setting.columns, "encoding_parameters": grid.n_parameters(3),
                 "network_parameters": sum(a * b for a, b in sizes),
             },
-            lambda: sdf.SdfTask(config, mesh, seed=options.seed),
+            lambda: SdfTask(config, mesh, seed=options.seed),
             judge,
         )  # fmt: skip
 

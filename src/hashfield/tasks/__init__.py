@@ -55,14 +55,14 @@ KINDS: Final = (
     Kind(
         "image",
         "a picture of any size as a function from position to colour",
-        "hashfield.tasks.image",
+        "hashfield.tasks.image_model",
         {verb: f"hashfield.cli.image:{verb}_image" for verb in ("train", "demo", "render", "evaluate")}
         | {"sweep": "hashfield.cli.sweep:sweep_image"},
     ),
     Kind(
         "sdf",
         "a signed distance from a mesh",
-        "hashfield.tasks.sdf",
+        "hashfield.tasks.sdf_model",
         {verb: f"hashfield.cli.sdf:{verb}_sdf" for verb in ("train", "demo", "render", "evaluate")}
         | {"sweep": "hashfield.cli.sweep:sweep_sdf"},
     ),

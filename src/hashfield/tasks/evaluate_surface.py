@@ -9,7 +9,8 @@ import torch
 from hashfield.data.mesh_distance import INSIDE, DistanceQuery
 from hashfield.data.mesh_samples import HALF_DIAGONAL, SurfaceSampler
 from hashfield.errors import ConfigError
-from hashfield.tasks.sdf import MeshInUnitSpace, SdfModel
+from hashfield.tasks.sdf import MeshInUnitSpace
+from hashfield.tasks.sdf_model import SdfModel
 
 CLOSE: Final = 1e-3
 """F-score: a point is met if the other surface is nearer than this share of the mesh's diagonal."""
