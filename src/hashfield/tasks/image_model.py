@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from hashfield.data.pictures import Picture, linear_from_srgb
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.fixed_point import to_fixed_point
-from hashfield.nn.encodings import GridEncoding, table_of
-from hashfield.nn.networks import NetworkWithEncoding
-from hashfield.ops.eval_points import EncodedNetwork, eval_points, network_precision, on_its_device
+from hashfield.nn.encodings import table_of
+from hashfield.nn.networks import NetworkWithEncoding, encoded_network
+from hashfield.ops.eval_points import eval_points
 from hashfield.tasks.shared import (
     stored_info,
 )
@@ -30,24 +30,6 @@ from hashfield.train.checkpoint import (
 if TYPE_CHECKING:  # needs triton
     pass
 from hashfield.tasks.image_config import ImageConfig, make_module
-
-
-def network_parameters(module: NetworkWithEncoding, table_bf16: Tensor | None, config: ImageConfig) -> EncodedNetwork:
-    """A module's numbers as the fused ops take them."""
-    encoding = module.encoding
-    precision, weights = config.precision, tuple(w.detach() for w in module.network.weights)
-    if not isinstance(encoding, GridEncoding):
-        return EncodedNetwork(config.encoding.layout(2), table_of(module.encoding), weights, encode=encoding)
-    return on_its_device(
-        EncodedNetwork(
-            layout=encoding.layout,
-            table=encoding.table.detach(),
-            weights=weights,
-            table_bf16=None if precision == "float32" else table_bf16,
-            precision=network_precision(precision, encoding.table.device),
-            interpolation=config.encoding.interpolation,
-        )
-    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +79,7 @@ class ImageModel(nn.Module):
 
         In HDR pictures the sRGB curve goes on beyond 1; `data.pictures.linear_from_srgb` undoes it.
         """
-        network = network_parameters(self.field, self.table_bf16, self.config)
+        network = encoded_network(self.field, self.table_bf16, self.config.precision)
         found = eval_points(network, to_fixed_point(positions_unit.reshape(-1, 2)).to(self.table_bf16.device))
         return found.reshape(*positions_unit.shape[:-1], self.shape.n_channels).to(positions_unit.device)
 
@@ -130,7 +112,7 @@ class ImageModel(nn.Module):
         per_x, per_y = (min(most_per_axis, max(1, math.ceil(a / b - 1e-9))) for a, b in ((w, width), (h, height)))
         column = (x0 + (np.arange(width * per_x) + 0.5) * (w / (width * per_x))) / self.shape.width
         rows_at_once = max(1, points_at_once // (width * per_x * per_y))
-        network = network_parameters(self.field, self.table_bf16, self.config)
+        network = encoded_network(self.field, self.table_bf16, self.config.precision)
         x = to_fixed_point(torch.from_numpy(column))
         for first in range(0, height, rows_at_once):
             rows = min(rows_at_once, height - first)

@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from hashfield.errors import ConfigError
-from hashfield.nn.config import EncodingConfig, MLPConfig
+from hashfield.nn.config import EncodingConfig, MLPConfig, RunPrecision
 from hashfield.nn.encodings import encoding_from_config
 from hashfield.nn.networks import NetworkWithEncoding
-from hashfield.tasks.shared import (
-    RunPrecision,
-)
-from hashfield.train.optim import check_rates
+from hashfield.train.schedule import check_rates
 
 if TYPE_CHECKING:  # needs triton
     pass

@@ -12,50 +12,30 @@ from torch import Tensor, nn
 
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.cameras import Camera, camera_table
-from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import Rays
 from hashfield.geometry.spaces import Spaces
-from hashfield.nn.config import MLPConfig
+from hashfield.nn.config import MLPConfig, RunPrecision
 from hashfield.nn.encodings import GridEncoding, table_of
-from hashfield.nn.networks import NetworkWithEncoding
+from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.camera_rays import view_rays
 from hashfield.ops.encoded_mlp import encoded_mlp
-from hashfield.ops.eval_points import EncodedNetwork, network_precision, on_its_device
 from hashfield.ops.mlp import mlp
 from hashfield.ops.ray_box import ray_box
 from hashfield.ops.sphere_trace import DistanceField, sphere_trace
 from hashfield.render.surface import SHADOW_START, shade, soft_shadow
+from hashfield.steps.state import restore_module
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.shared import (
-    RunPrecision,
     stored,
     stored_background,
     stored_cameras,
     stored_info,
 )
-from hashfield.train.checkpoint import config_from_dict, load_tensors, read_metadata, restore_module
+from hashfield.train.checkpoint import config_from_dict, load_tensors, read_metadata
 
 if TYPE_CHECKING:  # needs triton
     pass
 from hashfield.tasks.sdf_config import SdfConfig
-
-
-def encoded_network(field: NetworkWithEncoding, table_bf16: Tensor | None, precision: RunPrecision) -> EncodedNetwork:
-    """A field's numbers as the fused ops take them; `precision` as SdfConfig describes it."""
-    encoding, weights = field.encoding, tuple(w.detach() for w in field.network.weights)
-    if not isinstance(encoding, GridEncoding):
-        return EncodedNetwork(GridLayout(), table_of(encoding), weights, encode=encoding)
-    return on_its_device(
-        EncodedNetwork(
-            layout=encoding.layout,
-            table=encoding.table.detach(),
-            weights=weights,
-            table_bf16=None if precision == "float32" else table_bf16,
-            precision=network_precision(precision, encoding.table.device),
-            interpolation=encoding.config.interpolation,
-        )
-    )
-
 
 NORMAL_REACH = 1 / 512
 """Half the distance over which pictures' normals are differences, as a share of the box."""

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from hashfield._version import __version__
 from hashfield.errors import CheckpointError, HashfieldError
@@ -206,7 +205,7 @@ def _check_sections(path: Path, metadata: Mapping[str, Any]) -> None:
             raise wrong(f"figures.{name}", "a number", value)
 
 
-# --- configurations and generators as JSON -----------------------------------------------------------------
+# --- configurations as JSON -------------------------------------------------------------------------------
 
 _Config = TypeVar("_Config")
 
@@ -262,52 +261,3 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
                 continue
             return float(value) if kind is float else value
     raise CheckpointError(f"{where}: expected {hint}, got {value!r}")
-
-
-def generator_state(generator: np.random.Generator) -> dict[str, Any]:
-    """State of a numpy generator as JSON values."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, np.ndarray):
-            return [str(v) for v in value.tolist()]
-        return str(value) if isinstance(value, int) else value
-
-    return plain(dict(generator.bit_generator.state))
-
-
-def restore_generator(generator: np.random.Generator, state: Any, where: str) -> None:
-    """Put a generator into a saved state.
-
-    Raises:
-        CheckpointError: the state is not one of this kind of generator.
-    """
-
-    def back(value: Any, like: Any) -> Any:
-        if isinstance(like, dict):
-            return {k: back(value[k], like[k]) for k in like}
-        if isinstance(like, np.ndarray):
-            return np.array([int(v) for v in value], like.dtype)
-        return int(value) if isinstance(like, int) else value
-
-    try:
-        generator.bit_generator.state = back(state, dict(generator.bit_generator.state))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{where}: not a generator's state: {error}") from error
-
-
-def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    """Copy a module's parameters from the tensors "field.<name>" of a checkpoint.
-
-    Raises:
-        CheckpointError: one is missing, of another shape, or holds numbers that are not finite; the text names it.
-    """
-    for name, parameter in module.named_parameters():
-        value = tensors.get(f"field.{name}")
-        if value is None or value.shape != parameter.shape:
-            raise CheckpointError(f"{path}: tensor 'field.{name}': missing or of the wrong shape")
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{path}: tensor 'field.{name}' holds numbers that are not finite")
-        with torch.no_grad():
-            parameter.copy_(value)
