@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from hashfield.ops.training_rays import TrainingRays, training_rays
+from hashfield.geometry.rays import PixelPool, RayBatch
+from hashfield.ops.training_rays import training_rays
 
 _CPU = torch.device("cpu")
 
@@ -64,11 +65,28 @@ class PixelSampler:
         self.span_ends = torch.cumsum(self.spans[:, 2], 0)
 
     @property
+    def pool(self) -> PixelPool:
+        """The pixels to draw from, with their photos and cameras, as the ops take them."""
+        return PixelPool(
+            self.pixels, self.starts, self.widths, self.heights, self.table, self.spans, self.span_ends
+        )  # fmt: skip
+
+    @property
     def n_pool(self) -> int:
         """Pixels that are drawn from."""
         return int(self.span_ends[-1])
 
-    def draw(self, n_rays: int, box: Float64[Tensor, " 6"], generator: np.random.Generator) -> TrainingRays:
-        """A batch of rays through uniformly drawn pixels, clipped to `box` (scene space)."""
-        chosen = torch.from_numpy(generator.integers(0, self.n_pool, n_rays)).to(self.device)
-        return training_rays(chosen, self.spans, self.span_ends, self.starts, self.widths, self.pixels, self.table, box)
+    def draw(
+        self, box: Float64[Tensor, " 6"], generator: np.random.Generator, *, jitter: Float[Tensor, " n_rays"],
+        background: Float[Tensor, "n_rays 3"],
+    ) -> RayBatch:  # fmt: skip
+        """A batch of rays through uniformly drawn pixels, one for each jitter.
+
+        Args:
+            box: (x0, y0, z0, x1, y1, z1) in scene space; rays are clipped to it.
+            generator: Chooses the pixels.
+            jitter: Fraction of a step by which each ray's lattice of samples is shifted.
+            background: Colour behind each ray.
+        """
+        chosen = torch.from_numpy(generator.integers(0, self.n_pool, len(jitter))).to(self.device)
+        return training_rays(chosen, self.pool, box, jitter=jitter, background=background)

@@ -137,7 +137,7 @@ class NerfTask:
 
     def _warm_up_device(self, training: "DeviceTraining") -> None:
         s, aabb_scale = self.sampler, self.spaces.aabb_scale
-        training.set_pool(s.spans, s.span_ends, s.starts, s.widths, s.pixels, s.table)
+        training.set_pool(s.pool)
         training.warm_up()
         if self.device.type != "cuda":
             return  # an interpreter compiles nothing
@@ -165,13 +165,12 @@ class NerfTask:
         field = self.parameters()
         grid.refresh(field, generator, 0.5, 1)
         box = torch.tensor([0.0, 0, 0, 1, 1, 1], device=device).double()
-        batch = s.draw(2, box, generator)
+        batch = s.draw(
+            box, generator, jitter=torch.zeros(2, device=device), background=torch.zeros(2, 3, device=device)
+        )
         workspace = TrainWorkspace(field, 1024)
         options = MarchOptions(spaces.aabb_scale, spaces.cone_angle)
-        grads = train_rays(
-            field, batch.rays, batch.target, torch.zeros(2, 3, device=device), grid.bits, options, workspace,
-            jitter=torch.zeros(2, device=device),
-        )  # fmt: skip
+        grads = train_rays(field, batch, grid.bits, options, workspace)
         scratch = TableOptimizer(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
         scratch.step(torch.zeros_like(field.table), self.matrix_gradients(grads), 1e-3)
         camera = self.scene.splits["train"].cameras[0].resized(2, 2)
@@ -205,7 +204,7 @@ class NerfTask:
         if self.is_carved:
             s.use_masks(silhouettes(s.pixels, s.starts, s.widths, s.heights, self.config.occupancy.pixel_margin_px))
         if self.on_device is not None:
-            self.on_device.set_pool(s.spans, s.span_ends, s.starts, s.widths, s.pixels, s.table)
+            self.on_device.set_pool(s.pool)
 
     def step(self, step: int, fraction: float) -> StepResult:
         """One batch of rays through the whole pipeline, and the grid's refresh when it is due."""
@@ -219,16 +218,16 @@ class NerfTask:
             return StepResult(figures[0], figures[1], figures[2], figures[3])
         assert self.workspace is not None and isinstance(self.optimizer, TableOptimizer)
         n = self.n_rays
-        batch = self.sampler.draw(n, self.box, random["pixels"])
         jitter = torch.from_numpy(random["rays"].random(n, dtype=np.float32)).to(self.device)
         background = torch.from_numpy(random["rays"].random((n, 3), dtype=np.float32)).to(self.device)
+        batch = self.sampler.draw(self.box, random["pixels"], jitter=jitter, background=background)
         options = MarchOptions(
             self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale(fraction), config.min_transmittance,
             self.min_weight,
         )  # fmt: skip
         result = train_rays(
-            self.parameters(), batch.rays, batch.target, background, self.grid.bits, options, self.workspace,
-            jitter=jitter, huber_delta=config.huber_delta, sparsity=config.sparsity,
+            self.parameters(), batch, self.grid.bits, options, self.workspace, huber_delta=config.huber_delta,
+            sparsity=config.sparsity,
         )  # fmt: skip
         if not math.isfinite(result.loss):
             self.workspace.grad_table.zero_()

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int64, UInt8
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from hashfield.errors import CheckpointError
 from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.rays import PixelPool
 from hashfield.kernels.triton_gpu.adam import adam_device, bias_corrected
 from hashfield.kernels.triton_gpu.camera_rays import lenses_of
 from hashfield.kernels.triton_gpu.common import count_of
@@ -286,17 +287,15 @@ class DeviceTraining(DeviceSteps):
         self.bits = torch.zeros(n_bytes, dtype=torch.uint8, device=device)
         self.words, self.coarse = as_words(self.bits)
         self.box = torch.zeros(6, dtype=torch.float64, device=device)
-        self.pool: Any = None
+        self.pool: PixelPool | None = None
+        self.lenses: dict[str, bool] = {}
         self.n_pool = 0
         self._step_scale = 0.0
 
-    def set_pool(
-        self, spans: Int64[Tensor, "n_spans 3"], span_ends: Int64[Tensor, " n_spans"], starts: Int64[Tensor, " n"],
-        widths: Int64[Tensor, " n"], pixels: UInt8[Tensor, "n_pixels 4"], table: Float64[Tensor, "n 24"],
-    ) -> None:  # fmt: skip
-        """The pixels to draw from, as `ops.training_rays` takes them, on the device."""
-        self.pool = (spans, span_ends, starts, widths, pixels, table, lenses_of(table))
-        self.n_pool = int(span_ends[-1])
+    def set_pool(self, pool: PixelPool) -> None:
+        """Choose the pixels to draw from: a pool on the device, every tensor contiguous."""
+        self.pool, self.lenses = pool, lenses_of(pool.table)
+        self.n_pool = pool.n_pool
         self._graphs.clear()
 
     def set_scene(self, bits: UInt8[Tensor, " n_bytes"], box: Float64[Tensor, " 6"]) -> None:
@@ -344,9 +343,10 @@ class DeviceTraining(DeviceSteps):
 
     def _enqueue(self, turn: int = 1) -> None:
         r = self.recipe
+        assert self.pool is not None, "set_pool() comes first"
         self.chosen.random_(0, self.n_pool, generator=self.generator)
         self.noise.uniform_(generator=self.generator)
-        draw_rays(self.pool, self.chosen, self.n_rays, self.box, self.drawn)
+        draw_rays(self.pool, self.lenses, self.chosen, self.n_rays, self.box, self.drawn)
         enqueue(
             self.field, self.batch, self.words, self.coarse, r.aabb_scale, r.cone_angle > 0.0, self.buffers,
             self.optimizer.grad_table, min_transmittance=r.min_transmittance, min_weight=r.min_weight,
