@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,9 +11,6 @@ from hashfield.nn.encodings import encoding_from_config
 from hashfield.nn.networks import NetworkWithEncoding
 from hashfield.ops.train_points import LOSSES, PointLoss
 from hashfield.train.schedule import check_rates
-
-if TYPE_CHECKING:  # needs triton
-    pass
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from hashfield.geometry.fixed_point import to_fixed_point
 from hashfield.nn.encodings import table_of
 from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.eval_points import eval_points
+from hashfield.steps.state import restore_module
+from hashfield.tasks.image_config import ImageConfig, make_module
 from hashfield.tasks.shared import (
     stored_info,
 )
@@ -24,12 +26,7 @@ from hashfield.train.checkpoint import (
     config_from_dict,
     load_tensors,
     read_metadata,
-    restore_module,
 )
-
-if TYPE_CHECKING:  # needs triton
-    pass
-from hashfield.tasks.image_config import ImageConfig, make_module
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How a mesh becomes a signed distance: its configuration and the presets."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
@@ -10,9 +10,6 @@ from hashfield.nn.config import EncodingConfig, MLPConfig, RunPrecision
 from hashfield.nn.encodings import encoding_from_config
 from hashfield.nn.networks import NetworkWithEncoding
 from hashfield.train.schedule import check_rates
-
-if TYPE_CHECKING:  # needs triton
-    pass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from hashfield.ops.sphere_trace import DistanceField, sphere_trace
 from hashfield.render.surface import SHADOW_START, shade, soft_shadow
 from hashfield.steps.state import restore_module
 from hashfield.tasks.mesh import Box, Surface
+from hashfield.tasks.sdf_config import SdfConfig
 from hashfield.tasks.shared import (
     stored,
     stored_background,
@@ -32,10 +33,6 @@ from hashfield.tasks.shared import (
     stored_info,
 )
 from hashfield.train.checkpoint import config_from_dict, load_tensors, read_metadata
-
-if TYPE_CHECKING:  # needs triton
-    pass
-from hashfield.tasks.sdf_config import SdfConfig
 
 NORMAL_REACH = 1 / 512
 """Half the distance over which pictures' normals are differences, as a share of the box."""
