@@ -9,7 +9,7 @@ import torch
 
 from hashfield.geometry.cameras import Camera, camera_table
 from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
-from hashfield.render.occupancy import FULL_THICKNESS, OccupancyGrid
+from hashfield.steps.occupancy import FULL_THICKNESS, HostCells, OccupancyGrid
 from tests import tolerances
 from tests.ops.compare import relative_error
 from tests.ops.test_fused import LAYOUTS, field
@@ -106,15 +106,15 @@ def test_grid_asks_living_cells_only_and_each_at_most_once(monkeypatch: pytest.M
         asked.append(cells)
         values[cells] = torch.maximum(values[cells], torch.full_like(values[cells], 0.5))
 
-    monkeypatch.setattr("hashfield.render.occupancy.refresh_cells", note)
+    monkeypatch.setattr("hashfield.steps.occupancy.refresh_cells", note)
     alive = torch.zeros(N_CELLS, dtype=torch.bool)
     alive[100:5100] = True
     grid = OccupancyGrid.start(alive, 1)
     parameters = field(LAYOUTS["L5F2"], 32)
-    grid.refresh(parameters, np.random.default_rng(0), 0.9, 10_000)
+    grid.refresh(HostCells(parameters, np.random.default_rng(0), 1), 0.9, 10_000)
     assert len(asked) == 1 and torch.equal(asked[0], torch.arange(100, 5100))
-    assert grid.threshold() == FULL_THICKNESS  # the mean over the living is 0.5
-    grid.refresh(parameters, np.random.default_rng(0), 0.9, 1000)
+    assert float(grid.threshold()) == FULL_THICKNESS  # the mean over the living is 0.5
+    grid.refresh(HostCells(parameters, np.random.default_rng(0), 1), 0.9, 1000)
     for group in asked[1:]:
         assert len(group) == len(group.unique()) == 500 and bool(alive[group].all())
     # decayed once where not asked, and dead cells stay dead through any decay

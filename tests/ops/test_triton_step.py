@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from hashfield.data.pixel_sampler import PixelSampler
 from hashfield.geometry.cameras import camera_table
 from hashfield.geometry.rays import Rays
 from hashfield.ops.adam import adam, adam_table
@@ -20,6 +19,7 @@ from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, 
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.ops.train_rays import TrainWorkspace
 from hashfield.ops.training_rays import training_rays
+from hashfield.steps.pixel_source import masked_pool, pixel_pool
 from tests import tolerances
 from tests.conftest import backend_params
 from tests.ops.compare import relative_error
@@ -262,15 +262,15 @@ def test_batches_agree_with_the_reference(backend: Backend) -> None:
     g = torch.Generator().manual_seed(0)
     views = cameras()
     images = [torch.randint(0, 256, (c.height, c.width, 4), generator=g).byte().numpy() for c in views]
-    sampler = PixelSampler(images, camera_table(views))
-    sampler.use_masks((torch.rand(len(sampler.pixels), generator=g) < 0.002).byte())
-    chosen = torch.randint(0, sampler.n_pool, (200,), generator=g)
-    chosen[:2] = torch.tensor([0, sampler.n_pool - 1])
+    pool = pixel_pool(images, camera_table(views))
+    pool = masked_pool(pool, (torch.rand(len(pool.pixels), generator=g) < 0.002).byte())
+    chosen = torch.randint(0, pool.n_pool, (200,), generator=g)
+    chosen[:2] = torch.tensor([0, pool.n_pool - 1])
     box = torch.tensor([-1.0, -1, -1, 1, 1, 1], dtype=torch.float64)
     there, extra = device(), {"jitter": torch.rand(200, generator=g), "background": torch.rand(200, 3, generator=g)}
     own = {name: x.to(there) for name, x in extra.items()}
-    found = training_rays(chosen.to(there), sampler.pool.to(there), box.to(there), **own, backend=backend)
-    right = training_rays(chosen, sampler.pool, box, **extra, backend="reference")
+    found = training_rays(chosen.to(there), pool.to(there), box.to(there), **own, backend=backend)
+    right = training_rays(chosen, pool, box, **extra, backend="reference")
     assert found.jitter is own["jitter"] and found.background is own["background"]
     torch.testing.assert_close(found.target.cpu(), right.target, rtol=2e-7, atol=0.0)
     for name in ("origin", "direction", "t_min", "t_max", "image_index"):

@@ -16,7 +16,7 @@ from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.errors import ConfigError
 from hashfield.export.images import over
 from hashfield.export.video import check_video
-from hashfield.kernels.numba_cpu.common import is_cache_warm
+from hashfield.ops.machine import is_kernel_cache_warm
 from hashfield.tasks.nerf import NerfTask
 from hashfield.tasks.nerf_config import PRESETS
 from hashfield.tasks.nerf_model import NerfModel
@@ -76,7 +76,7 @@ def demo_nerf(arguments: list[str]) -> int:
         say(note)
     if options.save_photos:
         save_nerf_synthetic(scene, run.path / "photos")
-    if not is_cache_warm():
+    if not is_kernel_cache_warm():
         say("first start: the kernels are compiled now, which takes about a minute and is kept for the next time")
     task = NerfTask(PRESETS["gpu" if device.type == "cuda" else "fast"], scene, seed=options.seed, device=device)
     write_config(run, task, length)

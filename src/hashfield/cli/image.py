@@ -42,7 +42,7 @@ from hashfield.export.images import (
     write_png,
 )
 from hashfield.export.report import write_report
-from hashfield.kernels.numba_cpu.common import is_cache_warm
+from hashfield.ops.machine import is_kernel_cache_warm
 from hashfield.tasks.image import ImageTask, gpu_memory
 from hashfield.tasks.image_config import PRESETS, ImageConfig, preset_for
 from hashfield.tasks.image_model import ImageModel, compare, to_linear
@@ -144,7 +144,7 @@ def sizes(task: ImageTask) -> str:
     """The grid in words."""
     if task.config.encoding.otype != "Grid":
         return f"none: {task.config.encoding.otype}, {task.config.encoding.n_output(2)} features"
-    layout = task.layout
+    layout = task.config.grid().layout(2)
     hashed = int(layout.is_hashed.sum())
     return (
         f"L {layout.n_levels}, F {layout.n_features_per_level}, T 2^{layout.log2_hashmap_size} "
@@ -256,7 +256,7 @@ def facts(task: ImageTask, result: TrainResult, figures: dict[str, Any], by_cloc
         ("size", f"{picture.width}x{picture.height}, {picture.n_channels} channels"),
         ("preset", config.preset),
         ("grid", sizes(task)),
-        ("network", f"{config.n_hidden_layers} hidden layers of {config.n_neurons}, {task.parameters().precision}"),
+        ("network", f"{config.n_hidden_layers} hidden layers of {config.n_neurons}, {task.steps.precision}"),
         ("training", f"{result.train_seconds:.1f} s, {result.step} steps, {result.n_samples / 1e6:.1f} M pixels "
                      f"({result.n_samples / pixels:.1f} times the picture) on {place_of(task.device)}"),
         ("schedule", "follows the clock, so a second run differs a little" if by_clock else "follows the steps"),
@@ -426,7 +426,7 @@ def demo_image(arguments: list[str]) -> int:
     run = RunFolder.create(options.out, "demo-image", options.overwrite)
     say("making the picture ...")
     path = save_demo_picture(run.path / "picture.png", options.seed, options.size, 3 * options.size // 4)
-    if not is_cache_warm():
+    if not is_kernel_cache_warm():
         say("first start: the kernels are compiled now, which takes about a minute and is kept for the next time")
     with read_picture(path, scratch=run.path) as picture:
         task = ImageTask(PRESETS["default"], picture, seed=options.seed)

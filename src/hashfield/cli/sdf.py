@@ -157,7 +157,7 @@ def finish_sdf(
         *(("inside" if k == 0 else "about inside", note) for k, note in enumerate(task.truth.notes())),
         ("preset", task.config.preset),
         ("encoding", f"{encoding.otype}, L {encoding.n_levels}, F {encoding.n_features_per_level}, "
-                     f"T 2^{encoding.log2_hashmap_size}, {task.network().table.numel():,} numbers"),
+                     f"T 2^{encoding.log2_hashmap_size}, {task.steps.values().table.numel():,} numbers"),
         ("training", f"{result.train_seconds:.1f} s, {result.step} steps, {result.n_samples / 1e6:.1f} M points on "
                      f"{place_of(task.device)}"),
         ("schedule", "follows the clock, so a second run differs a little" if by_clock else "follows the steps"),

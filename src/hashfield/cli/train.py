@@ -110,7 +110,7 @@ def train_nerf(arguments: list[str]) -> int:
     scene = load_scene(options.path, read)
     for note in scene.notes:
         say(note)
-    if device.type == "cuda" and config.is_plain:
+    if device.type == "cuda" and config.trains_on_device:
         say_memory(
             gpu_memory(config, scene), device, options.max_gpu_memory,
             "--train.batch-samples, --encoding.log2-hashmap-size or --downscale",
