@@ -7,6 +7,10 @@ FAST_OUTPUT = 1e-5
 """Fast against reference, both float32: outputs, gradients to tables, matrices, colours, densities. Order of
 summation and fused multiply-add (measured at most 2.4e-6 for the encoding up to resolution 131 071)."""
 
+TWO_ROUNDINGS = 2.0**-23
+"""Every element, where both sides compute in float64 and round once: their sums may fall on either side of the middle
+between two float32 numbers, which are at most this far apart, relatively."""
+
 FAST_POSITION_GRADIENT = 1e-4
 """The same for gradients to positions: differences of neighbouring entries cancel digits."""
 

@@ -2,15 +2,18 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from hashfield import ops
+from hashfield.geometry.cameras import Camera, camera_table, look_at
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.geometry.rays import RaySamples
+from hashfield.geometry.rays import PixelPool, RaySamples
+from hashfield.ops.training_rays import training_rays
+from tests import tolerances
 
 SIZES = (0, 1, 63, 64, 65, 1000)
 
@@ -22,7 +25,7 @@ class OpCase:
     op: str
     """Name of the op, as its file."""
     name: str
-    """Of the case, unique within the op."""
+    """Name of the case, unique within the op."""
     make: Callable[[Generator], dict[str, Any]]
     """Arguments of `call`: float32 tensors, lists of them, options."""
     call: Callable[..., dict[str, Tensor]]
@@ -31,6 +34,8 @@ class OpCase:
     """Arguments whose gradients are compared."""
     position_like: tuple[str, ...] = ()
     """Those among them whose gradient loses digits to cancellation."""
+    each_element: float | None = None
+    """Where given, also a bound on every single element's error: relative, or absolute for elements below 1."""
 
     @property
     def id(self) -> str:
@@ -41,6 +46,23 @@ class OpCase:
 def uniform(generator: Generator, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform float32 numbers."""
     return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same value with every tensor in it changed: in lists, tuples and dataclasses too."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        made = [mapped(item, change) for item in value]
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    if is_dataclass(value) and not isinstance(value, type) and not isinstance(value, GridLayout):
+        return replace(value, **{f.name: mapped(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
+def every_other(value: Any) -> Any:
+    """The same values, every tensor as every other element of its last axis: not contiguous."""
+    return mapped(value, lambda x: torch.stack([x, torch.zeros_like(x)], -1)[..., 0])
 
 
 def unit_vectors(generator: Generator, n: int) -> Tensor:
@@ -402,4 +424,119 @@ ADAM_CASES = [
     _adam("gradient_not_contiguous", strided=True),
 ]
 
-CASES = [*GRID_CASES, *SH_CASES, *MLP_CASES, *ENCODED_CASES, *COMPOSITE_CASES, *ADAM_CASES]
+def one_of_each_lens() -> list[Camera]:
+    """Cameras around the origin, their lenses strong enough that an inversion that stops early shows."""
+    lenses = (
+        ("pinhole", ()),
+        ("opencv", (0.12, -0.05, 0.01, 0.002, 0.003, -0.002)),
+        ("opencv", (-0.3, 0.1, 0.0, 0.0, 0.0, 0.0)),
+        ("fisheye", (0.05, -0.01, 0.002, -0.0005, 0.0, 0.0)),
+    )
+    made = []
+    for k, (lens, distortion) in enumerate(lenses):
+        eye = torch.tensor([2.0 + k, -1.0, 0.5 * k], dtype=torch.float64)
+        pose = look_at(eye, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+        made.append(Camera(pose, 80, 60, 50.0 + k, 52.0, 41.0, 29.5, lens, distortion))  # pyright: ignore
+    return made
+
+
+def facing_cameras() -> list[Camera]:
+    """Cameras that look along z with an odd number of pixels: the middle one's ray is parallel to two planes of faces.
+
+    They stand within the box of `BOX`, exactly on one of its faces, and outside.
+    """
+    poses = [torch.eye(4, dtype=torch.float64)[:3].clone() for _ in range(3)]
+    for pose, x in zip(poses, (0.25, 0.8, 0.9), strict=True):
+        pose[:, 3] = torch.tensor([x, 0.0, -2.0])
+    return [Camera(pose, 7, 5, 6.0, 6.0, 3.5, 2.5) for pose in poses]
+
+
+BOX = (-0.9, -1.0, -0.7, 0.8, 1.0, 1.0)
+"""A box in scene space that some rays of `one_of_each_lens` miss."""
+
+
+def runs_of_rows(mask: Tensor) -> list[tuple[int, int]]:
+    """(first pixel, length) of every run of held pixels in each row of one image's mask [height, width]."""
+    width, runs = mask.shape[1], []
+    for row, held in enumerate(mask.tolist()):
+        column = 0
+        for is_held, run in itertools.groupby(held):
+            length = len(list(run))
+            if is_held:
+                runs.append((row * width + column, length))
+            column += length
+    return runs
+
+
+def random_pool(generator: Generator, cameras: list[Camera], held: float) -> PixelPool:
+    """Photos of noise, and a pool of each of their pixels with probability `held`: several runs in most rows."""
+    widths, heights = (torch.tensor([getattr(c, side) for c in cameras]) for side in ("width", "height"))
+    ends = torch.cumsum(widths * heights, 0)
+    spans = [
+        (image, first, length)
+        for image, c in enumerate(cameras)
+        for first, length in runs_of_rows(torch.rand(c.height, c.width, generator=generator) < held)
+    ]
+    table = torch.tensor(spans, dtype=torch.int64).reshape(-1, 3)
+    pixels = torch.randint(0, 256, (int(ends[-1]), 4), generator=generator).to(torch.uint8)
+    return PixelPool(
+        pixels, ends - widths * heights, widths, heights, camera_table(cameras), table, torch.cumsum(table[:, 2], 0)
+    )
+
+
+def _training_rays_call(backend: Any, chosen: Tensor, pool: PixelPool, box: Tensor, **passed_on: Tensor) -> Any:
+    batch = training_rays(chosen, pool, box, backend=backend, **passed_on)
+    rays = {name: getattr(batch.rays, name) for name in ("origin", "direction", "t_min", "t_max", "image_index")}
+    return {**rays, "target": batch.target, "background": batch.background, "jitter": batch.jitter}
+
+
+def _training_rays(
+    name: str,
+    n: int = 65,
+    cameras: Callable[[], list[Camera]] = one_of_each_lens,
+    sizes: tuple[tuple[int, int], ...] = ((80, 60), (13, 17), (1, 9), (33, 2)),
+    held: float = 0.6,
+    box: tuple[float, ...] = BOX,
+    *,
+    strided: bool = False,
+) -> OpCase:
+    """Pixels drawn from a random pool; where n allows, the first and the last of it are among them."""
+
+    def make(generator: Generator) -> dict[str, Any]:
+        views = [c.resized(*size) for c, size in zip(cameras(), sizes, strict=False)]
+        pool = random_pool(generator, views, held)
+        chosen = torch.randint(0, max(1, pool.n_pool), (n,), generator=generator)
+        chosen[:2] = torch.tensor([0, pool.n_pool - 1])[:n]
+        made = {
+            "chosen": chosen,
+            "pool": pool,
+            "box": torch.tensor(box, dtype=torch.float64),
+            "jitter": uniform(generator, n),
+            "background": uniform(generator, n, 3),
+        }
+        return {key: every_other(value) for key, value in made.items()} if strided else made
+
+    return OpCase("training_rays", name, make, _training_rays_call, each_element=tolerances.TWO_ROUNDINGS)
+
+
+TRAINING_RAYS_CASES = [
+    *(_training_rays(f"n{n}", n) for n in SIZES),
+    _training_rays("every_pixel", 3000, held=1.0),
+    _training_rays("one_pixel_runs", 300, held=0.1),
+    _training_rays("one_image", 200, sizes=((31, 23),)),
+    _training_rays("from_within", 300, box=(-9.0, -9.0, -9.0, 9.0, 9.0, 9.0)),
+    _training_rays("all_miss", 100, box=(40.0, 40.0, 40.0, 41.0, 41.0, 41.0)),
+    _training_rays("parallel", 105, facing_cameras, ((7, 5),) * 3, held=1.0),
+    _training_rays("no_pixels", 0, held=0.0),
+    _training_rays("not_contiguous", strided=True),
+]
+
+CASES = [
+    *GRID_CASES,
+    *SH_CASES,
+    *MLP_CASES,
+    *ENCODED_CASES,
+    *COMPOSITE_CASES,
+    *ADAM_CASES,
+    *TRAINING_RAYS_CASES,
+]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hashfield.ops.backend import Backend
 from tests import tolerances
-from tests.ops.cases import OpCase
+from tests.ops.cases import OpCase, mapped
 
 Results = dict[str, Tensor]
 
@@ -27,6 +27,8 @@ def compare(case: OpCase, backend: Backend, seed: int = 0) -> None:
     for name, value in expected.items():
         check_close(f"output {name}", actual[name], value, tolerances.FAST_OUTPUT)
         check_accuracy(f"output {name}", actual[name], value, exact[name])
+        if case.each_element is not None:
+            check_elements(f"output {name}", actual[name], value, case.each_element)
     assert actual_grads.keys() == expected_grads.keys()
     for name, value in expected_grads.items():
         is_position = name in case.position_like
@@ -83,6 +85,13 @@ def check_close(what: str, actual: Tensor, expected: Tensor, bound: float) -> No
     assert error <= bound, f"{what}: relative error {error:.3g}, bound {bound:g}"
 
 
+def check_elements(what: str, actual: Tensor, expected: Tensor, bound: float) -> None:
+    """Check every element by itself: within `bound` of it, relatively, or absolutely where it is below 1."""
+    off = (actual.double() - expected.double()).abs() / expected.double().abs().clamp(min=1.0)
+    worst = float(off.max()) if off.numel() else 0.0
+    assert worst <= bound, f"{what}: an element is off by {worst:.3g}, bound {bound:g}"
+
+
 def check_rows(what: str, actual: Tensor, expected: Tensor) -> None:
     """Check that no row of a gradient is zero on one side only."""
     if expected.ndim == 0 or expected.numel() == 0:
@@ -111,18 +120,14 @@ def check_accuracy(what: str, actual: Tensor, float32: Tensor, float64: Tensor) 
 
 
 def _leaf(value: Any, requires_grad: bool) -> Any:
-    if isinstance(value, list):
-        return [_leaf(item, requires_grad) for item in value]
-    if isinstance(value, Tensor) and value.dtype.is_floating_point:
+    def leaf(tensor: Tensor) -> Tensor:
         # detach keeps the strides: a case may hand in what is not contiguous.
-        return value.detach().requires_grad_(requires_grad)
-    return value
+        return tensor.detach().requires_grad_(requires_grad) if tensor.dtype.is_floating_point else tensor
+
+    return mapped(value, leaf)
 
 
 def _double(inputs: dict[str, Any]) -> dict[str, Any]:
-    def convert(value: Any) -> Any:
-        if isinstance(value, list):
-            return [convert(item) for item in value]
-        return value.double() if isinstance(value, Tensor) and value.dtype.is_floating_point else value
-
-    return {name: convert(value) for name, value in inputs.items()}
+    return {
+        name: mapped(value, lambda x: x.double() if x.dtype.is_floating_point else x) for name, value in inputs.items()
+    }
