@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: threads of its loops that wait then sleep. Spinning, those of one test process take the cores
-# from the other's, which made some trainings two and a half times as long.
+# Before torch is imported: threads of its loops that wait then sleep. Spinning, those of one test process take the
+# cores from the other's, which made some trainings two and a half times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
 
-import tests.typecheck  # noqa: E402, F401  the hook finds it as an attribute of `tests`
+import tests.typecheck  # noqa: F401  the hook finds it as an attribute of `tests`
 
 TEST_BACKENDS = "HASHFIELD_TEST_BACKENDS"
 INSISTED = tuple(filter(None, os.environ.get(TEST_BACKENDS, "").split(",")))

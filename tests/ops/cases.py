@@ -424,6 +424,7 @@ ADAM_CASES = [
     _adam("gradient_not_contiguous", strided=True),
 ]
 
+
 def one_of_each_lens() -> list[Camera]:
     """Cameras around the origin, their lenses strong enough that an inversion that stops early shows."""
     lenses = (
