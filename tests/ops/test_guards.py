@@ -9,6 +9,7 @@ theirs in test_triton_compile.py.
 import importlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +19,13 @@ from torch import Tensor
 
 from hashfield import ops
 from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.rays import PixelPool
 from hashfield.kernels.reference import adam as adam_reference
 from hashfield.kernels.reference import composite as composite_reference
 from hashfield.kernels.reference import grid_encode as grid_reference
 from hashfield.kernels.reference import mlp as mlp_reference
 from hashfield.kernels.reference import spherical_harmonics as sh_reference
+from hashfield.kernels.reference import training_rays as training_rays_reference
 from hashfield.ops import backend as backend_module
 from tests.conftest import backend_params, poison
 from tests.ops.cases import CASES, OpCase
@@ -113,7 +116,12 @@ def _adam_fake() -> Fake:
     return {"adam_step": step}
 
 
+def _training_rays_fake() -> Fake:
+    return {"training_rays": training_rays_reference.training_rays}
+
+
 FAKES: dict[str, Callable[[], Fake]] = {
+    "training_rays": _training_rays_fake,
     "grid_encode": _grid_fake,
     "spherical_harmonics": _sh_fake,
     "mlp": _mlp_fake,
@@ -194,7 +202,65 @@ def _step_before_skip(fake: Fake) -> Fake:
     return {"adam_step": lambda *args: fake["adam_step"](*args[:-1], False)}
 
 
+def _pool(change: Callable[[PixelPool], dict[str, Tensor]]) -> Callable[[Fake], Fake]:
+    """A fault that reads another pool."""
+
+    def plant(fake: Fake) -> Fake:
+        honest = fake["training_rays"]
+        return {"training_rays": lambda chosen, pool, box: honest(chosen, replace(pool, **change(pool)), box)}
+
+    return plant
+
+
+def _batch(**changes: Callable[[Tensor], Tensor]) -> Callable[[Fake], Fake]:
+    """A fault that changes some of a batch's tensors, by name."""
+    names = ("origin", "direction", "t_min", "t_max", "target", "image_index")
+
+    def change(result: Any, *_: Any) -> Any:
+        return tuple(changes.get(name, torch.clone)(x) for name, x in zip(names, result, strict=True))
+
+    return _after("training_rays", change)
+
+
+def _pixel_moved(columns: float) -> Callable[[Fake], Fake]:
+    """A fault that looks through a place of each pixel other than its centre."""
+
+    def moved(pool: PixelPool) -> dict[str, Tensor]:
+        table = pool.table.clone()
+        table[:, 14] -= columns  # the principal point
+        return {"table": table}
+
+    return _pool(moved)
+
+
+def _one_pixel_late(pool: PixelPool) -> dict[str, Tensor]:
+    # As if the last pixel of the hole before each run were trained on, and the run's own last one were not.
+    spans = pool.spans.clone()
+    spans[1:, 1] -= 1
+    return {"spans": spans}
+
+
+def _without_distortion(pool: PixelPool) -> dict[str, Tensor]:
+    table = pool.table.clone()
+    table[:, 21:23] = 0.0
+    return {"table": table}
+
+
 FAULTS: list[tuple[str, str, Callable[[Fake], Fake]]] = [
+    ("training_rays-n65", "a run begins one pixel early", _pool(_one_pixel_late)),
+    ("training_rays-n65", "all photos of one width", _pool(lambda p: {"widths": torch.full_like(p.widths, 80)})),
+    ("training_rays-n65", "through the pixels' corners", _pixel_moved(0.5)),
+    ("training_rays-n1000", "tangential distortion left out", _pool(_without_distortion)),
+    ("training_rays-n65", "a colour of another row", _batch(target=lambda x: x.roll(1, 0))),
+    (
+        "training_rays-n65",
+        "alpha multiplied in",
+        _batch(target=lambda x: torch.cat([x[:, :3] * x[:, 3:], x[:, 3:]], 1)),
+    ),
+    ("training_rays-n65", "three units in the last place", _batch(direction=lambda x: x + 3 * 2.0**-24)),
+    ("training_rays-from_within", "entry behind the camera", _batch(t_min=lambda x: x - 1e-3)),
+    ("training_rays-parallel", "rays on a face miss", _batch(t_max=lambda x: x * (torch.arange(len(x)) % 7 != 3))),
+    ("training_rays-n65", "the photo's number lost", _batch(image_index=torch.zeros_like)),
     (
         "grid_encode-3d_hash_n65",
         "output row never written",
