@@ -134,6 +134,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "triton: needs Triton's kernels to run, on a GPU or in the interpreter")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process of `pytest -n` one stretch of the tests, and to one that is done the end of another's.
+
+    A module's trainings and its kernels are then made by one process; dealt out in turn, both would make them.
+    """
+    if config.getoption("dist") != "load":  # asked for by name
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs Triton where it cannot run; with HASHFIELD_TEST_BACKENDS=triton run nothing else."""
     reason = why_no_triton()

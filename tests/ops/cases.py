@@ -1,8 +1,9 @@
 """Inputs on which every backend of an op must agree with the reference. A mended bug adds its input here."""
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +12,14 @@ from torch import Generator, Tensor
 from hashfield import ops
 from hashfield.geometry.cameras import Camera, camera_table, look_at
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.geometry.rays import PixelPool, RaySamples
+from hashfield.geometry.rays import PixelPool, RayBatch, RaySamples
+from hashfield.ops.eval_points import EncodedNetwork
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
+from hashfield.ops.train_rays import TrainWorkspace, train_rays
 from hashfield.ops.training_rays import training_rays
 from tests import tolerances
+from tests.ops import fused
+from tests.ops.fused import CONE, RELU
 
 SIZES = (0, 1, 63, 64, 65, 1000)
 
@@ -34,6 +40,12 @@ class OpCase:
     """Arguments whose gradients are compared."""
     position_like: tuple[str, ...] = ()
     """Those among them whose gradient loses digits to cancellation."""
+    bounds: Mapping[str, float] | None = None
+    """Bounds on the relative error by name of the output or gradient, or by the name's beginning; see `bound_of`."""
+    is_against_float64: bool = False
+    """Whether only the float64 reference is compared with. For whole training steps: of thousands of hidden units one
+    or two lie so close to zero that the float32 reference and a kernel may see them on different sides, which costs a
+    gradient 1e-3. Inputs of such cases are chosen so that none lies closer than rounding reaches."""
     each_element: float | None = None
     """Where given, also a bound on every single element's error: relative, or absolute for elements below 1."""
 
@@ -41,6 +53,10 @@ class OpCase:
     def id(self) -> str:
         """For the test's name."""
         return f"{self.op}-{self.name}"
+
+    def bound_of(self, name: str, default: float) -> float:
+        """Bound on the relative error of an output or a gradient."""
+        return next((bound for key, bound in (self.bounds or {}).items() if name.startswith(key)), default)
 
 
 def uniform(generator: Generator, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -532,6 +548,198 @@ TRAINING_RAYS_CASES = [
     _training_rays("not_contiguous", strided=True),
 ]
 
+
+def _train_rays_call(backend: Any, field: FieldParameters, options: MarchOptions, **more: Any) -> dict[str, Tensor]:
+    batch, bits = more.pop("batch"), more.pop("bits")
+    workspace = TrainWorkspace(field, 2**15, backend)
+    found = train_rays(field, batch, bits, options, workspace, **more)
+    matrices = {"density": found.grad_density_weights, "color": found.grad_color_weights}
+    return {
+        "n_rays": torch.tensor(found.n_rays),
+        "n_kept": torch.tensor(found.n_kept),
+        "loss": torch.tensor(found.loss, dtype=field.table.dtype),
+        "squared_error": torch.tensor(found.squared_error, dtype=field.table.dtype),
+        "grad_table": workspace.grad_table,
+        **{f"grad_{name}_weights[{k}]": grad for name, grads in matrices.items() for k, grad in enumerate(grads)},
+    }
+
+
+def _render_rays_call(
+    backend: Any, field: FieldParameters, options: MarchOptions, batch: RayBatch, bits: Tensor
+) -> dict[str, Tensor]:
+    return render_rays(field, batch.rays, bits, options, jitter=batch.jitter, backend=backend)._asdict()
+
+
+@dataclass(frozen=True)
+class FieldCase:
+    """A field and rays to train it on."""
+
+    layout: str
+    width: int
+    options: MarchOptions
+    n_rays: int = 65
+    huber: float = 0.0
+    sparsity: float = 0.0
+    seed: int = 0
+    field_options: Mapping[str, Any] = field(default_factory=dict)
+    """As `fused.field` takes them."""
+
+    def field(self, **changes: Any) -> FieldParameters:
+        """The field."""
+        return fused.field(fused.LAYOUTS[self.layout], self.width, seed=self.seed, **{**self.field_options, **changes})
+
+    def rays(self, n_rays: int | None = None) -> fused.Batch:
+        """Its rays, or another number of them."""
+        return fused.batch(self.n_rays if n_rays is None else n_rays, self.options.aabb_scale)
+
+
+def _on_rays(op: str, name: str, case: FieldCase) -> OpCase:
+    """A step on rays, or what they see."""
+
+    def make(generator: Generator) -> dict[str, Any]:
+        rays, bits, target, background, jitter = case.rays()
+        made = {
+            "field": case.field(),
+            "batch": RayBatch(rays, target, background, jitter),
+            "bits": bits,
+            "options": case.options,
+        }
+        return made if op == "render_rays" else {**made, "huber_delta": case.huber, "sparsity": case.sparsity}
+
+    if op == "render_rays":
+        bounds = {output: tolerances.RENDER_CUT for output in ("color", "opacity", "depth")}
+        return OpCase(
+            op, name, make, _render_rays_call, bounds=bounds, is_against_float64=True,
+            each_element=tolerances.RENDER_ELEMENT,
+        )  # fmt: skip
+    bounds = {"grad": tolerances.FUSED_STEP}
+    return OpCase(op, name, make, _train_rays_call, bounds=bounds, is_against_float64=True)
+
+
+BF16 = {"bf16": True}
+NEAR, FAR, LONG = MarchOptions(1, 0.0, 4.0, 1e-2), MarchOptions(1, 0.0, 8.0, 1e-4), MarchOptions(1, 0.0, 8.0, 1e-2)
+FAINT, FAINT_CONE = replace(NEAR, min_weight=1e-2), replace(CONE, min_weight=1e-2)
+TRAIN_RAYS = {
+    # Numbers of rays and seeds are those without a hidden unit at the brink of zero, see OpCase.is_against_float64.
+    "plain": FieldCase("L8F4", 64, NEAR),
+    "bf16": FieldCase("L8F4", 64, NEAR, 33, field_options=BF16),
+    "f2": FieldCase("L16F2", 64, NEAR),
+    "f2_long": FieldCase("L16F2", 64, LONG, 9),
+    "odd": FieldCase("L5F2", 32, LONG),
+    "cone": FieldCase("L8F4", 64, CONE, 33, seed=1),
+    "cone_odd_bf16": FieldCase("L5F2", 32, CONE, 33, field_options=BF16),
+    "cone_huber": FieldCase("L5F2", 32, CONE, 33, huber=0.1),
+    "huber_uncut": FieldCase("L8F4", 64, FAR, huber=0.1),
+    "faint": FieldCase("L8F4", 64, FAINT),
+    "relu": FieldCase("L16F2", 64, NEAR, field_options=RELU),
+    "relu_faint": FieldCase("L8F4", 64, FAINT_CONE, field_options={**RELU, **BF16}),
+    "sparsity": FieldCase("L8F4", 64, NEAR, sparsity=0.3),
+    "sparsity_relu_faint": FieldCase("L8F4", 64, FAINT, huber=0.1, sparsity=0.5, field_options=RELU),
+}
+TRAIN_RAYS_CASES = [_on_rays("train_rays", name, case) for name, case in TRAIN_RAYS.items()]
+_SEEN = (MarchOptions(1, 0.0, 2.0, 1e-4), MarchOptions(4, 1 / 256, 2.0, 1e-4))
+RENDER_RAYS_CASES = [
+    _on_rays("render_rays", f"{name}_box{options.aabb_scale}", FieldCase(layout, 64, options, 130, field_options=more))
+    for name, layout, more in (("f4", "L8F4", {}), ("f2", "L16F2", {}), ("odd", "L5F2", {}), ("relu", "L8F4", RELU))
+    for options in _SEEN
+]
+RENDER_RAYS_CASES.append(
+    _on_rays("render_rays", "narrow", FieldCase("L5F2", 32, replace(CONE, min_transmittance=1e-4)))
+)
+
+
+def _train_points_call(
+    backend: Any, net: EncodedNetwork, positions: Tensor, target: Tensor, **options: Any
+) -> dict[str, Tensor]:
+    found, grads = fused.points_step(net, positions, target, backend, **options)
+    values = {name: torch.tensor(getattr(found, name), dtype=target.dtype) for name in ("loss", "squared_error")}
+    return {**values, **{f"grad[{k}]": grad for k, grad in enumerate(grads)}}
+
+
+def _eval_points_call(backend: Any, net: EncodedNetwork, positions: Tensor) -> dict[str, Tensor]:
+    return {"out": fused.ask(net, positions, backend)}
+
+
+@dataclass(frozen=True)
+class PointsCase:
+    """A network and points to train it on; both its step and its answers are compared."""
+
+    layout: str
+    hidden: tuple[int, ...]
+    n_outputs: int
+    n: int
+    is_fixed: bool
+    """Whether positions are 32-bit fixed point."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the step."""
+
+    def make(self) -> tuple[EncodedNetwork, Tensor, Tensor]:
+        """Network, positions, targets."""
+        net = fused.network(self.layout, self.hidden, self.n_outputs)
+        return net, *fused.points(net, fused.few(self.n), self.is_fixed)
+
+
+POINTS = {
+    # Seeds without a hidden unit at the brink of zero, see OpCase.is_against_float64.
+    "image": PointsCase("2d_f4", (64, 64), 3, 1000, True),
+    "image_float": PointsCase("2d_f4", (64, 64), 3, 999, False),
+    "grey": PointsCase("2d_f2", (16,), 1, 65, True, {"loss": "l1"}),
+    "rgba_hdr": PointsCase("2d_f2", (32, 32), 4, 97, True, {"loss": "relative_l2"}),
+    "distance": PointsCase("L8F4", (64, 64), 1, 999, False, {"loss": "mape"}),
+    "distance_fixed": PointsCase("L8F4", (64, 64), 1, 300, True, {"loss": "mape"}),
+    "huber": PointsCase("L5F2", (32,), 2, 63, False, {"loss": "huber", "huber_delta": 0.3}),
+    "four_layers": PointsCase("L5F2", (16, 48, 32, 128), 5, 200, False),
+    "no_hidden_layer": PointsCase("2d_f1", (), 3, 64, False),
+    "one_point": PointsCase("2d_f8", (128,), 17, 1, True),
+}
+
+
+def _train_points(name: str, case: PointsCase) -> OpCase:
+    def make(generator: Generator) -> dict[str, Any]:
+        net, positions, target = case.make()
+        return {"net": net, "positions": positions, "target": target, **case.options}
+
+    return OpCase("train_points", name, make, _train_points_call, is_against_float64=True,
+                  bounds={"grad": tolerances.FUSED_STEP})  # fmt: skip
+
+
+def _eval_points(name: str, case: PointsCase) -> OpCase:
+    def make(generator: Generator) -> dict[str, Any]:
+        net, positions, _ = case.make()
+        return {"net": net, "positions": positions}
+
+    return OpCase("eval_points", name, make, _eval_points_call)
+
+
+POINTS_CASES = [make(name, case) for make in (_train_points, _eval_points) for name, case in POINTS.items()]
+
+
+def looking_in(
+    position: tuple[float, float, float], lens: Any = "pinhole", fov: float = 60.0, size: int = 40
+) -> Camera:
+    """A camera at a place in scene space that looks at the middle of the box; for a grid, scene space is the world."""
+    eye = torch.tensor(position, dtype=torch.float64)
+    forward = torch.nn.functional.normalize(0.5 - eye, dim=0)
+    right = torch.nn.functional.normalize(torch.linalg.cross(forward, torch.tensor([0.1, 0.9, 0.3]).double()), dim=0)
+    pose = torch.cat([torch.stack([right, torch.linalg.cross(forward, right), forward, eye], 1)])
+    distortion = {
+        "pinhole": (),
+        "opencv": (0.05, -0.02, 0.0, 0.0, 0.001, 0.002),
+        "fisheye": (0.02, 0.0, 0.0, 0.0, 0.0, 0.0),
+    }
+    focal = 0.5 * size / math.tan(math.radians(fov) / 2)
+    center = (size / 2, (size - 7) / 2)
+    return Camera(pose, size, size - 7, focal, focal, *center, lens=lens, distortion=distortion[lens])
+
+
+CARVING_CAMERAS = {
+    "pinhole": [looking_in((1.9, 0.4, 0.6))],
+    "inside": [looking_in((0.6, 0.45, 0.8), fov=90)],
+    "fisheye": [looking_in((0.1, 0.5, 1.8), "fisheye", 70)],
+    "two": [looking_in((1.4, 0.2, 0.3), "opencv"), looking_in((0.3, -0.9, 0.7), fov=25)],
+}
+
+
 CASES = [
     *GRID_CASES,
     *SH_CASES,
@@ -540,4 +748,7 @@ CASES = [
     *COMPOSITE_CASES,
     *ADAM_CASES,
     *TRAINING_RAYS_CASES,
+    *TRAIN_RAYS_CASES,
+    *RENDER_RAYS_CASES,
+    *POINTS_CASES,
 ]

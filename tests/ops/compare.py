@@ -8,6 +8,7 @@ from torch import Tensor
 from hashfield.ops.backend import Backend
 from tests import tolerances
 from tests.ops.cases import OpCase, mapped
+from tests.ops.fused import device_of
 
 Results = dict[str, Tensor]
 
@@ -20,12 +21,16 @@ def compare(case: OpCase, backend: Backend, seed: int = 0) -> None:
             another shape or dtype.
     """
     inputs = case.make(torch.Generator().manual_seed(seed))
-    expected, expected_grads = evaluate(case, "reference", inputs, seed)
-    actual, actual_grads = evaluate(case, backend, inputs, seed)
     exact, exact_grads = evaluate(case, "reference", _double(inputs), seed)
+    actual, actual_grads = evaluate(case, backend, inputs, seed)
+    if case.is_against_float64:
+        for what, found, wanted in (("output", actual, exact), ("gradient to", actual_grads, exact_grads)):
+            _check_against_float64(case, what, found, wanted)
+        return
+    expected, expected_grads = evaluate(case, "reference", inputs, seed)
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        check_close(f"output {name}", actual[name], value, tolerances.FAST_OUTPUT)
+        check_close(f"output {name}", actual[name], value, case.bound_of(name, tolerances.FAST_OUTPUT))
         check_accuracy(f"output {name}", actual[name], value, exact[name])
         if case.each_element is not None:
             check_elements(f"output {name}", actual[name], value, case.each_element)
@@ -33,15 +38,50 @@ def compare(case: OpCase, backend: Backend, seed: int = 0) -> None:
     for name, value in expected_grads.items():
         is_position = name in case.position_like
         bound = tolerances.FAST_POSITION_GRADIENT if is_position else tolerances.FAST_OUTPUT
-        check_close(f"gradient to {name}", actual_grads[name], value, bound)
+        check_close(f"gradient to {name}", actual_grads[name], value, case.bound_of(name, bound))
         check_rows(f"gradient to {name}", actual_grads[name], value)
         check_accuracy(f"gradient to {name}", actual_grads[name], value, exact_grads[name])
 
 
+def check_reference(case: OpCase, seed: int = 0) -> None:
+    """Check that the float32 reference stays near the float64 one: that a case is fit to judge a backend by.
+
+    Raises:
+        AssertionError: a value or gradient is farther off than `tolerances.REFERENCE_FLOAT32` allows.
+    """
+    inputs = case.make(torch.Generator().manual_seed(seed))
+    found, exact = evaluate(case, "reference", inputs, seed), evaluate(case, "reference", _double(inputs), seed)
+    for what, float32, float64 in zip(("output", "gradient to"), found, exact, strict=True):
+        assert float32.keys() == float64.keys()
+        for name, value in float64.items():
+            bound = (
+                tolerances.REFERENCE_FLOAT32_POSITIONS if name in case.position_like else tolerances.REFERENCE_FLOAT32
+            )
+            got = float32[name]
+            check_close(f"{what} {name}", got.to(value.dtype), value, bound)
+
+
+def _check_against_float64(case: OpCase, what: str, found: Results, exact: Results) -> None:
+    assert found.keys() == exact.keys()
+    for name, value in exact.items():
+        got = found[name]
+        if value.dtype == torch.float64:
+            assert got.dtype == torch.float32, f"{what} {name}: {got.dtype}, not float32"
+            got = got.double()
+        check_close(f"{what} {name}", got, value, case.bound_of(name, tolerances.FAST_OUTPUT))
+        if value.dtype == torch.float64:
+            check_rows(f"{what} {name}", got, value)
+            if case.each_element is not None:
+                check_elements(f"{what} {name}", got, value, case.each_element)
+
+
 def evaluate(case: OpCase, backend: Backend, inputs: dict[str, Any], seed: int) -> tuple[Results, Results]:
     """Outputs of a case, and the gradient of each differentiable input under random cotangents."""
+    device = device_of(backend)
+    if device.type != "cpu":
+        inputs = {name: mapped(value, lambda x: x.to(device)) for name, value in inputs.items()}
     inputs = {name: _leaf(value, name in case.grads) for name, value in inputs.items()}
-    outputs = case.call(backend=backend, **inputs)
+    outputs = {name: value.cpu() for name, value in case.call(backend=backend, **inputs).items()}
     leaves = {
         f"{name}[{i}]" if isinstance(inputs[name], list) else name: leaf
         for name in case.grads
@@ -58,7 +98,7 @@ def evaluate(case: OpCase, backend: Backend, inputs: dict[str, Any], seed: int) 
     )
     assert isinstance(scalar, Tensor), f"{case.id}: no output of {backend} requires a gradient"
     grads = torch.autograd.grad(scalar, list(leaves.values()))
-    return {k: v.detach() for k, v in outputs.items()}, dict(zip(leaves, grads, strict=True))
+    return {k: v.detach() for k, v in outputs.items()}, dict(zip(leaves, [g.cpu() for g in grads], strict=True))
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -129,5 +169,5 @@ def _leaf(value: Any, requires_grad: bool) -> Any:
 
 def _double(inputs: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: mapped(value, lambda x: x.double() if x.dtype.is_floating_point else x) for name, value in inputs.items()
+        name: mapped(value, lambda x: x.double() if x.dtype == torch.float32 else x) for name, value in inputs.items()
     }
