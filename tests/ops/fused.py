@@ -16,6 +16,7 @@ from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import RayBatch, Rays
 from hashfield.ops.backend import INTERPRETER_VARIABLE
 from hashfield.ops.eval_points import EncodedNetwork, eval_points
+from hashfield.ops.grid_encode import grid_encode
 from hashfield.ops.ray_box import ray_box
 from hashfield.ops.render_rays import FieldParameters, MarchOptions
 from hashfield.ops.train_points import PointsWorkspace, TrainPointsResult, train_points
@@ -104,6 +105,15 @@ def batch(n: int, aabb_scale: int = 1, seed: int = 1) -> Batch:
     rays = Rays(origin, direction, t_min, t_max)
     target, background = torch.rand(n, 4, generator=g), torch.rand(n, 3, generator=g)
     return rays, bits, target, background, torch.rand(n, generator=g)
+
+
+def unfused_twin(parameters: FieldParameters) -> FieldParameters:
+    """The same field in a form that the fused kernels do not take: its grid as an encoding of its own."""
+
+    def encode(positions: Tensor) -> Tensor:
+        return grid_encode(positions, parameters.table, parameters.layout)
+
+    return replace(parameters, encode=encode)
 
 
 def some(case: Batch, chosen: Tensor) -> Batch:

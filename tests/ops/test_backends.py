@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from hashfield.ops.backend import BACKENDS, Backend
 from tests.conftest import backend_params
@@ -54,7 +56,25 @@ def test_agrees_with_reference(case: OpCase, backend: Backend) -> None:
     compare(case, backend)
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES if not case.is_at_jumps])
 def test_float32_reference_stays_near_float64(case: OpCase) -> None:
     """A case whose float32 reference is far from float64 allows a backend to be wrong by three times as much."""
     check_reference(case)
+
+
+def test_a_reference_that_loses_digits_is_found() -> None:
+    """With every value rounded to 16 bits no case passes but those without values."""
+    passed = []
+    for case in (c for c in CASES if c.op in ("composite", "spherical_harmonics", "mlp", "adam")):
+
+        def call(backend: Backend, case: OpCase = case, **inputs: Any) -> dict[str, torch.Tensor]:
+            outputs = case.call(backend=backend, **inputs)
+            coarse = {name: value.bfloat16().float() for name, value in outputs.items() if value.dtype == torch.float32}
+            return {**outputs, **coarse}
+
+        try:
+            check_reference(replace(case, call=call))
+            passed.append(case.id)
+        except AssertionError:
+            continue
+    assert all(name.endswith(("_n0", "-n0", "no_samples", "degree1")) for name in passed), passed

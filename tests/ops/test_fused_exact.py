@@ -17,6 +17,11 @@ from tests.ops.compare import relative_error
 from tests.ops.fused import CONE, LAYOUTS, Batch, batch, field, some, step, threads
 
 
+def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Whether two lists of gradients are equal to the last bit."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 @pytest.mark.parametrize("name", ["bf16", "cone_odd_bf16", "faint", "cone_huber"])
 def test_step_in_bfloat16_errs_no_more_than_the_reference_does(name: str) -> None:
     one = TRAIN_RAYS[name]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hashfield import ops
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.geometry.rays import PixelPool
+from hashfield.geometry.rays import PixelPool, RayBatch
 from hashfield.kernels.reference import adam as adam_reference
 from hashfield.kernels.reference import composite as composite_reference
 from hashfield.kernels.reference import grid_encode as grid_reference
@@ -30,6 +30,7 @@ from hashfield.ops import backend as backend_module
 from tests.conftest import backend_params, poison
 from tests.ops.cases import CASES, OpCase
 from tests.ops.compare import compare
+from tests.ops.fused import INTERPRETED
 from tests.ops.memory import checked_memory
 
 Fake = dict[str, Callable[..., Any]]
@@ -316,6 +317,80 @@ def test_planted_fault_is_found(case_id: str, plant: Callable[[Fake], Fake], mon
     _plant(monkeypatch, case.op, plant(FAKES[case.op]()))
     with pytest.raises(AssertionError):
         compare(case, "numba")
+
+
+# --- the fused ops: kernels as they are, given something a little different from what the reference is given
+
+Inputs = dict[str, Any]
+
+
+def _given(**changes: Callable[[Any], Any]) -> Callable[[Inputs], Inputs]:
+    return lambda inputs: {**inputs, **{name: change(inputs[name]) for name, change in changes.items()}}
+
+
+def _with(**values: Any) -> Callable[[Any], Any]:
+    return lambda record: replace(record, **values)
+
+
+def _first_target_darker(batch: RayBatch) -> RayBatch:
+    target = batch.target.clone()
+    target[torch.nonzero(batch.rays.t_max > batch.rays.t_min)[0, 0], 1] *= 0.9
+    return replace(batch, target=target)
+
+
+def _rows_swapped(record: Any) -> Any:
+    name = "color_weights" if hasattr(record, "color_weights") else "weights"
+    weights = getattr(record, name)
+    return replace(record, **{name: (*weights[:-1], weights[-1].flip(0))})
+
+
+FUSED_FAULTS: list[tuple[str, str, Callable[[Inputs], Inputs]]] = [
+    ("train_rays-plain", "bias off by a thousandth", _given(field=_with(density_bias=1.001))),
+    ("train_rays-plain", "one channel of one ray", _given(batch=_first_target_darker)),
+    ("train_rays-odd", "outputs of the last matrix swapped", _given(field=_rows_swapped)),
+    ("train_rays-cone", "other cone", _given(options=_with(cone_angle=1 / 255))),
+    ("train_rays-bf16", "table not rounded", _given(field=_with(table_bf16=None))),
+    ("train_rays-huber_uncut", "other loss", _given(huber_delta=lambda delta: 1.01 * delta)),
+    ("train_rays-sparsity", "entropy counted for more", _given(sparsity=lambda weight: 1.001 * weight)),
+    ("train_rays-faint", "faint samples kept", _given(options=_with(min_weight=0.0))),
+    ("train_rays-relu", "other activation", _given(field=_with(density_activation="exp", density_bias=1.0))),
+    ("render_rays-f4_box1", "longer steps", _given(options=_with(step_scale=2.002))),
+    ("render_rays-f4_box1", "bias off by a thousandth", _given(field=_with(density_bias=1.001))),
+    ("render_rays-f2_box4", "no jitter", _given(batch=lambda b: replace(b, jitter=torch.zeros_like(b.jitter)))),
+    ("render_rays-odd_box1", "outputs of the last matrix swapped", _given(field=_rows_swapped)),
+    ("train_points-image", "entries of the table moved", _given(net=lambda n: replace(n, table=n.table.roll(1, 0)))),
+    ("train_points-huber", "other loss", _given(huber_delta=lambda delta: 1.01 * delta)),
+    ("train_points-grey", "one target", _given(target=lambda t: t + 0.1 * (torch.arange(len(t)) == 3)[:, None])),
+    ("eval_points-image", "smoothstep", _given(net=_with(interpolation="smoothstep"))),
+    ("eval_points-distance", "bfloat16", _given(net=_with(precision="bfloat16"))),
+    ("eval_points-grey", "positions moved by 2^-20", _given(positions=lambda x: x + 2**12)),
+    ("eval_points-image_float", "outputs of the last matrix swapped", _given(net=_rows_swapped)),
+]
+
+
+def _fused_params() -> list[Any]:
+    params = []
+    for case_id, what, change in FUSED_FAULTS:
+        op = case_id.split("-")[0]
+        for param in backend_params(op, ("numba", "triton")):
+            marks = list(param.marks)
+            if INTERPRETED and op.endswith("rays"):
+                marks = [pytest.mark.skip(reason="too many rays for the interpreter")]
+            params.append(pytest.param(case_id, change, *param.values, id=f"{case_id}: {what}-{param.id}", marks=marks))
+    return params
+
+
+@pytest.mark.parametrize(("case_id", "change", "backend"), _fused_params())
+def test_fault_in_what_a_fused_op_is_given_is_found(
+    case_id: str, change: Callable[[Inputs], Inputs], backend: Any
+) -> None:
+    case = _case(case_id)
+
+    def call(backend: Any, **inputs: Any) -> dict[str, Tensor]:
+        return case.call(backend=backend, **(inputs if backend == "reference" else change(inputs)))
+
+    with pytest.raises(AssertionError, match=r"^(output|gradient)"):
+        compare(replace(case, call=call), backend)
 
 
 def test_error_inside_a_kernel_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:

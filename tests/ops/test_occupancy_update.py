@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hashfield.geometry.cameras import camera_table
+from hashfield.ops.occupancy import CELLS_PER_CASCADE
 from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
 from hashfield.render.occupancy import FULL_THICKNESS, OccupancyGrid
 from tests import tolerances

@@ -278,20 +278,11 @@ def test_inputs_need_not_be_contiguous(backend: Any) -> None:
 
 
 @on_every_fast_backend
-def test_a_planted_fault_is_found(backend: Any) -> None:
-    net = network("2d_f4")
+def test_smoothstep_agrees_with_the_reference(backend: Any) -> None:
+    net = replace(network("2d_f4"), interpolation="smoothstep")
     positions, _ = points(net, 200)
-    right = eval_points(net, positions, backend="reference")
-    faults = [
-        replace(net, weights=(*net.weights[:2], net.weights[2].flip(0))),
-        replace(net, table=net.table.roll(1, 0)),
-        replace(net, interpolation="smoothstep"),
-    ]
-    for wrong in faults:
-        assert relative_error(ask(wrong, positions, backend), right) > 1000 * tolerances.FAST_OUTPUT
-    smooth = replace(net, interpolation="smoothstep")
-    a, b = (ask(smooth, positions, name) for name in (backend, "reference"))
-    assert relative_error(a, b) < tolerances.FAST_OUTPUT
+    found, expected = (ask(net, positions, name) for name in (backend, "reference"))
+    assert relative_error(found, expected) < tolerances.FAST_OUTPUT
 
 
 def test_wrong_arguments_are_named() -> None:
