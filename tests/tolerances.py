@@ -7,6 +7,10 @@ FAST_OUTPUT = 1e-5
 """Fast against reference, both float32: outputs, gradients to tables, matrices, colours, densities. Order of
 summation and fused multiply-add (measured at most 2.4e-6 for the encoding up to resolution 131 071)."""
 
+TWO_ROUNDINGS = 2.0**-23
+"""Every element, where both sides compute in float64 and round once: their sums may fall on either side of the middle
+between two float32 numbers, which are at most this far apart, relatively."""
+
 FAST_POSITION_GRADIENT = 1e-4
 """The same for gradients to positions: differences of neighbouring entries cancel digits."""
 
@@ -55,3 +59,27 @@ times for gradients, whose layers' cotangents the fast backends round as well (m
 BFLOAT16_FLIP = 1e-2
 """Fast against reference, both bfloat16: a sum in another order may round to the neighbouring bfloat16, 2^-8 away
 (measured at most 3.4e-3)."""
+
+REFERENCE_FLOAT32 = 1e-5
+RENDER_CUT = 1e-5
+RENDER_ELEMENT = 3e-5
+SAME_NUMBER = 1e-6
+FLOAT64 = 1e-12
+FLOAT64_PLACE = 1e-9
+FLOAT32_CAMERA = 2e-5
+FLOAT32_RAYS = 2e-6
+BFLOAT16_COLOR = 0.05
+BFLOAT16_LOG_DENSITY = 0.1
+BFLOAT16_LOSS_FLOOR = 1e-4
+FLIPPED_UNIT = 1e-2
+UNFUSED_LOSS = 1e-3
+UNFUSED_OUTPUT = 1e-4
+UNORDERED_SUM = 1e-4
+ANY_PRECISION = 2e-3
+FLOAT16_LOSS = 2e-3
+FLOAT16_OUTPUT = 4e-3
+FLOAT16_GRADIENT = 0.1
+FIXED_POINT = 1e-6
+TRACE = 1e-5
+TRACE_NOISE = 4e-6
+TRACE_SHADE = 1e-3

@@ -17,7 +17,7 @@ from hashfield.ops.render_rays import FieldParameters, MarchOptions
 from hashfield.ops.train_rays import RayGradients, TrainRaysResult, TrainWorkspace, train_rays
 from tests import tolerances
 from tests.ops.compare import relative_error
-from tests.ops.test_fused import LAYOUTS, batch, field, unfused_twin
+from tests.ops.fused import LAYOUTS, batch, field, unfused_twin
 
 PLAIN = MarchOptions(1, 0.0, 16.0, 1e-2)
 CASES: dict[str, tuple[str, MarchOptions, float, dict[str, Any]]] = {

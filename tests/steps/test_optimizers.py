@@ -1,4 +1,4 @@
-"""The table's optimiser: parts that are updated at intervals get the sum of the gradients since."""
+"""The learning rate over a run, and the table's optimiser: parts updated at intervals get the sum since then."""
 
 import pytest
 import torch
