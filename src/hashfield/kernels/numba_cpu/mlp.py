@@ -13,6 +13,7 @@ Products of bfloat16 go through AMX tiles instead where the CPU has them (`amx.t
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -423,20 +424,50 @@ class PackedPairs:
         return np.ascontiguousarray(matrix.reshape(rows // 2, 2, columns).transpose(0, 2, 1)).reshape(-1)
 
 
-def pack_networks(density_weights, color_weights, precision: str) -> tuple[tuple, PackedWeights, PackedWeights]:
-    """Both networks as the kernels read them, and the float32 packings by which gradients are laid out."""
-    d, c = PackedWeights(density_weights), PackedWeights(color_weights)
+class DensityNetwork(NamedTuple):
+    """Two matrices as the kernels read them: flat, rows padded to whole vectors; in pairs for bfloat16."""
+
+    w1: Any
+    w2: Any
+    w1t: Any
+    """w1 transposed."""
+    w2t: Any
+    width: int
+    """Of the hidden layer."""
+    n_in: int
+    """Inputs."""
+    row: int
+    """Inputs, padded: values from one sample's features to the next one's."""
+
+
+class ColorNetwork(NamedTuple):
+    """Three matrices, as in `DensityNetwork`."""
+
+    w1: Any
+    w2: Any
+    w3: Any
+    w1t: Any
+    w2t: Any
+    w3t: Any
+    width: int
+    """Of both hidden layers."""
+    out_row: int
+    """Outputs, padded."""
+
+
+def pack_networks(field) -> tuple[DensityNetwork, ColorNetwork, PackedWeights, PackedWeights]:
+    """A field's networks as the kernels read them, and the float32 packings by which gradients are laid out."""
+    d, c = PackedWeights(field.density_weights), PackedWeights(field.color_weights)
 
     def arrays(p: PackedWeights, weights) -> list[np.ndarray]:
-        if precision == "bfloat16":
+        if field.precision == "bfloat16":
             pairs = PackedPairs(weights)
             return [*pairs.w, *pairs.wt]
         return [*np.split(p.w, p.w_starts[1:]), *np.split(p.wt, p.wt_starts[1:])]
 
-    width, n_in = int(d.dims[1]), int(d.dims[0])
-    density_net = (*arrays(d, density_weights), width, n_in)
-    color_net = (*arrays(c, color_weights), int(c.dims[1]))
-    return (density_net, color_net, int(c.padded[-1]), int(d.padded[0])), d, c
+    density = DensityNetwork(*arrays(d, field.density_weights), int(d.dims[1]), int(d.dims[0]), int(d.padded[0]))
+    color = ColorNetwork(*arrays(c, field.color_weights), int(c.dims[1]), int(c.padded[-1]))
+    return density, color, d, c
 
 
 def storage(precision: str) -> type:

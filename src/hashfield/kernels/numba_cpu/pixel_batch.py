@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, overloaded, share
+from hashfield.kernels.numba_cpu.grid_inputs import empty_positions, to_planes
 from hashfield.kernels.numba_cpu.simd import peek, poke, prefetch
 
 GROUP = 64  # pixels that are asked for together: each lies on another page of memory
@@ -35,7 +36,7 @@ def _pixel_batch(
     pixels, width, height, n_stored, random, cells_x, cells_y, values, n_channels, has_alpha, is_premultiplied,
     planes, target, thread, threads,
 ):  # fmt: skip
-    n = random.size
+    n, stride = random.size, planes.size // 2
     one, sixteen, low = np.int64(1), np.int64(16), np.int64(0xFFFF)
     found = np.empty(GROUP, np.int64)
     across, down = cells_x << sixteen, cells_y << sixteen
@@ -50,7 +51,7 @@ def _pixel_batch(
             x = quotient(((column << sixteen) + (bits & low)) * width, across, per_across)
             y = quotient(((row << sixteen) + ((bits >> sixteen) & low)) * height, down, per_down)
             poke(planes, i, np.uint32(quotient((2 * x + 1) * (one << 31), width, per_width)))
-            poke(planes, n + i, np.uint32(quotient((2 * y + 1) * (one << 31), height, per_height)))
+            poke(planes, stride + i, np.uint32(quotient((2 * y + 1) * (one << 31), height, per_height)))
             poke(found, k, (y * width + x) * n_stored)
             prefetch(pixels, peek(found, k))
             column += 1
@@ -70,16 +71,16 @@ def _pixel_batch(
 
 
 def pixel_batch(pixels, random, lattice, values, n_channels: int, has_alpha: bool, is_premultiplied: bool):
-    """positions [n, 2] (planes in memory, as the kernels that follow want them) and target [n, C]."""
+    """positions [n, 2] (padded planes in memory, which the kernels that follow read as they are) and target [n, C]."""
     height, width, n_stored = pixels.shape
     n = random.shape[0]
-    planes, target = torch.empty((2, n), dtype=torch.int32), torch.empty((n, n_channels), dtype=torch.float32)
+    positions, target = empty_positions(n, 2, torch.int32), torch.empty((n, n_channels), dtype=torch.float32)
     stored = as_array(pixels).reshape(-1)
     stored = stored.view(np.uint16) if stored.dtype == np.int16 else stored
     if n:
         launch(
             _pixel_batch, stored, width, height, n_stored, as_array(random.contiguous()), *lattice,
             as_array(values.contiguous()), n_channels, has_alpha, is_premultiplied,
-            as_array(planes).view(np.uint32).reshape(-1), as_array(target).reshape(-1),
+            to_planes(positions), as_array(target).reshape(-1),
         )  # fmt: skip
-    return planes.T, target
+    return positions, target
