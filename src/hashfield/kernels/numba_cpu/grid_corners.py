@@ -58,6 +58,8 @@ class Corners(NamedTuple):
 
     index: Any
     weight: Any
+    dot: Any
+    """Products of one block's corners with the gradient of the features; of gradients to positions only."""
 
 
 def _knows(encoder, field: str) -> bool:

@@ -117,7 +117,7 @@ def read_block(table, n_features, n_dims, index, weight, at, ahead, count, out, 
 @implements("encoder_scratch", GridEncoder)
 def _encoder_scratch(encoder):
     slots = (2 * BLOCK) << axes(encoder)
-    return Corners(np.zeros(slots, np.uint32), np.zeros(slots, np.float32))
+    return Corners(np.zeros(slots, np.uint32), np.zeros(slots, np.float32), np.zeros(slots // 2, np.float32))
 
 
 @implements("encode_range", GridEncoder)
@@ -233,12 +233,13 @@ def _dotters(n: int, is_bf16: bool):
     fetch = load_features_bf16 if is_bf16 else load_features
 
     @inline
-    def dots(table, offset, index, n_corners, count, cotangent, start, row, out):
+    def dots(table, index, at, ahead, n_corners, count, cotangent, start, row, out):
         for i in range(count):
             g = load_features(cotangent, start + i * row)
             for c in range(n_corners):
                 k = c * BLOCK + i
-                poke(out, k, reduce_add(fetch(table, (offset + peek(index, k)) * n) * g))
+                prefetch(table, peek(index, ahead + k) * n)
+                poke(out, k, reduce_add(fetch(table, peek(index, at + k) * n) * g))
 
     return dots
 
@@ -247,38 +248,40 @@ _DOTTERS = {key: _dotters(*key) for key in itertools.product((1, 2, 4, 8), (Fals
 
 
 @overloaded
-def dot_corners(table, n_features, offset, index, n_corners, count, cotangent, start, row, out):
-    """out[c*BLOCK + i] = table[offset + index[c*BLOCK + i]] . cotangent[start + i*row:]."""
+def dot_corners(table, n_features, index, at, ahead, n_corners, count, cotangent, start, row, out):
+    """out[c*BLOCK + i] = table[index[at + c*BLOCK + i]] . cotangent[start + i*row:], of one level's table."""
     d1, d2, d4, d8 = (_DOTTERS[n, table.dtype == types.uint16] for n in (1, 2, 4, 8))
 
-    def dots(table, n_features, offset, index, n_corners, count, cotangent, start, row, out):
+    def dots(table, n_features, index, at, ahead, n_corners, count, cotangent, start, row, out):
         if n_features == 4:
-            d4(table, offset, index, n_corners, count, cotangent, start, row, out)
+            d4(table, index, at, ahead, n_corners, count, cotangent, start, row, out)
         elif n_features == 2:
-            d2(table, offset, index, n_corners, count, cotangent, start, row, out)
+            d2(table, index, at, ahead, n_corners, count, cotangent, start, row, out)
         elif n_features == 8:
-            d8(table, offset, index, n_corners, count, cotangent, start, row, out)
+            d8(table, index, at, ahead, n_corners, count, cotangent, start, row, out)
         else:
-            d1(table, offset, index, n_corners, count, cotangent, start, row, out)
+            d1(table, index, at, ahead, n_corners, count, cotangent, start, row, out)
 
     return dots
 
 
 @implements("add_position_gradient", GridEncoder)
 def _add_position_gradient(encoder, positions, begin, end, cotangent, start, level_step, row, grad, scratch):
-    """grad [D, stride] += scale * S'(f_d) * sum over the other axes' corners of weights * (right - left).cotangent.
-
-    The scratch's second half holds the corners' dot products with the cotangent.
-    """
+    """grad [D, stride] += scale * S'(f_d) * sum over the other axes' corners of weights * (right - left).cotangent."""
     n_dims, n_features, smoothstep = axes(encoder), encoder.n_features, is_smooth(encoder)
-    table, index, dot = encoder.table, scratch.index, scratch.weight[BLOCK << n_dims :]
+    table, index, dot = encoder.table, scratch.index, scratch.dot
     stride, n_corners, one = positions.size // n_dims, 1 << n_dims, splat(1.0)
-    for point in range(begin, end, BLOCK):
-        count = min(BLOCK, end - point)
-        for level in range(encoder.n_levels):
-            corners(encoder, positions, point, level, scratch, 0)
-            first, offset = start + level * level_step + point * row, encoder.levels[level, 3]
-            dot_corners(table, n_features, offset, index, n_corners, count, cotangent, first, row, dot)
+    half = BLOCK << n_dims
+    for level in range(encoder.n_levels):
+        own = table[encoder.levels[level, 3] * n_features :]
+        at = 0
+        corners(encoder, positions, begin, level, scratch, at)
+        for point in range(begin, end, BLOCK):
+            if point + BLOCK < end:
+                corners(encoder, positions, point + BLOCK, level, scratch, half - at)
+            count, first = min(BLOCK, end - point), start + level * level_step + point * row
+            dot_corners(own, n_features, index, at, half - at, n_corners, count, cotangent, first, row, dot)
+            at = half - at
             scale = splat(encoder.scales[level])
             for i in range(0, BLOCK, LANES):
                 x, y = load(positions, point + i), load(positions, stride + point + i)

@@ -9,6 +9,8 @@ of the table is added to by one thread. Nothing depends on timing: same seed, sa
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from numba import types
 
 from hashfield.kernels.numba_cpu.amx import begin_tiles, end_tiles
 from hashfield.kernels.numba_cpu.common import (
@@ -19,13 +21,14 @@ from hashfield.kernels.numba_cpu.common import (
     kernel,
     launch,
     n_threads,
+    overloaded,
     part,
     restore_denormals,
     round_up,
     share,
     sigmoid,
 )
-from hashfield.kernels.numba_cpu.encoders import encoder_scratch
+from hashfield.kernels.numba_cpu.encoders import add_position_gradient, encoder_scratch
 from hashfield.kernels.numba_cpu.field import (
     N_COLOR_IN,
     N_DIRECTION,
@@ -57,7 +60,7 @@ from hashfield.kernels.numba_cpu.mlp import (
     weight_gradient,
 )
 from hashfield.kernels.numba_cpu.simd import LANES, cycles, load, peek, poke, store
-from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics
+from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics, harmonics_gradient
 
 # Sums that each thread reports.
 S_LOSS, S_ERROR, S_MARCHED, S_KEPT, S_RAYS = range(5)
@@ -73,6 +76,8 @@ class Wanted(NamedTuple):
     """[n, 4]: straight alpha."""
     background: Any
     """[n, 3]"""
+    weight: Any
+    """[n]: how much each ray counts, or None for 1 each."""
 
 
 class Settings(NamedTuple):
@@ -99,7 +104,7 @@ class RayLoss(NamedTuple):
     is_cut: Any
     """[rays]: whether too little light is left for anything behind to matter."""
     is_dropped: Any
-    """[rays]: whether there was no room for it: it has no part in the step."""
+    """[rays]: whether it has no part in the step: there was no room for it, or its weight is 0."""
     pixel: Any
     """[rays, 3]: composited colour, then the gradient of the loss to it."""
     behind: Any
@@ -152,6 +157,30 @@ class Backward(NamedTuple):
     x_pairs: Any
 
 
+class Tracked(NamedTuple):
+    """What a step keeps of its rays only if their gradients are wanted; elsewhere None, and no code is compiled for it.
+
+    The first four are written by all threads, each ray by one.
+    """
+
+    color: Any
+    """[n, 3]: rendered colour, background included."""
+    grad_color: Any
+    """[n, 3]"""
+    grad_origin: Any
+    """[n, 3]"""
+    grad_direction: Any
+    """[n, 3]"""
+    distance: Any
+    """[samples]: t of the chunk's kept samples."""
+    g_harmonics: Any
+    """[ROWS, 16]: gradient to a block's harmonics."""
+    harmonics: Any
+    """[rays, 16]: the same, summed over the samples of each ray of the chunk."""
+    positions: Any
+    """Planes: gradients to the unit positions of all kept samples."""
+
+
 class Own(NamedTuple):
     """What one thread works in, and what it leaves behind."""
 
@@ -190,8 +219,16 @@ def entropy_slope(w):
     return -np.log(max(w, np.float32(1e-20))) - np.float32(1.0)
 
 
+@overloaded
+def weight_of(weight, ray):
+    """How much a ray counts."""
+    if weight == types.none:
+        return lambda weight, ray: np.float32(1.0)
+    return lambda weight, ray: weight[ray]
+
+
 @part
-def compact(state, loss, wave, chunk, n_alive, kept, settings, positions, base):
+def compact(state, loss, wave, chunk, n_alive, kept, settings, positions, base, tracked):
     """Keep the wave's samples that light still reaches; returns (kept, living rays).
 
     Those kept before are chunk's first `kept`; their positions go to the planes from `base` on.
@@ -226,6 +263,8 @@ def compact(state, loss, wave, chunk, n_alive, kept, settings, positions, base):
             poke(chunk.transmittance, kept, transmittance)
             for axis in range(3):
                 poke(positions, axis * kept_stride + base + kept, peek(wave.positions, axis * stride + j))
+            if tracked is not None:
+                poke(tracked.distance, kept, peek(wave.t, j))
             kept += 1
         i += peek(counts, k)
         poke(transmittances, r, transmittance)
@@ -238,7 +277,7 @@ def compact(state, loss, wave, chunk, n_alive, kept, settings, positions, base):
 
 
 @part
-def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settings, sums):
+def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settings, sums, tracked):
     """Pixel colours, their loss, and its gradient at every kept sample's raw colour and raw density.
 
     `sparsity` times the entropy of a ray's weights and of the light it has left is part of the loss. To the densities
@@ -264,27 +303,31 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
                 pixel[3 * r + c] = behind[3 * r + c] = zero
             continue
         sums[S_RAYS] += 1.0
-        opacity = target[ray, 3]
+        opacity, counts = target[ray, 3], weight_of(wanted.weight, ray)
         for c in range(3):
             color = pixel[3 * r + c]
             if not is_cut[r]:
                 color += left[r] * background[ray, c]
             wish = target[ray, c] * opacity + background[ray, c] * (one - opacity)
             value, slope = loss_and_slope(color - wish, settings.huber_delta)
-            sums[S_LOSS] += value
-            sums[S_ERROR] += (color - wish) * (color - wish)
-            pixel[3 * r + c] = slope * ray_scale  # from here on the gradient of the pixel
+            sums[S_LOSS] += counts * value
+            sums[S_ERROR] += counts * ((color - wish) * (color - wish))
+            pixel[3 * r + c] = counts * (slope * ray_scale)  # from here on the gradient of the pixel
             behind[3 * r + c] = color
+            if tracked is not None:
+                tracked.color[ray, c], tracked.grad_color[ray, c] = color, pixel[3 * r + c]
     if sparsity > zero:
         for r in range(n_chunk):
             entropy_behind[r] = left[r] * entropy_slope(left[r])
             if not is_dropped[r]:
-                sums[S_LOSS] += sparsity * (entropy_behind[r] + left[r])
+                counts = weight_of(wanted.weight, first_ray + r)
+                sums[S_LOSS] += counts * (sparsity * (entropy_behind[r] + left[r]))
         for i in range(kept):
             r, w = peek(rays, i), peek(weights, i)
             entropy_behind[r] += w * entropy_slope(w)
             if not is_dropped[r]:
-                sums[S_LOSS] += sparsity * (w * entropy_slope(w) + w)
+                counts = weight_of(wanted.weight, first_ray + r)
+                sums[S_LOSS] += counts * (sparsity * (w * entropy_slope(w) + w))
     for i in range(kept):
         r, w = 3 * peek(rays, i), peek(weights, i)
         slope = zero
@@ -299,12 +342,13 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
             rest = entropy_behind[r] - w * entropy_slope(w)
             entropy_behind[r] = rest
             if not is_dropped[r]:
-                slope += sparsity * ray_scale * (peek(transmittances, i) * entropy_slope(w) - rest)
+                counts = weight_of(wanted.weight, first_ray + r)
+                slope += counts * (sparsity * ray_scale * (peek(transmittances, i) * entropy_slope(w) - rest))
         poke(chunk.d_raw, i, peek(chunk.slope, i) * slope)
 
 
 @part
-def backward_blocks(kept, density, color, encoder, chunk, scratch, backward, own, d_features, base):
+def backward_blocks(kept, density, color, encoder, chunk, scratch, backward, own, d_features, base, tracked):
     """Both networks' backward pass for a chunk: adds to the thread's weight gradients `own` and writes the
     gradient of the features, level by level, to d_features [level, sample, feature] from sample `base` on."""
     features, color_in, hidden1, hidden2 = chunk.features, chunk.color_in, chunk.hidden1, chunk.hidden2
@@ -339,7 +383,17 @@ def backward_blocks(kept, density, color, encoder, chunk, scratch, backward, own
         weight_gradient(
             g_hidden2, 0, width, color_in, begin * N_COLOR_IN, N_COLOR_IN, own, o3, width, n, grad_pairs, x_pairs
         )
-        # only the geometry half of the input has a gradient worth computing
+        if tracked is not None:
+            product_store(
+                g_hidden2, 0, width, p, color.w1, p * N_GEOMETRY, p * N_COLOR_IN,
+                tracked.g_harmonics, 0, N_DIRECTION, n, N_DIRECTION, width // p, own, 0,
+            )  # fmt: skip
+            for s in range(n):
+                to = peek(chunk.ray, begin + s) * N_DIRECTION
+                for c in range(0, N_DIRECTION, LANES):
+                    term = load(tracked.g_harmonics, s * N_DIRECTION + c)
+                    store(tracked.harmonics, to + c, load(tracked.harmonics, to + c) + term)
+        # else only the geometry half of the input has a gradient worth computing
         product_store(
             g_hidden2, 0, width, p, color.w1, 0, p * N_COLOR_IN, sums, 0, N_GEOMETRY, n, N_GEOMETRY, width // p, own, 0
         )
@@ -363,8 +417,37 @@ def backward_blocks(kept, density, color, encoder, chunk, scratch, backward, own
         by_level(g_features, row, n, encoder, d_features, base + begin)
 
 
+@part
+def gather_ray_gradients(first_ray, n_chunk, kept, rays, march, encoder, chunk, own, base, scratch, tracked):
+    """Sum the gradients to a chunk's positions, and to its harmonics, over the samples of each ray."""
+    positions, grad, direction = own.positions, tracked.positions, rays.direction
+    grad_origin, grad_direction = tracked.grad_origin, tracked.grad_direction
+    stride, inverse_side = positions.size // 3, np.float32(march.inverse_side)
+    for axis in range(3):
+        for i in range(base, base + kept + BLOCK):  # whole blocks are added to
+            poke(grad, axis * stride + i, np.float32(0.0))
+    step = own.features.size // encoder.n_levels
+    add_position_gradient(
+        encoder, positions, base, base + kept, own.features, 0, step, encoder.n_features, grad, scratch.encoder
+    )
+    for i in range(kept):
+        ray, t = first_ray + peek(chunk.ray, i), peek(tracked.distance, i)
+        for axis in range(3):
+            slope = peek(grad, axis * stride + base + i) * inverse_side
+            grad_origin[ray, axis] += slope
+            grad_direction[ray, axis] += t * slope
+    for r in range(n_chunk):
+        ray = first_ray + r
+        x, y, z = harmonics_gradient(
+            direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, tracked.harmonics, r * N_DIRECTION
+        )
+        grad_direction[ray, 0] += x
+        grad_direction[ray, 1] += y
+        grad_direction[ray, 2] += z
+
+
 @kernel
-def _train(rays, wanted, march, density, color, encoder, settings, own, thread, threads):
+def _train(rays, wanted, march, density, color, encoder, settings, own, tracked, thread, threads):
     """March, evaluate, composite and differentiate; see `hashfield.ops.train_rays`."""
     state, wave, loss, chunk, sums = own.state, own.wave, own.loss, own.chunk, own.sums
     scratch = Scratch(encoder_scratch(encoder), own.scratch.hidden, own.scratch.sums)
@@ -387,10 +470,11 @@ def _train(rays, wanted, march, density, color, encoder, settings, own, thread, 
         for r in range(n_chunk):
             ray = first_ray + r
             state.transmittance[r] = np.float32(1.0)
-            state.ended[r] = loss.is_cut[r] = loss.is_dropped[r] = False
+            state.ended[r] = loss.is_cut[r] = False
+            loss.is_dropped[r] = weight_of(wanted.weight, ray) == np.float32(0.0)
             harmonics(direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, scratch.sums, 0)
             put(scratch.sums, 0, state.harmonics, r * N_DIRECTION, N_DIRECTION)
-            if rays.t_max[ray] > rays.t_min[ray]:
+            if rays.t_max[ray] > rays.t_min[ray] and not loss.is_dropped[r]:
                 state.next_step[r] = first_step(rays, ray, march.steps)
                 alive[n_alive] = r
                 n_alive += 1
@@ -411,7 +495,7 @@ def _train(rays, wanted, march, density, color, encoder, settings, own, thread, 
             if m:
                 density_wave(encoder, density, wave, m, scratch, settings.density_bias, settings.is_relu)
             clock2 = cycles()
-            kept, n_alive = compact(state, loss, wave, chunk, n_alive, kept, settings, positions, used)
+            kept, n_alive = compact(state, loss, wave, chunk, n_alive, kept, settings, positions, used, tracked)
             sums[S_STAGES] += clock1 - clock0
             sums[S_STAGES + 1] += clock2 - clock1
             sums[S_STAGES + 2] += cycles() - clock2
@@ -419,9 +503,15 @@ def _train(rays, wanted, march, density, color, encoder, settings, own, thread, 
         clock0 = cycles()
         color_blocks(color, chunk.color_in, kept, chunk.hidden1, chunk.hidden2, scratch.sums, chunk.rgb)
         clock1 = cycles()
-        composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settings, sums)
+        composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settings, sums, tracked)
         clock2 = cycles()
-        backward_blocks(kept, density, color, encoder, chunk, scratch, own.backward, own.weights, own.features, used)
+        if tracked is not None:
+            tracked.harmonics[: n_chunk * N_DIRECTION] = np.float32(0.0)
+        backward_blocks(
+            kept, density, color, encoder, chunk, scratch, own.backward, own.weights, own.features, used, tracked
+        )
+        if tracked is not None:
+            gather_ray_gradients(first_ray, n_chunk, kept, rays, march, encoder, chunk, own, used, scratch, tracked)
         sums[S_STAGES + 3] += clock1 - clock0
         sums[S_STAGES + 4] += clock2 - clock1
         sums[S_STAGES + 5] += cycles() - clock2
@@ -453,7 +543,20 @@ class Buffers:
         self.gradients = Gradients(threads, n_weights, field.layout.n_output, threads, length)
         self.positions = np.zeros((threads, 3 * length), np.float32)
         self.sums = np.zeros((threads, S_STAGES + len(STAGES)))
+        self._tracked: list | None = None  # made when first asked for
         self.own = PerThread(self._own(k, density, color, storage(field.precision)) for k in range(threads))
+
+    def tracked(self, rays: tuple) -> PerThread:
+        """What keeps the gradients of rays, given the four arrays [n, 3] that they go to."""
+        if self._tracked is None:
+            self._tracked = [
+                (
+                    np.zeros(CHUNK_SAMPLES, np.float32), np.zeros(ROWS * N_DIRECTION, np.float32),
+                    np.zeros(CHUNK_RAYS * N_DIRECTION, np.float32), np.zeros_like(positions),
+                )
+                for positions in self.positions
+            ]  # fmt: skip
+        return PerThread(Tracked(*rays, *memory) for memory in self._tracked)
 
     def _own(self, thread: int, density, color, kind: type) -> Own:
         n, width = round_up(CHUNK_SAMPLES, ROWS), max(density.width, color.width)
@@ -498,7 +601,6 @@ def train_rays(
     field, batch, bits, options, workspace, huber_delta: float, sparsity: float, wants_ray_gradients: bool
 ) -> dict:
     """See `hashfield.ops.train_rays`; adds to workspace.grad_table."""
-    assert batch.weight is None and not wants_ray_gradients, "the op leaves such calls to others"
     buffers: Buffers = workspace.buffers
     rays, n_rays, gradients = batch.rays, batch.n_rays, buffers.gradients
     density, color, density_packing, color_packing = pack_networks(field)
@@ -509,11 +611,14 @@ def train_rays(
         int(min(CHUNK_RAYS, max(4, CHUNK_TARGET / max(workspace.samples_per_ray, 1.0)))),
         min(CHUNK_SAMPLES, buffers.capacity),
     )  # fmt: skip
+    target, background = as_array(batch.target.contiguous()), as_array(batch.background.contiguous())
+    weight = None if batch.weight is None else as_array(batch.weight.contiguous())
+    found = tuple(torch.zeros(n_rays, 3) for _ in range(4)) if wants_ray_gradients else None
     launch(
-        _train, ray_arrays(rays, batch.jitter),
-        Wanted(as_array(batch.target.contiguous()), as_array(batch.background.contiguous())),
+        _train, ray_arrays(rays, batch.jitter), Wanted(target, background, weight),
         march_of(bits, options.aabb_scale, options.cone_angle, options.step_scale),
         density, color, encoder, settings, buffers.own,
+        None if found is None else buffers.tracked(tuple(map(as_array, found))),
         threads=buffers.threads,
     )  # fmt: skip
     gradients.add_to_table(encoder, buffers.positions, workspace.grad_table, buffers.sums[:, -1])
@@ -528,5 +633,5 @@ def train_rays(
         "grad_density_weights": density_packing.unpack(total[:split]),
         "grad_color_weights": color_packing.unpack(total[split:]),
         "stage_cycles": dict(zip(STAGES, map(float, sums[S_STAGES:]), strict=True)),
-        "ray_gradients": None,
+        "ray_gradients": found,
     }  # fmt: skip
