@@ -226,13 +226,32 @@ def where_positive(condition, value):
     return simd_where(condition > splat(0.0), value, splat(0.0))
 
 
+class AnyNetwork(NamedTuple):
+    """A float32 network of any depth, as `PackedWeights` lays it out."""
+
+    dims: Any
+    """[layer + 1]: inputs, widths, outputs."""
+    padded: Any
+    """[layer + 1]: those padded to whole vectors."""
+    starts: Any
+    """[layer + 2]: where a block's activations begin, layer by layer, and where they end."""
+    w: Any
+    w_starts: Any
+    wt: Any
+    wt_starts: Any
+    activation: int
+    """See ACTIVATIONS."""
+    output_activation: int
+
+
 @part
-def forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_activation):
+def forward_block(acts, net):
     """All layers of one block; layer k's input lies at acts[starts[k]:], ROWS x padded[k]."""
+    starts, dims, padded, wt, wt_starts = net.starts, net.dims, net.padded, net.wt, net.wt_starts
     n_layers = dims.size - 1
     for k in range(n_layers):
         is_last = k == n_layers - 1
-        if not is_last and activation == 1:
+        if not is_last and net.activation == 1:
             product_relu(
                 acts, starts[k], padded[k], 1, wt, wt_starts[k], padded[k + 1],
                 acts, starts[k + 1], padded[k + 1], ROWS, padded[k + 1], dims[k], acts, 0,
@@ -243,7 +262,7 @@ def forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_
                 acts, starts[k + 1], padded[k + 1], ROWS, padded[k + 1], dims[k], acts, 0,
             )  # fmt: skip
         if is_last:
-            activate(acts, starts[k + 1], ROWS * padded[k + 1], output_activation)
+            activate(acts, starts[k + 1], ROWS * padded[k + 1], net.output_activation)
 
 
 @inline
@@ -256,7 +275,8 @@ def load_block(x, begin, end, width, acts, row):
 
 
 @kernel
-def _forward(x, n, dims, padded, starts, wt, wt_starts, activation, output_activation, out, thread, threads):
+def _forward(x, n, net, out, thread, threads):
+    dims, padded, starts = net.dims, net.padded, net.starts
     n_layers = dims.size - 1
     n_out = dims[n_layers]
     n_blocks = (n + ROWS - 1) // ROWS
@@ -266,7 +286,7 @@ def _forward(x, n, dims, padded, starts, wt, wt_starts, activation, output_activ
         begin = block * ROWS
         end = min(n, begin + ROWS)
         load_block(x, begin, end, dims[0], acts, padded[0])
-        forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_activation)
+        forward_block(acts, net)
         for s in range(begin, end):
             for o in range(n_out):
                 out[s * n_out + o] = acts[starts[n_layers] + (s - begin) * padded[n_layers] + o]
@@ -274,11 +294,10 @@ def _forward(x, n, dims, padded, starts, wt, wt_starts, activation, output_activ
 
 
 @kernel
-def _backward(
-    x, n, dims, padded, starts, wt, wt_starts, w, w_starts, activation, output_activation, grad_out, grad_x,
-    grad_w, thread, threads,
-):  # fmt: skip
+def _backward(x, n, net, grad_out, grad_x, grad_w, thread, threads):
     """grad_w [threads, ...] holds each thread's own sums, laid out as w; grad_x may be empty."""
+    dims, padded, starts, w, w_starts = net.dims, net.padded, net.starts, net.w, net.w_starts
+    activation, output_activation = net.activation, net.output_activation
     n_layers = dims.size - 1
     n_out = dims[n_layers]
     n_blocks = (n + ROWS - 1) // ROWS
@@ -290,7 +309,7 @@ def _backward(
         begin = block * ROWS
         end = min(n, begin + ROWS)
         load_block(x, begin, end, dims[0], acts, padded[0])
-        forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_activation)
+        forward_block(acts, net)
         top, top_row = starts[n_layers], padded[n_layers]
         clear(grads, top, ROWS * top_row)
         for s in range(begin, end):
@@ -374,16 +393,22 @@ class PackedWeights:
 ACTIVATIONS = {"none": 0, "relu": 1, "sigmoid": 2, "exp": 3}
 
 
+def _network(packed: PackedWeights, activation: str, output_activation: str, with_w: bool) -> AnyNetwork:
+    w = packed.w if with_w else np.empty(0, np.float32)
+    return AnyNetwork(
+        packed.dims, packed.padded, packed.starts, w, packed.w_starts, packed.wt, packed.wt_starts,
+        ACTIVATIONS[activation], ACTIVATIONS[output_activation],
+    )  # fmt: skip
+
+
 def mlp_forward(x, weights, activation: str, output_activation: str) -> torch.Tensor:
     """Outputs [n, n_out]; see `hashfield.ops.mlp`."""
     packed = PackedWeights(weights)
     n = x.shape[0]
     out = torch.empty((n, int(packed.dims[-1])), dtype=torch.float32)
     if n:
-        launch(
-            _forward, as_array(x).reshape(-1), n, packed.dims, packed.padded, packed.starts, packed.wt,
-            packed.wt_starts, ACTIVATIONS[activation], ACTIVATIONS[output_activation], as_array(out).reshape(-1),
-        )  # fmt: skip
+        net = _network(packed, activation, output_activation, with_w=False)
+        launch(_forward, as_array(x).reshape(-1), n, net, as_array(out).reshape(-1))
     return out
 
 
@@ -396,11 +421,10 @@ def mlp_backward(
     grad_x = torch.empty_like(x) if needs_x else torch.empty(0)
     grad_w = np.zeros((threads, packed.n_values), np.float32)
     if n:
+        net = _network(packed, activation, output_activation, with_w=True)
         launch(
-            _backward, as_array(x).reshape(-1), n, packed.dims, packed.padded, packed.starts, packed.wt,
-            packed.wt_starts, packed.w, packed.w_starts, ACTIVATIONS[activation], ACTIVATIONS[output_activation],
-            as_array(grad_out).reshape(-1), as_array(grad_x).reshape(-1), grad_w,
-            threads=threads,
+            _backward, as_array(x).reshape(-1), n, net, as_array(grad_out).reshape(-1), as_array(grad_x).reshape(-1),
+            grad_w, threads=threads,
         )  # fmt: skip
     return (grad_x if needs_x else None), packed.unpack(grad_w.sum(axis=0))
 

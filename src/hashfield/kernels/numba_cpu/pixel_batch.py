@@ -1,5 +1,7 @@
 """Training batches of an image on CPUs: place, position and value of each cell's pixel in one pass."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 
@@ -31,11 +33,24 @@ def quotient(n, d, inverse):
     return q + np.int64(rest >= d) - np.int64(rest < 0)
 
 
+class Picture(NamedTuple):
+    """Stored pixels and what they mean; see `hashfield.ops.pixel_batch`."""
+
+    pixels: Any
+    """Flat: row by row, n_stored numbers to a pixel."""
+    width: int
+    height: int
+    n_stored: int
+    values: Any
+    """[2, codes]: what codes mean, for colours and for alpha."""
+    n_channels: int
+    has_alpha: bool
+    is_premultiplied: bool
+
+
 @kernel
-def _pixel_batch(
-    pixels, width, height, n_stored, random, cells_x, cells_y, values, n_channels, has_alpha, is_premultiplied,
-    planes, target, thread, threads,
-):  # fmt: skip
+def _pixel_batch(picture, random, cells_x, cells_y, planes, target, thread, threads):
+    pixels, width, height, n_stored, values, n_channels, has_alpha, is_premultiplied = picture
     n, stride = random.size, planes.size // 2
     one, sixteen, low = np.int64(1), np.int64(16), np.int64(0xFFFF)
     found = np.empty(GROUP, np.int64)
@@ -78,9 +93,11 @@ def pixel_batch(pixels, random, lattice, values, n_channels: int, has_alpha: boo
     stored = as_array(pixels).reshape(-1)
     stored = stored.view(np.uint16) if stored.dtype == np.int16 else stored
     if n:
+        picture = Picture(
+            stored, width, height, n_stored, as_array(values.contiguous()), n_channels, has_alpha, is_premultiplied
+        )
         launch(
-            _pixel_batch, stored, width, height, n_stored, as_array(random.contiguous()), *lattice,
-            as_array(values.contiguous()), n_channels, has_alpha, is_premultiplied,
-            to_planes(positions), as_array(target).reshape(-1),
+            _pixel_batch, picture, as_array(random.contiguous()), *lattice, to_planes(positions),
+            as_array(target).reshape(-1),
         )  # fmt: skip
     return positions, target
