@@ -93,14 +93,14 @@ class NerfTask:
         else:
             self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=config.train.l2)
             self.workspace = TrainWorkspace(
-                self.parameters(), max(2 * config.train.batch_samples, LONGEST_RAYS * torch.get_num_threads())
+                self.parameters(), max(2 * config.train.batch, LONGEST_RAYS * torch.get_num_threads())
             )
         seeds = np.random.SeedSequence(seed).spawn(3)
         self.random = {
             name: np.random.Generator(np.random.SFC64(s))
             for name, s in zip(("pixels", "rays", "occupancy"), seeds, strict=True)
         }
-        self.n_rays = max(16, config.train.batch_samples // 64)
+        self.n_rays = max(16, config.train.batch // 64)
         self.next_refresh = 0
         self.n_refreshes = 0
         self.grid: OccupancyGrid | None = None
@@ -113,7 +113,7 @@ class NerfTask:
         recipe = Recipe(
             aabb_scale=self.spaces.aabb_scale, cone_angle=self.spaces.cone_angle,
             min_transmittance=train.min_transmittance, min_weight=self.min_weight, huber_delta=train.huber_delta,
-            batch_samples=train.batch_samples, l2=train.l2,
+            batch_samples=train.batch, l2=train.l2,
         )  # fmt: skip
         encoding = self.field.encoding
         assert isinstance(encoding, GridEncoding), "is_plain"
@@ -237,7 +237,7 @@ class NerfTask:
                 result.loss += config.total_variation * self._add_total_variation(step)
             self.optimizer.step(self.workspace.grad_table, self.matrix_gradients(result), rate)
         # Rays of the next step: what the sample budget allows, at most twice as many.
-        wanted = result.n_rays * config.batch_samples / max(result.n_kept, 1)
+        wanted = result.n_rays * config.batch / max(result.n_kept, 1)
         self.n_rays = int(min(max(16, min(2 * result.n_rays, wanted)), 2**18))
         return StepResult(result.loss, result.squared_error, result.n_rays, result.n_kept)
 
@@ -383,4 +383,4 @@ def gpu_memory(config: NerfConfig, scene: Scene) -> int:
     n_weights = sum(math.prod(shape) for name, shape in shapes if "_network." in name)
     n_pixels = sum(camera.width * camera.height for camera in scene.splits["train"].cameras)
     n_cells = scene.spaces.n_cascades * 128**3
-    return n_bytes_of(field.encoding.layout(3), n_weights, config.train.batch_samples, n_pixels, n_cells)
+    return n_bytes_of(field.encoding.layout(3), n_weights, config.train.batch, n_pixels, n_cells)

@@ -128,8 +128,8 @@ class SdfTask:
             self.optimizer = self.on_device.optimizer
         else:
             self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=config.train.l2)
-            self.workspace = PointsWorkspace(self.network(), config.train.batch_points)
-        self.samples = self._samples(config.train.batch_points, makes_ahead=device.type == "cuda")
+            self.workspace = PointsWorkspace(self.network(), config.train.batch)
+        self.samples = self._samples(config.train.batch, makes_ahead=device.type == "cuda")
         up = (0.0, 0.0, 1.0) if mesh.path.suffix.lower() == ".stl" else (0.0, 1.0, 0.0)
         self.cameras = {"orbit": view_cameras(mesh.box, up)}
 
@@ -142,7 +142,7 @@ class SdfTask:
             table_of(self.field.encoding), self.matrices, COMPUTE[network.precision], AdamOptions(l2=train.l2)
         )
         return PointsTraining(
-            network.layout, network.interpolation, optimizer, train.batch_points, "mape", self.seed,
+            network.layout, network.interpolation, optimizer, train.batch, "mape", self.seed,
             is_fixed_point=False,
         )  # fmt: skip
 
@@ -276,5 +276,5 @@ def gpu_memory(config: SdfConfig) -> int:
 
     encoding, train = config.encoding.reaching(config.finest_resolution), config.train
     shapes = MLPConfig(config.n_neurons, config.n_hidden_layers).shapes(encoding.n_output(3), 1)
-    pool = 16 * train.n_chunks * train.batch_points  # three coordinates and a distance each
-    return n_bytes_of(encoding.layout(3), sum(a * b for a, b in shapes), train.batch_points, 1, pool)
+    pool = 16 * train.n_chunks * train.batch  # three coordinates and a distance each
+    return n_bytes_of(encoding.layout(3), sum(a * b for a, b in shapes), train.batch, 1, pool)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from hashfield._version import __version__
 from hashfield.errors import CheckpointError, HashfieldError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 calls every kind's batch `config.train.batch`; see `migrated`."""
 STATE_PREFIXES = ("optimizer.", "occupancy.")
 """Tensors that only a resumed run needs; an export leaves them out."""
 _MAX_METADATA_BYTES = 64 << 20
@@ -139,7 +140,7 @@ def export_checkpoint(source: Path, target: Path) -> int:
             half = torch.bfloat16 if name.endswith("table") else torch.float16
             small[name] = tensor.to(half) if tensor.dtype == torch.float32 else tensor
     metadata = {k: v for k, v in metadata.items() if k != "state"}
-    save_checkpoint(target, small, {**metadata, "precision": "half"})
+    save_checkpoint(target, small, {**metadata, "format_version": FORMAT_VERSION, "precision": "half"})
     return target.stat().st_size
 
 
@@ -182,7 +183,20 @@ def _metadata(path: Path, handle: Any) -> dict[str, Any]:
             f"{path}: format version {version} is newer than this program's {FORMAT_VERSION}; update hashfield"
         )
     _check_sections(path, metadata)
-    return metadata
+    return migrated(metadata)
+
+
+def migrated(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of any earlier format as this version writes it; `format_version` keeps telling what the file has.
+
+    Version 1 called the batch of a radiance field `config.train.batch_samples` and that of a signed distance
+    `config.train.batch_points`.
+    """
+    train = metadata.get("config", {}).get("train")
+    if metadata["format_version"] >= 2 or not isinstance(train, dict):
+        return metadata
+    renamed = {{"batch_samples": "batch", "batch_points": "batch"}.get(name, name): train[name] for name in train}
+    return {**metadata, "config": {**metadata["config"], "train": renamed}}
 
 
 def _check_sections(path: Path, metadata: Mapping[str, Any]) -> None:
