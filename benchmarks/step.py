@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import append, cpu_model, fma_limit, gather_rates, gemm_rate, other_load
+from hashfield.train.optim import TableOptimizer
 
 from hashfield.data import load_scene
-from hashfield.geometry.rays import Rays
+from hashfield.geometry.rays import RayBatch, Rays
 from hashfield.nn.config import GridConfig, RadianceFieldConfig
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.render_rays import MarchOptions
@@ -23,7 +24,6 @@ from hashfield.ops.train_rays import TrainWorkspace, train_rays
 from hashfield.tasks.nerf import NerfTask
 from hashfield.tasks.nerf_config import PRESETS
 from hashfield.tasks.nerf_model import field_parameters
-from hashfield.train.optim import TableOptimizer
 
 
 def ticks_per_second() -> float:
@@ -68,8 +68,9 @@ def full_step(threads: int) -> dict:
     options = MarchOptions(1, min_transmittance=1e-6)
     times, stages, marched, kept = [], {}, 0, 0
     for repeat in range(14):
+        batch = RayBatch(rays, target, background, torch.rand(n_rays))
         before = time.perf_counter()
-        result = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=torch.rand(n_rays))
+        result = train_rays(parameters, batch, bits, options, workspace)
         middle = time.perf_counter()
         grads = [*result.grad_density_weights, *result.grad_color_weights]
         optimizer.step(workspace.grad_table, grads, 1e-9)

@@ -9,7 +9,7 @@ import torch
 
 from hashfield.errors import BackendError, ShapeError
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.geometry.rays import Rays
+from hashfield.geometry.rays import RayBatch, Rays
 from hashfield.ops.elementwise_encode import frequency_encode
 from hashfield.ops.grid_encode import grid_encode
 from hashfield.ops.occupancy_update import refresh_cells
@@ -93,7 +93,7 @@ def test_training_step_agrees_with_reference(case: str):
     for backend in ("numba", "reference"):
         workspace = TrainWorkspace(parameters, 2**15, backend=backend)
         result = train_rays(
-            parameters, rays, target, background, bits, options, workspace, jitter=jitter, huber_delta=huber,
+            parameters, RayBatch(rays, target, background, jitter), bits, options, workspace, huber_delta=huber,
             sparsity=sparsity,
         )  # fmt: skip
         found[backend] = (result, workspace.grad_table)
@@ -125,8 +125,8 @@ def test_sparsity_is_seen_by_loss_and_densities():
         workspace = TrainWorkspace(parameters, 2**15)
         results.append(
             train_rays(
-                parameters, rays, target, background, bits, MarchOptions(1, 0.0, 4.0, 1e-2), workspace, jitter=jitter,
-                sparsity=sparsity,
+                parameters, RayBatch(rays, target, background, jitter), bits, MarchOptions(1, 0.0, 4.0, 1e-2),
+                workspace, sparsity=sparsity,
             )
         )  # fmt: skip
     without, with_entropy = results
@@ -182,10 +182,10 @@ def test_twice_the_same_bits_and_threads_change_little():
         for threads in (2, 2, 1, 3):
             torch.set_num_threads(threads)
             workspace = TrainWorkspace(parameters, 2**16)
-            train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+            train_rays(parameters, RayBatch(rays, target, background, jitter), bits, options, workspace)
             workspace.grad_table.zero_()
             workspace.samples_per_ray = 64.0
-            result = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+            result = train_rays(parameters, RayBatch(rays, target, background, jitter), bits, options, workspace)
             results.append((result, workspace.grad_table))
     finally:
         torch.set_num_threads(before)
@@ -204,7 +204,7 @@ def test_full_buffers_drop_whole_rays():
     bits = torch.full((128**3 // 8,), 255, dtype=torch.uint8)
     options = MarchOptions(1, 0.0, 2.0, 1e-4)
     workspace = TrainWorkspace(parameters, 20000)
-    result = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+    result = train_rays(parameters, RayBatch(rays, target, background, jitter), bits, options, workspace)
     assert 0 < result.n_rays < 300 and result.n_kept <= 20000
     assert math.isfinite(result.loss) and bool(torch.isfinite(workspace.grad_table).all())
 
@@ -217,7 +217,7 @@ def test_no_rays_and_rays_that_all_miss():
     assert render_rays(parameters, none, bits, options).color.shape == (0, 3)
     miss = Rays(rays.origin, rays.direction, torch.zeros(20), torch.zeros(20))
     workspace = TrainWorkspace(parameters, 4096)
-    result = train_rays(parameters, miss, target, background, bits, options, workspace, jitter=jitter)
+    result = train_rays(parameters, RayBatch(miss, target, background, jitter), bits, options, workspace)
     assert result.n_kept == 0 and bool((workspace.grad_table == 0).all())
     wanted = target[:, :3] * target[:, 3:] + background * (1 - target[:, 3:])
     assert result.loss == pytest.approx(float((background - wanted).square().sum(1).mean()), rel=1e-5)
@@ -268,7 +268,13 @@ def test_unfused_field_is_the_same_function(options: MarchOptions, activation: s
         workspace = TrainWorkspace(one, 2**16)
         results.append(
             train_rays(
-                one, rays, target, background, bits, careful, workspace, jitter=jitter, huber_delta=0.1, sparsity=0.05
+                one,
+                RayBatch(rays, target, background, jitter),
+                bits,
+                careful,
+                workspace,
+                huber_delta=0.1,
+                sparsity=0.05,
             )
         )
     unfused, fused = results
@@ -290,15 +296,14 @@ def test_unfused_field_trains_its_table_and_rays_that_fit():
     rays, bits, target, background, jitter = batch(300)
     workspace = TrainWorkspace(parameters, 3000)
     options = MarchOptions(1, 0.0, 2.0, 1e-4)
-    result = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+    result = train_rays(parameters, RayBatch(rays, target, background, jitter), bits, options, workspace)
     assert 0 < result.n_rays < 300 and 0 < result.n_marched <= 3000
     assert bool((workspace.grad_table != 0).any()) and bool(torch.isfinite(workspace.grad_table).all())
     first = Rays(*(x[: result.n_rays] for x in (rays.origin, rays.direction, rays.t_min, rays.t_max)))
     workspace = TrainWorkspace(parameters, 3000)
-    again = train_rays(
-        parameters, first, target[: result.n_rays], background[: result.n_rays], bits, options, workspace,
-        jitter=jitter[: result.n_rays],
-    )  # fmt: skip
+    n = result.n_rays
+    fewer = RayBatch(first, target[:n], background[:n], jitter[:n])
+    again = train_rays(parameters, fewer, bits, options, workspace)
     assert again.loss == pytest.approx(result.loss, rel=1e-5)
 
 
@@ -313,7 +318,7 @@ def test_deep_networks_behind_any_encoding():
     rays, bits, target, background, jitter = batch(100)
     workspace = TrainWorkspace(parameters, 2**15)
     options = MarchOptions(1, 0.0, 4.0, 1e-2)
-    result = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+    result = train_rays(parameters, RayBatch(rays, target, background, jitter), bits, options, workspace)
     assert [tuple(w.shape) for w in result.grad_density_weights] == widths[0]
     assert [tuple(w.shape) for w in result.grad_color_weights] == widths[1]
     assert all(bool(w.abs().max() > 0) for w in (*result.grad_density_weights, *result.grad_color_weights))
@@ -323,7 +328,7 @@ def test_deep_networks_behind_any_encoding():
         density_weights=tuple(w - 1e-3 * d for w, d in zip(density, result.grad_density_weights, strict=True)),
         color_weights=tuple(w - 1e-3 * d for w, d in zip(color, result.grad_color_weights, strict=True)),
     )
-    after = train_rays(better, rays, target, background, bits, options, workspace, jitter=jitter)
+    after = train_rays(better, RayBatch(rays, target, background, jitter), bits, options, workspace)
     assert after.loss < result.loss
     with pytest.raises(ShapeError, match=r"density_weights\[1\]: expected 48 inputs, got 24"):
         wrong = replace(parameters, density_weights=(density[0], density[0], density[2]))

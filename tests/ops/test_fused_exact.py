@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hashfield.geometry.rays import Rays
+from hashfield.geometry.rays import RayBatch, Rays
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
 from tests import tolerances
@@ -55,7 +55,9 @@ def step(
     """One step from a cleared gradient: what it found, and every gradient."""
     rays, bits, target, background, jitter = case
     workspace.grad_table.zero_()
-    found = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter, huber_delta=huber)
+    found = train_rays(
+        parameters, RayBatch(rays, target, background, jitter), bits, options, workspace, huber_delta=huber
+    )
     return found, [workspace.grad_table.clone(), *found.grad_density_weights, *found.grad_color_weights]
 
 
@@ -270,7 +272,7 @@ def test_a_workspace_serves_step_after_step() -> None:
     assert a[0].loss == b[0].loss and same_bits(a[1], b[1])
     rays, bits, target, background, jitter = second
     fresh.samples_per_ray = 64.0
-    train_rays(parameters, rays, target, background, bits, options, fresh, jitter=jitter)
+    train_rays(parameters, RayBatch(rays, target, background, jitter), bits, options, fresh)
     assert relative_error(fresh.grad_table, 2 * b[1][0]) < tolerances.FAST_OUTPUT
 
 

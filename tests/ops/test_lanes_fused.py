@@ -14,6 +14,7 @@ import os
 from dataclasses import replace
 import torch
 from hashfield.kernels.numba_cpu.target import LANES, PATH
+from hashfield.geometry.rays import RayBatch
 from hashfield.ops.occupancy_update import refresh_cells
 from hashfield.ops.render_rays import MarchOptions, render_rays
 from hashfield.ops.train_rays import TrainWorkspace, train_rays
@@ -28,7 +29,7 @@ for name, width, scale in (("L8F4", 64, 1), ("L5F2", 32, 4)):
     options, found = MarchOptions(scale, 1 / 256 if scale > 1 else 0.0, 4.0, 1e-2), []
     for backend in ("numba", "reference"):
         workspace = TrainWorkspace(parameters, 2**14, backend)
-        r = train_rays(parameters, rays, target, background, bits, options, workspace, jitter=jitter)
+        r = train_rays(parameters, RayBatch(rays, target, background, jitter), bits, options, workspace)
         seen = render_rays(parameters, rays, bits, options, jitter=jitter, backend=backend)
         values = torch.zeros(scale.bit_length() * 128**3)
         refresh_cells(values, cells, noise, parameters, aabb_scale=scale, backend=backend)

@@ -503,7 +503,7 @@ def test_layouts_are_values() -> None:
 def test_rays_and_samples_move_and_count() -> None:
     rays = Rays(torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(2), torch.ones(2), image_index=torch.ones(2).long())
     moved = rays.to("meta")
-    assert (moved.origin.device.type, moved.pixel, moved.n_rays) == ("meta", None, 2)
+    assert (moved.origin.device.type, moved.n_rays) == ("meta", 2)
     assert moved.image_index is not None and moved.image_index.device.type == "meta"
     samples = RaySamples(torch.zeros(4), torch.ones(4), torch.tensor([0, 1, 1, 4]))
     assert (samples.n_rays, samples.n_samples) == (3, 4)

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hashfield.data.pixel_sampler import PixelSampler
 from torch import Tensor
 
-from hashfield.data.pixel_sampler import PixelSampler
 from hashfield.geometry.cameras import camera_table
 from hashfield.geometry.rays import Rays
 from hashfield.ops.adam import adam, adam_table
@@ -267,9 +267,11 @@ def test_batches_agree_with_the_reference(backend: Backend) -> None:
     chosen = torch.randint(0, sampler.n_pool, (200,), generator=g)
     chosen[:2] = torch.tensor([0, sampler.n_pool - 1])
     box = torch.tensor([-1.0, -1, -1, 1, 1, 1], dtype=torch.float64)
-    pool = (sampler.spans, sampler.span_ends, sampler.starts, sampler.widths, sampler.pixels, sampler.table, box)
-    found = training_rays(chosen.to(device()), *(x.to(device()) for x in pool), backend=backend)
-    right = training_rays(chosen, *pool, backend="reference")
+    there, extra = device(), {"jitter": torch.rand(200, generator=g), "background": torch.rand(200, 3, generator=g)}
+    own = {name: x.to(there) for name, x in extra.items()}
+    found = training_rays(chosen.to(there), sampler.pool.to(there), box.to(there), **own, backend=backend)
+    right = training_rays(chosen, sampler.pool, box, **extra, backend="reference")
+    assert found.jitter is own["jitter"] and found.background is own["background"]
     torch.testing.assert_close(found.target.cpu(), right.target, rtol=2e-7, atol=0.0)
     for name in ("origin", "direction", "t_min", "t_max", "image_index"):
         mine, theirs = getattr(found.rays, name).cpu(), getattr(right.rays, name)

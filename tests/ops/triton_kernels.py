@@ -221,6 +221,7 @@ def _lenses() -> torch.Tensor:
 
 
 def _rays() -> None:
+    from hashfield.geometry.rays import PixelPool
     from hashfield.kernels.triton_gpu.camera_rays import camera_rays_forward, view_rays
     from hashfield.kernels.triton_gpu.training_rays import training_rays
 
@@ -228,9 +229,8 @@ def _rays() -> None:
     camera_rays_forward(_lenses(), chosen, torch.zeros(256, 2))
     view_rays(_lenses()[:1], 800, 0, 256, box)
     pixels = torch.zeros(256, 4, dtype=torch.uint8)
-    training_rays(
-        chosen, torch.zeros(8, 3, dtype=torch.int64), chosen[:8], chosen[:2], chosen[:2], pixels, _lenses(), box
-    )
+    spans = torch.zeros(8, 3, dtype=torch.int64)
+    training_rays(chosen, PixelPool(pixels, chosen[:2], chosen[:2], chosen[:2], _lenses(), spans, chosen[:8]), box)
 
 
 def _render(aabb_scale: int, cone_angle: float) -> None:

@@ -163,7 +163,9 @@ def test_carving_needs_silhouettes_that_agree():
 
 def test_rays_stay_inside_the_hull(trained):
     task, _ = trained
-    batch = task.sampler.draw(512, task.box, np.random.default_rng(0))
+    batch = task.sampler.draw(
+        task.box, np.random.default_rng(0), jitter=torch.zeros(512), background=torch.zeros(512, 3)
+    )
     hit = batch.rays.t_max > batch.rays.t_min
     point = batch.rays.origin + (0.5 * (batch.rays.t_min + batch.rays.t_max))[:, None] * batch.rays.direction
     low, high = task.box[:3].float() - 1e-4, task.box[3:].float() + 1e-4

@@ -1,10 +1,13 @@
-"""Rays and the samples marched along them: the data that flow between stages. No physics here."""
+"""Rays, the samples marched along them, and the pixels they come from: the data that flow between stages.
+
+No physics here.
+"""
 
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Float64, Int, Int64, UInt8
 from torch import Tensor
 
 
@@ -22,10 +25,6 @@ class Rays:
     """Distance at which it ends; a ray with t_max <= t_min has no samples."""
     image_index: Int[Tensor, " n_rays"] | None = None
     """Photo the ray belongs to."""
-    pixel: Float[Tensor, "n_rays 2"] | None = None
-    """(x, y) in that photo; the centre of the first pixel is (0.5, 0.5)."""
-    latent_index: Int[Tensor, " n_rays"] | None = None
-    """Row of the per-image latent table, where a task has one."""
 
     @property
     def n_rays(self) -> int:
@@ -72,7 +71,61 @@ class RaySamples:
         return _moved(self, device)
 
 
-_T = TypeVar("_T", Rays, RaySamples)
+@dataclass(frozen=True)
+class RayBatch:
+    """What one training step looks at: rays, the colours they should have, and how each of them counts."""
+
+    rays: Rays
+    """Scene space, t_min and t_max within the box; `rays.image_index` says which photo each belongs to."""
+    target: Float[Tensor, "n_rays 4"]
+    """Colour of each ray's pixel: straight alpha, 0 to 1, in the photos' own space (sRGB)."""
+    background: Float[Tensor, "n_rays 3"]
+    """Colour behind each ray, 0 to 1; random ones teach empty space to be empty."""
+    jitter: Float[Tensor, " n_rays"]
+    """Fraction of a step by which each ray's lattice of samples is shifted, 0 to 1."""
+    weight: Float[Tensor, " n_rays"] | None = None
+    """How much each ray counts in the loss, at least 0; a ray of weight 0 is not marched at all. None: 1 each."""
+
+    @property
+    def n_rays(self) -> int:
+        """Number of rays, those of weight 0 included."""
+        return self.rays.n_rays
+
+    def to(self, device: torch.device | str) -> "RayBatch":
+        """The same batch on another device."""
+        return _moved(self, device)
+
+
+@dataclass(frozen=True)
+class PixelPool:
+    """All training photos in one flat array, their cameras, and which of their pixels batches are drawn from."""
+
+    pixels: UInt8[Tensor, "n_pixels 4"]
+    """All images one after another, row by row: RGBA, straight alpha."""
+    starts: Int64[Tensor, " n_images"]
+    """First pixel of each image in `pixels`."""
+    widths: Int64[Tensor, " n_images"]
+    """Width of each image in pixels."""
+    heights: Int64[Tensor, " n_images"]
+    """Height of each image in pixels."""
+    table: Float64[Tensor, "n_images 24"]
+    """Cameras in scene space, see `geometry.cameras.camera_table`."""
+    spans: Int64[Tensor, "n_spans 3"]
+    """Pixels to draw from, as runs within one image: (image, first pixel within the image, length)."""
+    span_ends: Int64[Tensor, " n_spans"]
+    """Running total of the spans' lengths."""
+
+    @property
+    def n_pool(self) -> int:
+        """Pixels that are drawn from. Read from the tensor: on a GPU that waits."""
+        return int(self.span_ends[-1]) if len(self.span_ends) else 0
+
+    def to(self, device: torch.device | str) -> "PixelPool":
+        """The same pool on another device."""
+        return _moved(self, device)
+
+
+_T = TypeVar("_T", Rays, RaySamples, RayBatch, PixelPool)
 
 
 def _moved(value: _T, device: torch.device | str) -> _T:

@@ -26,6 +26,9 @@ MAX_AABB_SCALE: Final = 128
 MAX_SCALE: Final = 1e9
 """Largest scale, and its inverse the smallest: beyond, float32 positions of the scene lose all digits."""
 CONE_ANGLE: Final = 1 / 256
+GRID_SIZE: Final = 128
+"""Cells of an occupancy grid along an axis of each cascade. Source: instant-ngp's NERF_GRIDSIZE."""
+CELLS_PER_CASCADE: Final = GRID_SIZE**3
 
 _Number = TypeVar("_Number", float, Tensor)
 
@@ -93,6 +96,11 @@ class Spaces:
     def n_cascades(self) -> int:
         """Nested occupancy grids: one for the unit cube and one for each doubling up to the box."""
         return self.aabb_scale.bit_length()
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the occupancy grid, all cascades together."""
+        return self.n_cascades * CELLS_PER_CASCADE
 
     @property
     def cone_angle(self) -> float:

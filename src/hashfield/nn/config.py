@@ -7,6 +7,9 @@ from typing import Literal, Self
 from hashfield.errors import ConfigError
 from hashfield.geometry.grid_layout import GridLayout, GridType, per_level_scale_between
 
+RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+"""What may be asked of a run's networks; each task's `precision` says what it makes of it."""
+
 
 @dataclass(frozen=True)
 class GridConfig:

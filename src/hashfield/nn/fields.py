@@ -1,18 +1,23 @@
 """Fields as modules: functions over space with trainable parameters."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hashfield.nn.config import RadianceFieldConfig
-from hashfield.nn.encodings import GridEncoding, encoding_from_config
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.nn.config import RadianceFieldConfig, RunPrecision
+from hashfield.nn.encodings import GridEncoding, encoding_from_config, table_of
 from hashfield.nn.networks import MLP
 from hashfield.ops.backend import Backend
 from hashfield.ops.color_mlp import color_mlp
 from hashfield.ops.encoded_mlp import encoded_mlp
+from hashfield.ops.eval_points import network_precision
 from hashfield.ops.grid_encode import Precision
 from hashfield.ops.mlp import mlp
 from hashfield.ops.radiance_field import RadianceFieldResult, density_of, radiance_field
+from hashfield.ops.render_rays import FieldParameters
 
 _DEFAULT = RadianceFieldConfig()
 
@@ -97,3 +102,41 @@ class RadianceField(nn.Module):
         return encoded_mlp(
             positions_unit, self.encoding.table, weights, self.encoding.layout, interpolation=interpolation, **shared
         )
+
+
+def field_parameters(
+    module: RadianceField, table_bf16: Tensor | None, precision: RunPrecision = "auto"
+) -> FieldParameters:
+    """A field module's numbers as the fused ops take them, sharing its memory.
+
+    Args:
+        module: The field.
+        table_bf16: Its table rounded, where lookups are to read that.
+        precision: Of lookups and networks. auto: on GPUs float16; on CPUs bfloat16 lookups, and bfloat16 networks where
+            the CPU has instructions for them.
+    """
+    first, *others = (w.detach() for w in module.color_network.weights)
+    if not module.config.color_sees_density:
+        first = nn.functional.pad(first, (1, 0))  # the kernels hand it that output too, here with weight 0
+    encoding = module.encoding
+    found = FieldParameters(
+        layout=module.config.encoding.layout(3) if isinstance(encoding, GridEncoding) else GridLayout(),
+        table=table_of(module.encoding).detach(),
+        density_weights=tuple(w.detach() for w in module.density_network.weights),
+        color_weights=(first, *others),
+        density_bias=module.config.density_bias,
+        density_activation=module.config.density_activation,
+        interpolation=module.config.encoding.interpolation,
+        encode=None if isinstance(encoding, GridEncoding) else encoding,
+    )
+    if not found.is_fused:
+        return found
+    networks = network_precision(precision, found.table.device)
+    if networks == "float16" and found.limit("triton") is not None:
+        networks = "float32"  # the reference then runs
+    return replace(
+        found,
+        table_bf16=None if precision == "float32" or networks == "float16" else table_bf16,
+        precision=networks,
+        table_fp16=found.table.to(torch.float16) if networks == "float16" else None,
+    )

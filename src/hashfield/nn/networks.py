@@ -7,10 +7,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hashfield.errors import ConfigError
-from hashfield.nn.config import MLPConfig
-from hashfield.nn.encodings import Encoding, GridEncoding
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.nn.config import MLPConfig, RunPrecision
+from hashfield.nn.encodings import Encoding, GridEncoding, table_of
 from hashfield.ops.backend import Backend
 from hashfield.ops.encoded_mlp import encoded_mlp
+from hashfield.ops.eval_points import EncodedNetwork, network_precision, on_its_device
 from hashfield.ops.grid_encode import Precision
 from hashfield.ops.mlp import Activation, mlp
 
@@ -156,3 +158,26 @@ class NetworkWithEncoding(nn.Module):
             precision=self.precision,
             backend=self.backend,
         )
+
+
+def encoded_network(field: NetworkWithEncoding, table_bf16: Tensor | None, precision: RunPrecision) -> EncodedNetwork:
+    """An encoded network's numbers as the fused ops take them, sharing its memory.
+
+    Args:
+        field: Encoding and network.
+        table_bf16: The encoding's table rounded, where lookups are to read that.
+        precision: Of lookups and network. auto: on GPUs float16; on CPUs bfloat16 where they have instructions for it.
+    """
+    encoding, weights = field.encoding, tuple(w.detach() for w in field.network.weights)
+    if not isinstance(encoding, GridEncoding):
+        return EncodedNetwork(GridLayout(n_dims=encoding.n_dims), table_of(encoding), weights, encode=encoding)
+    return on_its_device(
+        EncodedNetwork(
+            layout=encoding.layout,
+            table=encoding.table.detach(),
+            weights=weights,
+            table_bf16=None if precision == "float32" else table_bf16,
+            precision=network_precision(precision, encoding.table.device),
+            interpolation=encoding.config.interpolation,
+        )
+    )

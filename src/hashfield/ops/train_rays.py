@@ -1,19 +1,38 @@
 """One training step of a radiance field: rays in, loss and gradients out, fused from march to backward pass."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from hashfield.errors import ShapeError
-from hashfield.geometry.rays import Rays, RaySamples
+from hashfield.errors import BackendError, ShapeError
+from hashfield.geometry.rays import RayBatch, Rays, RaySamples
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, at_least
 from hashfield.ops.composite import composite
 from hashfield.ops.march import march
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, check_rays, unit_positions
+
+
+class RayGradients(NamedTuple):
+    """What a step's loss says about each ray that was given; zeros for rays that took no part.
+
+    With them, what lies outside the field can be learned: exposure from the colours, poses and lenses from origins
+    and directions. They are derivatives of the same number as the gradients of table and matrices.
+    """
+
+    color: Float[Tensor, "n_rays 3"]
+    """The rendered colour as the loss compares it with the target, background included."""
+    grad_color: Float[Tensor, "n_rays 3"]
+    """Derivative of the loss with respect to that colour."""
+    grad_origin: Float[Tensor, "n_rays 3"]
+    """Derivative with respect to the origin, through the positions of the samples, whose distances t and lengths dt
+    are held fixed."""
+    grad_direction: Float[Tensor, "n_rays 3"]
+    """Derivative with respect to the direction, through the same positions and through the spherical harmonics, with
+    the direction's three numbers free of each other (not held to unit length)."""
 
 
 @dataclass
@@ -36,6 +55,8 @@ class TrainRaysResult:
     """Like field.color_weights."""
     stage_cycles: dict[str, float]
     """Processor time per stage, summed over threads, where the backend measures it."""
+    ray_gradients: RayGradients | None = None
+    """Colours and gradients of each ray, where they were asked for."""
 
 
 class TrainWorkspace:
@@ -65,16 +86,14 @@ def _signature(field: FieldParameters) -> tuple[Any, ...]:
 @torch.no_grad()
 def train_rays(
     field: FieldParameters,
-    rays: Rays,
-    target: Float[Tensor, "n_rays 4"],
-    background: Float[Tensor, "n_rays 3"],
+    batch: RayBatch,
     bits: UInt8[Tensor, " n_bytes"],
     options: MarchOptions,
     workspace: TrainWorkspace,
     *,
-    jitter: Float[Tensor, " n_rays"],
     huber_delta: float = 0.0,
     sparsity: float = 0.0,
+    ray_gradients: bool = False,
 ) -> TrainRaysResult:
     """Loss of a batch of rays and its gradients; the table's gradient is added to workspace.grad_table.
 
@@ -87,17 +106,15 @@ def train_rays(
 
     Args:
         field: What is trained; not changed.
-        rays: Scene space, t_min and t_max within the box.
-        target: Straight alpha, 0 to 1.
-        background: Colour behind each ray, 0 to 1; random ones teach empty space to be empty.
+        batch: Rays in scene space with t_min and t_max within the box, what they should see, and how much each counts.
         bits: Occupied cells, as `pack_bits` makes them.
         options: Sampling.
         workspace: Made for this field; also fixes the backend.
-        jitter: Fraction of a step by which each ray's lattice is shifted.
         huber_delta: 0 for squared error; else instant-ngp's Huber loss (its 0.1), 1/5 of the usual one.
         sparsity: Weight in the loss of the entropy -sum w log w of a ray's sample weights and of the light that is
             left behind them: HashNeRF's sparsity loss, which prefers one surface to a fog. Samples that are not
             trained (options.min_weight) have no part in it.
+        ray_gradients: Whether to return the colours and gradients of each ray as well, which costs time.
 
     A field that is not fused is evaluated at every marched sample of as many rays as the workspace has room for, by
     the small ops, and its gradients are autograd's.
@@ -110,31 +127,47 @@ def train_rays(
     its weight 1e-10 at 1,024 rays is 3e-7 here.
     """
     field.check("train_rays")
-    jitter = check_rays("train_rays", rays, bits, options, jitter)
+    rays = batch.rays
+    check_rays("train_rays", rays, bits, options, batch.jitter)
     if workspace.made_for != _signature(field):
         raise ShapeError("train_rays: workspace: was made for a field of other sizes or another precision")
     check = Checker("train_rays")
-    check("target", target, (rays.n_rays, 4))
-    check("background", background, (rays.n_rays, 3))
+    check("batch.target", batch.target, (rays.n_rays, 4))
+    check("batch.background", batch.background, (rays.n_rays, 3))
+    if batch.weight is not None:
+        check("batch.weight", batch.weight, (rays.n_rays,))
     at_least("train_rays", "sparsity", sparsity, 0.0)
     if not field.is_fused:
-        return _train_unfused(field, rays, target, background, bits, options, workspace, jitter, huber_delta, sparsity)
+        if reason := _lacking(batch, ray_gradients):
+            raise BackendError(f"train_rays: a field that is not fused cannot take this call: {reason}")
+        return _train_unfused(field, batch, bits, options, workspace, huber_delta, sparsity)
 
     def limit(name: Backend) -> str | None:
-        return "a sparsity loss" if name == "triton" and sparsity > 0.0 else field.limit(name)
+        if name == "triton" and sparsity > 0.0:
+            return "a sparsity loss"
+        return _lacking(batch, ray_gradients) or field.limit(name)
 
-    choice = choose("train_rays", workspace.backend, field.table, rays.origin, target, limit=limit)
+    choice = choose("train_rays", workspace.backend, field.table, rays.origin, batch.target, limit=limit)
     found = choice.kernels.train_rays(
-        field, rays, target, background, bits, options, workspace, jitter, float(huber_delta), float(sparsity)
+        field, batch, bits, options, workspace, float(huber_delta), float(sparsity), ray_gradients
     )
-    return TrainRaysResult(**found)
+    gradients = found.pop("ray_gradients")
+    return TrainRaysResult(**found, ray_gradients=None if gradients is None else RayGradients(*gradients))
+
+
+def _lacking(batch: RayBatch, ray_gradients: bool) -> str | None:
+    """What a call asks for that is not built yet, or None."""
+    if batch.weight is not None:
+        return "ray weights"
+    return "ray gradients" if ray_gradients else None
 
 
 @torch.enable_grad()
 def _train_unfused(
-    field: FieldParameters, rays: Rays, target: Tensor, background: Tensor, bits: Tensor, options: MarchOptions,
-    workspace: TrainWorkspace, jitter: Tensor, huber_delta: float, sparsity: float,
+    field: FieldParameters, batch: RayBatch, bits: Tensor, options: MarchOptions, workspace: TrainWorkspace,
+    huber_delta: float, sparsity: float,
 ) -> TrainRaysResult:  # fmt: skip
+    rays, target, background, jitter = batch.rays, batch.target, batch.background, batch.jitter
     samples = march(
         rays, bits, aabb_scale=options.aabb_scale, cone_angle=options.cone_angle, step_scale=options.step_scale,
         jitter=jitter,

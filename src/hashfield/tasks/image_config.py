@@ -2,22 +2,15 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from hashfield.errors import ConfigError
-from hashfield.nn.config import EncodingConfig, MLPConfig
+from hashfield.nn.config import EncodingConfig, MLPConfig, RunPrecision
 from hashfield.nn.encodings import encoding_from_config
 from hashfield.nn.networks import NetworkWithEncoding
 from hashfield.ops.train_points import LOSSES, PointLoss
-from hashfield.tasks.shared import (
-    RunPrecision,
-)
-from hashfield.train.optim import check_rates
-
-if TYPE_CHECKING:  # needs triton
-    pass
+from hashfield.train.schedule import check_rates
 
 
 @dataclass(frozen=True)

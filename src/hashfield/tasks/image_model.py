@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,40 +14,18 @@ from torch import Tensor, nn
 from hashfield.data.pictures import Picture, linear_from_srgb
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.fixed_point import to_fixed_point
-from hashfield.nn.encodings import GridEncoding, table_of
-from hashfield.nn.networks import NetworkWithEncoding
-from hashfield.ops.eval_points import EncodedNetwork, eval_points, network_precision, on_its_device
-from hashfield.tasks.shared import (
-    stored_info,
-)
-from hashfield.train.checkpoint import (
-    config_from_dict,
-    load_tensors,
-    read_metadata,
-    restore_module,
-)
-
-if TYPE_CHECKING:  # needs triton
-    pass
+from hashfield.nn.encodings import table_of
+from hashfield.nn.frozen import frozen_view
+from hashfield.nn.networks import NetworkWithEncoding, encoded_network
+from hashfield.ops.eval_points import eval_points
+from hashfield.steps.state import restore_module
 from hashfield.tasks.image_config import ImageConfig, make_module
-
-
-def network_parameters(module: NetworkWithEncoding, table_bf16: Tensor | None, config: ImageConfig) -> EncodedNetwork:
-    """A module's numbers as the fused ops take them."""
-    encoding = module.encoding
-    precision, weights = config.precision, tuple(w.detach() for w in module.network.weights)
-    if not isinstance(encoding, GridEncoding):
-        return EncodedNetwork(config.encoding.layout(2), table_of(module.encoding), weights, encode=encoding)
-    return on_its_device(
-        EncodedNetwork(
-            layout=encoding.layout,
-            table=encoding.table.detach(),
-            weights=weights,
-            table_bf16=None if precision == "float32" else table_bf16,
-            precision=network_precision(precision, encoding.table.device),
-            interpolation=config.encoding.interpolation,
-        )
-    )
+from hashfield.tasks.shared import CPU, stored_info
+from hashfield.train.checkpoint import (
+    OpenCheckpoint,
+    config_from_dict,
+    open_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +66,7 @@ class ImageModel(nn.Module):
         info: Names and figures, free-form.
         """
         super().__init__()
-        self.field = module.requires_grad_(False)
+        self.field = frozen_view(module)
         self.config, self.shape, self.info = config, shape, info or {}
         self.register_buffer("table_bf16", table_of(module.encoding).detach().to(torch.bfloat16))
 
@@ -97,7 +75,7 @@ class ImageModel(nn.Module):
 
         In HDR pictures the sRGB curve goes on beyond 1; `data.pictures.linear_from_srgb` undoes it.
         """
-        network = network_parameters(self.field, self.table_bf16, self.config)
+        network = encoded_network(self.field, self.table_bf16, self.config.precision)
         found = eval_points(network, to_fixed_point(positions_unit.reshape(-1, 2)).to(self.table_bf16.device))
         return found.reshape(*positions_unit.shape[:-1], self.shape.n_channels).to(positions_unit.device)
 
@@ -130,7 +108,7 @@ class ImageModel(nn.Module):
         per_x, per_y = (min(most_per_axis, max(1, math.ceil(a / b - 1e-9))) for a, b in ((w, width), (h, height)))
         column = (x0 + (np.arange(width * per_x) + 0.5) * (w / (width * per_x))) / self.shape.width
         rows_at_once = max(1, points_at_once // (width * per_x * per_y))
-        network = network_parameters(self.field, self.table_bf16, self.config)
+        network = encoded_network(self.field, self.table_bf16, self.config.precision)
         x = to_fixed_point(torch.from_numpy(column))
         for first in range(0, height, rows_at_once):
             rows = min(rows_at_once, height - first)
@@ -232,13 +210,18 @@ def to_linear(values: Float32[np.ndarray, "h w c"], has_alpha: bool) -> Float32[
     return found
 
 
-def load_model(path: Path) -> ImageModel:
-    """The model in a checkpoint file, exported or not.
+def load_model(source: Path | OpenCheckpoint, device: torch.device = CPU) -> ImageModel:
+    """The model in a checkpoint, exported or not, on a device.
+
+    Args:
+        source: The checkpoint, opened or not.
+        device: Where the model answers.
 
     Raises:
         CheckpointError: the file is missing, broken or does not describe an image; the text names what.
     """
-    metadata = read_metadata(path, "image")
+    checkpoint = open_checkpoint(source)
+    path, metadata = checkpoint.path, checkpoint.of_task("image")
     try:
         config = config_from_dict(ImageConfig, metadata.get("config"), f"{path}: config")
         shape = config_from_dict(ImageShape, metadata.get("image"), f"{path}: image")
@@ -255,7 +238,7 @@ def load_model(path: Path) -> ImageModel:
         layout = config.grid().layout(2)
         expected["field.encoding.table"] = (layout.n_entries, layout.n_features_per_level)
     expected |= {f"field.network.weights.{k}": (widths[k + 1], widths[k]) for k in range(len(widths) - 1)}
-    tensors = load_tensors(path, expected)
+    tensors = checkpoint.tensors(expected)
     module = make_module(config, shape.n_channels)
     restore_module(module, tensors, path)
-    return ImageModel(module, config, shape, stored_info(metadata))
+    return ImageModel(module.to(device), config, shape, stored_info(metadata))

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hashfield.errors import ConfigError
-from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig
-from hashfield.tasks.shared import RunPrecision
-from hashfield.train.optim import check_rates
+from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig, RunPrecision
+from hashfield.train.schedule import check_rates
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A trained radiance field: its numbers as the fused ops take them, its pictures, its checkpoint read back."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +11,18 @@ from torch import Tensor, nn
 
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.cameras import Camera, camera_table
-from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.spaces import Spaces
-from hashfield.nn.config import RadianceFieldConfig
-from hashfield.nn.encodings import GridEncoding, table_of
-from hashfield.nn.fields import RadianceField
+from hashfield.nn.config import RadianceFieldConfig, RunPrecision
+from hashfield.nn.encodings import table_of
+from hashfield.nn.fields import RadianceField, field_parameters
+from hashfield.nn.frozen import frozen_view
 from hashfield.ops.camera_rays import view_rays
-from hashfield.ops.eval_points import network_precision
-from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
+from hashfield.ops.render_rays import MarchOptions, render_rays
+from hashfield.steps.state import restore_module
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.nerf_config import NerfConfig
-from hashfield.tasks.shared import CPU, RunPrecision, stored, stored_background, stored_cameras, stored_info
-from hashfield.train.checkpoint import config_from_dict, load_tensors, read_metadata, restore_module
-
-
-def field_parameters(
-    module: RadianceField, table_bf16: Tensor | None, precision: RunPrecision = "auto"
-) -> FieldParameters:
-    """A field module's numbers as the fused ops take them; `precision` as NerfConfig describes it."""
-    first, *others = (w.detach() for w in module.color_network.weights)
-    if not module.config.color_sees_density:
-        first = nn.functional.pad(first, (1, 0))  # the kernels hand it that output too, here with weight 0
-    encoding = module.encoding
-    found = FieldParameters(
-        layout=module.config.encoding.layout(3) if isinstance(encoding, GridEncoding) else GridLayout(),
-        table=table_of(module.encoding).detach(),
-        density_weights=tuple(w.detach() for w in module.density_network.weights),
-        color_weights=(first, *others),
-        density_bias=module.config.density_bias,
-        density_activation=module.config.density_activation,
-        interpolation=module.config.encoding.interpolation,
-        encode=None if isinstance(encoding, GridEncoding) else encoding,
-    )
-    if not found.is_fused:
-        return found
-    networks = network_precision(precision, found.table.device)
-    if networks == "float16" and found.limit("triton") is not None:
-        networks = "float32"  # the reference then runs
-    return replace(
-        found,
-        table_bf16=None if precision == "float32" or networks == "float16" else table_bf16,
-        precision=networks,
-        table_fp16=found.table.to(torch.float16) if networks == "float16" else None,
-    )
+from hashfield.tasks.shared import CPU, stored, stored_background, stored_cameras, stored_info
+from hashfield.train.checkpoint import OpenCheckpoint, config_from_dict, open_checkpoint
 
 
 class NerfModel(nn.Module):
@@ -89,7 +57,7 @@ class NerfModel(nn.Module):
         info: Names and figures, free-form.
         """
         super().__init__()
-        self.field = module.requires_grad_(False)
+        self.field = frozen_view(module)
         self.spaces = spaces
         self.register_buffer("bits", bits)
         self.register_buffer("box", box)
@@ -234,13 +202,18 @@ def _on_host(parts: list[Tensor]) -> np.ndarray:
     return pinned.numpy().copy()
 
 
-def load_model(path: Path, device: torch.device = CPU) -> NerfModel:
-    """The model in a checkpoint file, exported or not, on a device.
+def load_model(source: Path | OpenCheckpoint, device: torch.device = CPU) -> NerfModel:
+    """The model in a checkpoint, exported or not, on a device.
+
+    Args:
+        source: The checkpoint, opened or not.
+        device: Where the model answers.
 
     Raises:
         CheckpointError: the file is missing, broken or does not describe a radiance field; the text names what.
     """
-    metadata = read_metadata(path, "nerf")
+    checkpoint = open_checkpoint(source)
+    path, metadata = checkpoint.path, checkpoint.of_task("nerf")
     try:
         config = config_from_dict(NerfConfig, metadata.get("config"), f"{path}: config")
         spaces = Spaces.from_dict(stored(metadata, "spaces", dict, path))
@@ -255,7 +228,7 @@ def load_model(path: Path, device: torch.device = CPU) -> NerfModel:
         raise
     except HashfieldError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    tensors = load_tensors(path, expected_shapes(field_config, spaces))
+    tensors = checkpoint.tensors(expected_shapes(field_config, spaces))
     module = RadianceField(field_config)
     restore_module(module, tensors, path)
     if not bool(torch.isfinite(tensors["box"]).all()):

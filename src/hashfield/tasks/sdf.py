@@ -1,12 +1,11 @@
-"""Signed distances from a mesh: the training task. Reads top to bottom.
+"""Signed distances from a mesh: the training task. It says what is learned, `hashfield.steps` how a step runs.
 
-One step: points with exact distances -> encode -> network -> relative error -> gradients -> Adam.
 Its configuration is `sdf_config`, what comes out of it `sdf_model`.
 """
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -19,27 +18,18 @@ from hashfield.errors import CheckpointError
 from hashfield.geometry.cameras import Camera, camera_table, look_at, pixel_centers
 from hashfield.geometry.spaces import Spaces
 from hashfield.nn.config import MLPConfig
-from hashfield.nn.encodings import table_of
-from hashfield.ops.backend import runs_on_triton
 from hashfield.ops.camera_rays import camera_rays
-from hashfield.ops.eval_points import EncodedNetwork, eval_points
-from hashfield.ops.train_points import PointsWorkspace, train_points
+from hashfield.steps.choice import point_steps
+from hashfield.steps.protocol import StepResult
+from hashfield.steps.recipes import PointRecipe
+from hashfield.tasks.sdf_config import SdfConfig
+from hashfield.tasks.sdf_model import SdfModel
 from hashfield.tasks.shared import (
     CPU,
     check_seed,
-    restore_trained,
-    trained_state,
-    warn_of_other_bits,
 )
 from hashfield.train.checkpoint import config_to_dict
-from hashfield.train.optim import TableOptimizer, learning_rate_at
-from hashfield.train.task import StepResult
-
-if TYPE_CHECKING:  # needs triton
-    from hashfield.train.on_device import DeviceOptimizer
-    from hashfield.train.points_on_device import PointsTraining
-from hashfield.tasks.sdf_config import SdfConfig
-from hashfield.tasks.sdf_model import SdfModel, encoded_network
+from hashfield.train.schedule import learning_rate_at
 
 MARGIN: Final = 0.005
 """The box reaches beyond the mesh by this share of its diagonal. Source: instant-ngp src/testbed_sdf.cu."""
@@ -117,34 +107,14 @@ class SdfTask:
         self.truth = MeshInUnitSpace(mesh, config.inside)
         self.spaces = self.truth.spaces
         self.field = config.make_field(torch.Generator().manual_seed(seed)).to(device)
-        self.matrices = list(self.field.network.weights)
-        self.on_device: PointsTraining | None = None
-        """The training that is never waited for, on GPUs."""
-        self.workspace: PointsWorkspace | None = None
-        self.optimizer: TableOptimizer | DeviceOptimizer
-        network = encoded_network(self.field, None, config.precision)
-        if runs_on_triton(device) and network.is_fused and network.limit("triton") is None:
-            self.on_device = self._device_training(network)
-            self.optimizer = self.on_device.optimizer
-        else:
-            self.optimizer = TableOptimizer(table_of(self.field.encoding), self.matrices, l2=config.train.l2)
-            self.workspace = PointsWorkspace(self.network(), config.train.batch)
-        self.samples = self._samples(config.train.batch, makes_ahead=device.type == "cuda")
+        train = config.train
+        recipe = PointRecipe(
+            n_points=train.batch, loss="mape", l2=train.l2, has_squared_error=False, seed=seed
+        )  # fmt: skip
+        self.steps = point_steps(self.field, recipe, config.precision)
+        self.samples = self._samples(train.batch, makes_ahead=device.type == "cuda")
         up = (0.0, 0.0, 1.0) if mesh.path.suffix.lower() == ".stl" else (0.0, 1.0, 0.0)
         self.cameras = {"orbit": view_cameras(mesh.box, up)}
-
-    def _device_training(self, network: EncodedNetwork) -> "PointsTraining":
-        from hashfield.train.on_device import COMPUTE, AdamOptions, DeviceOptimizer
-        from hashfield.train.points_on_device import PointsTraining
-
-        train = self.config.train
-        optimizer = DeviceOptimizer(
-            table_of(self.field.encoding), self.matrices, COMPUTE[network.precision], AdamOptions(l2=train.l2)
-        )
-        return PointsTraining(
-            network.layout, network.interpolation, optimizer, train.batch, "mape", self.seed,
-            is_fixed_point=False,
-        )  # fmt: skip
 
     def _samples(self, n_points: int, makes_ahead: bool = False) -> MeshSamples:
         train = self.config.train
@@ -155,58 +125,31 @@ class SdfTask:
             makes_ahead=makes_ahead,
         )  # fmt: skip
 
-    def network(self) -> EncodedNetwork:
-        """The field's numbers as they are now."""
-        table_bf16 = self.optimizer.table_bf16 if isinstance(self.optimizer, TableOptimizer) else None
-        return encoded_network(self.field, table_bf16, self.config.precision)
-
     # --- Task protocol
 
     def warm_up(self) -> None:
         """Compile every kernel of a run by calling it on next to nothing."""
-        network = self.network()
         few = self._samples(64).chunk(0).to(self.device)
         self.samples.wait_until_ready()
-        if self.on_device is not None:
-            self.on_device.warm_up()
-            eval_points(network, few.positions_unit)
-            if self.device.type == "cuda":  # an interpreter compiles nothing
-                self.model().render(self.cameras["orbit"][0].resized(2, 2))
-                self.field.requires_grad_(True)
-                torch.cuda.synchronize()
-            return
-        scratch = PointsWorkspace(network, 64)
-        found = train_points(network, few.positions_unit, few.distance, scratch, loss="mape")
-        optimizer = TableOptimizer(torch.zeros_like(network.table), [torch.zeros_like(m) for m in self.matrices])
-        optimizer.step(torch.zeros_like(network.table), found.grad_weights, 1e-3)
-        self.model().render(self.cameras["orbit"][0].resized(2, 2))
-        self.field.requires_grad_(True)
+        self.steps.warm_up((few.positions_unit, few.distance))
+        if not self.steps.is_captured or self.device.type == "cuda":  # an interpreter compiles nothing
+            self.model().render(self.cameras["orbit"][0].resized(2, 2))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def begin(self) -> None:
-        """Nothing: the first step makes the first points."""
+        """Do nothing: the first step makes the first points."""
 
     def step(self, step: int, fraction: float) -> StepResult:
         """One batch of points."""
-        config = self.config.train
+        train = self.config.train
         chunk = self.samples.at_step(step)
-        rate = learning_rate_at(fraction, config.learning_rate, config.final_learning_rate, config.flat_until)
-        if self.on_device is not None:
-            figures = self.on_device.step(rate, (chunk.positions_unit, chunk.distance))
-            return StepResult(figures[0], torch.full_like(figures[1], math.nan), figures[2], figures[3])
-        assert self.workspace is not None and isinstance(self.optimizer, TableOptimizer)
-        found = train_points(self.network(), chunk.positions_unit, chunk.distance, self.workspace, loss="mape")
-        if math.isfinite(found.loss):
-            self.optimizer.step(self.workspace.grad_table, found.grad_weights, rate)
-        else:
-            self.workspace.grad_table.zero_()
-        n = len(chunk.distance)
-        return StepResult(found.loss, math.nan, n, n)
+        rate = learning_rate_at(fraction, train.learning_rate, train.final_learning_rate, train.flat_until)
+        return self.steps.step(rate, (chunk.positions_unit, chunk.distance))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
-        tensors, values = trained_state(self.field, self.optimizer, self.network().precision)
-        if self.on_device is not None or self.device.type != "cpu":
-            tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        tensors, values = self.steps.state()
         return {**tensors, "box": torch.from_numpy(self.truth.box)}, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -215,11 +158,10 @@ class SdfTask:
         Raises:
             CheckpointError: it does not fit this task's configuration or mesh.
         """
-        restore_trained(self.field, self.optimizer, tensors, values)
         box = tensors.get("box")
         if box is None or box.shape != (2, 3) or not np.allclose(box.numpy(), self.truth.box, atol=1e-9):
             raise CheckpointError("checkpoint: the mesh has another box than the one the run was begun with")
-        warn_of_other_bits(values, self.network().precision, follows_threads=self.on_device is None)
+        self.steps.restore(tensors, values)
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""
@@ -240,13 +182,11 @@ class SdfTask:
 
     def model(self) -> SdfModel:
         """The field as it is now, for evaluation and rendering. Shares memory with the task."""
-        model = SdfModel(
+        return SdfModel(
             self.field, self.spaces, torch.from_numpy(self.truth.box).to(self.device), cameras=self.cameras,
             background=self.background, precision=self.config.precision,
             info={"scene": self.describe()["scene"]},
         )  # fmt: skip
-        self.field.requires_grad_(True)
-        return model
 
 
 def view_cameras(
@@ -272,9 +212,9 @@ def view_cameras(
 
 def gpu_memory(config: SdfConfig) -> int:
     """Bytes of GPU memory that a run takes, nearly."""
-    from hashfield.train.points_on_device import n_bytes_of
+    from hashfield.steps.points_device import points_memory
 
     encoding, train = config.encoding.reaching(config.finest_resolution), config.train
     shapes = MLPConfig(config.n_neurons, config.n_hidden_layers).shapes(encoding.n_output(3), 1)
     pool = 16 * train.n_chunks * train.batch  # three coordinates and a distance each
-    return n_bytes_of(encoding.layout(3), sum(a * b for a, b in shapes), train.batch, 1, pool)
+    return points_memory(encoding.layout(3), sum(a * b for a, b in shapes), train.batch, 1, pool)

@@ -1,21 +1,15 @@
 """How a mesh becomes a signed distance: its configuration and the presets."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from hashfield.errors import ConfigError
-from hashfield.nn.config import EncodingConfig, MLPConfig
+from hashfield.nn.config import EncodingConfig, MLPConfig, RunPrecision
 from hashfield.nn.encodings import encoding_from_config
 from hashfield.nn.networks import NetworkWithEncoding
-from hashfield.tasks.shared import (
-    RunPrecision,
-)
-from hashfield.train.optim import check_rates
-
-if TYPE_CHECKING:  # needs triton
-    pass
+from hashfield.train.schedule import check_rates
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,50 +12,29 @@ from torch import Tensor, nn
 
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.cameras import Camera, camera_table
-from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import Rays
 from hashfield.geometry.spaces import Spaces
-from hashfield.nn.config import MLPConfig
+from hashfield.nn.config import MLPConfig, RunPrecision
 from hashfield.nn.encodings import GridEncoding, table_of
-from hashfield.nn.networks import NetworkWithEncoding
+from hashfield.nn.frozen import frozen_view
+from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.camera_rays import view_rays
 from hashfield.ops.encoded_mlp import encoded_mlp
-from hashfield.ops.eval_points import EncodedNetwork, network_precision, on_its_device
 from hashfield.ops.mlp import mlp
 from hashfield.ops.ray_box import ray_box
 from hashfield.ops.sphere_trace import DistanceField, sphere_trace
 from hashfield.render.surface import SHADOW_START, shade, soft_shadow
+from hashfield.steps.state import restore_module
 from hashfield.tasks.mesh import Box, Surface
+from hashfield.tasks.sdf_config import SdfConfig
 from hashfield.tasks.shared import (
-    RunPrecision,
+    CPU,
     stored,
     stored_background,
     stored_cameras,
     stored_info,
 )
-from hashfield.train.checkpoint import config_from_dict, load_tensors, read_metadata, restore_module
-
-if TYPE_CHECKING:  # needs triton
-    pass
-from hashfield.tasks.sdf_config import SdfConfig
-
-
-def encoded_network(field: NetworkWithEncoding, table_bf16: Tensor | None, precision: RunPrecision) -> EncodedNetwork:
-    """A field's numbers as the fused ops take them; `precision` as SdfConfig describes it."""
-    encoding, weights = field.encoding, tuple(w.detach() for w in field.network.weights)
-    if not isinstance(encoding, GridEncoding):
-        return EncodedNetwork(GridLayout(), table_of(encoding), weights, encode=encoding)
-    return on_its_device(
-        EncodedNetwork(
-            layout=encoding.layout,
-            table=encoding.table.detach(),
-            weights=weights,
-            table_bf16=None if precision == "float32" else table_bf16,
-            precision=network_precision(precision, encoding.table.device),
-            interpolation=encoding.config.interpolation,
-        )
-    )
-
+from hashfield.train.checkpoint import OpenCheckpoint, config_from_dict, open_checkpoint
 
 NORMAL_REACH = 1 / 512
 """Half the distance over which pictures' normals are differences, as a share of the box."""
@@ -88,7 +67,7 @@ class SdfModel(nn.Module):
         info: Names and figures, free-form.
         """
         super().__init__()
-        self.field = field.requires_grad_(False)
+        self.field = frozen_view(field)
         self.spaces = spaces
         self.register_buffer("box", box)
         self.register_buffer("table_bf16", table_of(field.encoding).detach().to(torch.bfloat16))
@@ -250,13 +229,18 @@ class SdfModel(nn.Module):
         return {name: found[name].cpu().numpy() for name in outputs}
 
 
-def load_model(path: Path) -> SdfModel:
-    """The model in a checkpoint file, exported or not.
+def load_model(source: Path | OpenCheckpoint, device: torch.device = CPU) -> SdfModel:
+    """The model in a checkpoint, exported or not, on a device.
+
+    Args:
+        source: The checkpoint, opened or not.
+        device: Where the model answers.
 
     Raises:
         CheckpointError: the file is missing, broken or does not describe a signed distance; the text names what.
     """
-    metadata = read_metadata(path, "sdf")
+    checkpoint = open_checkpoint(source)
+    path, metadata = checkpoint.path, checkpoint.of_task("sdf")
     config = config_from_dict(SdfConfig, metadata.get("config"), f"{path}: config")
     try:
         spaces = Spaces.from_dict(stored(metadata, "spaces", dict, path))
@@ -266,14 +250,14 @@ def load_model(path: Path) -> SdfModel:
         raise
     except HashfieldError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    tensors = load_tensors(path, expected)
+    tensors = checkpoint.tensors(expected)
     field = config.make_field()
     restore_module(field, tensors, path)
     box = tensors["box"].double()
     if not bool(((box >= 0) & (box <= 1)).all() and (box[0] < box[1]).all()):
         raise CheckpointError(f"{path}: tensor 'box': expected two corners of a box in [0, 1], got {box.tolist()}")
     return SdfModel(
-        field, spaces, box, cameras=cameras, background=background, precision=config.precision,
+        field.to(device), spaces, box.to(device), cameras=cameras, background=background, precision=config.precision,
         info=stored_info(metadata),
     )  # fmt: skip
 

@@ -3,20 +3,14 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
 
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.geometry.cameras import Camera
-from hashfield.log import logger
-from hashfield.train.checkpoint import restore_module
-from hashfield.train.optim import Optimizer
 
 CPU: Final = torch.device("cpu")
-RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
-"""What may be asked of a run's networks; each task's `precision` says what it makes of it."""
 
 # --- as given ----------------------------------------------------------------------------------------------
 
@@ -100,56 +94,3 @@ def stored_cameras(metadata: Mapping[str, Any], path: Path) -> dict[str, list[Ca
 def stored_info(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a model keeps of the metadata of its checkpoint, for whoever asks where it comes from."""
     return {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
-
-
-# --- state of a run ------------------------------------------------------------------------------------------
-
-
-def trained_state(field: nn.Module, optimizer: Optimizer, precision: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, JSON values) of what every task trains, and of what its last bits depend on.
-
-    Args:
-        field: Its parameters are called "field.<name>".
-        optimizer: Its moments are called "optimizer.<name>".
-        precision: Of the networks in this run.
-    """
-    tensors = {f"field.{name}": p.detach() for name, p in field.named_parameters()}
-    tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
-    values = {"optimizer_steps": optimizer.n_steps, "threads": torch.get_num_threads(), "precision": precision}
-    return tensors, values
-
-
-def restore_trained(
-    field: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
-) -> None:
-    """Take back field and optimiser from what `trained_state` gave.
-
-    Raises:
-        CheckpointError: something is missing, or of another shape.
-    """
-    restore_module(field, tensors, "checkpoint")
-    moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
-    try:
-        optimizer.restore(moments, int(values["optimizer_steps"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint: state: optimizer_steps: missing or wrong: {error}") from error
-
-
-def warn_of_other_bits(values: Mapping[str, Any], precision: str, *, follows_threads: bool = True) -> None:
-    """Say where a run that goes on will differ from one that was never stopped.
-
-    Args:
-        values: As `trained_state` gave them.
-        precision: Of the networks now.
-        follows_threads: Whether sums depend on the number of threads.
-    """
-    threads, before = values.get("threads"), values.get("precision")
-    if follows_threads and threads not in (None, torch.get_num_threads()):
-        logger.warning(
-            "the run was begun on %s threads and goes on with %s: it will differ in the last bits",
-            threads, torch.get_num_threads(),
-        )  # fmt: skip
-    if before not in (None, precision):
-        logger.warning(
-            "the run was begun with %s networks and goes on with %s, which this machine runs faster", before, precision
-        )

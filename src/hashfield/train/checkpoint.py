@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from hashfield._version import __version__
 from hashfield.errors import CheckpointError, HashfieldError
@@ -83,11 +82,64 @@ def read_metadata(path: Path, task: str | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, broken, not hashfield's, of a newer format, or not of this task.
     """
-    with _opened(path) as handle:
-        metadata = _metadata(path, handle)
-    if task is not None and metadata.get("task") != task:
-        raise CheckpointError(f"{path}: task: expected {task!r}, got {metadata.get('task')!r}")
-    return metadata
+    opened = OpenCheckpoint(path)
+    return opened.metadata if task is None else opened.of_task(task)
+
+
+class OpenCheckpoint:
+    """A checkpoint file opened once: its metadata and shapes at hand, its tensors read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Args:
+        path: The file.
+
+        Raises:
+            CheckpointError: no such file, broken, not hashfield's, or of a newer format.
+        """
+        self.path = path
+        self._handle = _opened(path)
+        self.metadata: dict[str, Any] = _metadata(path, self._handle)
+
+    def of_task(self, task: str) -> dict[str, Any]:
+        """The metadata of a checkpoint that is of this task.
+
+        Raises:
+            CheckpointError: it is of another task.
+        """
+        if self.metadata.get("task") != task:
+            raise CheckpointError(f"{self.path}: task: expected {task!r}, got {self.metadata.get('task')!r}")
+        return self.metadata
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each tensor, from the header alone: nothing of their size is allocated."""
+        slices = {name: self._handle.get_slice(name) for name in self._handle.keys()}  # noqa: SIM118
+        return {name: (tuple(s.get_shape()), str(s.get_dtype())) for name, s in slices.items()}
+
+    def tensors(self, expected: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
+        """All tensors, of which some must have these shapes: nothing is read before that is known.
+
+        Raises:
+            CheckpointError: one of them is missing, of another shape, or broken.
+        """
+        found = self.shapes()
+        for name, shape in (expected or {}).items():
+            if name not in found:
+                raise CheckpointError(f"{self.path}: tensor {name!r} is missing")
+            if found[name][0] != shape:
+                raise CheckpointError(f"{self.path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
+        try:
+            return {name: self._handle.get_tensor(name) for name in found}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: broken tensor data: {error}") from error
+
+
+def open_checkpoint(source: Path | OpenCheckpoint) -> OpenCheckpoint:
+    """The checkpoint itself, opened unless it is already.
+
+    Raises:
+        CheckpointError: as `OpenCheckpoint`.
+    """
+    return source if isinstance(source, OpenCheckpoint) else OpenCheckpoint(source)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -96,34 +148,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: no such file, broken, not hashfield's, or of a newer format.
     """
-    with _opened(path) as handle:
-        metadata = _metadata(path, handle)
-        try:
-            return {name: handle.get_tensor(name) for name in handle.keys()}, metadata  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: broken tensor data: {error}") from error
-
-
-def load_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, of which some must have these shapes: nothing is read before that is known.
-
-    Raises:
-        CheckpointError: one of them is missing or of another shape; or as `load_checkpoint`.
-    """
-    found = tensor_shapes(path)
-    for name, shape in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{path}: tensor {name!r} is missing")
-        if found[name][0] != shape:
-            raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
-    return load_checkpoint(path)[0]
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each tensor, read from the header alone: nothing of their size is allocated."""
-    with _opened(path) as handle:
-        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-        return {name: (tuple(s.get_shape()), str(s.get_dtype())) for name, s in slices.items()}
+    opened = OpenCheckpoint(path)
+    return opened.tensors(), opened.metadata
 
 
 def export_checkpoint(source: Path, target: Path) -> int:
@@ -220,7 +246,7 @@ def _check_sections(path: Path, metadata: Mapping[str, Any]) -> None:
             raise wrong(f"figures.{name}", "a number", value)
 
 
-# --- configurations and generators as JSON -----------------------------------------------------------------
+# --- configurations as JSON -------------------------------------------------------------------------------
 
 _Config = TypeVar("_Config")
 
@@ -276,52 +302,3 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
                 continue
             return float(value) if kind is float else value
     raise CheckpointError(f"{where}: expected {hint}, got {value!r}")
-
-
-def generator_state(generator: np.random.Generator) -> dict[str, Any]:
-    """State of a numpy generator as JSON values."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, np.ndarray):
-            return [str(v) for v in value.tolist()]
-        return str(value) if isinstance(value, int) else value
-
-    return plain(dict(generator.bit_generator.state))
-
-
-def restore_generator(generator: np.random.Generator, state: Any, where: str) -> None:
-    """Put a generator into a saved state.
-
-    Raises:
-        CheckpointError: the state is not one of this kind of generator.
-    """
-
-    def back(value: Any, like: Any) -> Any:
-        if isinstance(like, dict):
-            return {k: back(value[k], like[k]) for k in like}
-        if isinstance(like, np.ndarray):
-            return np.array([int(v) for v in value], like.dtype)
-        return int(value) if isinstance(like, int) else value
-
-    try:
-        generator.bit_generator.state = back(state, dict(generator.bit_generator.state))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{where}: not a generator's state: {error}") from error
-
-
-def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    """Copy a module's parameters from the tensors "field.<name>" of a checkpoint.
-
-    Raises:
-        CheckpointError: one is missing, of another shape, or holds numbers that are not finite; the text names it.
-    """
-    for name, parameter in module.named_parameters():
-        value = tensors.get(f"field.{name}")
-        if value is None or value.shape != parameter.shape:
-            raise CheckpointError(f"{path}: tensor 'field.{name}': missing or of the wrong shape")
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{path}: tensor 'field.{name}' holds numbers that are not finite")
-        with torch.no_grad():
-            parameter.copy_(value)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.log import logger
+from hashfield.steps.protocol import StepResult
 from hashfield.train.checkpoint import load_checkpoint, read_metadata, save_checkpoint, write_aside
 from hashfield.train.run_folder import RunFolder
-from hashfield.train.task import StepResult, Task
+from hashfield.train.task import Task
 
 StoppedBy = Literal["done", "interrupted", "non_finite"]
 

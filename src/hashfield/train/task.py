@@ -1,25 +1,11 @@
 """What the training loop, the checkpoint and the command line know of a task."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one training step reports. All four are numbers, or all tensors on a device, which is not waited for until
-    the loop reports: then they are read."""
-
-    loss: float | Tensor
-    """What is minimised."""
-    squared_error: float | Tensor
-    """Mean squared error of the batch, for a PSNR; NaN where the task has none."""
-    n_rays: int | Tensor
-    """Rays, pixels or points of the batch."""
-    n_samples: int | Tensor
-    """Points the networks were trained on."""
+from hashfield.steps.protocol import StepResult
 
 
 class Task(Protocol):
@@ -50,4 +36,10 @@ class Task(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """JSON values that make a checkpoint stand alone: config, spaces, cameras, names."""
+        ...
+
+    def model(self) -> Any:
+        """What has been learned so far, for pictures and figures: a read-only view that shares the task's memory and
+        changes nothing of the task. Ask for another one after further steps. Models of every kind are
+        `hashfield.tasks.frames.HasFrames`."""
         ...

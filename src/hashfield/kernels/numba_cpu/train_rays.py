@@ -455,9 +455,11 @@ def make_buffers(field, max_samples: int) -> Buffers:
 
 
 def train_rays(
-    field, rays, target, background, bits, options, workspace, jitter, huber_delta: float, sparsity: float
+    field, batch, bits, options, workspace, huber_delta: float, sparsity: float, wants_ray_gradients: bool
 ) -> dict:
     """See `hashfield.ops.train_rays`; adds to workspace.grad_table."""
+    assert batch.weight is None and not wants_ray_gradients, "the op leaves such calls to others"
+    rays = batch.rays
     buffers: Buffers = workspace.buffers
     layout, threads = field.layout, buffers.threads
     net, density_packing, color_packing = pack_networks(field.density_weights, field.color_weights, field.precision)
@@ -469,8 +471,8 @@ def train_rays(
     levels = level_table(layout)
     launch(
         _train,
-        tuple(as_array(x.contiguous()) for x in (rays.origin, rays.direction, rays.t_min, rays.t_max, jitter,
-                                                 target, background)),
+        tuple(as_array(x.contiguous()) for x in (rays.origin, rays.direction, rays.t_min, rays.t_max, batch.jitter,
+                                                 batch.target, batch.background)),
         (*as_words(bits), options.aabb_scale.bit_length(), lattice(options.cone_angle, options.step_scale),
          box_min, 1.0 / side),
         net, table, layout.n_features_per_level, levels, layout.scales,
@@ -497,4 +499,5 @@ def train_rays(
         "grad_density_weights": density_packing.unpack(total[:split]),
         "grad_color_weights": color_packing.unpack(total[split:]),
         "stage_cycles": dict(zip(STAGES, map(float, sums[S_STAGES:]), strict=True)),
+        "ray_gradients": None,
     }  # fmt: skip

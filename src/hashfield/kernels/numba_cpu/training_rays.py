@@ -70,13 +70,15 @@ def _training_rays(
                 target[i, c] = np.float32(peek(pixels, at + c)) * np.float32(1.0 / 255.0)
 
 
-def training_rays(chosen, spans, span_ends, starts, widths, pixels, table, box):
+def training_rays(chosen, pool, box):
     """origin, direction, t_min, t_max, target [n, 4], image_index; see `hashfield.ops.training_rays`."""
     n = chosen.shape[0]
     origin, direction, target = torch.empty((n, 3)), torch.empty((n, 3)), torch.empty((n, 4))
     t_min, t_max, image_index = torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.int64)
     if n:
-        arguments = (chosen, spans, span_ends, starts, widths, pixels.reshape(-1), table, box)
+        arguments = (
+            chosen, pool.spans, pool.span_ends, pool.starts, pool.widths, pool.pixels.reshape(-1), pool.table, box,
+        )  # fmt: skip
         launch(
             _training_rays, *(as_array(x.contiguous()) for x in arguments),
             *map(as_array, (origin, direction, t_min, t_max, target, image_index)),

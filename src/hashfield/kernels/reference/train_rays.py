@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashfield.geometry.rays import Rays
+from hashfield.geometry.rays import RayBatch, Rays
 from hashfield.kernels.reference.march import march
 from hashfield.kernels.reference.render_rays import evaluate_rays
 
@@ -31,10 +31,12 @@ def entropy(weight: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def train_rays(
-    field: Any, rays: Rays, target: Tensor, background: Tensor, bits: Tensor, options: Any, workspace: Any,
-    jitter: Tensor, huber_delta: float, sparsity: float,
+    field: Any, batch: RayBatch, bits: Tensor, options: Any, workspace: Any, huber_delta: float, sparsity: float,
+    wants_ray_gradients: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """See `hashfield.ops.train_rays`. Rays are taken in order until the workspace is full."""
+    assert batch.weight is None and not wants_ray_gradients, "the op refuses such calls"
+    rays, target, background, jitter = batch.rays, batch.target, batch.background, batch.jitter
     _, _, offsets = march(
         rays.origin, rays.direction, rays.t_min, rays.t_max, bits, options.aabb_scale, options.cone_angle,
         options.step_scale, jitter,
@@ -64,5 +66,5 @@ def train_rays(
         "loss": float(loss.detach()), "n_rays": n,
         "squared_error": float(difference.detach().square().mean()) if n else 0.0,
         "n_marched": int(offsets[n]), "n_kept": kept, "grad_density_weights": grads[1:3],
-        "grad_color_weights": grads[3:], "stage_cycles": {},
+        "grad_color_weights": grads[3:], "stage_cycles": {}, "ray_gradients": None,
     }  # fmt: skip

@@ -482,17 +482,17 @@ def make_buffers(field: Any, max_samples: int) -> Buffers:
 
 
 def train_rays(
-    field: Any, rays: Any, target: Tensor, background: Tensor, bits: Tensor, options: Any, workspace: Any,
-    jitter: Tensor, huber_delta: float, sparsity: float,
+    field: Any, batch: Any, bits: Tensor, options: Any, workspace: Any, huber_delta: float, sparsity: float,
+    wants_ray_gradients: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """See `hashfield.ops.train_rays`; adds to workspace.grad_table. Waits for the result. Takes no sparsity loss."""
-    assert sparsity == 0.0, "the op leaves such calls to others"
-    buffers: Buffers = workspace.buffers
+    assert sparsity == 0.0 and batch.weight is None and not wants_ray_gradients, "the op leaves such calls to others"
+    rays, buffers = batch.rays, workspace.buffers
     n, device = rays.n_rays, buffers.device
     if n > buffers.max_rays:
         buffers.reserve(n)
     buffers.lattice.copy_(torch.tensor(lattice_values(options.cone_angle, options.step_scale)))
-    given = (rays.origin, rays.direction, rays.t_min, rays.t_max, jitter, target, background)
+    given = (rays.origin, rays.direction, rays.t_min, rays.t_max, batch.jitter, batch.target, batch.background)
     batch = Batch(*(x.contiguous() for x in given), count_of(n, device))
     enqueue(
         device_field(field), batch, *as_words(bits), options.aabb_scale, options.cone_angle > 0.0, buffers, workspace.grad_table,
@@ -508,4 +508,5 @@ def train_rays(
     return {
         "loss": loss, "squared_error": error, "n_rays": int(used), "n_kept": int(kept), "n_marched": int(marched),
         "grad_density_weights": grads[:2], "grad_color_weights": grads[2:], "stage_cycles": {},
+        "ray_gradients": None,
     }  # fmt: skip

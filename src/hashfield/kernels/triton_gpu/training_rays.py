@@ -1,5 +1,6 @@
 """Training batches on GPUs: pixel, ray, entry into the box and wanted colour in one pass, a thread to a ray."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashfield.geometry.rays import PixelPool
 from hashfield.kernels.triton_gpu.camera_rays import box_range, lenses_of, pixel_block, pixel_ray
 from hashfield.kernels.triton_gpu.common import launch
 
@@ -51,34 +53,36 @@ def _training_rays(
             tl.store(target + 4 * i + c, value * (1.0 / 255.0), mask=mask)
 
 
-def draw_rays(pool: Any, chosen: Tensor, n_rays: Tensor, box: Tensor, out: Any) -> None:
+def draw_rays(
+    pool: PixelPool, lenses: dict[str, bool], chosen: Tensor, n_rays: Tensor, box: Tensor, out: Any
+) -> None:
     """Fill `out` (origin, direction, t_min, t_max, target, image_index) for the first n_rays of the chosen pixels.
 
     Args:
-        pool: spans, span_ends, starts, widths, pixels, table as `training_rays` takes them, and the table's lenses.
+        pool: On the device, every tensor contiguous.
+        lenses: What kinds of lens its cameras have, see `lenses_of`; known beforehand, since asking waits.
         chosen: int64, as many as there is room for.
         n_rays: int32 [1] on the device.
         box: float64 [6].
         out: Tensors of the pool's device.
     """
-    spans, span_ends, starts, widths, pixels, table, lenses = pool
-    block = pixel_block(chosen.shape[0])
+    block, n_spans = pixel_block(chosen.shape[0]), pool.span_ends.shape[0]
     launch(
-        _training_rays, (triton.cdiv(chosen.shape[0], block["BLOCK"]),), chosen, spans, span_ends, span_ends.shape[0],
-        max(1, span_ends.shape[0].bit_length()), starts, widths, pixels.view(torch.int32), table, box, n_rays, *out,
-        **lenses, **block,
+        _training_rays, (triton.cdiv(chosen.shape[0], block["BLOCK"]),), chosen, pool.spans, pool.span_ends, n_spans,
+        max(1, n_spans.bit_length()), pool.starts, pool.widths, pool.pixels.view(torch.int32), pool.table, box, n_rays,
+        *out, **lenses, **block,
     )  # fmt: skip
 
 
 def training_rays(
-    chosen: Tensor, spans: Tensor, span_ends: Tensor, starts: Tensor, widths: Tensor, pixels: Tensor, table: Tensor,
-    box: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    chosen: Tensor, pool: PixelPool, box: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """origin, direction, t_min, t_max, target [n, 4], image_index; see `hashfield.ops.training_rays`."""
     n, device = chosen.shape[0], chosen.device
     shapes = ((n, 3), (n, 3), (n,), (n,), (n, 4))
     out = (*(torch.empty(shape, device=device) for shape in shapes), torch.empty(n, dtype=torch.int64, device=device))
     if n:
-        pool = (*(x.contiguous() for x in (spans, span_ends, starts, widths, pixels, table)), lenses_of(table))
-        draw_rays(pool, chosen.contiguous(), torch.full((1,), n, dtype=torch.int32, device=device), box, out)
+        pool = PixelPool(*(getattr(pool, f.name).contiguous() for f in fields(pool)))
+        n_rays = torch.full((1,), n, dtype=torch.int32, device=device)
+        draw_rays(pool, lenses_of(pool.table), chosen.contiguous(), n_rays, box, out)
     return out  # pyright: ignore[reportReturnType]

@@ -1,0 +1,286 @@
+"""Steps on rays on a device that is not waited for: what `rays_host` does, in one captured graph.
+
+Photos, random numbers, samples, gradients and parameters lie in buffers of a fixed size, and the number of rays of the
+next step is decided on the device. The occupancy grid's refresh is launched uncaptured, and never waited for either.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Float64, UInt8
+from torch import Tensor
+
+from hashfield.errors import CheckpointError
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.rays import PixelPool
+from hashfield.geometry.spaces import CELLS_PER_CASCADE
+from hashfield.kernels.triton_gpu.camera_rays import lenses_of
+from hashfield.kernels.triton_gpu.common import count_of
+from hashfield.kernels.triton_gpu.field import DeviceField
+from hashfield.kernels.triton_gpu.march import as_words, lattice_values
+from hashfield.kernels.triton_gpu.occupancy_update import bits_device, refresh_cells_device
+from hashfield.kernels.triton_gpu.train_rays import Batch, Buffers, enqueue
+from hashfield.kernels.triton_gpu.training_rays import draw_rays
+from hashfield.log import logger
+from hashfield.nn.config import RunPrecision
+from hashfield.nn.encodings import GridEncoding
+from hashfield.nn.fields import RadianceField, field_parameters
+from hashfield.ops.eval_points import network_precision
+from hashfield.ops.render_rays import FieldParameters
+from hashfield.steps.graphs import COMPUTE, CapturedSteps
+from hashfield.steps.occupancy import OccupancyGrid, stratified
+from hashfield.steps.optimizers import DeviceOptimizer, network_groups
+from hashfield.steps.protocol import StepResult
+from hashfield.steps.ray_budget import first_rays, most_rays
+from hashfield.steps.rays_host import restored_grid
+from hashfield.steps.recipes import RayRecipe
+from hashfield.steps.state import State, restore_trained, trained_state, warn_of_other_bits
+
+RAY_GRADIENT = 4.0
+"""Loss scale: what the gradient of a single ray's squared error is multiplied by. A ray's gradient is at most some
+units then, and 1e-4 at its faintest sample: both far from float16's ends."""
+CELLS_AT_ONCE = 2**19
+"""Cells of the occupancy grid that are asked together."""
+
+
+def rays_memory(layout: GridLayout, n_weights: int, batch: int, n_pixels: int, n_cells: int) -> int:
+    """GPU memory that a run takes, nearly: what `DeviceRaySteps` and PyTorch allocate, without the CUDA context.
+
+    Args:
+        layout: Sizes of the grid.
+        n_weights: Numbers in the matrices.
+        batch: Samples of a step.
+        n_pixels: Pixels of all training photos together.
+        n_cells: Cells of the occupancy grid.
+    """
+    parameters = (layout.n_parameters + n_weights) * (4 * 4 + 2)  # value, gradient, two moments; the short copy
+    max_rays = most_rays(batch)
+    # Per marched sample 28 bytes in three waves of four batches; per kept one 68 and its features twice.
+    samples = batch * (3 * 4 * 28 + 2 * (68 + 2 * 2 * layout.n_output)) + max_rays * (32 * 4 + 160)
+    refresh = min(n_cells, CELLS_AT_ONCE) * (28 + 2 * layout.n_output) + 21 * n_cells
+    return parameters + samples + 4 * n_pixels + refresh
+
+
+class DeviceRaySteps(CapturedSteps):
+    """The steps of a run on rays; see `protocol.Steps`."""
+
+    is_captured = True
+
+    def __init__(self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision) -> None:
+        """Args:
+        field: What is trained, in place; on the device. One that `choice.captures_rays` accepts.
+        recipe: What stays the same in every step.
+        precision: Of lookups and networks, as asked for.
+        """
+        encoding = field.encoding
+        assert isinstance(encoding, GridEncoding), "see choice.captures_rays"
+        super().__init__(encoding.table.device, recipe.seed)
+        device = self.device
+        self.field, self.recipe, self.asked_precision = field, recipe, precision
+        matrices = [*field.density_network.weights, *field.color_network.weights]
+        self.precision: str = network_precision(precision, device)
+        optimizer = self.optimizer = DeviceOptimizer(
+            network_groups(encoding.table, matrices, l2=recipe.l2), COMPUTE[self.precision]
+        )
+        self.device_field = DeviceField(
+            layout=encoding.layout, table=optimizer.short_table, weights=optimizer.short_flat,
+            width=matrices[0].shape[0], color_width=matrices[2].shape[0], density_bias=field.config.density_bias,
+        )  # fmt: skip
+        n = self.max_rays = most_rays(recipe.batch)
+        self.buffers = Buffers(self.device_field, 2 * recipe.batch, n)
+        self.n_rays = count_of(first_rays(recipe.batch), device)
+        self.chosen = torch.zeros(n, dtype=torch.int64, device=device)
+        self.noise = torch.zeros(4 * n, device=device)
+        shapes = ((n, 3), (n, 3), (n,), (n,), (n, 4))
+        drawn = [torch.zeros(shape, device=device) for shape in shapes]
+        self.drawn = (*drawn, torch.zeros(n, dtype=torch.int64, device=device))
+        self.batch = Batch(
+            origin=drawn[0], direction=drawn[1], t_min=drawn[2], t_max=drawn[3], target=drawn[4], jitter=self.noise[:n],
+            background=self.noise[n:].view(n, 3), n_rays=self.n_rays,
+        )  # fmt: skip
+        n_cells = recipe.aabb_scale.bit_length() * CELLS_PER_CASCADE
+        self.bits = torch.zeros(n_cells // 8, dtype=torch.uint8, device=device)
+        self.words, self.coarse = as_words(self.bits)
+        self.box_buffer = torch.zeros(6, dtype=torch.float64, device=device)
+        self.pool: PixelPool | None = None
+        self.lenses: dict[str, bool] = {}
+        self.n_pool = 0
+        self.grid: OccupancyGrid | None = None
+        self.next_refresh = self.n_refreshes = 0
+        self._step_scale = 0.0
+
+    @property
+    def box(self) -> Float64[Tensor, " 6"] | None:
+        """What rays are clipped to, in scene space; None before the run has begun."""
+        return None if self.grid is None else self.box_buffer
+
+    def values(self) -> FieldParameters:
+        """The field's numbers as they are now."""
+        return field_parameters(self.field, None, self.asked_precision)
+
+    def begin(self, pool: PixelPool, alive: Bool[Tensor, " n_cells"], box: Float64[Tensor, " 6"] | None = None) -> None:
+        """Start a fresh run; see `HostRaySteps.begin`."""
+        grid = OccupancyGrid.start(alive, self.recipe.aabb_scale)
+        self._set_scene(pool, grid, grid.living_box() if box is None else box)
+
+    def _set_scene(self, pool: PixelPool, grid: OccupancyGrid, box: Tensor) -> None:
+        self._set_pool(pool)
+        self.box_buffer.copy_(box)
+        self.grid = grid
+        grid.bits = self._took(grid.bits)
+
+    def _set_pool(self, pool: PixelPool) -> None:
+        self.pool, self.lenses, self.n_pool = pool, lenses_of(pool.table), pool.n_pool
+        self._forget_graphs()
+
+    def _took(self, bits: UInt8[Tensor, " n_bytes"]) -> UInt8[Tensor, " n_bytes"]:
+        """The buffer that the march reads, holding these bits."""
+        if bits.data_ptr() != self.bits.data_ptr():
+            self.bits.copy_(bits)
+        self.coarse.copy_((self.words.view(-1, 64) != 0).any(1))
+        return self.bits
+
+    def step(self, step: int, rate: float, step_scale: float, *, has_total_variation: bool = False) -> StepResult:
+        """Refresh the occupancy grid if it is due, then launch one step; its figures stay on the device.
+
+        Args:
+            step: Counts from 0.
+            rate: The schedule's learning rate.
+            step_scale: Length of the march's step, in units of the finest.
+            has_total_variation: Not supported here, see `choice.captures_rays`.
+        """
+        assert self.grid is not None and not has_total_variation, "begin() or restore() comes first"
+        if step >= self.next_refresh and step > 0:
+            self._refresh(step, self.grid)
+        if step_scale != self._step_scale:
+            self._step_scale = step_scale
+            self.buffers.lattice.copy_(torch.tensor(lattice_values(self.recipe.cone_angle, step_scale)))
+        self.optimizer.begin_step(rate, self.buffers.hyper)
+        self._run()
+        figures = self.buffers.stats.clone()
+        return StepResult(figures[0], figures[1], figures[2], figures[3])
+
+    def _enqueue(self, due_interval: int = 1) -> None:
+        r = self.recipe
+        assert self.pool is not None, "a pool comes first"
+        self.chosen.random_(0, self.n_pool, generator=self.generator)
+        self.noise.uniform_(generator=self.generator)
+        draw_rays(self.pool, self.lenses, self.chosen, self.n_rays, self.box_buffer, self.drawn)
+        enqueue(
+            self.device_field, self.batch, self.words, self.coarse, r.aabb_scale, r.cone_angle > 0.0, self.buffers,
+            self.optimizer.grad_table, min_transmittance=r.min_transmittance, min_weight=r.min_weight,
+            huber_delta=r.huber_delta, loss_scale=RAY_GRADIENT, target_samples=r.batch,
+        )  # fmt: skip
+        self.optimizer.enqueue({"matrices": self.buffers.grad_weights}, self.buffers.hyper)
+
+    def _refresh(self, step: int, grid: OccupancyGrid) -> None:
+        upkeep = self.recipe.upkeep
+        grid.refresh(DeviceCells(self), upkeep.decay, upkeep.cells_at(self.n_refreshes, len(grid.living)))
+        self.n_refreshes += 1
+        self.next_refresh = upkeep.next_step(step)
+
+    def warm_up(self, pool: PixelPool) -> None:
+        """Compile every kernel of a step and of a refresh, by running them on no rays and few cells.
+
+        Args:
+            pool: Any pixels of the scene.
+        """
+        self._set_pool(pool)
+        random, n_rays = self.generator.get_state(), self.n_rays.clone()
+        self.n_rays.zero_()
+        self.buffers.hyper.zero_()
+        self.buffers.lattice.copy_(torch.tensor(lattice_values(self.recipe.cone_angle, 8.0)))
+        self._enqueue()
+        values = torch.zeros(8 * len(self.bits), device=self.device)
+        few = torch.arange(256, device=self.device)
+        for max_cells in (256, 128):
+            OccupancyGrid(self.recipe.aabb_scale, values, self.bits, few).refresh(DeviceCells(self), 0.5, max_cells)
+        # A rate of zero leaves parameters as they are, but not the matrices' moments.
+        self.optimizer.forget_moments()
+        self.bits.zero_()
+        self.n_rays.copy_(n_rays)
+        self.generator.set_state(random)
+
+    def state(self) -> State:
+        """See `protocol.Steps`."""
+        assert self.grid is not None
+        tensors, values = trained_state(self.field, self.optimizer, self.precision)
+        tensors |= {"occupancy.values": self.grid.values, "bits": self.bits, "box": self.box_buffer}
+        tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        values |= {
+            "n_rays": int(self.n_rays), "next_refresh": self.next_refresh, "n_refreshes": self.n_refreshes,
+            "device_random": self._random_state(),
+        }  # fmt: skip
+        return tensors, values
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], pool: PixelPool | None = None) -> None:
+        """Take back what `state` gave; `pool` holds the pixels to draw rays from.
+
+        Raises:
+            CheckpointError: something is missing, or does not fit this run.
+        """
+        assert pool is not None, "steps on rays are given their pool"
+        restore_trained(self.field, self.optimizer, tensors, values)
+        grid, box = restored_grid(tensors, self.recipe.aabb_scale, self.device)
+        try:
+            n_rays = int(values["n_rays"])
+            self.next_refresh = int(values["next_refresh"])
+            self.n_refreshes = int(values["n_refreshes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
+        warn_of_other_bits(values, self.precision, follows_threads=False)
+        self._set_scene(pool, grid, box)
+        self.n_rays.fill_(min(n_rays, self.max_rays))
+        if "device_random" in values:
+            self._restore_random(values["device_random"])
+        else:
+            logger.warning("the run was begun on another device and goes on here: with other random numbers")
+
+
+class DeviceCells:
+    """`occupancy.Cells` of a device that is not waited for: how many cells there are stays there."""
+
+    def __init__(self, steps: DeviceRaySteps) -> None:
+        """Ask the field of these steps, with their random numbers."""
+        self.steps = steps
+
+    def some_living(self, living: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """See `occupancy.Cells`."""
+        return living[stratified(self._uniform(n), len(living))], count_of(n, living.device)
+
+    def some_occupied(self, is_occupied: Bool[Tensor, " n_cells"], n: int) -> tuple[Tensor, Tensor]:
+        """See `occupancy.Cells`."""
+        n_cells, device = len(is_occupied), is_occupied.device
+        ends = torch.cumsum(is_occupied, 0)
+        # Cells that are not occupied all write to a place of their own behind the list.
+        numbers = torch.zeros(n_cells + 1, dtype=torch.int64, device=device)
+        at = torch.where(is_occupied, ends - 1, n_cells)
+        numbers.scatter_(0, at, torch.arange(n_cells, device=device))
+        total, first = ends[-1:], torch.arange(n, device=device)
+        chosen = torch.where(total <= n, torch.minimum(first, total), stratified(self._uniform(n), total))
+        return numbers[chosen], total.clamp(max=n).to(torch.int32)
+
+    def ask(self, values: Float[Tensor, " n_cells"], group: Tensor | tuple[Tensor, Tensor]) -> None:
+        """See `occupancy.Cells`."""
+        if isinstance(group, Tensor):
+            for cells in group.split(CELLS_AT_ONCE):
+                self._ask(values, cells, count_of(len(cells), self.steps.device))
+        else:
+            self._ask(values, *group)
+
+    def _ask(self, values: Tensor, cells: Tensor, n_live: Tensor) -> None:
+        n, device, steps = len(cells), self.steps.device, self.steps
+        noise = torch.empty((n, 3), device=device).uniform_(generator=steps.generator)
+        positions, log_density = torch.zeros((n, 3), device=device), torch.zeros(n, device=device)
+        refresh_cells_device(
+            values, cells, n_live, noise, positions, log_density, steps.device_field, steps.recipe.aabb_scale
+        )
+
+    def packed(self, values: Float[Tensor, " n_cells"], threshold: Float[Tensor, ""]) -> UInt8[Tensor, " n_bytes"]:
+        """See `occupancy.Cells`."""
+        bits_device(values, threshold.float().view(1), self.steps.bits, self.steps.recipe.aabb_scale)
+        return self.steps._took(self.steps.bits)
+
+    def _uniform(self, n: int) -> Float64[Tensor, " n"]:
+        return torch.empty(n, dtype=torch.float64, device=self.steps.device).uniform_(generator=self.steps.generator)

@@ -1,0 +1,239 @@
+"""Steps on rays, in order: pixels -> rays -> march -> encode -> networks -> composite -> loss -> gradients -> Adam.
+
+This is the page to read. `HostRaySteps.step` shows the order; march to gradients is one op, `ops.train_rays`. Around it
+stand the occupancy grid's refresh, before the step where it is due, and the number of rays of the next step, after it.
+`rays_device` does the same without ever waiting, in one captured graph.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from hashfield.errors import CheckpointError
+from hashfield.geometry.rays import PixelPool, RayBatch
+from hashfield.geometry.spaces import CELLS_PER_CASCADE
+from hashfield.log import logger
+from hashfield.nn.config import RunPrecision
+from hashfield.nn.encodings import table_of
+from hashfield.nn.fields import RadianceField, field_parameters
+from hashfield.ops.render_rays import FieldParameters, MarchOptions
+from hashfield.ops.total_variation import cube_sides, total_variation
+from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
+from hashfield.ops.training_rays import training_rays
+from hashfield.steps.occupancy import HostCells, OccupancyGrid
+from hashfield.steps.optimizers import HostOptimizer, network_groups
+from hashfield.steps.protocol import StepResult
+from hashfield.steps.ray_budget import first_rays, next_rays
+from hashfield.steps.recipes import RayRecipe
+from hashfield.steps.state import (
+    State,
+    generator_state,
+    restore_generator,
+    restore_trained,
+    trained_state,
+    warn_of_other_bits,
+)
+
+LONGEST_RAYS = 2**14
+"""Samples for which a thread has room, however small the batch: a handful of the longest rays fit at once."""
+
+
+class HostRaySteps:
+    """The steps of a run on rays; see `protocol.Steps`."""
+
+    is_captured = False
+
+    def __init__(self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision) -> None:
+        """Args:
+        field: What is trained, in place.
+        recipe: What stays the same in every step.
+        precision: Of lookups and networks, as asked for.
+        """
+        self.field, self.recipe, self.asked_precision = field, recipe, precision
+        table = table_of(field.encoding)
+        self.device = table.device
+        self.matrices = [*field.density_network.weights, *field.color_network.weights]
+        self.optimizer = HostOptimizer(network_groups(table, self.matrices, l2=recipe.l2))
+        numbers = self.values()
+        self.precision: str = numbers.precision
+        room = max(2 * recipe.batch, LONGEST_RAYS * torch.get_num_threads())
+        self.workspace = TrainWorkspace(numbers, room)
+        seeds = np.random.SeedSequence(recipe.seed).spawn(3)
+        self.random = {
+            name: np.random.Generator(np.random.SFC64(seed))
+            for name, seed in zip(("pixels", "rays", "occupancy"), seeds, strict=True)
+        }
+        self.n_rays = first_rays(recipe.batch)
+        self.next_refresh = self.n_refreshes = 0
+        self.pool: PixelPool | None = None
+        self.grid: OccupancyGrid | None = None
+        self.box: Float64[Tensor, " 6"] | None = None
+
+    def values(self) -> FieldParameters:
+        """The field's numbers as they are now."""
+        return field_parameters(self.field, self.optimizer.table_bf16, self.asked_precision)
+
+    def begin(self, pool: PixelPool, alive: Bool[Tensor, " n_cells"], box: Float64[Tensor, " 6"] | None = None) -> None:
+        """Start a fresh run.
+
+        Args:
+            pool: Pixels to draw rays from.
+            alive: Cells that can hold anything.
+            box: (x0, y0, z0, x1, y1, z1) in scene space, to which rays are clipped; None: that of the living cells.
+        """
+        self.pool = pool
+        self.grid = OccupancyGrid.start(alive, self.recipe.aabb_scale)
+        self.box = self.grid.living_box() if box is None else box
+
+    def step(self, step: int, rate: float, step_scale: float, *, has_total_variation: bool = False) -> StepResult:
+        """Refresh the occupancy grid if it is due, then train on one batch of rays.
+
+        Args:
+            step: Counts from 0.
+            rate: The schedule's learning rate.
+            step_scale: Length of the march's step, in units of the finest.
+            has_total_variation: Whether the grid's total variation is part of the loss now.
+        """
+        recipe, grid = self.recipe, self.grid
+        assert grid is not None, "begin() or restore() comes first"
+        if step >= self.next_refresh and step > 0:
+            self._refresh(step, grid)
+        batch = self._draw(self.n_rays)
+        options = MarchOptions(
+            recipe.aabb_scale, recipe.cone_angle, step_scale, recipe.min_transmittance, recipe.min_weight
+        )
+        result = train_rays(
+            self.values(), batch, grid.bits, options, self.workspace, huber_delta=recipe.huber_delta,
+            sparsity=recipe.sparsity,
+        )  # fmt: skip
+        if not math.isfinite(result.loss):  # the run ends here, with the parameters of the step before
+            self.workspace.grad_table.zero_()
+        elif result.n_rays > 0:
+            if has_total_variation:
+                result.loss += recipe.total_variation * self._add_total_variation(step)
+            gradients = {"table": [self.workspace.grad_table], "matrices": self._matrix_gradients(result)}
+            self.optimizer.step(gradients, rate)
+        self.n_rays = next_rays(result.n_rays, result.n_kept, recipe.batch)
+        return StepResult(result.loss, result.squared_error, result.n_rays, result.n_kept)
+
+    def _draw(self, n: int) -> RayBatch:
+        """A batch of n rays through pixels of the pool, with the noise that they need."""
+        assert self.pool is not None and self.box is not None
+        chosen = self.random["pixels"].integers(0, self.pool.n_pool, n)
+        jitter = self.random["rays"].random(n, dtype=np.float32)
+        background = self.random["rays"].random((n, 3), dtype=np.float32)
+        chosen, jitter, background = (torch.from_numpy(x).to(self.device) for x in (chosen, jitter, background))
+        return training_rays(chosen, self.pool, self.box, jitter=jitter, background=background)
+
+    def _matrix_gradients(self, result: TrainRaysResult) -> list[Tensor]:
+        """A step's gradients of the field's matrices, density network first."""
+        first, *others = result.grad_color_weights
+        if not self.field.config.color_sees_density:
+            first = first[:, 1:].contiguous()  # without the column that `field_parameters` adds
+        return [*result.grad_density_weights, first, *others]
+
+    def _add_total_variation(self, step: int) -> float:
+        layout = self.field.config.encoding.layout(3)
+        sides = cube_sides(layout)
+        # Of a generator of its own for each step, so that the others draw the same with and without.
+        generator = np.random.default_rng((self.recipe.seed, step))
+        highest = layout.resolutions.astype(np.int64)[:, None] - np.array(sides)[:, None]
+        corners = torch.from_numpy((generator.random((layout.n_levels, 3)) * highest).astype(np.int64)).to(self.device)
+        return total_variation(
+            table_of(self.field.encoding), self.workspace.grad_table, layout, corners=corners, sides=sides,
+            weight=self.recipe.total_variation,
+        )  # fmt: skip
+
+    def _refresh(self, step: int, grid: OccupancyGrid) -> None:
+        upkeep = self.recipe.upkeep
+        cells = HostCells(self.values(), self.random["occupancy"], self.recipe.aabb_scale)
+        grid.refresh(cells, upkeep.decay, upkeep.cells_at(self.n_refreshes, len(grid.living)))
+        self.n_refreshes += 1
+        self.next_refresh = upkeep.next_step(step)
+
+    def warm_up(self, pool: PixelPool) -> None:
+        """Compile every kernel of a step by calling it on next to nothing. Changes nothing.
+
+        Args:
+            pool: Any pixels of the scene.
+        """
+        field, generator, recipe = self.values(), np.random.default_rng(0), self.recipe
+        living = torch.zeros(recipe.aabb_scale.bit_length() * CELLS_PER_CASCADE, dtype=torch.bool, device=self.device)
+        living[:1] = True
+        grid = OccupancyGrid.start(living, recipe.aabb_scale)
+        grid.refresh(HostCells(field, generator, recipe.aabb_scale), 0.5, 1)
+        box = torch.tensor([0.0, 0, 0, 1, 1, 1], dtype=torch.float64, device=self.device)
+        none = torch.zeros(2, 3, device=self.device)
+        chosen = torch.zeros(2, dtype=torch.int64, device=self.device)
+        batch = training_rays(chosen, pool, box, jitter=none[:, 0].contiguous(), background=none)
+        workspace = TrainWorkspace(field, 1024)
+        options = MarchOptions(recipe.aabb_scale, recipe.cone_angle)
+        result = train_rays(field, batch, grid.bits, options, workspace)
+        scratch = network_groups(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
+        gradients = {"table": [torch.zeros_like(field.table)], "matrices": self._matrix_gradients(result)}
+        HostOptimizer(scratch).step(gradients, 1e-3)
+
+    def state(self) -> State:
+        """See `protocol.Steps`."""
+        assert self.grid is not None and self.box is not None
+        tensors, values = trained_state(self.field, self.optimizer, self.precision)
+        tensors |= {"occupancy.values": self.grid.values, "bits": self.grid.bits, "box": self.box}
+        if self.device.type != "cpu":
+            tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        values |= {
+            "n_rays": self.n_rays, "next_refresh": self.next_refresh, "n_refreshes": self.n_refreshes,
+            "samples_per_ray": self.workspace.samples_per_ray,
+            "random": {name: generator_state(generator) for name, generator in self.random.items()},
+        }  # fmt: skip
+        return tensors, values
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], pool: PixelPool | None = None) -> None:
+        """Take back what `state` gave; `pool` holds the pixels to draw rays from.
+
+        Raises:
+            CheckpointError: something is missing, or does not fit this run.
+        """
+        restore_trained(self.field, self.optimizer, tensors, values)
+        grid, box = restored_grid(tensors, self.recipe.aabb_scale, self.device)
+        try:
+            self.n_rays = int(values["n_rays"])
+            self.next_refresh = int(values["next_refresh"])
+            self.n_refreshes = int(values["n_refreshes"])
+            self.workspace.samples_per_ray = float(values["samples_per_ray"])
+            for name, generator in self.random.items():
+                restore_generator(generator, values["random"][name], f"checkpoint: random.{name}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
+        is_moved = "device_random" in values
+        if is_moved:
+            logger.warning("the run was begun on another device and goes on here: with other random numbers")
+        warn_of_other_bits(values, self.precision, follows_threads=not is_moved)
+        self.pool, self.grid, self.box = pool, grid, box
+
+
+def restored_grid(
+    tensors: Mapping[str, Tensor], aabb_scale: int, device: torch.device
+) -> tuple[OccupancyGrid, Float64[Tensor, " 6"]]:
+    """The occupancy grid and the box that rays are clipped to, from a run's saved tensors.
+
+    Args:
+        tensors: As `state` gave them.
+        aabb_scale: Side of this run's box.
+        device: Where they go.
+
+    Raises:
+        CheckpointError: one is missing or of another size.
+    """
+    for name in ("occupancy.values", "bits", "box"):
+        if name not in tensors:
+            raise CheckpointError(f"checkpoint: tensor {name!r} is missing")
+    n_cells = aabb_scale.bit_length() * CELLS_PER_CASCADE
+    if tensors["occupancy.values"].shape != (n_cells,) or tensors["bits"].shape != (n_cells // 8,):
+        raise CheckpointError("checkpoint: the occupancy grid has another size than this scene's")
+    values, bits, box = (tensors[name].to(device, copy=True) for name in ("occupancy.values", "bits", "box"))
+    return OccupancyGrid.restored(aabb_scale, values, bits), box.double()

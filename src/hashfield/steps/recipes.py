@@ -1,0 +1,59 @@
+"""What stays the same in every step of a run: one recipe, which hosts and devices follow alike."""
+
+from dataclasses import dataclass
+
+from hashfield.ops.train_points import PointLoss
+from hashfield.steps.occupancy import Upkeep
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayRecipe:
+    """Steps on rays."""
+
+    aabb_scale: int
+    """Side of the training box in scene units."""
+    cone_angle: float
+    """Growth of the march's step with distance."""
+    batch: int
+    """Samples that a step should keep; the number of rays adapts, see `ray_budget`."""
+    min_transmittance: float
+    """A ray ends where less light than this is left."""
+    min_weight: float
+    """Samples that weigh less in their pixel are neither coloured nor trained."""
+    upkeep: Upkeep
+    """When and how thoroughly the occupancy grid is refreshed."""
+    huber_delta: float = 0.0
+    """0: squared error; else the delta of instant-ngp's Huber loss."""
+    sparsity: float = 0.0
+    """Weight of the entropy of a ray's sample weights in the loss."""
+    total_variation: float = 0.0
+    """Weight of the grid's total variation in random cubes of vertices."""
+    l2: float = 1e-6
+    """Decay of the networks' matrices."""
+    seed: int = 0
+    """Of every random choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointRecipe:
+    """Steps on points."""
+
+    n_points: int
+    """Points of every step."""
+    loss: PointLoss
+    """What is minimised, as `train_points` has it."""
+    l2: float = 1e-6
+    """Decay of the network's matrices."""
+    parts: tuple[tuple[int, int], ...] | None = None
+    """(entries, interval) of the levels of the table, as `optimizers.Group` has it; None updates all at every step."""
+    is_fixed_point: bool = False
+    """Whether positions are int32 in fixed point; else float32."""
+    has_squared_error: bool = True
+    """Whether the mean squared error says something: a PSNR."""
+    seed: int = 0
+    """Of every random choice."""
+
+    @property
+    def has_pending_gradient(self) -> bool:
+        """Whether parts of the table wait for their update, so that their gradient is part of the state."""
+        return max((interval for _, interval in self.parts or ()), default=1) > 1
