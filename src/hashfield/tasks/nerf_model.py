@@ -17,15 +17,17 @@ from hashfield.nn.encodings import table_of
 from hashfield.nn.fields import RadianceField, field_parameters
 from hashfield.nn.frozen import frozen_view
 from hashfield.ops.camera_rays import view_rays
-from hashfield.ops.render_rays import MarchOptions, render_rays
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.steps.state import restore_module
+from hashfield.tasks.frames import CameraFrames
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.nerf_config import NerfConfig
+from hashfield.tasks.nerf_surface import nerf_surface
 from hashfield.tasks.shared import CPU, stored, stored_background, stored_cameras, stored_info
 from hashfield.train.checkpoint import OpenCheckpoint, config_from_dict, open_checkpoint
 
 
-class NerfModel(nn.Module):
+class NerfModel(CameraFrames, nn.Module):
     """A trained radiance field with its spaces, cameras and occupancy: stands alone, needs no photos."""
 
     bits: Tensor
@@ -67,6 +69,10 @@ class NerfModel(nn.Module):
         self.step_scale = step_scale
         self.precision: RunPrecision = precision
         self.info = info or {}
+
+    def parameters_of_field(self) -> FieldParameters:
+        """The field's numbers as the fused ops take them."""
+        return field_parameters(self.field, self.table_bf16, self.precision)
 
     def density(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
         """Density per world unit of length; 0 outside the training box."""
@@ -129,7 +135,7 @@ class NerfModel(nn.Module):
         rays_at_once: int | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """The pixels of a picture in order, some at a time, where the model lies: see `render`."""
-        field = field_parameters(self.field, self.table_bf16, self.precision)
+        field = self.parameters_of_field()
         device = self.bits.device
         table = self.spaces.camera_table_to_scene(camera_table([camera]))
         options = MarchOptions(self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale, 1e-4)
@@ -161,8 +167,6 @@ class NerfModel(nn.Module):
             ConfigError: the box lies outside the model, or the level is not positive.
             DataError: the level is to be chosen and no camera sees anything opaque.
         """
-        from hashfield.tasks.nerf_surface import nerf_surface  # it builds on this file
-
         return nerf_surface(self, resolution=resolution, box=box, level=level)
 
     def _normals(self, positions_scene: Tensor, is_hit: Tensor) -> Tensor:

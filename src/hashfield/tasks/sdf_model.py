@@ -25,6 +25,7 @@ from hashfield.ops.ray_box import ray_box
 from hashfield.ops.sphere_trace import DistanceField, sphere_trace
 from hashfield.render.surface import SHADOW_START, shade, soft_shadow
 from hashfield.steps.state import restore_module
+from hashfield.tasks.frames import CameraFrames
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.sdf_config import SdfConfig
 from hashfield.tasks.shared import (
@@ -40,7 +41,7 @@ NORMAL_REACH = 1 / 512
 """Half the distance over which pictures' normals are differences, as a share of the box."""
 
 
-class SdfModel(nn.Module):
+class SdfModel(CameraFrames, nn.Module):
     """A trained signed distance with its box and cameras: stands alone, needs no mesh."""
 
     box: Tensor
