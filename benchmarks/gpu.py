@@ -780,7 +780,7 @@ def step(options: argparse.Namespace, results: Results) -> None:
 
     scene = scene_of(options, "lego")
     config = config_of(options, 15.0)
-    config = replace(config, train=replace(config.train, batch_samples=2**18))
+    config = replace(config, train=replace(config.train, batch=2**18))
     task = task_of(config, scene)
     if os.environ.get(WARM_ONLY):
         run_for(task, n_steps=4)
@@ -912,7 +912,7 @@ def cross(options: argparse.Namespace, results: Results) -> None:
     on_cpu = quality(load_model(path), views, black, 3)
     results.add("evaluated", ok=abs(on_gpu - on_cpu) < 0.05, gpu=on_gpu, cpu=on_cpu, difference=on_gpu - on_cpu)
     tensors, metadata = load_checkpoint(path)
-    config = replace(config_of(options, 15.0), train=replace(config_of(options, 15.0).train, batch_samples=2**15))
+    config = replace(config_of(options, 15.0), train=replace(config_of(options, 15.0).train, batch=2**15))
     on_host = NerfTask(config, scene, background="black")
     on_host.restore(tensors, metadata["state"])
     losses = [float(on_host.step(k + 1, 1.0).loss) for k in range(20)]
@@ -1032,7 +1032,7 @@ def distance(results: Results, device: Any, seconds: float, config: Any = None) 
         model, view = task.model(), task.cameras["orbit"][0].resized(800, 800)
         ms = timed(lambda: model.render(view, ("color",), oversample=1), 5)
         results.add("distance, a shaded picture of 800x800 on the host", ms=ms)
-    field, n = config.make_field(torch.Generator().manual_seed(0)).to(device), config.train.batch_points
+    field, n = config.make_field(torch.Generator().manual_seed(0)).to(device), config.train.batch
     training = DevicePointSteps(field, PointRecipe(n_points=n, loss="mape", has_squared_error=False), "float16")
     batch = torch.rand(n, 3, device=device), torch.rand(n, 1, device=device) - 0.5
     if device.type == "cuda":

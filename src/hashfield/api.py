@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from hashfield.tasks import kind_of
-from hashfield.train.checkpoint import read_metadata
+from hashfield.train.checkpoint import OpenCheckpoint
 from hashfield.train.run_folder import RunFolder
 
 
@@ -15,7 +15,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
 
     Args:
         path: A run folder, or a checkpoint file (full or exported).
-        device: Where it renders.
+        device: Where the model answers.
 
     Returns:
         The model of whatever was learned: a `tasks.nerf_model.NerfModel`, `tasks.image_model.ImageModel`, ...
@@ -23,6 +23,5 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     Raises:
         CheckpointError: nothing readable is there; the text says what is wrong.
     """
-    checkpoint = RunFolder.open(Path(path)).checkpoint
-    model = kind_of(read_metadata(checkpoint), checkpoint).load_model(checkpoint)
-    return model if torch.device(device).type == "cpu" else model.to(device)
+    checkpoint = OpenCheckpoint(RunFolder.open(Path(path)).checkpoint)
+    return kind_of(checkpoint.metadata, checkpoint.path).load_model(checkpoint, torch.device(device))

@@ -14,7 +14,7 @@ from PIL import Image
 from hashfield.cli.main import VERBS, run
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 
-QUICK = ["--encoding.log2-hashmap-size", "13", "--finest-resolution", "256", "--train.batch-samples", "4096"]
+QUICK = ["--encoding.log2-hashmap-size", "13", "--finest-resolution", "256", "--train.batch", "4096"]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,8 @@ def test_resume_goes_on_with_the_plan(photos: Path, tmp_path: Path, capsys):
         (["train", "nerf", ".", "--preset", "best"], "--preset"),
         (["train", "nerf", ".", "--no-such-option"], "no-such-option"),
         (["train", "nerf", ".", "--n-steps", "many"], "n-steps"),
+        (["train", "nerf", ".", "--train.batch-samples", "512"], "--train.batch-samples: is called --train.batch now"),
+        (["train", "sdf", ".", "--train.batch_points=512"], "--train.batch-points: is called --train.batch now"),
         pytest.param(
             ["train", "nerf", ".", "--device", "cuda"],
             "sees no such device",

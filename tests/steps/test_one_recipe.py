@@ -86,7 +86,7 @@ def test_a_drift_of_adam_is_found(backend: Backend, drift: dict[str, float]) -> 
 def compare_budget() -> None:
     """Steps on a device choose the rays of the next one as `next_rays` does."""
     scene, config = make_demo_scene(size=16, n_train=2, n_test=1)[0], toy()
-    few = replace(config.train, batch_samples=256)
+    few = replace(config.train, batch=256)
     task = NerfTask(replace(config, train=few), scene, seed=1, device=DEVICE)
     steps: Any = task.steps
     assert steps.is_captured

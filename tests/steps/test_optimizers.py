@@ -1,4 +1,4 @@
-"""The learning rate over a run, and the table's optimiser: parts updated at intervals get the sum since then."""
+"""The optimiser of a host: parts of a table that are updated at intervals get the sum of the gradients since."""
 
 import pytest
 import torch

@@ -21,7 +21,7 @@ def tiny_config(**changes: object) -> NerfConfig:
         encoding=GridConfig(n_levels=8, n_features_per_level=4, log2_hashmap_size=13),
         finest_resolution=256,
         n_neurons=64,
-        train=NerfTrainConfig(batch_samples=4096, step_scales=(8.0, 4.0), step_until=(0.2, 1.0)),
+        train=NerfTrainConfig(batch=4096, step_scales=(8.0, 4.0), step_until=(0.2, 1.0)),
     )
     config = replace(config, occupancy=replace(config.occupancy, carve_margin_px=1, pixel_margin_px=3))
     return replace(config, **changes)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ def toy() -> NerfConfig:
     scales = {"step_scales": (32.0,), "step_until": (1.0,)}
     # Uncarved, so that no refresh asks every living cell, of which there are hundreds of thousands.
     occupancy = replace(config.occupancy, use_alpha=False, full_sweeps=0, max_cells=256)
-    train = replace(config.train, batch_samples=256, **scales)
+    train = replace(config.train, batch=256, **scales)
     return replace(config, encoding=encoding, train=train, occupancy=occupancy)
 
 

@@ -128,7 +128,7 @@ def test_distance_is_learned_as_on_the_host(backend: Backend, tmp_path: Path) ->
     config = replace(
         base, encoding=EncodingConfig(n_levels=3, n_features_per_level=2, log2_hashmap_size=9), finest_resolution=32,
         n_neurons=16, n_hidden_layers=1,
-        train=replace(base.train, batch_points=256, steps_per_chunk=2, n_chunks=2, learning_rate=0.02),
+        train=replace(base.train, batch=256, steps_per_chunk=2, n_chunks=2, learning_rate=0.02),
     )  # fmt: skip
     host = SdfTask(config, mesh, seed=1)
     right = [float(host.step(k, k / n_steps).loss) for k in range(n_steps)]

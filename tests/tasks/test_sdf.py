@@ -34,7 +34,7 @@ def torus_mesh() -> SourceMesh:
 def tiny_config(**changes) -> SdfConfig:
     base = PRESETS["fast"]
     encoding = GridConfig(n_levels=6, n_features_per_level=4, log2_hashmap_size=14)
-    train_config = replace(base.train, batch_points=4096, steps_per_chunk=4, n_chunks=8)
+    train_config = replace(base.train, batch=4096, steps_per_chunk=4, n_chunks=8)
     return replace(base, encoding=encoding, finest_resolution=256, n_neurons=32, train=train_config, **changes)
 
 
@@ -204,7 +204,7 @@ SMALL = ["--encoding.n-levels", "4", "--encoding.log2-hashmap-size", "12", "--fi
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     mesh, run = write_obj(tmp_path / "ball.obj", *sphere(24)), tmp_path / "run"
-    command = ["train", "sdf", str(mesh), "--out", str(run), "--n-steps", "600", "--train.batch-points", "2048", *SMALL]
+    command = ["train", "sdf", str(mesh), "--out", str(run), "--n-steps", "600", "--train.batch", "2048", *SMALL]
     assert main.run(command) == 0
     said = capsys.readouterr().out
     assert "inside: angle-weighted normals" in said and "IoU" in said

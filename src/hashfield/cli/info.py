@@ -11,7 +11,7 @@ import tyro
 
 from hashfield._version import __version__
 from hashfield.cli.shared import parse, say
-from hashfield.train.checkpoint import read_metadata, tensor_shapes
+from hashfield.train.checkpoint import OpenCheckpoint
 from hashfield.train.run_folder import RunFolder
 
 SHOWN_ELSEWHERE = ("scene", "figures", "loop", "state", "cameras", "config")
@@ -103,7 +103,8 @@ def version_of(package: str) -> str:
 
 def about_run(run: RunFolder) -> None:
     """Lines about a checkpoint, from its header alone."""
-    stored, shapes = read_metadata(run.checkpoint), tensor_shapes(run.checkpoint)
+    checkpoint = OpenCheckpoint(run.checkpoint)
+    stored, shapes = checkpoint.metadata, checkpoint.shapes()
     size = run.checkpoint.stat().st_size
     figures, scene = stored.get("figures", {}), stored.get("scene", {})
     say(f"{run.checkpoint}: {stored.get('task')}, {size / 1e6:.1f} MB, format {stored['format_version']}, "

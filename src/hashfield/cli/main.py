@@ -103,11 +103,11 @@ def run(arguments: list[str]) -> int:
         if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name's sake
             raise
         return _fail(
-            "out of GPU memory: raise --max-gpu-memory if it was given, or try a smaller --train.batch-samples, "
+            "out of GPU memory: raise --max-gpu-memory if it was given, or try a smaller --train.batch, "
             "--encoding.log2-hashmap-size or --downscale, or --device cpu"
         )
     except MemoryError:
-        return _fail("out of memory: try --downscale, a smaller --train.batch-samples or --preset fast")
+        return _fail("out of memory: try --downscale, a smaller --train.batch or --preset fast")
 
 
 def _say(text: str) -> None:

@@ -12,7 +12,7 @@ from hashfield.cli.progress import PLAIN_LINE_SECONDS
 from hashfield.cli.shared import parse, say, set_up
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.meshes import check_mesh_file, check_resolution, encode_mesh
-from hashfield.tasks.mesh import Box, surface_mesh
+from hashfield.tasks.mesh import Box, HasSurface, surface_mesh
 from hashfield.train.checkpoint import write_aside
 from hashfield.train.run_folder import RunFolder
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     if target.exists() and not options.overwrite:
         raise ConfigError(f"{target}: is there already; choose another --out, or --overwrite")
     model = load(options.run)
-    if not hasattr(model, "surface"):
+    if not isinstance(model, HasSurface):
         raise ConfigError(f"{options.run}: what this run learned has no surface")
     before = time.perf_counter()
     surface = model.surface(resolution=options.resolution, box=options.box, level=options.level)

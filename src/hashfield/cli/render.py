@@ -26,7 +26,7 @@ from hashfield.export.images import (
 from hashfield.export.video import Mp4Writer, check_video
 from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import orbit_path, read_camera_path
-from hashfield.tasks.nerf_model import NerfModel
+from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.shared import parse_background
 from hashfield.train.run_folder import RunFolder
 
@@ -78,7 +78,7 @@ def render_nerf(arguments: list[str]) -> int:
 
 
 def render(options: Render) -> int:
-    """`render` for any model that renders cameras: with `render`, `cameras` and `background`."""
+    """`render` for any model whose views are cameras, whatever was learned."""
     device = set_up(options.device, options.threads)
     if options.transparent and options.format == "mp4":
         raise ConfigError("--transparent: a video has no transparency; use --format png")
@@ -132,21 +132,21 @@ def counted(items: Iterator[_Item], total: int) -> Iterator[_Item]:
             say(f"{k} of {total} frames")
 
 
-def chosen_cameras(model: NerfModel, options: Render) -> tuple[list[Camera], float]:
+def chosen_cameras(model: HasFrames, options: Render) -> tuple[list[Camera], float]:
     """Cameras of every frame, at the size asked for, and frames per second."""
     for name in ("width", "height"):
         value = getattr(options, name)
         if value is not None and not 1 <= value <= 2**15:
             raise ConfigError(f"--{name}: expected 1 to {2**15}, got {value}")
     if options.views in ("test", "train"):
-        cameras = model.cameras.get(options.views) or []
+        cameras = model.views.get(options.views) or []
         if not cameras:
             raise DataError(f"{options.run}: holds no {options.views} cameras; try --views orbit")
         return [resized(camera, options) for camera in cameras], options.fps
     if options.views == "orbit":
         if not 1 <= options.n_frames <= 100_000:
             raise ConfigError(f"--n-frames: expected 1 to 100000, got {options.n_frames}")
-        known = model.cameras.get("train") or next(iter(model.cameras.values()), None)
+        known = model.views.get("train") or next(iter(model.views.values()), None)
         if not known:
             raise DataError(f"{options.run}: holds no cameras to build an orbit from; use a camera path")
         like = resized(known[0], options)
@@ -173,7 +173,7 @@ def resized(camera: Camera, options: Render) -> Camera:
 
 
 def pictures(
-    model: NerfModel,
+    model: HasFrames,
     cameras: Sequence[Camera],
     outputs: Sequence[Output],
     background: tuple[float, float, float],
@@ -186,7 +186,7 @@ def pictures(
         needed.append("opacity")
     scale: tuple[float, float] | None = None
     for camera in cameras:
-        found = model.render(camera, needed, None if transparent else background)
+        found = model.frame(camera, needed, None if transparent else background)
         shown: dict[str, np.ndarray] = {}
         for output in outputs:
             if output == "color":

@@ -73,7 +73,7 @@ def train_sdf(arguments: list[str]) -> int:
     if device.type == "cuda":
         say_memory(
             gpu_memory(plan.config), device, options.max_gpu_memory,
-            "--train.batch-points, --train.n-chunks or --encoding.log2-hashmap-size",
+            "--train.batch, --train.n-chunks or --encoding.log2-hashmap-size",
         )  # fmt: skip
     task = SdfTask(plan.config, mesh, seed=options.seed, background=background, device=device)
     for note in (*mesh.notes, *task.truth.notes()):

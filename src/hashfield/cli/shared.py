@@ -21,6 +21,9 @@ console = Console(highlight=False, soft_wrap=True)
 DeviceName = Literal["auto", "cpu", "cuda", "xpu"]
 """auto: the GPU where its kernels run, else the CPU. xpu runs plain torch, slowly; mps lacks float64: left out."""
 
+RENAMED_OPTIONS = {"--train.batch-samples": "--train.batch", "--train.batch-points": "--train.batch"}
+"""Options of earlier versions, and what they are called now."""
+
 _Options = TypeVar("_Options")
 
 
@@ -33,7 +36,21 @@ class _Warnings(logging.Handler):
 
 
 def parse(kind: type[_Options], arguments: Sequence[str], verb: str, default: _Options | None = None) -> _Options:
-    """A verb's options from its arguments; tyro prints help and exits with 2 on what it does not know."""
+    """A verb's options from its arguments; tyro prints help and exits with 2 on what it does not know.
+
+    Args:
+        kind: The dataclass of the options.
+        arguments: Those that follow the verb.
+        verb: Named in the help text: "train nerf".
+        default: The values of what is not given; None: the dataclass's own.
+
+    Raises:
+        ConfigError: an option of an earlier version is given, which has another name now.
+    """
+    for argument in arguments:
+        old = argument.partition("=")[0].replace("_", "-")
+        if old in RENAMED_OPTIONS:
+            raise ConfigError(f"{old}: is called {RENAMED_OPTIONS[old]} now")
     logging.basicConfig(level=logging.WARNING, handlers=[_Warnings()], force=True)
     if default is None:
         return tyro.cli(kind, args=list(arguments), prog=f"hashfield {verb}")

@@ -316,7 +316,7 @@ def sweep_nerf(arguments: list[str]) -> int:
             n_neurons=setting.n_neurons, density_layers=7 if setting.is_deep else 1,
             color_layers=1 if setting.is_deep else 2,
             train=replace(
-                base.train, batch_samples=batch, step_scales=(SWEEP_STEP,), step_until=(1.0,), **rates
+                base.train, batch=batch, step_scales=(SWEEP_STEP,), step_until=(1.0,), **rates
             ),
             # A deep network is too slow to be asked for more cells than points it is trained on, and cells that wait
             # their turn must not be forgotten meanwhile.
@@ -421,7 +421,7 @@ def sweep_sdf(arguments: list[str]) -> int:
         return replace(
             base, preset="sweep", encoding=setting.encoding, finest_resolution=setting.finest,
             n_neurons=setting.n_neurons, n_hidden_layers=7 if setting.is_deep else 2,
-            train=replace(base.train, batch_points=batch, **rates),
+            train=replace(base.train, batch=batch, **rates),
         )  # fmt: skip
 
     def judge(task: SdfTask) -> dict[str, float]:

@@ -113,7 +113,7 @@ def train_nerf(arguments: list[str]) -> int:
     if device.type == "cuda" and config.trains_on_device:
         say_memory(
             gpu_memory(config, scene), device, options.max_gpu_memory,
-            "--train.batch-samples, --encoding.log2-hashmap-size or --downscale",
+            "--train.batch, --encoding.log2-hashmap-size or --downscale",
         )  # fmt: skip
     task = NerfTask(config, scene, seed=options.seed, background=options.background, device=device)
     if plan.resumed is not None:

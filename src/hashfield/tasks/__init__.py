@@ -22,14 +22,19 @@ class Kind:
     learns: str
     """From what to what, for the help text."""
     module: str
-    """Holds `load_model(path)`."""
+    """Holds `load_model(source, device)`: the model in a checkpoint, opened or not."""
     commands: dict[str, str]
     """Verb of the command line -> "module:function" that takes the verb's arguments and returns the exit code. "train",
     "demo" and "sweep" get what follows the kind's name, "render" and "evaluate" all of their arguments."""
 
-    def load_model(self, path: Path) -> Any:
-        """The model in a checkpoint file of this kind."""
-        return importlib.import_module(self.module).load_model(path)
+    def load_model(self, source: Any, device: Any) -> Any:
+        """The model in a checkpoint of this kind.
+
+        Args:
+            source: Path of the checkpoint, or a `train.checkpoint.OpenCheckpoint`.
+            device: torch's device that the model shall answer on.
+        """
+        return importlib.import_module(self.module).load_model(source, device)
 
     def command(self, verb: str) -> Callable[[list[str]], int] | None:
         """The function behind a verb, or None where this kind has none."""

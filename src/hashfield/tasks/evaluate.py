@@ -9,12 +9,12 @@ import numpy as np
 from hashfield.data.dataset import PosedImages
 from hashfield.errors import DataError
 from hashfield.export.images import over
-from hashfield.tasks.nerf_model import NerfModel
+from hashfield.tasks.frames import HasFrames
 from hashfield.train.metrics import psnr, ssim
 
 
 def evaluate_views(
-    model: NerfModel,
+    model: HasFrames,
     views: PosedImages,
     background: tuple[float, float, float] | None = None,
     on_view: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
@@ -36,7 +36,7 @@ def evaluate_views(
     figures = []
     for k, (camera, image, name) in enumerate(zip(views.cameras, views.images, views.names, strict=True)):
         before = time.perf_counter()
-        rendering = np.clip(model.render(camera, ("color",), background)["color"], 0.0, 1.0)
+        rendering = np.clip(model.frame(camera, ("color",), background)["color"], 0.0, 1.0)
         seconds = time.perf_counter() - before
         photo = over(image, background)
         figures.append(

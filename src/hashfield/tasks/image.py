@@ -110,9 +110,7 @@ class ImageTask:
     def model(self) -> ImageModel:
         """The image as it is now, for evaluation and rendering. Shares memory with the task."""
         info = {"scene": {"name": self.picture.name, "path": str(self.picture.path)}}
-        model = ImageModel(self.field, self.config, self.shape, info)
-        self.field.requires_grad_(True)
-        return model
+        return ImageModel(self.field, self.config, self.shape, info)
 
 
 def gpu_memory(config: ImageConfig, width: int, height: int, n_channels: int, n_pixel_bytes: int) -> int:

@@ -1,7 +1,7 @@
 """A trained picture: its numbers as the fused ops take them, its pixels at any size, its checkpoint read back."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,17 @@ from hashfield.data.pictures import Picture, linear_from_srgb
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.fixed_point import to_fixed_point
 from hashfield.nn.encodings import table_of
+from hashfield.nn.frozen import frozen_view
 from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.eval_points import eval_points
 from hashfield.steps.state import restore_module
+from hashfield.tasks.frames import Color, Frame, PictureView, Region, part_of_picture
 from hashfield.tasks.image_config import ImageConfig, make_module
-from hashfield.tasks.shared import (
-    stored_info,
-)
+from hashfield.tasks.shared import CPU, stored_info
 from hashfield.train.checkpoint import (
+    OpenCheckpoint,
     config_from_dict,
-    load_tensors,
-    read_metadata,
+    open_checkpoint,
 )
 
 
@@ -56,6 +56,7 @@ class ImageModel(nn.Module):
     """A trained image: stands alone, needs no file."""
 
     table_bf16: Tensor
+    background: Color = (1.0, 1.0, 1.0)
 
     def __init__(
         self, module: NetworkWithEncoding, config: ImageConfig, shape: ImageShape, info: dict[str, Any] | None = None
@@ -67,7 +68,7 @@ class ImageModel(nn.Module):
         info: Names and figures, free-form.
         """
         super().__init__()
-        self.field = module.requires_grad_(False)
+        self.field = frozen_view(module)
         self.config, self.shape, self.info = config, shape, info or {}
         self.register_buffer("table_bf16", table_of(module.encoding).detach().to(torch.bfloat16))
 
@@ -97,7 +98,7 @@ class ImageModel(nn.Module):
         Args:
             crop: (left, top, width, height) in pixels of the picture; all of it if None.
             width: Of the result; None: as many as the crop has, or what keeps the shape.
-            height: The same.
+            height: Of the result; None: as many as the crop has, or what keeps the shape.
             most_per_axis: Of the points to a coarser pixel.
             points_at_once: Bounds memory.
 
@@ -127,6 +128,64 @@ class ImageModel(nn.Module):
     ) -> Float32[np.ndarray, "height width n_channels"]:
         """The picture, or a part of it at any size, as one array; see `strips`."""
         return np.concatenate(list(self.strips(crop, width, height)))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What a frame can show: see `hashfield.tasks.frames.HasFrames`."""
+        return "color", "opacity"
+
+    @property
+    def views(self) -> dict[str, list[PictureView]]:
+        """The picture as it was, pixel for pixel."""
+        return {"whole": [self.view()]}
+
+    def view(
+        self,
+        crop: tuple[float, float, float, float] | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        *,
+        most_per_axis: int = 8,
+    ) -> PictureView:
+        """The picture, or a part of it, at any size: what `frame` and `frame_strips` show.
+
+        Args:
+            crop: Left, top, width and height in pixels of the picture; None: all of it.
+            width: Pixels of the frame in a row; None: as many as the crop has, or what keeps the shape.
+            height: Rows of the frame; None: as many as the crop has, or what keeps the shape.
+            most_per_axis: Points that a coarser pixel averages, at most, along each axis.
+
+        Raises:
+            ConfigError: the crop is empty or not inside the picture, or the size is not positive.
+        """
+        return PictureView(self.crop_of(crop), *self.size_of(crop, width, height), most_per_axis)
+
+    def frame(
+        self,
+        view: PictureView,
+        outputs: Sequence[str] = ("color",),
+        background: Color | None = None,
+        region: Region | None = None,
+    ) -> Frame:
+        """One picture: see `hashfield.tasks.frames.HasFrames`."""
+        part = view if region is None else part_of_picture(view, region)
+        strips = list(self.frame_strips(part, outputs, background))
+        return {name: np.concatenate([strip[name] for strip in strips]) for name in strips[0]}
+
+    def frame_strips(
+        self, view: PictureView, outputs: Sequence[str] = ("color",), background: Color | None = None
+    ) -> Iterator[Frame]:
+        """The picture in strips: see `hashfield.tasks.frames.HasFrames`."""
+        unknown = sorted(set(outputs) - set(self.outputs))
+        if unknown:
+            raise ConfigError(f"outputs: expected {', '.join(self.outputs)}; got {unknown[0]!r}")
+        for values in self.strips(view.crop, view.width, view.height, most_per_axis=view.most_per_axis):
+            color, opacity = values, np.ones(values.shape[:2], np.float32)
+            if self.shape.has_alpha:
+                color, opacity = values[..., :-1], np.clip(values[..., -1], 0.0, 1.0)
+            if background is not None and self.shape.has_alpha:
+                color = color + (1.0 - opacity[..., None]) * np.asarray(background, np.float32)
+            yield {name: {"color": color, "opacity": opacity}[name] for name in outputs}
 
     def crop_of(self, crop: tuple[float, float, float, float] | None) -> tuple[float, float, float, float]:
         """The crop, or the whole picture.
@@ -211,13 +270,18 @@ def to_linear(values: Float32[np.ndarray, "h w c"], has_alpha: bool) -> Float32[
     return found
 
 
-def load_model(path: Path) -> ImageModel:
-    """The model in a checkpoint file, exported or not.
+def load_model(source: Path | OpenCheckpoint, device: torch.device = CPU) -> ImageModel:
+    """The model in a checkpoint, exported or not, on a device.
+
+    Args:
+        source: The checkpoint, opened or not.
+        device: Where the model answers.
 
     Raises:
         CheckpointError: the file is missing, broken or does not describe an image; the text names what.
     """
-    metadata = read_metadata(path, "image")
+    checkpoint = open_checkpoint(source)
+    path, metadata = checkpoint.path, checkpoint.of_task("image")
     try:
         config = config_from_dict(ImageConfig, metadata.get("config"), f"{path}: config")
         shape = config_from_dict(ImageShape, metadata.get("image"), f"{path}: image")
@@ -234,7 +298,7 @@ def load_model(path: Path) -> ImageModel:
         layout = config.grid().layout(2)
         expected["field.encoding.table"] = (layout.n_entries, layout.n_features_per_level)
     expected |= {f"field.network.weights.{k}": (widths[k + 1], widths[k]) for k in range(len(widths) - 1)}
-    tensors = load_tensors(path, expected)
+    tensors = checkpoint.tensors(expected)
     module = make_module(config, shape.n_channels)
     restore_module(module, tensors, path)
-    return ImageModel(module, config, shape, stored_info(metadata))
+    return ImageModel(module.to(device), config, shape, stored_info(metadata))

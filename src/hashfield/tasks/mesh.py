@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Surface:
     """Lines for the file and the user: units, axes, how the level was chosen, what the colours are."""
 
 
+@runtime_checkable
 class HasSurface(Protocol):
     """A trained model that can be exported as a mesh."""
 

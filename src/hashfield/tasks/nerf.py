@@ -80,7 +80,7 @@ class NerfTask:
         return RayRecipe(
             aabb_scale=self.spaces.aabb_scale,
             cone_angle=self.spaces.cone_angle,
-            batch=train.batch_samples,
+            batch=train.batch,
             min_transmittance=train.min_transmittance,
             min_weight=train.min_weight if self.is_carved else min(train.min_weight, 1e-3),
             upkeep=Upkeep(
@@ -114,7 +114,6 @@ class NerfTask:
         side = 64 if self.steps.is_captured else 2
         camera = self.scene.splits["train"].cameras[0].resized(side, side)
         NerfModel(self.field, spaces, bits, box, precision=self.config.precision).render(camera)
-        self.field.requires_grad_(True)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -197,14 +196,12 @@ class NerfTask:
         """The field as it is now, for evaluation and rendering. Shares memory with the task."""
         grid, box = self.steps.grid, self.steps.box
         assert grid is not None and box is not None, "begin() or restore() comes first"
-        model = NerfModel(
+        return NerfModel(
             self.field, self.spaces, grid.bits, box,
             cameras={split: views.cameras for split, views in self.scene.splits.items()},
             background=self.background, step_scale=self.config.train.step_scales[-1],
             precision=self.config.precision, info={"scene": {"name": self.scene.name, "path": str(self.scene.path)}},
         )  # fmt: skip
-        self.field.requires_grad_(True)
-        return model
 
 
 def gpu_memory(config: NerfConfig, scene: Scene) -> int:
@@ -216,4 +213,4 @@ def gpu_memory(config: NerfConfig, scene: Scene) -> int:
     n_weights = sum(math.prod(shape) for name, shape in shapes if "_network." in name)
     n_pixels = sum(camera.width * camera.height for camera in scene.splits["train"].cameras)
     n_cells = scene.spaces.n_cells
-    return rays_memory(field.encoding.layout(3), n_weights, config.train.batch_samples, n_pixels, n_cells)
+    return rays_memory(field.encoding.layout(3), n_weights, config.train.batch, n_pixels, n_cells)

@@ -14,7 +14,7 @@ from hashfield.train.schedule import check_rates
 class NerfTrainConfig:
     """How a radiance field is trained. Every schedule is a fraction of the planned run."""
 
-    batch_samples: int = 2**16
+    batch: int = 2**16
     """Samples kept (trained on) per step; the number of rays adapts to it."""
     learning_rate: float = 2e-2
     """Of table and networks until `flat_until`."""
@@ -44,8 +44,8 @@ class NerfTrainConfig:
     """Fraction of the run at which each stage ends."""
 
     def __post_init__(self) -> None:
-        if not 256 <= self.batch_samples <= 2**24:
-            raise ConfigError(f"batch_samples: expected 256 to {2**24}, got {self.batch_samples}")
+        if not 256 <= self.batch <= 2**24:
+            raise ConfigError(f"batch: expected 256 to {2**24}, got {self.batch}")
         check_rates(self.learning_rate, self.final_learning_rate, self.flat_until)
         if not 0 <= self.total_variation_until <= 1:
             raise ConfigError(f"total_variation_until: expected a fraction, got {self.total_variation_until}")
@@ -172,11 +172,11 @@ class NerfConfig:
         )
 
 
-def _preset(name: str, log2_hashmap_size: int, batch_samples: int, **changes: Any) -> NerfConfig:
+def _preset(name: str, log2_hashmap_size: int, batch: int, **changes: Any) -> NerfConfig:
     return NerfConfig(
         preset=name,
         encoding=EncodingConfig(log2_hashmap_size=log2_hashmap_size),
-        train=NerfTrainConfig(batch_samples=batch_samples, **changes),
+        train=NerfTrainConfig(batch=batch, **changes),
     )
 
 
@@ -191,7 +191,7 @@ PRESETS: dict[str, NerfConfig] = {
     "paper": NerfConfig(
         preset="paper",
         encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
-        train=NerfTrainConfig(batch_samples=2**16, huber_delta=0.1, min_transmittance=1e-4, min_weight=0.0),
+        train=NerfTrainConfig(batch=2**16, huber_delta=0.1, min_transmittance=1e-4, min_weight=0.0),
     ),
     # HashNeRF-pytorch's networks (NeRFSmall), finest resolution and losses, over our grid, sampling and optimiser. Its
     # densities start at 0, where half of space has no gradient through the ReLU; lego then stays empty. Ours start at
@@ -202,7 +202,7 @@ PRESETS: dict[str, NerfConfig] = {
         finest_resolution=512,
         density_activation="relu",
         color_sees_density=False,
-        train=NerfTrainConfig(batch_samples=2**15, final_learning_rate=1e-3, sparsity=3e-7, total_variation=3e-6),
+        train=NerfTrainConfig(batch=2**15, final_learning_rate=1e-3, sparsity=3e-7, total_variation=3e-6),
     ),
     # For GPUs, where a step costs little and faint samples are affordable: a few seconds, and more.
     "gpu-fast": _preset("gpu-fast", 19, 2**16),

@@ -15,16 +15,19 @@ from hashfield.geometry.spaces import Spaces
 from hashfield.nn.config import RadianceFieldConfig, RunPrecision
 from hashfield.nn.encodings import table_of
 from hashfield.nn.fields import RadianceField, field_parameters
+from hashfield.nn.frozen import frozen_view
 from hashfield.ops.camera_rays import view_rays
-from hashfield.ops.render_rays import MarchOptions, render_rays
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.steps.state import restore_module
+from hashfield.tasks.frames import CameraFrames
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.nerf_config import NerfConfig
+from hashfield.tasks.nerf_surface import nerf_surface
 from hashfield.tasks.shared import CPU, stored, stored_background, stored_cameras, stored_info
-from hashfield.train.checkpoint import config_from_dict, load_tensors, read_metadata
+from hashfield.train.checkpoint import OpenCheckpoint, config_from_dict, open_checkpoint
 
 
-class NerfModel(nn.Module):
+class NerfModel(CameraFrames, nn.Module):
     """A trained radiance field with its spaces, cameras and occupancy: stands alone, needs no photos."""
 
     bits: Tensor
@@ -56,7 +59,7 @@ class NerfModel(nn.Module):
         info: Names and figures, free-form.
         """
         super().__init__()
-        self.field = module.requires_grad_(False)
+        self.field = frozen_view(module)
         self.spaces = spaces
         self.register_buffer("bits", bits)
         self.register_buffer("box", box)
@@ -66,6 +69,10 @@ class NerfModel(nn.Module):
         self.step_scale = step_scale
         self.precision: RunPrecision = precision
         self.info = info or {}
+
+    def parameters_of_field(self) -> FieldParameters:
+        """The field's numbers as the fused ops take them."""
+        return field_parameters(self.field, self.table_bf16, self.precision)
 
     def density(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
         """Density per world unit of length; 0 outside the training box."""
@@ -128,7 +135,7 @@ class NerfModel(nn.Module):
         rays_at_once: int | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """The pixels of a picture in order, some at a time, where the model lies: see `render`."""
-        field = field_parameters(self.field, self.table_bf16, self.precision)
+        field = self.parameters_of_field()
         device = self.bits.device
         table = self.spaces.camera_table_to_scene(camera_table([camera]))
         options = MarchOptions(self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale, 1e-4)
@@ -160,8 +167,6 @@ class NerfModel(nn.Module):
             ConfigError: the box lies outside the model, or the level is not positive.
             DataError: the level is to be chosen and no camera sees anything opaque.
         """
-        from hashfield.tasks.nerf_surface import nerf_surface  # it builds on this file
-
         return nerf_surface(self, resolution=resolution, box=box, level=level)
 
     def _normals(self, positions_scene: Tensor, is_hit: Tensor) -> Tensor:
@@ -201,13 +206,18 @@ def _on_host(parts: list[Tensor]) -> np.ndarray:
     return pinned.numpy().copy()
 
 
-def load_model(path: Path, device: torch.device = CPU) -> NerfModel:
-    """The model in a checkpoint file, exported or not, on a device.
+def load_model(source: Path | OpenCheckpoint, device: torch.device = CPU) -> NerfModel:
+    """The model in a checkpoint, exported or not, on a device.
+
+    Args:
+        source: The checkpoint, opened or not.
+        device: Where the model answers.
 
     Raises:
         CheckpointError: the file is missing, broken or does not describe a radiance field; the text names what.
     """
-    metadata = read_metadata(path, "nerf")
+    checkpoint = open_checkpoint(source)
+    path, metadata = checkpoint.path, checkpoint.of_task("nerf")
     try:
         config = config_from_dict(NerfConfig, metadata.get("config"), f"{path}: config")
         spaces = Spaces.from_dict(stored(metadata, "spaces", dict, path))
@@ -222,7 +232,7 @@ def load_model(path: Path, device: torch.device = CPU) -> NerfModel:
         raise
     except HashfieldError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    tensors = load_tensors(path, expected_shapes(field_config, spaces))
+    tensors = checkpoint.tensors(expected_shapes(field_config, spaces))
     module = RadianceField(field_config)
     restore_module(module, tensors, path)
     if not bool(torch.isfinite(tensors["box"]).all()):

@@ -7,6 +7,7 @@ the one whose surface lies nearest to the depth that the training cameras render
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ from torch.nn.functional import max_pool2d, normalize
 from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.cameras import Camera, camera_table, project, rays_from_pixels
 from hashfield.geometry.rays import Rays
+from hashfield.geometry.spaces import Spaces
 from hashfield.ops.occupancy import CELLS_PER_CASCADE, GRID_SIZE, is_occupied, morton3_inverse
-from hashfield.ops.render_rays import MarchOptions, render_rays
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.tasks.mesh import Box, Surface
-from hashfield.tasks.nerf_model import NerfModel, field_parameters
 
 MAX_VIEWS = 64
 """Cameras whose depth is rendered, spread evenly over those known."""
@@ -36,6 +37,38 @@ SEEN_CELLS = 3.0
 """A point counts as seen up to so many cells behind the depth rendered there."""
 
 
+class NerfView(Protocol):
+    """What this file needs of a radiance field's model: a trained one, or one in training."""
+
+    spaces: Spaces
+    bits: Tensor
+    """Occupied cells, uint8 [cascades * 128^3 / 8]."""
+    box: Tensor
+    """Scene space, lowest then highest corner [6]; nothing lies outside it."""
+    cameras: dict[str, list[Camera]]
+    """World, by split."""
+    step_scale: float
+    """Length of the march's step, in units of sqrt(3)/1024."""
+
+    def parameters_of_field(self) -> FieldParameters:
+        """The field's numbers as the fused ops take them."""
+        ...
+
+    def density(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
+        """Density per world unit of length."""
+        ...
+
+    def render(self, camera: Camera, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """Float32 pictures by name."""
+        ...
+
+    def __call__(
+        self, positions_world: Float[Tensor, "*batch 3"], directions_world: Float[Tensor, "*batch 3"]
+    ) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
+        """(color, density) of points seen along unit directions."""
+        ...
+
+
 @dataclass(frozen=True)
 class DepthViews:
     """Depth as some cameras render it, small."""
@@ -49,7 +82,7 @@ class DepthViews:
 
 
 @torch.no_grad()
-def nerf_surface(model: NerfModel, *, resolution: int, box: Box | None, level: float | None) -> Surface:
+def nerf_surface(model: NerfView, *, resolution: int, box: Box | None, level: float | None) -> Surface:
     """See `hashfield.tasks.mesh.HasSurface`; the level is a density per world unit."""
     if level is not None and not (math.isfinite(level) and level > 0):
         raise ConfigError(f"level: expected a density above 0, got {level}")
@@ -97,7 +130,7 @@ def nerf_surface(model: NerfModel, *, resolution: int, box: Box | None, level: f
     )
 
 
-def occupied_density(model: NerfModel, positions_world: Float64[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+def occupied_density(model: NerfView, positions_world: Float64[Tensor, "n 3"]) -> Float[Tensor, " n"]:
     """Density per world unit where the occupancy grid has something, 0 elsewhere: what rendering sees, too."""
     scene = model.spaces.world_to_scene(positions_world)
     held = is_occupied(scene.float(), model.bits, model.spaces.n_cascades).nonzero()[:, 0]
@@ -109,7 +142,7 @@ def occupied_density(model: NerfModel, positions_world: Float64[Tensor, "n 3"]) 
 class OccupiedCells:
     """The occupancy grid as sums over boxes of cells: whether a brick holds anything takes eight reads."""
 
-    def __init__(self, model: NerfModel) -> None:
+    def __init__(self, model: NerfView) -> None:
         """Args:
         model: Its bits are taken as they are.
         """
@@ -167,7 +200,7 @@ class OccupiedCells:
 # --- depth: the level, and what was seen
 
 
-def render_depths(model: NerfModel) -> DepthViews:
+def render_depths(model: NerfView) -> DepthViews:
     """Small depth pictures of the model's cameras, training views first."""
     known = [*model.cameras.get("train", []), *(c for s, v in model.cameras.items() if s != "train" for c in v)]
     index = np.unique(np.linspace(0, len(known) - 1, min(len(known), MAX_VIEWS)).round().astype(int))
@@ -210,7 +243,7 @@ def _surface_points(camera: Camera, depth: Tensor, row: Tensor, column: Tensor) 
     return origin + depth[row, column].double()[:, None] * direction, origin, direction
 
 
-def choose_level(model: NerfModel, views: DepthViews, cell: float) -> tuple[float, str]:
+def choose_level(model: NerfView, views: DepthViews, cell: float) -> tuple[float, str]:
     """(density per world unit, a line about it): the level whose surface lies nearest to the rendered depth.
 
     Rays of opaque pixels are walked in steps of half a cell; a level's surface is where density first exceeds it, its
@@ -322,7 +355,7 @@ def seen_by_some(
 
 
 def colors_along_normals(
-    model: NerfModel, positions_world: Float64[Tensor, "n 3"], normals: Float[Tensor, "n 3"], cell: float
+    model: NerfView, positions_world: Float64[Tensor, "n 3"], normals: Float[Tensor, "n 3"], cell: float
 ) -> Float[Tensor, "n 3"]:
     """sRGB colours of surface points, each rendered along a short ray from two cells outside to three inside, against
     the normal; points where that meets next to nothing get the field's colour at the point."""
@@ -336,7 +369,7 @@ def colors_along_normals(
     n = len(position)
     rays = Rays(origin, toward, torch.zeros(n), torch.full((n,), 5 * step))
     options = MarchOptions(spaces.aabb_scale, spaces.cone_angle, model.step_scale, 1e-4)
-    found = render_rays(field_parameters(model.field, model.table_bf16, model.precision), rays, model.bits, options)
+    found = render_rays(model.parameters_of_field(), rays, model.bits, options)
     color = found.color / found.opacity.clamp(min=1e-3)[:, None]
     faint = (found.opacity < 0.05).nonzero()[:, 0]
     if len(faint):

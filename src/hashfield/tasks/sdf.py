@@ -109,10 +109,10 @@ class SdfTask:
         self.field = config.make_field(torch.Generator().manual_seed(seed)).to(device)
         train = config.train
         recipe = PointRecipe(
-            n_points=train.batch_points, loss="mape", l2=train.l2, has_squared_error=False, seed=seed
+            n_points=train.batch, loss="mape", l2=train.l2, has_squared_error=False, seed=seed
         )  # fmt: skip
         self.steps = point_steps(self.field, recipe, config.precision)
-        self.samples = self._samples(train.batch_points, makes_ahead=device.type == "cuda")
+        self.samples = self._samples(train.batch, makes_ahead=device.type == "cuda")
         up = (0.0, 0.0, 1.0) if mesh.path.suffix.lower() == ".stl" else (0.0, 1.0, 0.0)
         self.cameras = {"orbit": view_cameras(mesh.box, up)}
 
@@ -134,7 +134,6 @@ class SdfTask:
         self.steps.warm_up((few.positions_unit, few.distance))
         if not self.steps.is_captured or self.device.type == "cuda":  # an interpreter compiles nothing
             self.model().render(self.cameras["orbit"][0].resized(2, 2))
-            self.field.requires_grad_(True)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -183,13 +182,11 @@ class SdfTask:
 
     def model(self) -> SdfModel:
         """The field as it is now, for evaluation and rendering. Shares memory with the task."""
-        model = SdfModel(
+        return SdfModel(
             self.field, self.spaces, torch.from_numpy(self.truth.box).to(self.device), cameras=self.cameras,
             background=self.background, precision=self.config.precision,
             info={"scene": self.describe()["scene"]},
         )  # fmt: skip
-        self.field.requires_grad_(True)
-        return model
 
 
 def view_cameras(
@@ -219,5 +216,5 @@ def gpu_memory(config: SdfConfig) -> int:
 
     encoding, train = config.encoding.reaching(config.finest_resolution), config.train
     shapes = MLPConfig(config.n_neurons, config.n_hidden_layers).shapes(encoding.n_output(3), 1)
-    pool = 16 * train.n_chunks * train.batch_points  # three coordinates and a distance each
-    return points_memory(encoding.layout(3), sum(a * b for a, b in shapes), train.batch_points, 1, pool)
+    pool = 16 * train.n_chunks * train.batch  # three coordinates and a distance each
+    return points_memory(encoding.layout(3), sum(a * b for a, b in shapes), train.batch, 1, pool)

@@ -16,7 +16,7 @@ from hashfield.train.schedule import check_rates
 class SdfTrainConfig:
     """How a signed distance is trained. Every schedule is a fraction of the planned run."""
 
-    batch_points: int = 2**16
+    batch: int = 2**16
     """Points per step."""
     learning_rate: float = 3e-3
     """Of table and network until `flat_until`."""
@@ -39,8 +39,8 @@ class SdfTrainConfig:
     """Sets kept."""
 
     def __post_init__(self) -> None:
-        if not 256 <= self.batch_points <= 2**24:
-            raise ConfigError(f"batch_points: expected 256 to {2**24}, got {self.batch_points}")
+        if not 256 <= self.batch <= 2**24:
+            raise ConfigError(f"batch: expected 256 to {2**24}, got {self.batch}")
         check_rates(self.learning_rate, self.final_learning_rate, self.flat_until)
         shares = self.surface_share, self.near_share
         if not (min(shares) >= 0 and sum(shares) <= 1):
@@ -123,7 +123,7 @@ PRESETS: dict[str, SdfConfig] = {
         preset="paper",
         encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
         train=SdfTrainConfig(
-            batch_points=2**18,
+            batch=2**18,
             learning_rate=1e-4,
             final_learning_rate=1e-5,
             flat_until=0.9,
@@ -138,7 +138,7 @@ PRESETS: dict[str, SdfConfig] = {
         preset="gpu",
         encoding=EncodingConfig(log2_hashmap_size=19),
         precision="float16",
-        train=SdfTrainConfig(batch_points=2**18, steps_per_chunk=512, n_chunks=64),
+        train=SdfTrainConfig(batch=2**18, steps_per_chunk=512, n_chunks=64),
     ),
 }
 

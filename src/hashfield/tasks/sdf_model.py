@@ -16,6 +16,7 @@ from hashfield.geometry.rays import Rays
 from hashfield.geometry.spaces import Spaces
 from hashfield.nn.config import MLPConfig, RunPrecision
 from hashfield.nn.encodings import GridEncoding, table_of
+from hashfield.nn.frozen import frozen_view
 from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.camera_rays import view_rays
 from hashfield.ops.encoded_mlp import encoded_mlp
@@ -24,21 +25,23 @@ from hashfield.ops.ray_box import ray_box
 from hashfield.ops.sphere_trace import DistanceField, sphere_trace
 from hashfield.render.surface import SHADOW_START, shade, soft_shadow
 from hashfield.steps.state import restore_module
+from hashfield.tasks.frames import CameraFrames
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.sdf_config import SdfConfig
 from hashfield.tasks.shared import (
+    CPU,
     stored,
     stored_background,
     stored_cameras,
     stored_info,
 )
-from hashfield.train.checkpoint import config_from_dict, load_tensors, read_metadata
+from hashfield.train.checkpoint import OpenCheckpoint, config_from_dict, open_checkpoint
 
 NORMAL_REACH = 1 / 512
 """Half the distance over which pictures' normals are differences, as a share of the box."""
 
 
-class SdfModel(nn.Module):
+class SdfModel(CameraFrames, nn.Module):
     """A trained signed distance with its box and cameras: stands alone, needs no mesh."""
 
     box: Tensor
@@ -65,7 +68,7 @@ class SdfModel(nn.Module):
         info: Names and figures, free-form.
         """
         super().__init__()
-        self.field = field.requires_grad_(False)
+        self.field = frozen_view(field)
         self.spaces = spaces
         self.register_buffer("box", box)
         self.register_buffer("table_bf16", table_of(field.encoding).detach().to(torch.bfloat16))
@@ -227,13 +230,18 @@ class SdfModel(nn.Module):
         return {name: found[name].cpu().numpy() for name in outputs}
 
 
-def load_model(path: Path) -> SdfModel:
-    """The model in a checkpoint file, exported or not.
+def load_model(source: Path | OpenCheckpoint, device: torch.device = CPU) -> SdfModel:
+    """The model in a checkpoint, exported or not, on a device.
+
+    Args:
+        source: The checkpoint, opened or not.
+        device: Where the model answers.
 
     Raises:
         CheckpointError: the file is missing, broken or does not describe a signed distance; the text names what.
     """
-    metadata = read_metadata(path, "sdf")
+    checkpoint = open_checkpoint(source)
+    path, metadata = checkpoint.path, checkpoint.of_task("sdf")
     config = config_from_dict(SdfConfig, metadata.get("config"), f"{path}: config")
     try:
         spaces = Spaces.from_dict(stored(metadata, "spaces", dict, path))
@@ -243,14 +251,14 @@ def load_model(path: Path) -> SdfModel:
         raise
     except HashfieldError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    tensors = load_tensors(path, expected)
+    tensors = checkpoint.tensors(expected)
     field = config.make_field()
     restore_module(field, tensors, path)
     box = tensors["box"].double()
     if not bool(((box >= 0) & (box <= 1)).all() and (box[0] < box[1]).all()):
         raise CheckpointError(f"{path}: tensor 'box': expected two corners of a box in [0, 1], got {box.tolist()}")
     return SdfModel(
-        field, spaces, box, cameras=cameras, background=background, precision=config.precision,
+        field.to(device), spaces, box.to(device), cameras=cameras, background=background, precision=config.precision,
         info=stored_info(metadata),
     )  # fmt: skip
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from hashfield._version import __version__
 from hashfield.errors import CheckpointError, HashfieldError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 calls every kind's batch `config.train.batch`; see `migrated`."""
 STATE_PREFIXES = ("optimizer.", "occupancy.")
 """Tensors that only a resumed run needs; an export leaves them out."""
 _MAX_METADATA_BYTES = 64 << 20
@@ -81,11 +82,64 @@ def read_metadata(path: Path, task: str | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, broken, not hashfield's, of a newer format, or not of this task.
     """
-    with _opened(path) as handle:
-        metadata = _metadata(path, handle)
-    if task is not None and metadata.get("task") != task:
-        raise CheckpointError(f"{path}: task: expected {task!r}, got {metadata.get('task')!r}")
-    return metadata
+    opened = OpenCheckpoint(path)
+    return opened.metadata if task is None else opened.of_task(task)
+
+
+class OpenCheckpoint:
+    """A checkpoint file opened once: its metadata and shapes at hand, its tensors read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Args:
+        path: The file.
+
+        Raises:
+            CheckpointError: no such file, broken, not hashfield's, or of a newer format.
+        """
+        self.path = path
+        self._handle = _opened(path)
+        self.metadata: dict[str, Any] = _metadata(path, self._handle)
+
+    def of_task(self, task: str) -> dict[str, Any]:
+        """The metadata of a checkpoint that is of this task.
+
+        Raises:
+            CheckpointError: it is of another task.
+        """
+        if self.metadata.get("task") != task:
+            raise CheckpointError(f"{self.path}: task: expected {task!r}, got {self.metadata.get('task')!r}")
+        return self.metadata
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each tensor, from the header alone: nothing of their size is allocated."""
+        slices = {name: self._handle.get_slice(name) for name in self._handle.keys()}  # noqa: SIM118
+        return {name: (tuple(s.get_shape()), str(s.get_dtype())) for name, s in slices.items()}
+
+    def tensors(self, expected: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
+        """All tensors, of which some must have these shapes: nothing is read before that is known.
+
+        Raises:
+            CheckpointError: one of them is missing, of another shape, or broken.
+        """
+        found = self.shapes()
+        for name, shape in (expected or {}).items():
+            if name not in found:
+                raise CheckpointError(f"{self.path}: tensor {name!r} is missing")
+            if found[name][0] != shape:
+                raise CheckpointError(f"{self.path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
+        try:
+            return {name: self._handle.get_tensor(name) for name in found}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: broken tensor data: {error}") from error
+
+
+def open_checkpoint(source: Path | OpenCheckpoint) -> OpenCheckpoint:
+    """The checkpoint itself, opened unless it is already.
+
+    Raises:
+        CheckpointError: as `OpenCheckpoint`.
+    """
+    return source if isinstance(source, OpenCheckpoint) else OpenCheckpoint(source)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -94,34 +148,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: no such file, broken, not hashfield's, or of a newer format.
     """
-    with _opened(path) as handle:
-        metadata = _metadata(path, handle)
-        try:
-            return {name: handle.get_tensor(name) for name in handle.keys()}, metadata  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: broken tensor data: {error}") from error
-
-
-def load_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, of which some must have these shapes: nothing is read before that is known.
-
-    Raises:
-        CheckpointError: one of them is missing or of another shape; or as `load_checkpoint`.
-    """
-    found = tensor_shapes(path)
-    for name, shape in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{path}: tensor {name!r} is missing")
-        if found[name][0] != shape:
-            raise CheckpointError(f"{path}: tensor {name!r}: expected shape {shape}, got {found[name][0]}")
-    return load_checkpoint(path)[0]
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each tensor, read from the header alone: nothing of their size is allocated."""
-    with _opened(path) as handle:
-        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-        return {name: (tuple(s.get_shape()), str(s.get_dtype())) for name, s in slices.items()}
+    opened = OpenCheckpoint(path)
+    return opened.tensors(), opened.metadata
 
 
 def export_checkpoint(source: Path, target: Path) -> int:
@@ -138,7 +166,7 @@ def export_checkpoint(source: Path, target: Path) -> int:
             half = torch.bfloat16 if name.endswith("table") else torch.float16
             small[name] = tensor.to(half) if tensor.dtype == torch.float32 else tensor
     metadata = {k: v for k, v in metadata.items() if k != "state"}
-    save_checkpoint(target, small, {**metadata, "precision": "half"})
+    save_checkpoint(target, small, {**metadata, "format_version": FORMAT_VERSION, "precision": "half"})
     return target.stat().st_size
 
 
@@ -181,7 +209,20 @@ def _metadata(path: Path, handle: Any) -> dict[str, Any]:
             f"{path}: format version {version} is newer than this program's {FORMAT_VERSION}; update hashfield"
         )
     _check_sections(path, metadata)
-    return metadata
+    return migrated(metadata)
+
+
+def migrated(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of any earlier format as this version writes it; `format_version` keeps telling what the file has.
+
+    Version 1 called the batch of a radiance field `config.train.batch_samples` and that of a signed distance
+    `config.train.batch_points`.
+    """
+    train = metadata.get("config", {}).get("train")
+    if metadata["format_version"] >= 2 or not isinstance(train, dict):
+        return metadata
+    renamed = {{"batch_samples": "batch", "batch_points": "batch"}.get(name, name): train[name] for name in train}
+    return {**metadata, "config": {**metadata["config"], "train": renamed}}
 
 
 def _check_sections(path: Path, metadata: Mapping[str, Any]) -> None:

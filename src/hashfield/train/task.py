@@ -37,3 +37,9 @@ class Task(Protocol):
     def describe(self) -> dict[str, Any]:
         """JSON values that make a checkpoint stand alone: config, spaces, cameras, names."""
         ...
+
+    def model(self) -> Any:
+        """What has been learned so far, for pictures and figures: a read-only view that shares the task's memory and
+        changes nothing of the task. Ask for another one after further steps. Models of every kind are
+        `hashfield.tasks.frames.HasFrames`."""
+        ...
