@@ -447,7 +447,7 @@ def test_memory_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.M
     need = 9 * 4 * WIDTH * HEIGHT
     assert load_scene(folder, ReadOptions(max_image_memory=need))
     assert load_scene(folder, ReadOptions(max_image_memory=need // 4, downscale=2))
-    monkeypatch.setattr("hashfield.data.transforms_json.decode_all", lambda *args, **kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr("hashfield.data.assemble.decode_all", lambda *args, **kwargs: pytest.fail("decoded"))
     with pytest.raises(DataError, match=r"--downscale 2 .* or raise --max-image-memory"):
         load_scene(folder, ReadOptions(max_image_memory=need - 1))
     with pytest.raises(DataError, match=r"at --downscale 2, more than .* use --downscale 3"):

@@ -2,24 +2,24 @@
 
 Fields that would change rays or what is learned from a pixel, and that are not supported, are refused by name
 (`REFUSED`). Others that some program knows and this one ignores are listed (`IGNORED`); unknown ones are
-nobody's business.
+ignored silently.
 """
 
 import math
 import posixpath
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from hashfield.data.dataset import ReadOptions
 from hashfield.data.files import Folder, natural_key, normalized
-from hashfield.data.images import ImageHeader, exif_orientation
+from hashfield.data.images import ImageHeader
 from hashfield.data.json_fields import Fields, kind, one_line
-from hashfield.errors import ConfigError, DataError
+from hashfield.data.stated import StatedView, Tally, check_size, rigid_pose
+from hashfield.errors import DataError
 from hashfield.geometry.cameras import MAX_COEFFICIENT, Camera, Lens, flip_opengl
 
 # --- what is refused, what is ignored
@@ -68,7 +68,7 @@ IGNORED: Final = (
 
 
 def refuse(fields: Fields) -> None:
-    """Nothing; raises for the first field of `REFUSED` that takes effect."""
+    """Raise for the first field of `REFUSED` that takes effect."""
     for name, (takes_effect, reason) in REFUSED.items():
         if name in fields.values and takes_effect(fields.values[name]):
             raise fields.fail(name, reason)
@@ -90,26 +90,6 @@ class Frame:
     """The image file, None where it is missing."""
     is_elsewhere: bool
     """Whether it was found in images/ by its name only."""
-
-    @property
-    def path(self) -> Path:
-        """The image file of a frame that has one."""
-        assert self.image is not None
-        return self.image
-
-
-@dataclass
-class Tally:
-    """What was mended on the way, to be said once."""
-
-    scaled: list[Frame] = field(default_factory=list)
-    """Rotations that held a uniform scale."""
-    resized: list[tuple[Frame, str]] = field(default_factory=list)
-    """Images of another size than stated, and both sizes in words."""
-    r8: list[Frame] = field(default_factory=list)
-    """Lenses with a k4 that are no fisheye."""
-    reduced: dict[str, list[Frame]] = field(default_factory=dict)
-    """What was lost in decoding -> images."""
 
 
 def read_frames(top: Fields, folder: Folder) -> list[Frame]:
@@ -140,9 +120,27 @@ def read_frames(top: Fields, folder: Folder) -> list[Frame]:
     return frames[:n_frames]
 
 
-def refuse_companions(frame: Frame, folder: Folder) -> None:
-    """Nothing; raises where files beside the image would change its rays, its alpha or which pixels count."""
-    stem, ending = frame.path.stem, frame.path.suffix
+def view_of(frame: Frame, folder: Folder, camera_axes: str, splits: frozenset[str]) -> StatedView:
+    """The frame as a view whose camera is made, and whose fields are checked, once it is asked for.
+
+    Args:
+        frame: one of `read_frames`.
+        folder: where companions of the image are looked up.
+        camera_axes: of the file's poses, see `ReadOptions`.
+        splits: see `StatedView`.
+    """
+
+    def make_camera(header: ImageHeader, tally: Tally) -> Camera:
+        _refuse_companions(frame, view, folder)
+        return _camera(frame, view, header, camera_axes, tally)
+
+    view = StatedView(frame.file_path, frame.fields.place, frame.image, make_camera, splits)
+    return view
+
+
+def _refuse_companions(frame: Frame, view: StatedView, folder: Folder) -> None:
+    """Raise where files beside the image would change its rays, its alpha or which pixels count."""
+    stem, ending = view.path.stem, view.path.suffix
     companions = [
         (f"dynamic_mask_{stem}.png", "masks are not supported yet"),
         (
@@ -153,56 +151,45 @@ def refuse_companions(frame: Frame, folder: Folder) -> None:
     if frame.top.boolean("enable_ray_loading") is not False:
         companions.append((f"rays_{stem}.dat", "ray files are not supported yet"))
     for name, reason in companions:
-        if folder.has_beside(frame.path, name):
-            raise frame.fields.fail("file_path", f"{name} lies beside the image: {reason}")
+        if folder.has_beside(view.path, name):
+            raise view.fail(f"{name} lies beside the image: {reason}")
 
 
-def camera_of(frame: Frame, header: ImageHeader, options: ReadOptions, tally: Tally) -> Camera:
-    """The frame's camera for its image as it will lie in memory, divided by options.downscale.
-
-    Raises:
-        DataError: a field is missing, wrong or refused, or the image does not have the stated shape.
-    """
+def _camera(frame: Frame, view: StatedView, header: ImageHeader, camera_axes: str, tally: Tally) -> Camera:
+    """The camera for the whole image; raises where a field is missing, wrong or refused."""
     refuse(frame.fields)
-    pose = _pose(frame, tally)
-    if options.camera_axes == "opengl":
+    pose, is_scaled = _pose(frame)
+    if is_scaled:
+        tally.scaled.append(view.name)
+    if camera_axes == "opengl":
         pose = flip_opengl(pose)
-    _check_size(frame, header, tally)
+    check_size(view, _stated_size(frame.fields, frame.top), header, tally)
     focal = _focal(frame.fields, frame.top, header) or _focal(frame.top, frame.fields, header)
     if focal is None:
         place = frame.fields.place
         raise DataError(one_line(f"{place}: no focal length: expected one of 'fl_x', 'camera_angle_x', 'x_fov'"))
     cx, cy = _principal_point(frame, header)
     lens, distortion = _lens(frame, tally)
-    width, height = header.width // options.downscale, header.height // options.downscale
-    if min(width, height) < 1:
-        size = f"{header.width}x{header.height}"
-        raise frame.fields.fail("file_path", f"{size} is too small for --downscale {options.downscale}")
-    try:
-        return Camera(
-            pose,
-            width,
-            height,
-            fx=focal[0] / options.downscale,
-            fy=focal[1] / options.downscale,
-            cx=cx / options.downscale,
-            cy=cy / options.downscale,
-            lens=lens,
-            distortion=distortion,
-        )
-    except ConfigError as error:
-        raise DataError(one_line(f"{frame.fields.place}: {error}")) from error
+    return Camera(
+        pose,
+        header.width,
+        header.height,
+        fx=focal[0],
+        fy=focal[1],
+        cx=cx,
+        cy=cy,
+        lens=lens,
+        distortion=distortion,
+    )
 
 
 # --- pose
 
-_SHEAR: Final = 0.02  # cosine between two axes, or difference of their lengths: 1 degree, 2 %
-_SCALE_SAID: Final = 0.01  # a determinant this far from 1 is said to be scaled, as instant-ngp does
-_EXACT: Final = 1e-5  # rotations nearer to orthonormal than this are taken as they are
+_CONVENTION: Final = "a right-handed camera-to-world matrix with OpenGL camera axes (x right, y up, looking along -z)"
 
 
-def _pose(frame: Frame, tally: Tally) -> Tensor:
-    """Camera-to-world with the file's camera axes, 3x4 float64, a uniform scale and rounding removed."""
+def _pose(frame: Frame) -> tuple[Tensor, bool]:
+    """Camera-to-world with the file's camera axes, 3x4 float64, and whether a uniform scale was removed."""
     fields, name = frame.fields, "transform_matrix"
     value = fields.values.get(name)
     if not isinstance(value, list) or len(value) not in (3, 4):
@@ -213,31 +200,7 @@ def _pose(frame: Frame, tally: Tally) -> Tensor:
     if len(rows) == 4 and any(abs(got - want) > 1e-4 for got, want in zip(rows[3], (0, 0, 0, 1), strict=True)):
         raise fields.fail(name, f"the last row must be 0 0 0 1, got {rows[3]} (is the matrix transposed?)")
     pose = torch.tensor(rows[:3], dtype=torch.float64)
-    axes, identity = pose[:, :3], torch.eye(3, dtype=torch.float64)
-    lengths = axes.norm(dim=0)
-    if not float(lengths.min()) > 1e-9:
-        raise fields.fail(name, "the rotation is singular: an axis has length 0")
-    cosine = float(((axes / lengths).T @ (axes / lengths) - identity).abs().max())
-    shown = " ".join(f"{length:.4g}" for length in lengths.tolist())
-    if cosine > _SHEAR:
-        angle = math.degrees(math.asin(min(1.0, cosine)))
-        raise fields.fail(name, f"the rotation is sheared: its axes are {angle:.3g} degrees off right angles")
-    if float(lengths.max() / lengths.min()) - 1 > _SHEAR:
-        raise fields.fail(name, f"the rotation is scaled unevenly: its axes are {shown} long")
-    determinant = float(torch.linalg.det(axes))
-    if determinant < 0:
-        raise fields.fail(
-            name,
-            "the rotation is mirrored (determinant < 0): expected a right-handed camera-to-world matrix with "
-            "OpenGL camera axes (x right, y up, looking along -z)",
-        )
-    if abs(determinant - 1) > _SCALE_SAID:
-        tally.scaled.append(frame)
-    if float((axes.T @ axes - identity).abs().max()) > _EXACT:
-        # the nearest rotation: the orthogonal factor of the polar decomposition, exact for a uniform scale
-        left, _, right = torch.linalg.svd(axes)
-        pose = torch.cat([left @ right, pose[:, 3:]], dim=1)
-    return pose
+    return rigid_pose(pose, _CONVENTION, lambda message: fields.fail(name, message))
 
 
 # --- intrinsics
@@ -251,31 +214,6 @@ def _stated_size(first: Fields, second: Fields) -> tuple[float | None, float | N
         return own if own is not None else second.number(name, above=0)
 
     return stated("w"), stated("h")
-
-
-def _has_same_aspect(size: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether one size is the other scaled by one factor, its sides rounded down, up or to the nearest."""
-    small, large = sorted((size, other), key=lambda sides: sides[0] * sides[1])
-    shape = large[1] / large[0]
-    return abs(small[0] * shape - small[1]) < max(1.0, shape)
-
-
-def _check_size(frame: Frame, header: ImageHeader, tally: Tally) -> None:
-    """Raises where the image is not the stated one at another resolution."""
-    width, height = _stated_size(frame.fields, frame.top)
-    real = (header.width, header.height)
-    if width is None or height is None or (width, height) == real:
-        return
-    sizes = f"{width:g}x{height:g} stated, {header.width}x{header.height} found"
-    if _has_same_aspect(real, (width, height)):
-        tally.resized.append((frame, sizes))
-        return
-    cause = ""
-    if _has_same_aspect(real, (height, width)):
-        tag = exif_orientation(frame.path)
-        cause = "; width and height are swapped, probably by a rotation that only the EXIF tag asks for"
-        cause += f" (it is {tag} here)" if tag > 1 else ""
-    raise frame.fields.fail("w, h", f"another shape than the image: {sizes}{cause}")
 
 
 def _focal(scope: Fields, other: Fields, header: ImageHeader) -> tuple[float, float] | None:
@@ -359,5 +297,5 @@ def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
     if not any(values):
         return "pinhole", ()
     if values[3]:
-        tally.r8.append(frame)
+        tally.r8.append(frame.file_path)
     return "opencv", tuple(values)
