@@ -368,8 +368,15 @@ CASES = (
         r"no data set that can be read here; looked for transforms\.json or transforms_train\.json",
     ),
     Case("pictures", "only pictures", only_pictures, r"it holds pictures \(1\) but no camera poses"),
-    Case("llff", "LLFF folder", empty_file("poses_bounds.npy"), "this is an LLFF data set"),
-    Case("colmap", "COLMAP folder", empty_file("sparse/0/cameras.bin"), "this is a COLMAP model"),
+    Case(
+        "llff", "LLFF folder with an empty file", empty_file("poses_bounds.npy"), "npy: not a NumPy array that can be"
+    ),
+    Case(
+        "colmap",
+        "half a COLMAP model",
+        empty_file("sparse/0/cameras.bin"),
+        "a COLMAP model needs cameras and images, sparse/0 holds cameras only",
+    ),
     Case("deeper", "the folder above", deeper, r"fox/transforms\.json lies one folder deeper"),
     Case("other_file", "not a JSON file", lambda folder: write_json(folder / "a.ply", ""), "no data set"),
     Case("empty_json", "empty file", content(""), r"transforms\.json: not valid JSON: line 1 column 1"),

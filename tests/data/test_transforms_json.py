@@ -573,17 +573,17 @@ def test_posed_images_are_checked() -> None:
 
 
 def test_another_reader_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "poses_bounds.npy").touch()
+    (tmp_path / "cameras.xml").touch()
     scene = load_scene(write_scene(tmp_path / "x"))
-    llff = Reader(
-        "LLFF",
-        "poses_bounds.npy",
-        lambda path: (path / "poses_bounds.npy").exists(),
+    other = Reader(
+        "Metashape",
+        "cameras.xml",
+        lambda path: (path / "cameras.xml").exists(),
         lambda path, options: scene,
     )
-    monkeypatch.setattr("hashfield.data.dataset.READERS", [*READERS, llff])
+    monkeypatch.setattr("hashfield.data.dataset.READERS", [*READERS, other])
     assert load_scene(tmp_path) is scene
-    with pytest.raises(DataError, match=r"or nerfstudio\); poses_bounds\.npy \(LLFF\)"):
+    with pytest.raises(DataError, match=r"poses_bounds\.npy \(LLFF\); cameras\.xml \(Metashape\)"):
         (tmp_path / "empty").mkdir()
         load_scene(tmp_path / "empty")
 

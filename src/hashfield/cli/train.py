@@ -63,7 +63,7 @@ class TrainNerf(TrainCommand):
     """Train a radiance field on photos with camera poses."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """Folder with the photos and transforms.json (or transforms_train.json ...), or that file."""
+    """Folder with photos and transforms.json, a COLMAP model or LLFF's poses_bounds.npy, or the data file itself."""
     background: str = "white"
     """Behind the scene in evaluation and rendering: white, black or #rrggbb."""
     max_gpu_memory: float | None = None

@@ -14,7 +14,8 @@ import torch
 from hashfield.data.dataset import GIB, PosedImages, ReadOptions, Scene
 from hashfield.data.images import ImageHeader, decode_all, read_header
 from hashfield.data.json_fields import one_line
-from hashfield.data.stated import SPLITS, StatedScene, StatedSpaces, StatedView, Tally
+from hashfield.data.stated import SPLITS, StatedScene, StatedView, Tally
+from hashfield.data.training_box import choose_box, stray_cameras
 from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import focus_point
@@ -53,7 +54,9 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
         explain=lambda index, error: views[index].fail(str(error)),
     )
     has_alpha = any(bool((image[..., 3] < 255).any()) for image in images)
-    spaces, origin = _choose_spaces(stated.spaces, options, has_alpha, cameras)
+    strays, stray_notes = _strays(views, cameras, stated.view_noun)
+    near = [camera for index, camera in enumerate(cameras) if index not in strays]
+    spaces, origin = _choose_spaces(stated, options, has_alpha, near)
     if "train" in splits:
         check_rays_meet_box(cameras, spaces, str(stated.data_file))
 
@@ -82,7 +85,8 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             *_tally_notes(tally, len(views), stated.view_noun),
             *map(one_line, stated.final_notes(views, tally)),
             *([] if has_alpha else _brightness_notes(images)),
-            *_space_notes(spaces, origin, cameras, options),
+            *stray_notes,
+            *_space_notes(spaces, origin, cameras, _other_axes(stated, options)),
         ),
     )
 
@@ -219,20 +223,41 @@ def _camera(view: StatedView, header: ImageHeader, options: ReadOptions, tally: 
 # --- spaces
 
 
+def _strays(views: list[StatedView], cameras: list[Camera], noun: str) -> tuple[set[int], list[str]]:
+    """Cameras that are left out of the choice of the box, and a note about them."""
+    strays, distance = stray_cameras(cameras)
+    if not strays:
+        return set(), []
+    rest = np.delete(distance, strays).max()
+    listed = some([f"{views[index].name} ({distance[index]:.3g} units)" for index in strays])
+    return set(strays), [
+        f"warning: {len(strays)} of {len(cameras)} {noun} stand far from the middle of all others (within "
+        f"{rest:.3g} units): {listed}; probably wrong poses, left out of the choice of the box"
+    ]
+
+
 def _choose_spaces(
-    stated: StatedSpaces, options: ReadOptions, has_alpha: bool, cameras: list[Camera]
+    stated: StatedScene, options: ReadOptions, has_alpha: bool, cameras: list[Camera]
 ) -> tuple[Spaces, dict[str, str]]:
-    """The spaces, and where each of their values comes from."""
-    assert stated.scale is not None and stated.offset is not None
-    aabb_scale, why = stated.aabb_scale, stated.origin.get("aabb_scale", "")
+    """The spaces, and where each of their values comes from; the cameras are those without strays."""
+    scale, offset, aabb_scale, origin = (
+        stated.spaces.scale,
+        stated.spaces.offset,
+        stated.spaces.aabb_scale,
+        dict(stated.spaces.origin),
+    )
+    if scale is None or offset is None:
+        box = choose_box(cameras, stated.points, stated.points_origin, has_alpha)
+        scale, offset, aabb_scale = box.spaces.scale, box.spaces.offset, box.spaces.aabb_scale
+        origin = {"scale": "fits the box", "offset": box.center_reason, "aabb_scale": box.size_reason}
     if options.aabb_scale is not None:
-        aabb_scale, why = options.aabb_scale, "--aabb-scale"
+        aabb_scale, origin["aabb_scale"] = options.aabb_scale, "--aabb-scale"
     elif aabb_scale is None and has_alpha:
-        aabb_scale, why = 1, "images have alpha"
+        aabb_scale, origin["aabb_scale"] = 1, "images have alpha"
     elif aabb_scale is None:
-        aabb_scale = choose_aabb_scale(cameras, Spaces(stated.scale, stated.offset))
-        why = "from the cameras, as images have no alpha"
-    return Spaces(stated.scale, stated.offset, aabb_scale), {**stated.origin, "aabb_scale": why}
+        aabb_scale = choose_aabb_scale(cameras, Spaces(scale, offset))
+        origin["aabb_scale"] = "from the cameras, as images have no alpha"
+    return Spaces(scale, offset, aabb_scale), origin
 
 
 # --- notes
@@ -283,7 +308,14 @@ def _brightness_notes(images: Sequence[np.ndarray]) -> list[str]:
     ]
 
 
-def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera], options: ReadOptions) -> list[str]:
+def _other_axes(stated: StatedScene, options: ReadOptions) -> str | None:
+    """Camera axes that the poses may have instead of those they were read with."""
+    if stated.has_fixed_axes:
+        return None
+    return "opencv" if options.camera_axes == "opengl" else "opengl"
+
+
+def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera], other_axes: str | None) -> list[str]:
     offset = " ".join(f"{value:.6g}" for value in spaces.offset)
     position = torch.stack([camera.position for camera in cameras])
     distance = float((position - spaces.box_center_world).norm(dim=1).mean())
@@ -305,10 +337,10 @@ def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera
     # behind a camera counts only where it lies clearly along the axis
     is_behind = (to_focus * forward).sum(dim=1) < -0.5 * to_focus.norm(dim=1)
     away = float(is_behind.double().mean())
-    if len(cameras) > 2 and away > 0.8:
+    if len(cameras) > 2 and away > 0.8 and other_axes:
         notes.append(
             f"warning: {100 * away:.0f} % of the cameras look away from the point their axes share; right "
             "for views outwards from one place, else the poses may have the other camera axes: --camera-axes "
-            + ("opencv" if options.camera_axes == "opengl" else "opengl")
+            f"{other_axes}"
         )
     return notes

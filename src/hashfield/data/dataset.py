@@ -144,6 +144,7 @@ def load_scene(path: Path, options: ReadOptions | None = None) -> Scene:
 
 
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic")
+_ENDS: Final = (".bin", ".txt")
 
 
 def _hint(path: Path) -> str:
@@ -153,10 +154,11 @@ def _hint(path: Path) -> str:
     below = sorted(path.glob("*/transforms*.json"))
     if below:
         return f"; {below[0].parent.name}/{below[0].name} lies one folder deeper"
-    if (path / "poses_bounds.npy").exists():
-        return "; this is an LLFF data set (poses_bounds.npy), which is not read yet"
-    models = ("", "sparse", "sparse/0", "colmap/sparse/0")
-    if any((path / model / f"cameras{end}").exists() for model in models for end in (".bin", ".txt")):
-        return "; this is a COLMAP model, which is not read yet"
+    for model in ("", "sparse/0", "sparse", "colmap/sparse/0"):
+        lists = [
+            name for name in ("cameras", "images") if any((path / model / f"{name}{end}").exists() for end in _ENDS)
+        ]
+        if len(lists) == 1:
+            return f"; a COLMAP model needs cameras and images, {model or 'the folder'} holds {lists[0]} only"
     pictures = sum(entry.suffix.lower() in _PICTURES for entry in (*path.glob("*"), *path.glob("images/*")))
     return f"; it holds pictures ({pictures}) but no camera poses" if pictures else ""

@@ -102,7 +102,11 @@ class StatedScene:
     view_noun: str = "frames"
     """What the data call their views, for messages."""
     points: Float64[np.ndarray, "n_points 3"] | None = None
-    """Points of the world that lie on surfaces, among them some that are wrong."""
+    """Points of the world between which the scene lies, among them some that are wrong."""
+    points_origin: str = ""
+    """What the points are, in words, e.g. "5000 points of points3D.bin"."""
+    has_fixed_axes: bool = False
+    """Whether the form leaves no doubt about camera axes, so that no other ones are suggested."""
     notes: tuple[str, ...] = ()
     """Lines for the user about the reading."""
     final_notes: Callable[[list[StatedView], Tally], list[str]] = lambda views, tally: []
