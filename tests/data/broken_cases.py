@@ -255,6 +255,13 @@ def converted(mode: str, ending: str) -> Callable[[Path], Path]:
     return build
 
 
+def jpeg_without_end(folder: Path) -> Path:
+    converted("RGB", ".jpg")(folder)
+    path = folder / "images/0003.jpg"
+    path.write_bytes(path.read_bytes().removesuffix(b"\xff\xd9"))
+    return folder
+
+
 def wide_grey(path: Path) -> None:
     values = np.arange(WIDTH * HEIGHT, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 600
     Image.fromarray(values).save(path)
@@ -354,6 +361,25 @@ def deeper(folder: Path) -> Path:
 def json_file(values: Any) -> Callable[[Path], Path]:
     return lambda folder: write_json(folder / "file.json", values)
 
+
+NULLABLE = (
+    *("cx", "cy", "k1", "k2", "k3", "k4", "p1", "p2", "camera_angle_x", "camera_angle_y", "x_fov", "distortion_params"),
+    *("camera_model", "is_fisheye", "scale", "offset", "aabb", "aabb_scale", "n_frames", "train_filenames"),
+    *("test_filenames", "mask_path", "rolling_shutter", "latlong", "ftheta_p0", "applied_transform", "depth_path"),
+)
+NULLABLE_IN_FRAME = (
+    "w",
+    "h",
+    "fl_x",
+    "fl_y",
+    "cx",
+    "k1",
+    "camera_model",
+    "is_fisheye",
+    "mask_path",
+    "time",
+    "depth_path",
+)
 
 ROTATION = ", 'transform_matrix': the rotation is "
 IN_FRAME = r"transforms\.json: frame 3 \(images/0003\.png\): "
@@ -718,6 +744,102 @@ CASES = (
         "lens is a number",
         top(camera_model=3),
         "'camera_model': expected a name, got the number 3",
+    ),
+    Case(
+        "pinhole_terms",
+        "PINHOLE with distortion",
+        top(camera_model="PINHOLE", k1=0.1),
+        "json: 'camera_model': PINHOLE has no k1, but k1 is 0.1: leave out one of them",
+    ),
+    Case(
+        "frame_pinhole_terms",
+        "a frame's PINHOLE with distortion",
+        frame(camera_model="PINHOLE", p2=0.1),
+        IN_FRAME + "'camera_model': PINHOLE has no p2, but p2 is 0.1",
+    ),
+    Case("radial_terms", "SIMPLE_RADIAL with k2", top(camera_model="SIMPLE_RADIAL", k2=0.1), "SIMPLE_RADIAL has no k2"),
+    Case(
+        "center_zero",
+        "principal point at 0",
+        top(cx=0, cy=0),
+        r"frame 1 .*'cx, cy': the principal point \(0, 0\) of 12x8 pixels is not inside the picture",
+    ),
+    Case(
+        "center_outside",
+        "principal point outside",
+        top(cx=12.5),
+        r"the principal point \(12\.5, 4\) of 12x8 pixels is not",
+    ),
+    Case(
+        "center_fraction",
+        "principal point as a fraction",
+        top(cx=0.5, cy=0.5),
+        r"warning: the principal point is far from the middle of the picture in 9 of 9 frames: images/0001\.png "
+        r"\(0\.5, 0\.5\) of 12x8 pixels, images/0002\.png .* and 6 more",
+        "note",
+    ),
+    Case("center_off", "principal point off the middle", top(cx=4.0), "form: 7 train", "silent"),
+    Case(
+        "focal_slip",
+        "fl_y = fl_x * w / h",
+        top(fl_y=22.5),
+        "warning: the focal lengths along x and y mean pixels that are not square, by just the picture's width to "
+        r"height, probably a mistake of the exporter, in 9 of 9 frames: images/0001\.png \(15 and 22\.5\)",
+        "note",
+    ),
+    Case(
+        "focal_odd",
+        "fl_y far from fl_x",
+        top(fl_y=18.0),
+        "mean pixels that are not square in 9 of 9 frames",
+        "note",
+    ),
+    Case("focal_near", "fl_y near fl_x", top(fl_y=15.5), "form: 7 train", "silent"),
+    Case(
+        "angle_contradicts",
+        "camera_angle_x contradicts fl_x",
+        top(camera_angle_x=1.0),
+        r"warning: fl_x and camera_angle_x contradict each other and fl_x is taken in 9 of 9 frames: images/0001\.png "
+        r"\(focal lengths of 15 and 10\.98 pixels\)",
+        "note",
+    ),
+    Case(
+        "angle_agrees",
+        "camera_angle_x agrees with fl_x",
+        top(camera_angle_x=2 * math.atan(6 / 15.0)),
+        "form: 7 train",
+        "silent",
+    ),
+    Case(
+        "times",
+        "a time in each frame",
+        scene(lambda values: [entry.update(time=index / 8) for index, entry in enumerate(values["frames"])]),
+        r"warning: frames have different times \('time' from 0 to 1\): what moves in between is blurred",
+        "note",
+    ),
+    Case("one_time", "the same time in each frame", frame(time=0.0), "form: 7 train", "silent"),
+    Case("time_type", "time is text", frame(time="now"), "'time': expected a number, got the text 'now'"),
+    Case(
+        "nulls",
+        "null in optional fields",
+        lambda folder: write_scene(
+            folder,
+            change=lambda values: (
+                values.update(dict.fromkeys(NULLABLE)),
+                [entry.update(dict.fromkeys(NULLABLE_IN_FRAME)) for entry in values["frames"]],
+            ),
+        ),
+        "form: 7 train",
+        "silent",
+    ),
+    Case("null_pose", "null as a pose", scene(lambda v: v["frames"][3].update(transform_matrix=None)), "got nothing"),
+    Case("null_path", "null as a name", scene(lambda v: v["frames"][3].update(file_path=None)), "got nothing"),
+    Case(
+        "end_marker",
+        "a JPEG without its end marker",
+        jpeg_without_end,
+        r"warning: the end marker of a JPEG is missing in 1 of 9 images: images/0003\.jpg",
+        "note",
     ),
     # --- refused by name
     Case("ftheta", "f-theta lens", top(ftheta_p0=0.0), "'ftheta_p0': f-theta lenses are not supported yet"),

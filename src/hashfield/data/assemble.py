@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hashfield.data.dataset import GIB, PosedImages, ReadOptions, Scene
-from hashfield.data.images import ImageHeader, decode_all, read_header
+from hashfield.data.images import ImageHeader, decode_all, decoding_bytes, read_header
 from hashfield.data.json_fields import one_line
 from hashfield.data.stated import SPLITS, StatedScene, StatedView, Tally
 from hashfield.data.training_box import choose_box, stray_cameras
@@ -47,13 +47,16 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
     tally = Tally()
     headers = _headers(views, tally)
     _check_memory(stated.data_file, headers, options)
+    largest = _check_decoding(views, headers, options)
     cameras = [_camera(view, header, options, tally) for view, header in zip(views, headers, strict=True)]
     images = decode_all(
         [view.path for view in views],
         options.downscale,
         explain=lambda index, error: views[index].fail(str(error)),
+        warn=lambda index, text: tally.damaged.setdefault(text, []).append(views[index].name),
+        n_threads=max(1, options.max_image_memory // largest),
     )
-    has_alpha = any(bool((image[..., 3] < 255).any()) for image in images)
+    has_alpha, alpha_notes = _alpha(images)
     strays, stray_notes = _strays(views, cameras, stated.view_noun)
     near = [camera for index, camera in enumerate(cameras) if index not in strays]
     spaces, origin = _choose_spaces(stated, options, has_alpha, near)
@@ -85,8 +88,9 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             *_tally_notes(tally, len(views), stated.view_noun),
             *map(one_line, stated.final_notes(views, tally)),
             *([] if has_alpha else _brightness_notes(images)),
+            *alpha_notes,
             *stray_notes,
-            *_space_notes(spaces, origin, cameras, _other_axes(stated, options)),
+            *_space_notes(spaces, origin, near, _other_axes(stated, options)),
         ),
     )
 
@@ -190,6 +194,18 @@ def _check_memory(data_file: Path, headers: list[ImageHeader], options: ReadOpti
     )
 
 
+def _check_decoding(views: list[StatedView], headers: list[ImageHeader], options: ReadOptions) -> int:
+    """Memory that the largest photo takes while it is decoded; raises where that alone is more than the budget."""
+    sizes = [decoding_bytes(header, options.downscale) for header in headers]
+    largest = int(np.argmax(sizes))
+    if sizes[largest] > options.max_image_memory:
+        raise views[largest].fail(
+            f"{headers[largest].width}x{headers[largest].height} takes {_memory(sizes[largest])} while it is decoded, "
+            f"more than --max-image-memory ({_memory(options.max_image_memory)}), which can be raised"
+        )
+    return max(1, sizes[largest])
+
+
 def _memory(size_bytes: int) -> str:
     for unit, name in ((GIB, "GiB"), (1024**2, "MiB")):
         if size_bytes >= unit / 10:
@@ -205,6 +221,13 @@ def _camera(view: StatedView, header: ImageHeader, options: ReadOptions, tally: 
         width, height = header.width // factor, header.height // factor
         if min(width, height) < 1:
             raise view.fail(f"{header.width}x{header.height} is too small for --downscale {factor}")
+        if min(width, height) < options.least_side:
+            shrunk = f" after --downscale {factor}" if factor > 1 else ""
+            raise view.fail(
+                f"{width}x{height}{shrunk} is too small: every side must have {options.least_side} pixels for the "
+                "figures of quality (SSIM)"
+            )
+        _check_principal_point(view, camera, tally)
         return Camera(
             camera.camera_to_world,
             width,
@@ -218,6 +241,41 @@ def _camera(view: StatedView, header: ImageHeader, options: ReadOptions, tally: 
         )
     except ConfigError as error:
         raise DataError(one_line(f"{view.place}: {error}")) from error
+
+
+_MIDDLE: Final = (0.25, 0.75)  # where principal points lie, in fractions of the picture; beyond, it is cropped or wrong
+
+
+def _check_principal_point(view: StatedView, camera: Camera, tally: Tally) -> None:
+    """Raise where the principal point lies outside the picture, tally where it is far from the middle."""
+    shares = (camera.cx / camera.width, camera.cy / camera.height)
+    told = f"({camera.cx:.4g}, {camera.cy:.4g}) of {camera.width}x{camera.height} pixels"
+    if not all(0 < share < 1 for share in shares):
+        raise view.fail(f"the principal point {told} is not inside the picture: it is measured in pixels", "cx, cy")
+    if not all(_MIDDLE[0] <= share <= _MIDDLE[1] for share in shares):
+        tally.doubtful.setdefault("the principal point is far from the middle of the picture", []).append(
+            f"{view.name} {told}"
+        )
+
+
+_SILHOUETTE: Final = 0.25
+"""Share of transparent pixels from which on photos are cut-outs of an object. NeRF-synthetic's have 0.6 and more;
+corners that undistortion left empty have some hundredths."""
+
+
+def _alpha(images: Sequence[np.ndarray]) -> tuple[bool, list[str]]:
+    """Whether the photos are cut-outs of an object by their alpha, and a note where they have some alpha but are
+    not."""
+    n_pixels = sum(image.shape[0] * image.shape[1] for image in images)
+    n_translucent = sum(int((image[..., 3] < 255).sum()) for image in images)
+    if not n_translucent:
+        return False, []
+    if sum(int((image[..., 3] < 128).sum()) for image in images) >= _SILHOUETTE * n_pixels:
+        return True, []
+    return False, [
+        f"warning: {n_translucent} of {n_pixels} pixels ({100 * n_translucent / n_pixels:.2g} %) are not opaque, too "
+        "few to be the background of a cut-out object: the photos are read as ordinary ones"
+    ]
 
 
 # --- spaces
@@ -280,6 +338,10 @@ def _tally_notes(tally: Tally, n_views: int, noun: str) -> list[str]:
             f"warning: a uniform scale was removed from the rotation of {len(tally.scaled)} of {n_views} "
             f"{noun}: {some(tally.scaled, 3)}"
         )
+    for text, names in tally.doubtful.items():
+        notes.append(f"warning: {text} in {len(names)} of {n_views} {noun}: {some(names, 3)}")
+    for text, names in tally.damaged.items():
+        notes.append(f"warning: {text} in {len(names)} of {n_views} images: {some(sorted(names), 3)}")
     if tally.resized:
         name, sizes = tally.resized[0]
         notes.append(

@@ -55,7 +55,7 @@ class Scene:
 
     name: str
     path: Path
-    """What the user named, resolved."""
+    """What the user named, as an absolute path; a link to a file keeps its own name."""
     form: str
     """In which form the data lay there, e.g. "instant-ngp"."""
     spaces: Spaces
@@ -89,9 +89,11 @@ class ReadOptions:
     y down, looking along +z), as files of some exporters have it."""
     splits: tuple[str, ...] = field(default=("train", "test"))
     """Which of train, val and test to decode."""
+    least_side: int = 1
+    """Pixels that every side of a photo must have as it will lie in memory, e.g. what a measure of quality needs."""
 
     def __post_init__(self) -> None:
-        for name in ("downscale", "max_image_memory"):
+        for name in ("downscale", "max_image_memory", "least_side"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}: expected a whole number >= 1, got {value!r}")
@@ -135,7 +137,8 @@ def load_scene(path: Path, options: ReadOptions | None = None) -> Scene:
     options = ReadOptions() if options is None else options
     if not given.exists():
         raise DataError(f"{path}: no such file or folder")
-    resolved = given.resolve()
+    # a file's own name counts, not that of what it links to: download caches link transforms.json to blobs
+    resolved = given.resolve() if given.is_dir() else given.parent.resolve() / given.name
     for reader in READERS:
         if reader.matches(resolved):
             return reader.read(resolved, options)

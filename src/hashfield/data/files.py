@@ -37,10 +37,15 @@ class Folder:
         """The image that `file_path` names, and whether it lies in images/ instead of where it is said to.
 
         A name without a known ending is tried as it stands, then with each of `EXTENSIONS`. Where nothing
-        is found, the last part of the name is looked for in images/ (data files that were written from
-        another folder or on another computer).
+        is found, the data file may have been written from another folder or on another computer: then images/ is
+        looked into if the name says images/ in the end, leads out of the data's folder, or names no folder at all.
+        A folder beside images/ is another one, e.g. that of another camera.
         """
-        for place, is_elsewhere in ((file_path, False), (f"images/{posixpath.basename(file_path)}", True)):
+        *folders, name = file_path.split("/")
+        places = [(file_path, False)]
+        if not folders or folders[-1].casefold() == "images" or escapes(file_path):
+            places.append((f"images/{name}", True))
+        for place, is_elsewhere in places:
             has_ending = posixpath.splitext(place)[1].lower() in EXTENSIONS
             for ending in ("",) if has_ending else ("", *EXTENSIONS):
                 found = self.find(place + ending)

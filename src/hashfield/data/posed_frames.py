@@ -8,9 +8,9 @@ ignored silently.
 import math
 import posixpath
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,16 +108,29 @@ def read_frames(top: Fields, folder: Folder) -> list[Frame]:
             raise DataError(f"{place}: expected an object, got {kind(entry)}")
         stated = entry.get("file_path")
         if not isinstance(stated, str) or not stated.strip() or "\0" in stated:
-            got = kind(stated) if "file_path" in entry else "nothing"
+            got = "nothing" if stated is None else kind(stated)
             raise Fields(entry, place).fail("file_path", f"expected the name of an image file, got {got}")
         file_path = normalized(stated)
         image, is_elsewhere = folder.find_image(file_path)
         frames.append(Frame(Fields(entry, f"{place} ({stated})"), top, file_path, image, is_elsewhere))
+    frames = _without_shared_guesses(frames)
     frames.sort(key=lambda frame: natural_key(frame.file_path))
     n_frames = top.whole("n_frames")
     if n_frames is not None and n_frames < 1:
         raise top.fail("n_frames", f"expected at least 1, got {n_frames}")
     return frames[:n_frames]
+
+
+def _without_shared_guesses(frames: list[Frame]) -> list[Frame]:
+    """The frames, those without an image whose guessed image another name leads to as well: of cam0/1.png and
+    cam1/1.png, images/1.png can be only one."""
+    names: dict[Path | None, set[str]] = {}
+    for frame in frames:
+        names.setdefault(frame.image, set()).add(frame.file_path)
+    return [
+        replace(frame, image=None, is_elsewhere=False) if frame.is_elsewhere and len(names[frame.image]) > 1 else frame
+        for frame in frames
+    ]
 
 
 def view_of(frame: Frame, folder: Folder, camera_axes: str, splits: frozenset[str]) -> StatedView:
@@ -164,7 +177,8 @@ def _camera(frame: Frame, view: StatedView, header: ImageHeader, camera_axes: st
     if camera_axes == "opengl":
         pose = flip_opengl(pose)
     check_size(view, _stated_size(frame.fields, frame.top), header, tally)
-    focal = _focal(frame.fields, frame.top, header) or _focal(frame.top, frame.fields, header)
+    scopes = ((frame.fields, frame.top), (frame.top, frame.fields))
+    focal = next((found for scope, other in scopes if (found := _focal(scope, other, header, view, tally))), None)
     if focal is None:
         place = frame.fields.place
         raise DataError(one_line(f"{place}: no focal length: expected one of 'fl_x', 'camera_angle_x', 'x_fov'"))
@@ -216,25 +230,42 @@ def _stated_size(first: Fields, second: Fields) -> tuple[float | None, float | N
     return stated("w"), stated("h")
 
 
-def _focal(scope: Fields, other: Fields, header: ImageHeader) -> tuple[float, float] | None:
-    """Focal lengths in pixels of the image file, None where this scope states none; one axis serves both."""
+_SAME_FOCAL: Final = 0.01  # focal lengths that differ by less say the same with other rounding
+_SQUARE: Final = 0.1  # of fx and fy of any real lens and sensor; instant-ngp's fox has 0.0007
+
+
+def _focal(
+    scope: Fields, other: Fields, header: ImageHeader, view: StatedView, tally: Tally
+) -> tuple[float, float] | None:
+    """Focal lengths in pixels of the image file, None where this scope states none; one axis serves both. What
+    contradicts itself is said."""
     size = _stated_size(scope, other)
     found = []
     for axis, pixels, stated in (("x", header.width, size[0]), ("y", header.height, size[1])):
         degrees = scope.number(f"{axis}_fov", above=0, below=180)
         in_pixels = scope.number(f"fl_{axis}", above=0)
         radians = scope.number(f"camera_angle_{axis}", above=0, below=math.pi)
-        if degrees is not None:
-            found.append(0.5 * pixels / math.tan(math.radians(degrees) / 2))
-        elif in_pixels is not None:
-            found.append(in_pixels * _ratio(pixels, stated))
-        elif radians is not None:
-            found.append(0.5 * pixels / math.tan(radians / 2))
-        else:
-            found.append(None)
+        ways = {
+            f"{axis}_fov": None if degrees is None else 0.5 * pixels / math.tan(math.radians(degrees) / 2),
+            f"fl_{axis}": None if in_pixels is None else in_pixels * _ratio(pixels, stated),
+            f"camera_angle_{axis}": None if radians is None else 0.5 * pixels / math.tan(radians / 2),
+        }
+        named = [(name, focal) for name, focal in ways.items() if focal is not None]
+        found.append(named[0][1] if named else None)
+        for name, focal in named[1:]:
+            if abs(focal / named[0][1] - 1) > _SAME_FOCAL:
+                told = f"{named[0][0]} and {name} contradict each other and {named[0][0]} is taken"
+                values = f"{view.name} (focal lengths of {named[0][1]:.4g} and {focal:.4g} pixels)"
+                tally.doubtful.setdefault(told, []).append(values)
     fx, fy = found
     if fx is None:
         return None if fy is None else (fy, fy)
+    if fy is not None and abs(math.log(fy / fx)) > _SQUARE:
+        shape = header.width / header.height
+        is_slip = shape != 1 and min(abs(fy / fx / shape - 1), abs(fy / fx * shape - 1)) < _SAME_FOCAL
+        told = "the focal lengths along x and y mean pixels that are not square"
+        told += ", by just the picture's width to height, probably a mistake of the exporter," if is_slip else ""
+        tally.doubtful.setdefault(told, []).append(f"{view.name} ({fx:.4g} and {fy:.4g})")
     return fx, fx if fy is None else fy
 
 
@@ -254,13 +285,27 @@ def _principal_point(frame: Frame, header: ImageHeader) -> tuple[float, float]:
     return point[0], point[1]
 
 
-_CAMERA_MODELS: Final[Mapping[str, bool]] = {
-    # name -> whether it is a fisheye; which coefficients there are is told by the coefficients
-    **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE", "PERSPECTIVE"), False),
-    **dict.fromkeys(("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"), False),
-    **dict.fromkeys(("SIMPLE_FISHEYE", "FISHEYE", "OPENCV_FISHEYE"), True),
-    **dict.fromkeys(("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"), True),
+class _Model(NamedTuple):
+    """What a lens model's name says."""
+
+    is_fisheye: bool
+    terms: str
+    """Coefficients that it has; which of them a file states is told by the coefficients."""
+
+
+_CAMERA_MODELS: Final[Mapping[str, _Model]] = {
+    **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE"), _Model(False, "")),
+    "PERSPECTIVE": _Model(False, "k1 k2 k3 k4 p1 p2"),
+    "SIMPLE_RADIAL": _Model(False, "k1"),
+    "RADIAL": _Model(False, "k1 k2"),
+    **dict.fromkeys(("OPENCV", "FULL_OPENCV"), _Model(False, "k1 k2 k3 k4 p1 p2")),
+    # p1 and p2 mean nothing to a fisheye, and colmap2nerf writes them for all lenses
+    "SIMPLE_FISHEYE": _Model(True, "p1 p2"),
+    **dict.fromkeys(("FISHEYE", "OPENCV_FISHEYE"), _Model(True, "k1 k2 k3 k4 p1 p2")),
+    "SIMPLE_RADIAL_FISHEYE": _Model(True, "k1 p1 p2"),
+    "RADIAL_FISHEYE": _Model(True, "k1 k2 p1 p2"),
 }
+_TERMS: Final = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
 def _coefficients(scope: Fields) -> list[float]:
@@ -271,27 +316,47 @@ def _coefficients(scope: Fields) -> list[float]:
     if listed is not None:
         return scope.row("distortion_params", listed, 6)
     limits = {"above": -MAX_COEFFICIENT, "below": MAX_COEFFICIENT}
-    return [scope.number(name, **limits) or 0.0 for name in ("k1", "k2", "k3", "k4", "p1", "p2")]
+    return [scope.number(name, **limits) or 0.0 for name in _TERMS]
+
+
+def _model_name(scope: Fields) -> str | None:
+    model = scope.values.get("camera_model")
+    if model is None:
+        return None
+    if not isinstance(model, str):
+        raise scope.fail("camera_model", f"expected a name, got {kind(model)}")
+    if model.upper() not in _CAMERA_MODELS:
+        raise scope.fail("camera_model", f"{model} is not supported; supported are {', '.join(_CAMERA_MODELS)}")
+    return model.upper()
 
 
 def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
+    """The lens and its six coefficients.
+
+    A frame that names a model of its own uses that alone: its own coefficients, not those of another model at the top
+    level. Otherwise, as in instant-ngp, a frame's coefficients stand instead of the top level's if any is not 0, so
+    that a frame cannot switch distortion off by zeros.
+    """
+    own_model, top_model = _model_name(frame.fields), _model_name(frame.top)
     own = _coefficients(frame.fields)
-    # as in instant-ngp: a frame cannot switch distortion off
-    holder = frame.fields if any(own) else frame.top
-    values = own if any(own) else _coefficients(frame.top)
+    is_own = any(own) or (own_model is not None and own_model != top_model and top_model is not None)
+    is_own = is_own or own_model in ("PINHOLE", "SIMPLE_PINHOLE")
+    holder = frame.fields if is_own else frame.top
+    values = own if is_own else _coefficients(frame.top)
+    model = own_model or top_model
     is_fisheye = frame.fields.boolean("is_fisheye")
     if is_fisheye is None:
-        is_fisheye = bool(frame.top.boolean("is_fisheye"))
-    scope = frame.fields if frame.fields.has("camera_model") else frame.top
-    model = scope.values.get("camera_model")
+        is_fisheye = own_model is None and bool(frame.top.boolean("is_fisheye"))
     if model is not None:
-        if not isinstance(model, str):
-            raise scope.fail("camera_model", f"expected a name, got {kind(model)}")
-        if model.upper() not in _CAMERA_MODELS:
-            raise scope.fail("camera_model", f"{model} is not supported; supported are {', '.join(_CAMERA_MODELS)}")
-        if model.upper() == "FULL_OPENCV" and values[3]:
+        scope = frame.fields if own_model else frame.top
+        if model == "FULL_OPENCV" and values[3]:
             raise holder.fail("k4", _RATIONAL)
-        is_fisheye = is_fisheye or _CAMERA_MODELS[model.upper()]
+        is_fisheye = is_fisheye or _CAMERA_MODELS[model].is_fisheye
+        for name, value in zip(_TERMS, values, strict=True):
+            if value and name not in _CAMERA_MODELS[model].terms.split():
+                raise scope.fail(
+                    "camera_model", f"{model} has no {name}, but {name} is {value:g}: leave out one of them"
+                )
     if is_fisheye:
         return "fisheye", (*values[:4], 0.0, 0.0)
     if not any(values):

@@ -32,8 +32,12 @@ class Tally:
     """Photos of another size than stated, and both sizes in words."""
     r8: list[str] = field(default_factory=list)
     """Lenses with a k4 that are no fisheye."""
+    doubtful: dict[str, list[str]] = field(default_factory=dict)
+    """What contradicts itself or is unusual in the data about a view, in words -> views."""
     reduced: dict[str, list[str]] = field(default_factory=dict)
     """What was lost in decoding -> photos."""
+    damaged: dict[str, list[str]] = field(default_factory=dict)
+    """What is wrong with a photo's file although it was decoded -> photos."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,9 @@ One reading serves all three; where they disagree:
 * focal lengths per axis: x_fov (degrees) over fl_x (pixels) over camera_angle_x (radians); a single axis
   serves both; a frame that states any replaces both of the top level's;
 * pixel quantities refer to the stated w and h, and are rescaled to the image file's real size;
-* a frame's lens replaces the top level's if any of its coefficients is not 0; k3 and k4 are the r^6 and r^8
-  terms, or the fisheye's; p1 and p2 mean nothing to a fisheye;
+* a frame's lens replaces the top level's if any of its coefficients is not 0, or if the frame names another
+  camera_model; k3 and k4 are the r^6 and r^8 terms, or the fisheye's; p1 and p2 mean nothing to a fisheye;
+* null counts as absent;
 * scale, offset and aabb_scale are instant-ngp's, with its defaults 0.33 and 0.5, in all forms;
 * frames are in natural order of file_path (img2 before img10).
 
@@ -83,7 +84,8 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
     frame_of = {view_of(frame, folder, options.camera_axes, splits): frame for frame, splits in splits_of.items()}
 
     def final_notes(views: list[StatedView], tally: Tally) -> list[str]:
-        lines = ["k4 of a lens that is no fisheye is read as the r^8 term, as nerfstudio does"] * bool(tally.r8)
+        lines = _time_notes([frame_of[view].fields for view in views])
+        lines += ["k4 of a lens that is no fisheye is read as the r^8 term, as nerfstudio does"] * bool(tally.r8)
         scopes = [top, *(frame_of[view].fields for view in views)]
         seen = [name for name in IGNORED if any(scope.has(name) for scope in scopes)]
         return lines + [f"fields without effect here: {', '.join(seen)}"] * bool(seen)
@@ -100,6 +102,17 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
         notes=tuple(notes),
         final_notes=final_notes,
     )
+
+
+def _time_notes(frames: list[Fields]) -> list[str]:
+    """A warning where frames show different times: the scene then moves, as in D-NeRF's data."""
+    times = sorted({time for frame in frames if (time := frame.number("time")) is not None})
+    if len(times) < 2:
+        return []
+    return [
+        f"warning: frames have different times ('time' from {times[0]:g} to {times[-1]:g}): what moves in between is "
+        "blurred, since a scene at rest is learned"
+    ]
 
 
 def _split_files(path: Path) -> dict[str, Path]:
