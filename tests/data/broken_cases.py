@@ -165,6 +165,17 @@ def without(*names: str) -> Callable[[Path], Path]:
     return build
 
 
+def masked(write: Callable[[Path], None], *, everywhere: bool = False, **fields: Any) -> Callable[[Path], Path]:
+    """A small scene with a mask in m.png, and these fields in one frame or at the top level."""
+
+    def build(folder: Path) -> Path:
+        (top if everywhere else frame)(**fields)(folder)
+        write(folder / "m.png")
+        return folder
+
+    return build
+
+
 def beside(name: str) -> Callable[[Path], Path]:
     """A small scene with one more file in its images folder."""
 
@@ -862,12 +873,41 @@ CASES = (
         "form: 7 train",
         "silent",
     ),
-    Case("mask", "mask_path", frame(mask_path="m.png"), IN_FRAME + "'mask_path': masks are not supported yet"),
+    Case(
+        "mask",
+        "no such mask",
+        frame(mask_path="masks/m.png"),
+        IN_FRAME + r"'mask_path': .*masks/m\.png: no such file",
+    ),
+    Case(
+        "mask_type",
+        "mask_path is a number",
+        frame(mask_path=3),
+        IN_FRAME + "'mask_path': expected the name .* number 3",
+    ),
+    Case(
+        "mask_size",
+        "a mask of another size",
+        masked(lambda path: save(path, picture(0, 6, 4)), mask_path="m.png"),
+        IN_FRAME + r"'mask_path': .*m\.png: the mask is 6x4, the image 12x8",
+    ),
+    Case(
+        "mask_broken",
+        "a mask that is no picture",
+        masked(lambda path: path.write_text("x") and None, mask_path="m.png"),
+        IN_FRAME + r"'mask_path': .*m\.png: not an image that can be read here",
+    ),
+    Case(
+        "mask_all",
+        "masks that leave nothing",
+        masked(lambda path: Image.new("L", (WIDTH, HEIGHT)).save(path), everywhere=True, mask_path="m.png"),
+        "the masks leave no pixel to learn from .mask_path leaves out what is black",
+    ),
     Case(
         "dynamic",
-        "dynamic masks",
+        "a broken dynamic mask",
         beside("dynamic_mask_0003.png"),
-        "dynamic_mask_0003.png lies beside the image",
+        IN_FRAME + r"'file_path': .*dynamic_mask_0003\.png: not an image that can be read here",
     ),
     Case(
         "alpha_file",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hashfield.data.dataset import GIB, PosedImages, ReadOptions, Scene
-from hashfield.data.images import ImageHeader, decode_all, decoding_bytes, read_header
+from hashfield.data.images import ImageHeader, decode_all, decode_mask, decoding_bytes, downscale_mask, read_header
 from hashfield.data.json_fields import one_line
 from hashfield.data.stated import SPLITS, StatedScene, StatedView, Tally
 from hashfield.data.training_box import choose_box, stray_cameras
@@ -57,6 +57,8 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
         n_threads=max(1, options.max_image_memory // largest),
     )
     has_alpha, alpha_notes = _alpha(images)
+    masks = _masks(views, headers, images, has_alpha, options.downscale)
+    mask_notes = _mask_notes(masks, [place[view] for view in splits.get("train", [])], stated)
     strays, stray_notes = _strays(views, cameras, stated.view_noun)
     near = [camera for index, camera in enumerate(cameras) if index not in strays]
     spaces, origin = _choose_spaces(stated, options, has_alpha, near)
@@ -69,6 +71,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             tuple(cameras[index] for index in indices),
             tuple(images[index] for index in indices),
             tuple(Path(os.path.relpath(view.path, stated.folder)).as_posix() for view in chosen),
+            None if masks is None else [masks[index] for index in indices],
         )
 
     counts = " and ".join(f"{len(chosen)} {split}" for split, chosen in splits.items())
@@ -89,6 +92,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             *map(one_line, stated.final_notes(views, tally)),
             *([] if has_alpha else _brightness_notes(images)),
             *alpha_notes,
+            *mask_notes,
             *stray_notes,
             *_space_notes(spaces, origin, near, _other_axes(stated, options)),
         ),
@@ -274,8 +278,56 @@ def _alpha(images: Sequence[np.ndarray]) -> tuple[bool, list[str]]:
         return True, []
     return False, [
         f"warning: {n_translucent} of {n_pixels} pixels ({100 * n_translucent / n_pixels:.2g} %) are not opaque, too "
-        "few to be the background of a cut-out object: the photos are read as ordinary ones"
+        "few to be the background of a cut-out object: the photos are read as ordinary ones, without these pixels"
     ]
+
+
+def _masks(
+    views: list[StatedView],
+    headers: list[ImageHeader],
+    images: Sequence[np.ndarray],
+    has_alpha: bool,
+    downscale: int,
+) -> list[np.ndarray] | None:
+    """Which pixels of each photo show the scene, None where all of them do.
+
+    Where alpha does not cut an object out, a pixel that is not opaque says nothing about the scene either.
+    """
+    masks = []
+    for view, header, image in zip(views, headers, images, strict=True):
+        mask = np.ones(image.shape[:2], np.bool_) if has_alpha else image[..., 3] == 255
+        for stated in view.masks:
+            try:
+                is_set = decode_mask(stated.path)
+            except DataError as error:
+                raise view.fail(str(error), stated.field) from error
+            if is_set.shape != (header.height, header.width):
+                size = f"{is_set.shape[1]}x{is_set.shape[0]}"
+                raise view.fail(
+                    f"{stated.path}: the mask is {size}, the image {header.width}x{header.height}", stated.field
+                )
+            mask &= downscale_mask(is_set != stated.keeps_black, downscale)
+        masks.append(mask)
+    return None if all(bool(mask.all()) for mask in masks) else masks
+
+
+_MOST_MASKED: Final = 0.9
+"""Share of the pixels beyond which a mask may have black and white exchanged."""
+
+
+def _mask_notes(masks: list[np.ndarray] | None, training: list[int], stated: StatedScene) -> list[str]:
+    """What the masks leave; raises where nothing is left to learn from."""
+    if masks is None or not training:
+        return []
+    n_views = sum(1 for index in training if not masks[index].all())
+    n_pixels = sum(masks[index].size for index in training)
+    n_left = sum(int(masks[index].sum()) for index in training)
+    polarity = "mask_path leaves out what is black, dynamic_mask_* what is not"
+    if not n_left:
+        raise DataError(f"{stated.data_file}: the masks leave no pixel to learn from ({polarity})")
+    share = 1 - n_left / n_pixels
+    text = f"masks leave out {100 * share:.2g} % of the training pixels, in {n_views} of {len(training)} views"
+    return [f"warning: {text} ({polarity})" if share > _MOST_MASKED else text]
 
 
 # --- spaces

@@ -19,7 +19,7 @@ class PosedImages:
     """Views with their cameras.
 
     Raises:
-        ShapeError: counts differ, or an image is not uint8 RGBA of its camera's size.
+        ShapeError: counts differ, an image is not uint8 RGBA of its camera's size, or a mask not bool of that size.
     """
 
     cameras: tuple[Camera, ...]
@@ -28,16 +28,28 @@ class PosedImages:
     """uint8 [height, width, 4], RGBA in sRGB with straight alpha; sizes may differ."""
     names: tuple[str, ...]
     """File names relative to the data file, with forward slashes."""
+    masks: list[np.ndarray] | None = None
+    """bool [height, width] of each view, True where the pixel shows the scene and may be learned from; None:
+    everywhere."""
 
     def __post_init__(self) -> None:
         if not len(self.cameras) == len(self.images) == len(self.names):
             counts = f"{len(self.cameras)} cameras, {len(self.images)} images, {len(self.names)} names"
             raise ShapeError(f"PosedImages: {counts}")
+        if self.masks is not None and len(self.masks) != len(self.cameras):
+            raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, {len(self.masks)} masks")
         for camera, image, name in zip(self.cameras, self.images, self.names, strict=True):
             if image.dtype != np.uint8 or image.shape != (camera.height, camera.width, 4):
                 raise ShapeError(
                     f"PosedImages: {name}: expected uint8 ({camera.height}, {camera.width}, 4), "
                     f"got {image.dtype} {image.shape}"
+                )
+
+        for camera, mask, name in zip(self.cameras, self.masks or (), self.names, strict=self.masks is not None):
+            if mask.dtype != np.bool_ or mask.shape != (camera.height, camera.width):
+                raise ShapeError(
+                    f"PosedImages: mask of {name}: expected bool ({camera.height}, {camera.width}), "
+                    f"got {mask.dtype} {mask.shape}"
                 )
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from hashfield.errors import ConfigError, DataError
@@ -138,6 +138,33 @@ def _without_end_marker(path: Path, part: int) -> np.ndarray | None:
 
     pixels = decoded(b"")
     return pixels if all(np.array_equal(pixels, decoded(filler)) for filler in _FILLERS) else None
+
+
+def decode_mask(path: Path) -> Bool[np.ndarray, "height width"]:
+    """Which pixels of a picture are not black, whatever its transparency; in a JPEG, which never is quite black, those
+    of at least half the range.
+
+    Raises:
+        DataError: not an image, or truncated.
+    """
+
+    def is_set(image: Image.Image) -> np.ndarray:
+        if image.mode in ("P", "PA", "CMYK", "YCbCr", "HSV", "LAB"):
+            image = image.convert("RGB")
+        values = np.asarray(image) >= 128 if image.format == "JPEG" else np.asarray(image) != 0
+        if values.ndim == 3:
+            values = values[..., :1] if image.mode in ("LA", "La") else values[..., :3]
+            values = values.any(axis=-1)
+        return np.array(values)
+
+    return _with_image(path, is_set)
+
+
+def downscale_mask(mask: Bool[np.ndarray, "height width"], factor: int) -> Bool[np.ndarray, "small_height small_width"]:
+    """Blocks of factor x factor pixels that are set as a whole, in the arrangement of `downscale_rgba`: the mean of a
+    block is not wanted if a part of it is not."""
+    height, width = mask.shape[0] // factor, mask.shape[1] // factor
+    return mask[: height * factor, : width * factor].reshape(height, factor, width, factor).all(axis=(1, 3))
 
 
 def decode_all(

@@ -18,7 +18,7 @@ from torch import Tensor
 from hashfield.data.files import Folder, natural_key, normalized
 from hashfield.data.images import ImageHeader
 from hashfield.data.json_fields import Fields, kind, one_line
-from hashfield.data.stated import StatedView, Tally, check_size, rigid_pose
+from hashfield.data.stated import StatedMask, StatedView, Tally, check_size, rigid_pose
 from hashfield.errors import DataError
 from hashfield.geometry.cameras import MAX_COEFFICIENT, Camera, Lens, flip_opengl
 
@@ -56,7 +56,6 @@ REFUSED: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "normal_mts_args": (_is_present, _MITSUBA),
     "white_transparent": (_is_on, _COLOR_KEY),
     "black_transparent": (_is_on, _COLOR_KEY),
-    "mask_path": (_is_present, "masks are not supported yet; without the field, whole images are learned"),
 }
 """Field -> (whether its value takes effect, why it cannot be read). At the top level and in frames alike."""
 
@@ -147,15 +146,31 @@ def view_of(frame: Frame, folder: Folder, camera_axes: str, splits: frozenset[st
         _refuse_companions(frame, view, folder)
         return _camera(frame, view, header, camera_axes, tally)
 
-    view = StatedView(frame.file_path, frame.fields.place, frame.image, make_camera, splits)
+    masks = () if frame.image is None else _masks(frame, frame.image, folder)
+    view = StatedView(frame.file_path, frame.fields.place, frame.image, make_camera, splits, masks)
     return view
 
 
+def _masks(frame: Frame, image: Path, folder: Folder) -> tuple[StatedMask, ...]:
+    """nerfstudio's `mask_path`, of the frame or of all, and instant-ngp's dynamic mask beside the image."""
+    scope = frame.fields if frame.fields.has("mask_path") else frame.top
+    stated = scope.values.get("mask_path")
+    masks = []
+    if stated is not None:
+        if not isinstance(stated, str) or not stated.strip() or "\0" in stated:
+            raise scope.fail("mask_path", f"expected the name of an image file, got {kind(stated)}")
+        name = normalized(stated)
+        masks.append(StatedMask(folder.find(name) or folder.root / name, "mask_path", keeps_black=False))
+    name = f"dynamic_mask_{image.stem}.png"
+    if folder.has_beside(image, name):
+        masks.append(StatedMask(image.with_name(name), "file_path", keeps_black=True))
+    return tuple(masks)
+
+
 def _refuse_companions(frame: Frame, view: StatedView, folder: Folder) -> None:
-    """Raise where files beside the image would change its rays, its alpha or which pixels count."""
+    """Raise where files beside the image would change its rays or its alpha."""
     stem, ending = view.path.stem, view.path.suffix
     companions = [
-        (f"dynamic_mask_{stem}.png", "masks are not supported yet"),
         (
             f"{posixpath.basename(frame.file_path)}.alpha{ending}",
             "separate alpha files are not supported yet",

@@ -40,6 +40,17 @@ class Tally:
     """What is wrong with a photo's file although it was decoded -> photos."""
 
 
+@dataclass(frozen=True)
+class StatedMask:
+    """A picture of a photo's size that tells which of its pixels show the scene."""
+
+    path: Path
+    field: str
+    """The field that leads to it, for errors."""
+    keeps_black: bool
+    """Whether black pixels are those to learn from (instant-ngp's dynamic masks) or all others (nerfstudio's)."""
+
+
 @dataclass(frozen=True, eq=False)
 class StatedView:
     """One photo and its camera, as the data state them."""
@@ -55,6 +66,8 @@ class StatedView:
     views that are read, so that errors in other views do not matter."""
     splits: frozenset[str] = frozenset()
     """Those of train, val and test that list the view; empty where the data leave that open."""
+    masks: tuple[StatedMask, ...] = ()
+    """Pixels must pass all of them."""
     image_field: str = "file_path"
     """The field that names the photo, for errors about the file."""
 
