@@ -633,6 +633,12 @@ CASES = (
         IN_FRAME + r"'transform_matrix': not finite \(nan\)",
     ),
     Case("pose_inf", "infinite pose", pose(entry(0, 0, -math.inf)), r"'transform_matrix': not finite \(-inf\)"),
+    Case(
+        "pose_far",
+        "a pose beyond all proportion",
+        pose(entry(1, 3, 1e200)),
+        IN_FRAME.rstrip(": ") + r".*the camera's position \(.*1e\+200, .*\) is out of all proportion",
+    ),
     Case("transposed", "transposed pose", pose(np.transpose), r"the last row must be 0 0 0 1, .* transposed\?"),
     Case(
         "mirrored",

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hashfield.data import ReadOptions, load_scene
-from hashfield.errors import DataError
+from hashfield.errors import DataError, HashfieldError
 from hashfield.geometry.cameras import Camera, flip_opengl
 from tests.data.colmap_files import (
     llff_rows,
@@ -101,6 +103,12 @@ def test_places_of_the_model(tmp_path: Path, place: str) -> None:
         scene = load_scene(named)
         assert (scene.name, scene.form) == (tmp_path.name, "COLMAP")
         assert scene.splits["test"].names[0] == "images/0000.png"
+
+
+def test_photos_beside_the_model(tmp_path: Path) -> None:
+    write_binary(tmp_path / "colmap/sparse/0", ring(3, name="a\\{}.png"))
+    write_photos(tmp_path / "colmap/images", ring(3, name="a/{}.png"))
+    assert load_scene(tmp_path).splits["test"].names == ("colmap/images/a/0.png",)
 
 
 def test_transforms_json_wins(tmp_path: Path) -> None:
@@ -342,6 +350,51 @@ def test_every_cut_of_the_binary_files_is_an_error(tmp_path: Path) -> None:
             with pytest.raises(DataError, match=name.replace(".", r"\.")):
                 load_scene(tmp_path)
         path.write_bytes(whole)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["cameras.bin", "images.bin", "points3D.bin", "cameras.txt", "images.txt", "points3D.txt"]),
+    place=st.floats(0, 1, exclude_max=True),
+    data=st.one_of(
+        st.binary(min_size=1, max_size=12),
+        st.sampled_from([1e200, -1e290, 1e-300, 5e15]).map(lambda value: struct.pack("<d", value)),
+    ),
+    keep=st.sampled_from([1.0, 1.0, 0.5, 0.99]),
+)
+def test_any_damage_ends_in_one_line(any_capture: Path, name: str, place: float, data: bytes, keep: float) -> None:
+    folder = any_capture / name[-3:]
+    path = folder / "sparse/0" / name
+    whole = path.read_bytes()
+    start = int(place * len(whole))
+    path.write_bytes((whole[:start] + data + whole[start + len(data) :])[: int(keep * len(whole))])
+    try:
+        scene = load_scene(folder)
+    except HashfieldError as error:
+        assert "\n" not in str(error) and str(error).startswith(str(folder))
+    else:
+        assert all("\n" not in note for note in scene.notes)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def any_capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two captures, bin with a binary model and txt with a text one."""
+    folder = tmp_path_factory.mktemp("any")
+    model = ring(4, "OPENCV", [15.0, 15.0, 6.0, 4.0, 0.1, 0.0, 0.0, 0.0])
+    model.points = model.points[:5]
+    write_capture(folder / "bin", model)
+    write_capture(folder / "txt", model, text=True)
+    return folder
+
+
+def test_poses_beyond_all_proportion(tmp_path: Path) -> None:
+    model = ring(3)
+    _, pose, *_ = model.images[1]
+    pose[4] = 1e200
+    message = r"images\.bin: image 99: 'qw qx qy qz tx ty tz': out of all proportion \(1e\+200\)"
+    expect_error(write_capture(tmp_path, model), message)
 
 
 TEXT_DAMAGE: dict[str, tuple[Damage, str]] = {

@@ -14,7 +14,7 @@ import torch
 from hashfield.data.dataset import GIB, PosedImages, ReadOptions, Scene
 from hashfield.data.images import ImageHeader, decode_all, decode_mask, decoding_bytes, downscale_mask, read_header
 from hashfield.data.json_fields import one_line
-from hashfield.data.stated import SPLITS, StatedScene, StatedView, Tally
+from hashfield.data.stated import LARGEST, SPLITS, StatedScene, StatedView, Tally
 from hashfield.data.training_box import choose_box, stray_cameras
 from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.cameras import Camera
@@ -221,6 +221,9 @@ def _camera(view: StatedView, header: ImageHeader, options: ReadOptions, tally: 
     """The view's camera for its photo as it will lie in memory, divided by options.downscale."""
     try:
         camera = view.make_camera(header, tally)
+        if float(camera.position.abs().max()) > LARGEST:
+            shown = ", ".join(f"{value:.3g}" for value in camera.position.tolist())
+            raise DataError(one_line(f"{view.place}: the camera's position ({shown}) is out of all proportion"))
         factor = options.downscale
         width, height = header.width // factor, header.height // factor
         if min(width, height) < 1:
@@ -357,7 +360,10 @@ def _choose_spaces(
         dict(stated.spaces.origin),
     )
     if scale is None or offset is None:
-        box = choose_box(cameras, stated.points, stated.points_origin, has_alpha)
+        try:
+            box = choose_box(cameras, stated.points, stated.points_origin, has_alpha)
+        except ConfigError as error:
+            raise DataError(f"{stated.data_file}: no training box for these cameras and points: {error}") from error
         scale, offset, aabb_scale = box.spaces.scale, box.spaces.offset, box.spaces.aabb_scale
         origin = {"scale": "fits the box", "offset": box.center_reason, "aabb_scale": box.size_reason}
     if options.aabb_scale is not None:

@@ -21,10 +21,10 @@ from jaxtyping import Float64
 
 from hashfield.data.assemble import assemble, some
 from hashfield.data.dataset import Reader, ReadOptions, Scene
-from hashfield.data.files import PhotoFolder, escapes, is_photo_folder, photo_folders
+from hashfield.data.files import PhotoFolder, escapes, is_photo_folder, normalized, photo_folders
 from hashfield.data.images import ImageHeader
 from hashfield.data.json_fields import one_line
-from hashfield.data.stated import StatedScene, StatedSpaces, StatedView, Tally, check_size
+from hashfield.data.stated import LARGEST, StatedScene, StatedSpaces, StatedView, Tally, check_size
 from hashfield.errors import DataError
 from hashfield.geometry.cameras import Camera, Lens
 
@@ -189,8 +189,9 @@ class _Binary:
 
 def _check_finite(values: tuple[float, ...], place: str, name: str) -> None:
     for value in values:
-        if isinstance(value, float) and not abs(value) < 1e300:
-            raise DataError(f"{place}: '{name}': not finite ({value})")
+        if isinstance(value, float) and not abs(value) < LARGEST:
+            fault = "out of all proportion" if abs(value) < float("inf") else "not finite"
+            raise DataError(f"{place}: '{name}': {fault} ({value:g})")
 
 
 def _binary_cameras(path: Path) -> Iterator[tuple[int, _Lens]]:
@@ -241,15 +242,23 @@ def _binary_images(path: Path) -> Iterator[_Image]:
 
 def _binary_points(path: Path) -> Float64[np.ndarray, "n_points 3"]:
     with path.open("rb") as file:
-        reader = _Binary(path, file)
-        number = reader.count(51, "points")
-        points = np.empty((number, 3))
-        for index in range(number):
-            place = f"{path}: point {index + 1} of {number}"
-            _, *position, _, _, _, _, n_views = reader.take("Q3d3BdQ", place, "xyz")
-            points[index] = position
-            reader.skip(8 * int(n_views), place, "track")
-        reader.end(number, "points")
+        number = _Binary(path, file).count(51, "points")
+    # millions of records: one pass over the bytes, checked as a whole
+    record, data, offset = struct.Struct("<Q3d3BdQ"), path.read_bytes(), 8
+    points = np.empty((number, 3))
+    for index in range(number):
+        if offset + record.size > len(data):
+            raise DataError(f"{path}: point {index + 1} of {number}: 'xyz': the file ends here, it is cut off")
+        _, x, y, z, _, _, _, _, n_views = record.unpack_from(data, offset)
+        points[index] = x, y, z
+        offset += record.size + 8 * n_views
+        if offset > len(data):
+            raise DataError(f"{path}: point {index + 1} of {number}: 'track': the file ends here, it is cut off")
+    if offset < len(data):
+        raise DataError(f"{path}: 'number of points': {number} stated, but {len(data) - offset} bytes follow the last")
+    wrong = np.flatnonzero(~(np.abs(points) < LARGEST).all(axis=1))
+    if len(wrong):
+        _check_finite(tuple(points[wrong[0]].tolist()), f"{path}: point {wrong[0] + 1} of {number}", "xyz")
     return points
 
 
@@ -418,13 +427,16 @@ def _largest(capture: _Capture) -> tuple[Path, list[str]]:
 def _photos(capture: _Capture, images: list[_Image], images_file: Path) -> tuple[list[Path | None], list[str]]:
     """The file of each image, and notes: from the folder that has the most of them, the largest photos first."""
     folders = [PhotoFolder(capture.photos)] if capture.photos else photo_folders(capture.root)
-    found = {folder: [folder.find(image.name) for image in images] for folder in folders}
+    if capture.photos is None and (capture.root / "colmap").is_dir():
+        folders += photo_folders(capture.root / "colmap")
+    found = {folder: [folder.find(normalized(image.name)) for image in images] for folder in folders}
     best = max(folders, key=lambda folder: sum(path is not None for path in found[folder]))
     files, notes = found[best], []
     if not any(files):
         files, best, notes = _by_order(folders, capture, images)
     if not any(files):
-        where = " or ".join(folder.root.relative_to(capture.root).as_posix() for folder in folders[:-1]) or "images"
+        places = [folder.root.relative_to(capture.root).as_posix() for folder in folders]
+        where = " or ".join(place for place in places if place.rsplit("/", 1)[-1].startswith("images")) or "images"
         name = images[0].name
         raise DataError(
             one_line(

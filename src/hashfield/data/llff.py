@@ -18,7 +18,7 @@ from hashfield.data.assemble import assemble
 from hashfield.data.dataset import Reader, ReadOptions, Scene
 from hashfield.data.files import PhotoFolder, is_photo_folder, photo_folders
 from hashfield.data.images import ImageHeader
-from hashfield.data.stated import StatedScene, StatedSpaces, StatedView, Tally, check_size, rigid_pose
+from hashfield.data.stated import LARGEST, StatedScene, StatedSpaces, StatedView, Tally, check_size, rigid_pose
 from hashfield.errors import DataError
 from hashfield.geometry.cameras import Camera
 
@@ -57,8 +57,9 @@ def _rows(data_file: Path) -> _Rows:
 def _check_row(row: Float64[np.ndarray, " 17"], place: str) -> None:
     matrix = row[:15].reshape(3, 5)
     for name, values in (("pose", matrix[:, :4]), ("height, width, focal", matrix[:, 4]), ("near, far", row[15:])):
-        if not bool((np.abs(values) < 1e300).all()):  # NaN too
-            raise DataError(f"{place}: '{name}': not finite")
+        if not bool((np.abs(values) < LARGEST).all()):  # NaN too
+            fault = "out of all proportion" if bool(np.isfinite(values).all()) else "not finite"
+            raise DataError(f"{place}: '{name}': {fault}")
     if not bool((matrix[:, 4] > 0).all()):
         raise DataError(f"{place}: 'height, width, focal': expected numbers above 0, got {matrix[:, 4].tolist()}")
     if not 0 < row[15] <= row[16]:

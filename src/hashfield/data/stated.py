@@ -19,6 +19,8 @@ from hashfield.geometry.cameras import Camera
 from hashfield.geometry.spaces import DEFAULT_OFFSET, DEFAULT_SCALE
 
 SPLITS = ("train", "val", "test")
+LARGEST = 1e15
+"""Numbers of a data file beyond this are no measurements, and their squares would swamp everything else."""
 
 
 @dataclass

@@ -71,10 +71,10 @@ def choose_box(
         reach, size_reason = _reach(position, center), f"holds the cameras and {points_origin}"
     if not reach > 0:
         return ChosenBox(spaces_of(scale, 1), center_reason, "from the cameras")
-    power = round(float(np.log2(2 * reach * scale)))
-    if 2**power > MAX_AABB_SCALE:
+    size = float(np.log2(2 * reach * scale))
+    if not size < np.log2(MAX_AABB_SCALE) + 0.5:
         return ChosenBox(spaces_of(scale, MAX_AABB_SCALE), center_reason, f"the largest; {points_origin} reach farther")
-    aabb_scale = max(1, 2**power)
+    aabb_scale = 2 ** max(0, round(size))
     return ChosenBox(spaces_of(aabb_scale / (2 * reach), aabb_scale), center_reason, size_reason)
 
 
