@@ -835,7 +835,14 @@ CASES = (
         "note",
     ),
     Case("one_time", "the same time in each frame", frame(time=0.0), "form: 7 train", "silent"),
-    Case("time_type", "time is text", frame(time="now"), "'time': expected a number, got the text 'now'"),
+    Case(
+        "clock_times",
+        "a text as time in each frame",
+        scene(lambda values: [entry.update(time=f"12:0{index}") for index, entry in enumerate(values["frames"])]),
+        "form: 7 train",
+        "silent",
+    ),
+    Case("null_frames", "null as frames", content('{"frames": null}'), "no 'frames', so this is no data set"),
     Case(
         "nulls",
         "null in optional fields",

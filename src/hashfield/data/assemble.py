@@ -274,11 +274,12 @@ def _alpha(images: Sequence[np.ndarray]) -> tuple[bool, list[str]]:
     """Whether the photos are cut-outs of an object by their alpha, and a note where they have some alpha but are
     not."""
     n_pixels = sum(image.shape[0] * image.shape[1] for image in images)
-    n_translucent = sum(int((image[..., 3] < 255).sum()) for image in images)
-    if not n_translucent:
+    translucent = [image[..., 3] for image in images if image[..., 3].min() < 255]
+    if not translucent:
         return False, []
-    if sum(int((image[..., 3] < 128).sum()) for image in images) >= _SILHOUETTE * n_pixels:
+    if sum(int((alpha < 128).sum()) for alpha in translucent) >= _SILHOUETTE * n_pixels:
         return True, []
+    n_translucent = sum(int((alpha < 255).sum()) for alpha in translucent)
     return False, [
         f"warning: {n_translucent} of {n_pixels} pixels ({100 * n_translucent / n_pixels:.2g} %) are not opaque, too "
         "few to be the background of a cut-out object: the photos are read as ordinary ones, without these pixels"

@@ -20,7 +20,7 @@ _INSIDE: Final = 0.98
 _FAR: Final = 10.0
 """A camera is a stray if it is this many times farther from the middle than three quarters of the others."""
 _MOST_STRAYS: Final = 0.1
-"""Share of cameras that can be strays: more of them are a part of the scene."""
+"""Share of cameras that can be strays, of few cameras one: more of them are a part of the scene."""
 
 
 class ChosenBox(NamedTuple):
@@ -91,4 +91,4 @@ def stray_cameras(cameras: Sequence[Camera]) -> tuple[list[int], Float64[np.ndar
     position = torch.stack([camera.position for camera in cameras]).numpy()
     distance = np.linalg.norm(position - np.median(position, axis=0), axis=1)
     far = np.flatnonzero(distance > _FAR * np.quantile(distance, 0.75))
-    return (far.tolist() if len(far) <= _MOST_STRAYS * len(cameras) else []), distance
+    return (far.tolist() if len(far) <= max(1, _MOST_STRAYS * len(cameras)) else []), distance

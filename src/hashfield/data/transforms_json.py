@@ -106,7 +106,10 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
 
 def _time_notes(frames: list[Fields]) -> list[str]:
     """A warning where frames show different times: the scene then moves, as in D-NeRF's data."""
-    times = sorted({time for frame in frames if (time := frame.number("time")) is not None})
+    # a text is a clock's, which says nothing about the scene
+    stated = [frame.values.get("time") for frame in frames]
+    numbers = [time for time in stated if isinstance(time, int | float) and not isinstance(time, bool)]
+    times = sorted({float(time) for time in numbers if abs(time) < 1e300})  # not NaN, nor what no float can hold
     if len(times) < 2:
         return []
     return [
@@ -131,7 +134,7 @@ def _load(path: Path) -> Fields:
     top = load_json(path)
     if not isinstance(top, dict):
         raise DataError(f"{path}: expected an object with 'frames', got {kind(top)}")
-    if "frames" not in top or top.get("format") == "hashfield_camera_path":
+    if top.get("frames") is None or top.get("format") == "hashfield_camera_path":
         signs = (
             ("format", "a camera path (for `hashfield render --views`)"),
             ("path", "an instant-ngp camera path"),
