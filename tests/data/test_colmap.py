@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hashfield.data import ReadOptions, load_scene
 from hashfield.errors import DataError, HashfieldError
-from hashfield.geometry.cameras import Camera, flip_opengl
+from hashfield.geometry.cameras import Camera, camera_table, flip_opengl, project
 from tests.data.colmap_files import (
     llff_rows,
     ring,
@@ -479,6 +479,16 @@ def test_broken_and_missing_photos(tmp_path: Path) -> None:
     expect_error(tmp_path, r"images\.bin: none of the 9 photos exists in images of .*; the first is 0000\.png")
 
 
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_capture(tmp_path)
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    expect_error(tmp_path, r"points3D\.bin: cannot be read: Permission denied")
+
+
 def test_half_a_model(tmp_path: Path) -> None:
     write_capture(tmp_path)
     (tmp_path / "sparse/0/images.bin").unlink()
@@ -584,6 +594,36 @@ def test_cup_is_the_same_by_either_reader(shared_data: Path) -> None:
     ]
     focal = {round(camera.fx * 4, 3) for camera in colmap.splits["train"].cameras}
     assert len(focal) > 60 and min(focal) > 525 and max(focal) < 635
+
+
+def test_cup_sees_its_points_where_colmap_found_them(shared_data: Path) -> None:
+    model = shared_data / "cup/sparse/0"
+    data, offset = (model / "points3D.bin").read_bytes(), 8
+    points = {}
+    for _ in range(struct.unpack_from("<Q", data)[0]):
+        number, *point, _, _, _, _, n_views = struct.unpack_from("<Q3d3BdQ", data, offset)
+        points[number] = point
+        offset += 51 + 8 * n_views
+    seen: dict[str, np.ndarray] = {}
+    data, offset = (model / "images.bin").read_bytes(), 8
+    for _ in range(struct.unpack_from("<Q", data)[0]):
+        end = data.index(b"\0", offset + 64)
+        (count,) = struct.unpack_from("<Q", data, end + 1)
+        found = np.frombuffer(data, "<f8, <f8, <u8", count, end + 9)
+        name = data[offset + 64 : end].decode()
+        seen[name] = np.array([[x, y, *points[number]] for x, y, number in found.tolist() if number in points])
+        offset = end + 9 + 24 * count
+    scene = load_scene(shared_data / "cup")
+    residuals = []
+    for views in scene.splits.values():
+        for name, camera in zip(views.names, views.cameras, strict=True):
+            observed = torch.from_numpy(seen[Path(name).name])
+            none = torch.zeros(len(observed), dtype=torch.int64)
+            pixel, _ = project(camera_table([camera]), none, observed[:, 2:])
+            residuals.append((4 * pixel - observed[:, :2]).norm(dim=1))
+    residual = torch.cat(residuals)
+    assert len(residual) == 8243
+    assert float(residual.mean()) == pytest.approx(0.77, abs=0.01), "pixels of 800x600, as COLMAP itself finds"
 
 
 def test_mouse(shared_data: Path) -> None:

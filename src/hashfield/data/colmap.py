@@ -494,6 +494,13 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
     """
     capture = _locate(path)
     assert capture is not None
+    try:
+        return _state(path, capture, options)
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
+
+
+def _state(path: Path, capture: _Capture, options: ReadOptions) -> StatedScene:
     model, notes = _largest(capture)
     cameras_file, images_file, points_file = (_file(model, name) for name in ("cameras", "images", "points3D"))
     assert cameras_file is not None and images_file is not None
