@@ -37,8 +37,8 @@ def test_photos_table_and_batch_each_add_what_they_hold() -> None:
     sizes = [nerf.gpu_memory(c, scene_of(10, 100)) for c in (one_level, larger)]
     grown = layouts[1].n_parameters - layouts[0].n_parameters
     assert grown > 10_000 and sizes[1] - sizes[0] >= grown * BYTES_PER_PARAMETER
-    halved = replace(config, train=replace(config.train, batch_samples=config.train.batch_samples // 2))
-    assert base - nerf.gpu_memory(halved, scene_of(10, 100)) > 100 * halved.train.batch_samples
+    halved = replace(config, train=replace(config.train, batch=config.train.batch // 2))
+    assert base - nerf.gpu_memory(halved, scene_of(10, 100)) > 100 * halved.train.batch
 
 
 def test_a_distance_keeps_table_network_pool_and_a_batch() -> None:
@@ -48,10 +48,10 @@ def test_a_distance_keeps_table_network_pool_and_a_batch() -> None:
     n_weights = width * (inputs + (config.n_hidden_layers - 1) * width + 1)
     parameters = (encoding.layout(3).n_parameters + n_weights) * BYTES_PER_PARAMETER
     train = config.train
-    pool = train.n_chunks * train.batch_points * 4 * 4  # x, y, z and distance in float32
+    pool = train.n_chunks * train.batch * 4 * 4  # x, y, z and distance in float32
     found = sdf.gpu_memory(config)
     # The rest is a batch: features and their gradients in half precision, position, target, random bits.
-    assert 0 < found - parameters - pool < 2 * train.batch_points * (2 * 2 * inputs + 4 * 4 + 8)
+    assert 0 < found - parameters - pool < 2 * train.batch * (2 * 2 * inputs + 4 * 4 + 8)
     more = replace(config, train=replace(train, n_chunks=train.n_chunks + 3))
-    assert sdf.gpu_memory(more) - found == 3 * train.batch_points * 16
+    assert sdf.gpu_memory(more) - found == 3 * train.batch * 16
     assert found > MIB

@@ -25,6 +25,7 @@ from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.train.checkpoint import config_from_dict, read_metadata, write_aside
 from hashfield.train.loop import Progress, TrainOptions, TrainResult, planned_length, train
+from hashfield.train.metrics import SSIM_WINDOW
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
 from hashfield.train.sweep import is_cell
 from hashfield.train.task import Task
@@ -63,7 +64,7 @@ class TrainNerf(TrainCommand):
     """Train a radiance field on photos with camera poses."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """Folder with the photos and transforms.json (or transforms_train.json ...), or that file."""
+    """Folder with photos and transforms.json, a COLMAP model or LLFF's poses_bounds.npy, or the data file itself."""
     background: str = "white"
     """Behind the scene in evaluation and rendering: white, black or #rrggbb."""
     max_gpu_memory: float | None = None
@@ -105,7 +106,7 @@ def train_nerf(arguments: list[str]) -> int:
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
-        max_image_memory=int(options.max_image_memory * 2**30),
+        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
     )  # fmt: skip
     scene = load_scene(options.path, read)
     for note in scene.notes:
