@@ -1,16 +1,17 @@
 """Triangle meshes from files: OBJ, PLY, STL, GLB and GLTF, cleaned, with what was found wrong in words.
 
-trimesh reads, libigl orients; both come with the extra `mesh`.
+`mesh_files` reads, libigl orients; trimesh and libigl come with the extra `mesh`.
 """
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from hashfield.data.mesh_files import read_content
 from hashfield.errors import ConfigError, DataError
 
 EXTENSIONS: Final = (".obj", ".ply", ".stl", ".glb", ".gltf")
@@ -74,18 +75,18 @@ def read_mesh(path: Path) -> SourceMesh:
     trimesh = mesh_library("trimesh")
     mesh_library("igl")  # named now, not after minutes of reading
     try:
-        loaded = trimesh.load(str(path), process=False)
-        if isinstance(loaded, trimesh.Scene):
-            loaded = loaded.to_mesh() if loaded.geometry else None
+        content = read_content(path, trimesh)
+    except (DataError, MemoryError):
+        raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # trimesh raises whatever its parsers stumble over
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a readable {path.suffix[1:].upper()} file: {reason:.200}") from error
-    faces = np.asarray(getattr(loaded, "faces", ()), np.int64).reshape(-1, 3)
-    if loaded is None or not len(faces):
+    if not len(content.faces):
         raise DataError(f"{path}: no triangles found (empty, cut short, or of another format than its name says?)")
-    return make_mesh(np.asarray(loaded.vertices, np.float64), faces, path.stem, path.resolve())
+    mesh = make_mesh(content.vertices, content.faces, path.stem, path.resolve())
+    return replace(mesh, notes=(*content.notes, *mesh.notes))
 
 
 def make_mesh(
