@@ -70,7 +70,10 @@ def _from_polygons(vertices: np.ndarray, corners: np.ndarray, counts: np.ndarray
     is_whole = counts >= 3
     if not is_whole.all():
         n_lost = int((~is_whole).sum())
-        notes = [*notes, f"warning: {n_lost} of {len(counts)} polygons have fewer than three corners; they are left out"]
+        notes = [
+            *notes,
+            f"warning: {n_lost} of {len(counts)} polygons have fewer than three corners; they are left out",
+        ]
         corners, counts = corners[np.repeat(is_whole, counts)], counts[is_whole]
     return MeshContent(vertices, triangulate(vertices, corners, counts), tuple(notes))
 
@@ -130,7 +133,9 @@ def _numbers(words: list[bytes]) -> np.ndarray:
     try:
         return np.array([float(word) for word in words], np.float64).reshape(-1, 3)
     except ValueError as error:
-        raise FormatError(str(error).removeprefix("could not convert string to float: b") + " is not a number") from None
+        raise FormatError(
+            str(error).removeprefix("could not convert string to float: b") + " is not a number"
+        ) from None
 
 
 # --- PLY -------------------------------------------------------------------------------------------------------
@@ -268,7 +273,9 @@ class _PlyBinary:
         row = np.dtype(fields)
         n_bytes = row.itemsize * element.n_rows
         if n_bytes <= self.n_left():
-            found = np.frombuffer(self._data, row, element.n_rows, self._at) if n_bytes else np.zeros(element.n_rows, row)
+            found = (
+                np.frombuffer(self._data, row, element.n_rows, self._at) if n_bytes else np.zeros(element.n_rows, row)
+            )
             if all((found[f"n{k}"] == n).all() for k, n in lengths.items()):
                 self._at += n_bytes
                 values: dict[str, np.ndarray | _Lists] = {}
@@ -392,7 +399,7 @@ def _from_stl(data: bytes, trimesh: Any) -> MeshContent:
     if len(data) > _STL_HEADER:
         (n_faces,) = struct.unpack("<I", data[_STL_HEADER - 4 : _STL_HEADER])
         end = _STL_HEADER + n_faces * _STL_TRIANGLE.itemsize
-        if 0 < n_faces and end < len(data) and not is_text:
+        if n_faces > 0 and end < len(data) and not is_text:
             notes = (f"warning: {len(data) - end} bytes after its last triangle are not read",)
             data = data[:end]
         is_text = is_text and end != len(data)
