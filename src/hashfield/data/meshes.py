@@ -53,8 +53,18 @@ def mesh_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        package = {"igl": "libigl"}.get(name, name)
+        package = {"igl": "libigl", "skimage": "scikit-image"}.get(name.partition(".")[0], name.partition(".")[0])
         raise ConfigError(f"meshes need the package {package}: pip install 'hashfield[mesh]'") from error
+
+
+def check_mesh_packages() -> None:
+    """Raise where a package is missing that training on a mesh, or judging its result, comes to need later.
+
+    Raises:
+        ConfigError: the text says what to install.
+    """
+    for name in ("trimesh", "igl", "scipy.sparse", "skimage.measure"):
+        mesh_library(name)
 
 
 def read_mesh(path: Path) -> SourceMesh:
