@@ -27,7 +27,7 @@ from hashfield.cli.train import (
     write_tensorboard,
 )
 from hashfield.data.demo_mesh import DEMO, demo_mesh
-from hashfield.data.meshes import SourceMesh, mesh_library, read_mesh
+from hashfield.data.meshes import SourceMesh, check_mesh_packages, read_mesh
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import colorize_normals, comparison_sheet, to_uint8, write_png
 from hashfield.export.meshes import extract_mesh
@@ -61,6 +61,7 @@ class TrainSdf(TrainCommand):
 def train_sdf(arguments: list[str]) -> int:
     """`train sdf` with its arguments."""
     options = parse(TrainSdf, arguments, "train sdf", _defaults(arguments))
+    check_mesh_packages()  # now, not after the training
     device = set_up(options.device, options.threads, options.max_gpu_memory)
     plan = make_plan(options, _defaults(arguments).config, value_of(arguments, "--preset"))
     if plan.resumed is not None:
@@ -248,6 +249,7 @@ class EvaluateSdf:
 def evaluate_sdf(arguments: list[str]) -> int:
     """`evaluate` for a signed distance."""
     options = parse(EvaluateSdf, arguments, "evaluate")
+    check_mesh_packages()
     device = set_up(options.device, options.threads)
     if not 8 <= options.resolution <= 4096:
         raise ConfigError(f"--resolution: expected 8 to 4096, got {options.resolution}")
@@ -275,7 +277,6 @@ def _mesh_of(model: SdfModel, options: EvaluateSdf) -> SourceMesh:
     """The mesh to compare with."""
     stored = model.info.get("scene", {})
     if options.data is None and stored.get("path") == DEMO:
-        mesh_library("igl")
         return demo_mesh()
     path = options.data or Path(stored.get("path", ""))
     if not path.is_file():
@@ -309,7 +310,7 @@ def demo_sdf(arguments: list[str]) -> int:
         raise ConfigError(f"--n-frames: expected 0 to 100000, got {options.n_frames}")
     if options.n_frames:
         check_video()  # now, not after the training
-    mesh_library("igl")
+    check_mesh_packages()
     started = time.perf_counter()
     length = TrainOptions(max_seconds=options.seconds)
     run = RunFolder.create(options.out, "demo-sdf", options.overwrite)

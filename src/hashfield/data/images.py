@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from hashfield.data.raw_photos import raw_photo
 from hashfield.errors import ConfigError, DataError
 
 EXTENSIONS: Final = (
@@ -294,6 +295,9 @@ class _UnsupportedError(Exception):
 
 def _with_image(path: Path, action: Callable[[Image.Image], _Result]) -> _Result:
     """The action's result on the opened image; whatever Pillow raises becomes one DataError."""
+    kind = raw_photo(path)
+    if kind is not None:
+        raise DataError(f"{path}: {kind}")
     try:
         with _no_bomb_limit, Image.open(path) as image:
             return action(image)
