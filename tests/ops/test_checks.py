@@ -115,8 +115,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: ops.mlp(P[0], W), "mlp: x: expected shape [n, n_in], got [3]"),
     (
         lambda: ops.mlp(torch.rand(5, 4), W, output_activation="cosine"),  # pyright: ignore[reportArgumentType]
-        "mlp: output_activation: expected one of 'none', 'relu', 'sigmoid', 'exp', 'leaky_relu', 'silu', 'sine', 'squareplus', "
-        "'softplus', 'tanh', got 'cosine'",
+        "mlp: output_activation: expected one of 'none', 'relu', 'sigmoid', 'exp', 'leaky_relu', 'silu', "
+        "'sine', 'squareplus', 'softplus', 'tanh', got 'cosine'",
     ),
     (
         lambda: ops.encoded_mlp(P, TABLE, [torch.rand(8, 5)], L),

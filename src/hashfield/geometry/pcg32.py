@@ -8,7 +8,6 @@ Generation", 2014 (XSH-RR).
 """
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64, UInt64
 from torch import Tensor
 

@@ -47,7 +47,8 @@ def mlp(
         BackendError: the backend asked for cannot take the call.
 
     Gradient:
-        To x and every matrix, of any order; from the second on the reference computes it. Rounding passes gradients unchanged.
+        To x and every matrix, of any order; from the second on the reference computes it. Rounding passes
+        gradients unchanged.
 
     Source: tiny-cuda-nn src/network.cu.
 

@@ -40,8 +40,8 @@ def differentiable_gradients(
 def wanted_gradients(ctx: Any) -> tuple[bool, ...]:
     """For each input of an `autograd.Function`, whether this very backward pass uses its gradient.
 
-    `ctx.needs_input_grad` says what could be asked for; a call such as `torch.autograd.grad(density, positions)` asks for
-    less, and a pass over a large table that nobody reads costs as much as the rest.
+    `ctx.needs_input_grad` says what could be asked for; a call such as `torch.autograd.grad(density, positions)` asks
+    for less, and a pass over a large table that nobody reads costs as much as the rest.
     """
     # Only tensors that require a gradient have a node, in the order of the inputs.
     nodes = iter([node for node, _ in ctx.next_functions if node is not None])
