@@ -5,6 +5,7 @@ Compiled graphs have first derivatives only; for second ones call the module out
 
 import itertools
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -42,12 +43,17 @@ def _(x: Tensor, params: Tensor, number: int, n_output: int) -> Tensor:
 def _backward(
     x: Tensor, params: Tensor, grad: Tensor, number: int, needs_x: bool, needs_params: bool
 ) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
+    def differentiate() -> list[Tensor]:
         own = x.detach().requires_grad_(needs_x), params.detach().requires_grad_(needs_params)
         out = _modules[number].evaluate(*own)
         wanted = [each for each in own if each.requires_grad]
-        grads = iter(torch.autograd.grad(out, wanted, grad, materialize_grads=True) if out.requires_grad else
-                     [torch.zeros_like(each) for each in wanted])  # fmt: skip
+        if not out.requires_grad:
+            return [torch.zeros_like(each) for each in wanted]
+        return list(torch.autograd.grad(out, wanted, grad, materialize_grads=True))
+
+    # Inside of an op autograd is switched off for the thread that runs it; for another one it is on.
+    with ThreadPoolExecutor(1) as other:
+        grads = iter(other.submit(differentiate).result())
     return (next(grads) if needs_x else x.new_empty(0)), (next(grads) if needs_params else params.new_empty(0))
 
 
