@@ -121,8 +121,12 @@ class _GridEncode(torch.autograd.Function):
             grad_positions = _PositionGradient.apply(cotangent, positions, table, *options) if needs_positions else None
             grad_table = _TableGradient.apply(cotangent, positions, table, *options) if needs_table else None
         else:
+            # A table that is the end of a longer vector gets its gradient as the end of one too: whoever cut the vector
+            # then need not copy it.
+            front = table.storage_offset()
+            room = {"room": front} if 0 < front < table.numel() and ctx.choice.name == "numba" else {}
             grad_table, grad_positions = ctx.choice.kernels.grid_encode_backward(
-                positions, lookup, *ctx.options, cotangent, needs_table, needs_positions
+                positions, lookup, *ctx.options, cotangent, needs_table, needs_positions, **room
             )
         return grad_positions, grad_table, None, None, None, None, None
 

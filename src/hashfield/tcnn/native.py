@@ -93,6 +93,38 @@ class Context:
         self.output, self.x, self.params = output, x, params
 
 
+class _Pieces(torch.autograd.Function):
+    """A vector cut into pieces. A table's gradient, tens of megabytes, is not copied on its way back where its kernel
+    left room for the other pieces in front of it."""
+
+    @staticmethod
+    def forward(ctx: Any, params: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+        ctx.sizes, ctx.like = sizes, params.detach()[:0]
+        ctx.set_materialize_grads(False)
+        return params.split(sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        sizes, last = ctx.sizes, grads[-1]
+        front = sum(sizes[:-1])
+        if (
+            last is None
+            or torch.is_grad_enabled()
+            or not last.is_contiguous()
+            or last.storage_offset() != front
+            or last.untyped_storage().nbytes() < (front + sizes[-1]) * last.element_size()
+        ):
+            zero = ctx.like.new_zeros(())
+            return torch.cat([zero.expand(n) if g is None else g for g, n in zip(grads, sizes, strict=True)]), None
+        whole = last.as_strided((front + sizes[-1],), (1,), 0)
+        for piece, g in zip(whole[:front].split(sizes[:-1]), grads, strict=False):
+            if g is None:
+                piece.zero_()
+            else:
+                piece.copy_(g)
+        return whole, None
+
+
 class NativeModule:
     """An encoding, a network, or both, as a function of an input and one flat vector of parameters.
 
@@ -187,9 +219,18 @@ class NativeModule:
 
     # --- the function itself -------------------------------------------------------------------------------
 
-    def parts(self, params: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Views of a vector of parameters: the network's matrices, padded, and the encoding's tables."""
-        pieces = list(params.split(self.sizes)) if self.sizes else []
+    def parts(self, params: Tensor, *, for_compute: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """Views of a vector of parameters: the network's matrices, padded, and the encoding's tables.
+
+        Args:
+            params: The vector.
+            for_compute: Views that are only read, with a cheaper way back for gradients.
+        """
+        pieces = []
+        if len(self.sizes) == 1:
+            pieces = [params]
+        elif self.sizes:
+            pieces = list(_Pieces.apply(params, self.sizes) if for_compute else params.split(self.sizes))  # pyright: ignore
         shapes = list(self.network.shapes) if self.network else []
         matrices = [pieces.pop(0).view(shape) for shape in shapes]
         tables = [piece.view(-1, lay.n_features_per_level) for piece, lay in zip(pieces, self.layouts, strict=True)]
@@ -213,7 +254,7 @@ class NativeModule:
             return torch.cat([self._compute(rows, params, all_outputs) for rows in x.split(piece)])
 
     def _compute(self, x: Tensor, params: Tensor, all_outputs: bool) -> Tensor:
-        matrices, tables = self.parts(params)
+        matrices, tables = self.parts(params, for_compute=True)
         encode = self.encoding.module
         x = x[:, : encode.n_dims]
         if self.network is None:
