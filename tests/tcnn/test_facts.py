@@ -46,7 +46,7 @@ def test_real_callers_build_and_step(caller: Caller, generator: torch.Generator)
         (3, {"otype": "HashGrid"}, 14_229_504),
         (2, {"otype": "HashGrid"}, 11_184_640),
         (4, {"otype": "HashGrid"}, 15_859_712),
-        (3, {"otype": "TiledGrid"}, 131_072),
+        (3, {"otype": "TiledGrid", "per_level_scale": 1.3}, 131_072),
         (3, {"otype": "DenseGrid"}, 79_202_224),
         (2, {"otype": "DenseGrid", "n_levels": 8, "n_features_per_level": 8, "base_resolution": 2}, 699_072),
         (3, {"otype": "HashGrid", "n_features_per_level": 1}, 7_114_752),
@@ -57,6 +57,12 @@ def test_real_callers_build_and_step(caller: Caller, generator: torch.Generator)
 )
 def test_sizes_of_grids(n_input: int, config: dict[str, Any], n_params: int) -> None:
     assert tcnn.modules._C.create_encoding(n_input, config).n_params() == n_params
+
+
+def test_tiles_too_fine_for_an_index_are_refused() -> None:
+    # Upstream sends every vertex of such a level to entry 0; so it does with the default scale of 2.
+    with pytest.raises(RuntimeError, match="more than the"):
+        tcnn.Encoding(3, {"otype": "TiledGrid"})
 
 
 def test_initial_values_are_upstreams_bit_by_bit() -> None:
