@@ -339,7 +339,7 @@ def test_modules_save_and_load(generator: torch.Generator) -> None:
             lambda: RadianceFieldConfig(n_features=1, color_sees_density=False),
             "n_features: expected at least 2 where the colour network does not see the first",
         ),
-        (lambda: SphericalHarmonicsEncoding(0), "degree: expected 1, 2, 3 or 4, got 0"),
+        (lambda: SphericalHarmonicsEncoding(0), "degree: expected an integer from 1 to 8, got 0"),
         (lambda: FrequencyEncoding(0), "n_dims, n_frequencies: expected at least 1 each, got 0 and 12"),
         (lambda: IdentityEncoding(0), "n_dims: expected at least 1, got 0"),
         (lambda: TriangleWaveEncoding(2, 0), "n_dims, n_frequencies: expected at least 1 each, got 2 and 0"),

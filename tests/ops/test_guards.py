@@ -420,18 +420,6 @@ def test_only_needed_gradients_are_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     assert asked == [(True, False), (False, True)]
 
 
-def test_fast_backends_refuse_a_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Refused, not wrong: the reference has it.
-    _plant(monkeypatch, "grid_encode", _grid_fake())
-    layout = GridLayout(2, 2, 2, 6, 4, 2.0)
-    table = torch.rand(layout.n_entries, 2, requires_grad=True)
-    positions = torch.rand(3, 2, requires_grad=True)
-    out = ops.grid_encode(positions, table, layout, backend="numba").square().sum()
-    (gradient,) = torch.autograd.grad(out, positions, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        gradient.sum().backward()
-
-
 def test_poisoned_buffers_show() -> None:
     names: dict[str, Any] = {"__name__": "hashfield.kernels.example", "torch": torch}
     exec(

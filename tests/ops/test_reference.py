@@ -457,8 +457,9 @@ def test_adam_spreads_numbers_that_are_none(backend: ops.Backend) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_dims": 1}, "n_dims: expected an integer from 2 to 4, got 1"),
-        ({"n_dims": 5}, "n_dims: expected an integer from 2 to 4, got 5"),
+        ({"n_dims": 0}, "n_dims: expected an integer from 1 to 7, got 0"),
+        ({"n_dims": 8}, "n_dims: expected an integer from 1 to 7, got 8"),
+        ({"hash": "Sum"}, "hash: expected one of CoherentPrime, Prime, ReversedPrime, Rng, BaseConvert, got 'Sum'"),
         ({"n_levels": 0}, "n_levels: expected an integer from 1 to 128, got 0"),
         ({"n_levels": 2.0}, "n_levels: expected an integer from 1 to 128, got 2.0"),
         ({"n_features_per_level": 3}, "n_features_per_level: expected 1, 2, 4 or 8, got 3"),

@@ -61,6 +61,11 @@ def about_this_machine() -> None:
         order = ("triton", "numba", "reference")
         say(f"  {op:20s}{next(name for name in order if found[name] is None):10s}"
             + "; ".join(f"{name}: {found[name] or 'yes'}" for name in order))  # fmt: skip
+    from hashfield.tcnn.coverage import coverage
+
+    say("modules of tinycudann (hashfield.tcnn) run in:")
+    for kind, where in coverage():
+        say(f"  {kind:44s}{where}")
 
 
 def about_gpus() -> list[str]:

@@ -45,6 +45,7 @@ _AUTOMATIC: dict[str, Backend] = {"cpu": "numba", "cuda": "triton"}
 # torch is the intended path on every device, and nothing is logged when it runs.
 _FAST: dict[str, tuple[Backend, ...]] = {
     "grid_encode": ("numba", "triton"),
+    "grid_encode_second": ("numba",),
     "spherical_harmonics": ("numba", "triton"),
     "mlp": ("numba", "triton"),
     "encoded_mlp": ("triton",),

@@ -94,8 +94,8 @@ class EncodedNetwork:
             return "float16 networks run on GPUs only"
         if backend == "reference":
             return None
-        if self.layout.n_dims not in (2, 3):
-            return f"the grid has {self.layout.n_dims} dimensions, it needs 2 or 3"
+        if self.layout.beyond_kernels is not None:
+            return f"the grid has {self.layout.beyond_kernels}"
         if self.interpolation == "nearest":
             return "interpolation 'nearest'"
         for weight in self.weights[:-1]:

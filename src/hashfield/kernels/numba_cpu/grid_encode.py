@@ -449,15 +449,17 @@ def grid_encode_forward(positions, table, layout: GridLayout, interpolation: str
 
 def grid_encode_backward(
     positions, table, layout: GridLayout, interpolation: str, precision: str, grad_output,
-    needs_table: bool, needs_positions: bool,
+    needs_table: bool, needs_positions: bool, room: int = 0,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
-    """Gradients to the table and the positions for the cotangent [n, L*F]. Nearest has none to positions."""
+    """Gradients to the table and the positions for the cotangent [n, L*F]. Nearest has none to positions.
+
+    `room` numbers are left free in front of the table's gradient, in the same memory."""
     n, n_dims = positions.shape
     planes, cotangent = to_planes(positions), as_array(grad_output).reshape(-1)
     grad_table = grad_positions = None
     if needs_table:
         shape = (layout.n_entries, layout.n_features_per_level)
-        grad_table = torch.from_numpy(recycled("grid_encode.grad_table", table.numel()).reshape(shape))
+        grad_table = torch.from_numpy(recycled("grid_encode.grad_table", room + table.numel())[room:].reshape(shape))
         if not n:
             grad_table.zero_()
         else:
