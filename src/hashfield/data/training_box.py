@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import focus_point
-from hashfield.geometry.spaces import DEFAULT_SCALE, MAX_AABB_SCALE, Spaces, choose_aabb_scale
+from hashfield.geometry.spaces import DEFAULT_SCALE, MAX_AABB_SCALE, REACH_INWARD, Spaces, choose_aabb_scale
 
 _CAMERA_DISTANCE: Final = 4 * DEFAULT_SCALE
 """Distance of an ordinary camera from the box centre in scene units: instant-ngp's colmap2nerf makes it 4 units of
@@ -38,7 +38,7 @@ def choose_box(
 
     Its centre is the point that the cameras look at, or, where most look away from it (outwards), the middle of the
     points. It reaches as far as 98 % of the points, whatever else lies beyond, and, unless the pictures are cut out by
-    alpha, as far as the cameras: what they photographed lies around them too, though plain surfaces give no points.
+    alpha, twice as far as the cameras: people walk around a subject inside a room, and its plain walls give no points.
     The scale is such that an ordinary camera is 1.32 scene units from the centre, give or take a factor of 1.42 by
     which the box fits exactly.
 
@@ -67,8 +67,9 @@ def choose_box(
         aabb_scale = 1 if has_alpha else choose_aabb_scale(cameras, spaces_of(scale, 1))
         return ChosenBox(spaces_of(scale, aabb_scale), center_reason, "from the cameras")
     reach, size_reason = _reach(points, center), f"holds {100 * _INSIDE:g} % of {points_origin}"
-    if not has_alpha and _reach(position, center) > reach:
-        reach, size_reason = _reach(position, center), f"holds the cameras and {points_origin}"
+    around_cameras = REACH_INWARD * _reach(position, center)
+    if not has_alpha and around_cameras > reach:
+        reach, size_reason = around_cameras, f"twice as far as the cameras; {points_origin} reach less far"
     if not reach > 0:
         return ChosenBox(spaces_of(scale, 1), center_reason, "from the cameras")
     size = float(np.log2(2 * reach * scale))
