@@ -93,7 +93,7 @@ OUTLINES: dict[str, tuple[np.ndarray, list[int]]] = {
     "quad with a dent": (np.array([(0.0, 0.0), (4.0, 1.0), (0.0, 2.0), (1.0, 1.0)]), [1, 2, 3, 0]),
     "one hole": (np.array(SQUARE + HOLES), [0, 1, 2, 3, 0, 4, 5, 6, 7, 4]),
     "two holes": (np.array(SQUARE + HOLES), [0, 1, 2, 10, 9, 8, 11, 10, 2, 3, 0, 4, 5, 6, 7, 4]),
-    "one hole, its cut as vertices of its own": (np.array(SQUARE + [SQUARE[0]] + HOLES[:4] + HOLES[:1]),
+    "one hole, its cut as vertices of its own": (np.array([*SQUARE, SQUARE[0], *HOLES[:4], HOLES[0]]),
                                                  [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
 }  # fmt: skip
 
@@ -129,7 +129,7 @@ def test_a_polygon_that_is_not_planar_closes_with_its_neighbours(tmp_path: Path)
     rng = np.random.default_rng(3)
     outline = star(15, rng)
     bottom = np.c_[outline, rng.uniform(-0.05, 0.05, 15)]
-    lines = [f"v {x} {y} {z}" for x, y, z in np.concatenate([bottom, bottom + [0, 0, 1]])]
+    lines = [f"v {x} {y} {z}" for x, y, z in np.concatenate([bottom, bottom + np.array([0, 0, 1])])]
     lines += ["f " + " ".join(str(k) for k in range(15, 0, -1)), "f " + " ".join(str(k) for k in range(16, 31))]
     lines += [f"f {k + 1} {(k + 1) % 15 + 1} {(k + 1) % 15 + 16} {k + 16}" for k in range(15)]
     (tmp_path / "a.obj").write_text("\n".join(lines))
@@ -228,7 +228,8 @@ def ply(path: Path, vertices: np.ndarray, lists: Sequence[Sequence[int]], kind: 
     head = [
         "ply", f"format {kind} 1.0", "comment made for a test", f"element vertex {len(vertices)}",
         "property uchar red", *(f"property double {axis}" for axis in "xyz"),
-        f"element {element} {len(lists)}", f"property list {'uchar' if element == 'face' else 'int'} int vertex_indices",
+        f"element {element} {len(lists)}",
+        f"property list {'uchar' if element == 'face' else 'int'} int vertex_indices",
         "property float quality", "end_header",
     ]  # fmt: skip
     if kind == "ascii":
