@@ -338,6 +338,12 @@ def test_an_stl_text_whose_second_solid_is_cut_short_is_an_error(tmp_path: Path)
     (tmp_path / "a.stl").write_text(text[:-300])
     with pytest.raises(DataError, match="2 solids begin and 1 end"):
         read_mesh(tmp_path / "a.stl")
+    (tmp_path / "a.stl").write_text(text.replace("vertex", "ver", 1))
+    with pytest.raises(DataError, match="24 triangles end, of 71 corners"):
+        read_mesh(tmp_path / "a.stl")
+    one_line = stl_text(*cube(), "a vertex of my solid").replace("loop\n", "loop ").replace("\nendloop", " endloop")
+    (tmp_path / "a.stl").write_text(one_line)
+    assert len(read_mesh(tmp_path / "a.stl").faces) == 12
 
 
 # --- glTF
