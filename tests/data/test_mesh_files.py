@@ -543,6 +543,21 @@ def test_one_turned_triangle_turns_no_wall_of_an_open_mesh() -> None:
     assert np.array_equal((signed(mesh, points) < 0)[clear], ((radius > 1) & (radius < 2))[clear])
 
 
+@pytest.mark.parametrize("is_turned", [False, True])
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_far_body_with_a_hole_is_solid(is_turned: bool, side: int) -> None:
+    """Seen from afar, what is missing would count for more than what is there."""
+    vertices, faces = sphere(24)
+    faces = faces[(side * vertices[faces][..., 1]).min(1) < 0.88]  # a pole is missing
+    if is_turned:
+        faces = faces[:, ::-1]
+    mesh = made(cube(), (vertices + np.array([0.0, 60, 0]), faces))
+    assert not mesh.is_closed
+    inside = np.array([[0.0, 60, 0], [0.5, 60, 0.3], [0, 60 - side * 0.5, 0], [0.5, 0.5, 0.5]])
+    assert (signed(mesh, inside) < 0).all()
+    assert (signed(mesh, np.array([[0.0, 62, 0], [0, 58, 0], [0, 30, 0]])) > 0).all()
+
+
 @pytest.mark.parametrize("touch", ["corner", "edge", "side"])
 @pytest.mark.parametrize("is_turned", [False, True])
 def test_bodies_that_touch(touch: str, is_turned: bool) -> None:
