@@ -93,7 +93,7 @@ OUTLINES: dict[str, tuple[np.ndarray, list[int]]] = {
     "quad with a dent": (np.array([(0.0, 0.0), (4.0, 1.0), (0.0, 2.0), (1.0, 1.0)]), [1, 2, 3, 0]),
     "one hole": (np.array(SQUARE + HOLES), [0, 1, 2, 3, 0, 4, 5, 6, 7, 4]),
     "two holes": (np.array(SQUARE + HOLES), [0, 1, 2, 10, 9, 8, 11, 10, 2, 3, 0, 4, 5, 6, 7, 4]),
-    "one hole, its cut as vertices of its own": (np.array(SQUARE + [SQUARE[0]] + HOLES[:4] + HOLES[:1]),
+    "one hole, its cut as vertices of its own": (np.array([*SQUARE, SQUARE[0], *HOLES[:4], HOLES[0]]),
                                                  [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
 }  # fmt: skip
 
@@ -129,7 +129,7 @@ def test_a_polygon_that_is_not_planar_closes_with_its_neighbours(tmp_path: Path)
     rng = np.random.default_rng(3)
     outline = star(15, rng)
     bottom = np.c_[outline, rng.uniform(-0.05, 0.05, 15)]
-    lines = [f"v {x} {y} {z}" for x, y, z in np.concatenate([bottom, bottom + [0, 0, 1]])]
+    lines = [f"v {x} {y} {z}" for x, y, z in np.concatenate([bottom, bottom + np.array([0, 0, 1])])]
     lines += ["f " + " ".join(str(k) for k in range(15, 0, -1)), "f " + " ".join(str(k) for k in range(16, 31))]
     lines += [f"f {k + 1} {(k + 1) % 15 + 1} {(k + 1) % 15 + 16} {k + 16}" for k in range(15)]
     (tmp_path / "a.obj").write_text("\n".join(lines))
@@ -228,7 +228,8 @@ def ply(path: Path, vertices: np.ndarray, lists: Sequence[Sequence[int]], kind: 
     head = [
         "ply", f"format {kind} 1.0", "comment made for a test", f"element vertex {len(vertices)}",
         "property uchar red", *(f"property double {axis}" for axis in "xyz"),
-        f"element {element} {len(lists)}", f"property list {'uchar' if element == 'face' else 'int'} int vertex_indices",
+        f"element {element} {len(lists)}",
+        f"property list {'uchar' if element == 'face' else 'int'} int vertex_indices",
         "property float quality", "end_header",
     ]  # fmt: skip
     if kind == "ascii":
@@ -337,6 +338,12 @@ def test_an_stl_text_whose_second_solid_is_cut_short_is_an_error(tmp_path: Path)
     (tmp_path / "a.stl").write_text(text[:-300])
     with pytest.raises(DataError, match="2 solids begin and 1 end"):
         read_mesh(tmp_path / "a.stl")
+    (tmp_path / "a.stl").write_text(text.replace("vertex", "ver", 1))
+    with pytest.raises(DataError, match="24 triangles end, of 71 corners"):
+        read_mesh(tmp_path / "a.stl")
+    one_line = stl_text(*cube(), "a vertex of my solid").replace("loop\n", "loop ").replace("\nendloop", " endloop")
+    (tmp_path / "a.stl").write_text(one_line)
+    assert len(read_mesh(tmp_path / "a.stl").faces) == 12
 
 
 # --- glTF
@@ -534,6 +541,21 @@ def test_one_turned_triangle_turns_no_wall_of_an_open_mesh() -> None:
     radius = np.linalg.norm(points, axis=1)
     clear = (np.abs(radius - 1) > 0.05) & (np.abs(radius - 2) > 0.05)
     assert np.array_equal((signed(mesh, points) < 0)[clear], ((radius > 1) & (radius < 2))[clear])
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_far_body_with_a_hole_is_solid(is_turned: bool, side: int) -> None:
+    """Seen from afar, what is missing would count for more than what is there."""
+    vertices, faces = sphere(24)
+    faces = faces[(side * vertices[faces][..., 1]).min(1) < 0.88]  # a pole is missing
+    if is_turned:
+        faces = faces[:, ::-1]
+    mesh = made(cube(), (vertices + np.array([0.0, 60, 0]), faces))
+    assert not mesh.is_closed
+    inside = np.array([[0.0, 60, 0], [0.5, 60, 0.3], [0, 60 - side * 0.5, 0], [0.5, 0.5, 0.5]])
+    assert (signed(mesh, inside) < 0).all()
+    assert (signed(mesh, np.array([[0.0, 62, 0], [0, 58, 0], [0, 30, 0]])) > 0).all()
 
 
 @pytest.mark.parametrize("touch", ["corner", "edge", "side"])

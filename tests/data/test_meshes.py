@@ -88,7 +88,9 @@ def test_missing_extra_is_one_line(
     write_obj(tmp_path / "a.obj", *sphere())
     packages = {"trimesh": "trimesh", "igl": "libigl", "skimage": "scikit-image", "scipy": "scipy"}
     for package, name in packages.items():
-        monkeypatch.delitem(sys.modules, {"skimage": "skimage.measure", "scipy": "scipy.sparse"}.get(package, "-"), False)
+        monkeypatch.delitem(
+            sys.modules, {"skimage": "skimage.measure", "scipy": "scipy.sparse"}.get(package, "-"), False
+        )
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)  # an import of it raises
             assert main.run(["train", "sdf", str(tmp_path / "a.obj"), "--out", str(tmp_path / "run")]) == 2

@@ -403,6 +403,13 @@ def test_near_infrared_in_tiles_is_left_out(tmp_path: Path) -> None:
         assert np.array_equal(picture.pixels, pixels[..., :3])
 
 
+def test_a_tiff_of_brightness_and_colour_differences_becomes_rgb(tiff_reader: str, tmp_path: Path) -> None:
+    image = smooth().convert("YCbCr")
+    image.save(tmp_path / "a.tif")
+    with read_picture(tmp_path / "a.tif") as picture:
+        assert np.array_equal(picture.pixels, np.asarray(image.convert("RGB")))
+
+
 # --- raw photos ---------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
 """What mesh files hold, as vertices and triangles, before anything is cleaned.
 
-OBJ and PLY are read here, and the rest by trimesh. Its OBJ reader counts relative indices from the end of the file
-instead of from where they stand, and its PLY reader knows neither triangle strips nor binary files in which polygons
-differ in size; both cut polygons as fans, whatever their shape.
+OBJ, PLY and STL in text are read here, and the rest by trimesh. Its OBJ reader counts relative indices from the end of
+the file instead of from where they stand, its PLY reader knows neither triangle strips nor binary files in which
+polygons differ in size, and both cut polygons as fans, whatever their shape; of STL in text it passes over a solid that
+is cut short.
 """
 
 import io
@@ -404,18 +405,23 @@ def _from_stl(data: bytes, trimesh: Any) -> MeshContent:
             data = data[:end]
         is_text = is_text and end != len(data)
     if is_text:
-        _check_stl_text(data.lower())
+        return _from_stl_text(data.lower())
     return _from_trimesh(trimesh.load(io.BytesIO(data), file_type="stl", process=False), trimesh, notes)
 
 
-def _check_stl_text(text: bytes) -> None:
-    """Raise where the text ends early, in a second solid: what is left could be read, and would be half a mesh."""
+def _from_stl_text(text: bytes) -> MeshContent:
+    """All solids of a text, which trimesh would read up to the last one that ends; nothing where none ends."""
     begun, ended = (len(re.findall(rb"^\s*" + word + rb"\b", text, re.MULTILINE)) for word in (b"solid", b"endsolid"))
     if 0 < ended < begun:
         raise FormatError(f"{begun} solids begin and {ended} end: it is cut short")
-    loops, corners = (len(re.findall(rb"^\s*" + word, text, re.MULTILINE)) for word in (rb"endloop\b", rb"vertex\s"))
-    if ended and corners != 3 * loops:
-        raise FormatError(f"{loops} triangles end, of {corners} corners")
+    facets = re.sub(rb"^\s*(end)?solid\b.*$", b"", text, flags=re.MULTILINE)  # without names, which may say anything
+    n_loops, words = len(re.findall(rb"\bendloop\b", facets)), re.findall(rb"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)", facets)
+    if not ended:
+        return MeshContent(np.zeros((0, 3)), np.zeros((0, 3), np.int64))
+    if len(words) != 3 * n_loops:
+        raise FormatError(f"{n_loops} triangles end, of {len(words)} corners")
+    vertices = _numbers([word for corner in words for word in corner])
+    return MeshContent(vertices, np.arange(len(vertices)).reshape(-1, 3))
 
 
 # --- glTF ------------------------------------------------------------------------------------------------------

@@ -255,6 +255,15 @@ def _volume(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return np.einsum("nd,nd->n", a, np.cross(b, c)) / 6
 
 
+def _own_volume(vertices: np.ndarray, faces: np.ndarray, piece: np.ndarray) -> np.ndarray:
+    """Signed volume between each piece of surface and its own middle, so that what is missing counts little."""
+    corners = vertices[faces]
+    n = np.bincount(piece)
+    middle = np.stack([np.bincount(piece, corners[..., d].mean(1)) / n for d in range(3)], 1)
+    a, b, c = (corners - middle[piece][:, None]).transpose(1, 0, 2)
+    return np.bincount(piece, np.einsum("nd,nd->n", a, np.cross(b, c)) / 6)
+
+
 def _oriented(vertices: np.ndarray, faces: np.ndarray, notes: list[str]) -> np.ndarray:
     """The faces, turned so that neighbours agree and no body is inside out.
 
@@ -285,6 +294,7 @@ def _oriented(vertices: np.ndarray, faces: np.ndarray, notes: list[str]) -> np.n
     volume = np.bincount(piece, _volume(vertices, faces))
     must_turn = np.zeros(len(is_body), bool)
     bodies = np.flatnonzero(is_body)
+    volume[bodies] = _own_volume(vertices, faces, piece)[bodies]
     if len(bodies) and ((volume[bodies] < 0) | (share[bodies] > _UNCLEAR)).any():
         must_turn[bodies] = _is_body_inside_out(vertices, faces, piece, bodies, volume[bodies], share[bodies])
     # Sheets have no inside that could tell; together they follow the volume that all of the surface has.

@@ -702,8 +702,14 @@ def _is_for_tifffile(path: Path, start: bytes) -> bool:
 
 
 def _tiff_page(path: Path) -> Any:
+    import logging
+
     import tifffile
 
+    # Of a broken file it would say so on stderr, in words for programmers; the error that follows says enough.
+    logger = logging.getLogger("tifffile")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
     return tifffile.TiffFile(path)
 
 
