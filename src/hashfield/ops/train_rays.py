@@ -141,7 +141,7 @@ def train_rays(
     if field.is_fused:
 
         def limit(name: Backend) -> str | None:
-            return _lacking(name, batch, sparsity, ray_gradients) or field.limit(name)
+            return "a sparsity loss" if name == "triton" and sparsity > 0.0 else field.limit(name)
 
         choice = choose("train_rays", workspace.backend, field.table, rays.origin, batch.target, limit=limit)
         found = choice.kernels.train_rays(field, batch, bits, options, workspace, *asked)
@@ -152,12 +152,3 @@ def train_rays(
         )
     gradients = found.pop("ray_gradients")
     return TrainRaysResult(**found, ray_gradients=None if gradients is None else RayGradients(*gradients))
-
-
-def _lacking(backend: Backend, batch: RayBatch, sparsity: float, ray_gradients: bool) -> str | None:
-    """What a call asks for that a backend does not have, or None."""
-    if backend == "triton" and sparsity > 0.0:
-        return "a sparsity loss"
-    if backend == "triton" and batch.weight is not None:
-        return "ray weights"
-    return "ray gradients" if backend == "triton" and ray_gradients else None

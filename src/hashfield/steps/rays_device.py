@@ -32,7 +32,7 @@ from hashfield.steps.graphs import COMPUTE, CapturedSteps
 from hashfield.steps.occupancy import OccupancyGrid, stratified
 from hashfield.steps.optimizers import DeviceOptimizer, network_groups
 from hashfield.steps.protocol import StepResult
-from hashfield.steps.ray_budget import SAMPLES_EXPECTED, first_rays, most_rays
+from hashfield.steps.ray_budget import FEWEST, GROWTH, SAMPLES_EXPECTED, first_rays, most_rays
 from hashfield.steps.rays_host import host_generators, restored_grid
 from hashfield.steps.recipes import RayRecipe
 from hashfield.steps.state import State, generator_state, restore_trained, trained_state, warn_of_other_bits
@@ -171,7 +171,8 @@ class DeviceRaySteps(CapturedSteps):
         enqueue(
             self.device_field, self.batch, self.words, self.coarse, r.aabb_scale, r.cone_angle > 0.0, self.buffers,
             self.optimizer.grad_table, min_transmittance=r.min_transmittance, min_weight=r.min_weight,
-            huber_delta=r.huber_delta, loss_scale=RAY_GRADIENT, target_samples=r.batch,
+            huber_delta=r.huber_delta, loss_scale=RAY_GRADIENT, target_samples=r.batch, fewest_rays=FEWEST,
+            growth=float(GROWTH), most_rays=self.max_rays,
         )  # fmt: skip
         self.optimizer.enqueue({"matrices": self.buffers.grad_weights}, self.buffers.hyper)
 

@@ -3,7 +3,8 @@
 Each thread walks its share of the rays in chunks: march and density in waves, colour for what is kept,
 composite, loss, and both networks' backward pass, while everything the chunk needs is still in L2. What crosses
 to the second kernel is, for each kept sample, its position and the gradient of its features; there every level
-of the table is added to by one thread. Nothing depends on timing: same seed, same threads, same bits.
+of the table is added to by one thread. Nothing depends on timing: same seed, same threads, same bits. Where the gradients
+of rays are wanted, each chunk ends with a pass over its samples that sums what they say about origin and direction.
 """
 
 from typing import Any, NamedTuple
