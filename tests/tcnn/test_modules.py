@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hashfield import tcnn
 from hashfield.ops.backend import use_backend
+from hashfield.tcnn.coverage import coverage
 from tests.tcnn.callers import HARMONICS, grid, mlp
 
 GRID = grid(4, 10, 8, 1.5)
@@ -104,6 +105,37 @@ def test_kernels_agree_with_plain_torch(name: str, has_network: bool, generator:
         plain = results()
     for a, b in zip(fast, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-4 * max(1.0, b.abs().max().item() if b.numel() else 0.0))
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("has_network", [False, True])
+@pytest.mark.parametrize("name", ["grid", "smoothstep"])
+def test_modules_on_triton_agree_with_plain_torch(name: str, has_network: bool, generator: torch.Generator) -> None:
+    n_input, config = ENCODINGS[name]
+    module = (
+        tcnn.NetworkWithInputEncoding(n_input, 5, config, mlp(16, 1, "Sigmoid")) if has_network
+        else tcnn.Encoding(n_input, config)
+    )  # fmt: skip
+    with torch.no_grad():
+        module.params.uniform_(-0.4, 0.4, generator=generator)
+    x = torch.rand(33, n_input, generator=generator)
+    results = []
+    for backend in ("triton", "reference"):
+        with use_backend(backend):
+            own = x.clone().requires_grad_()
+            out = module(own)
+            (slope,) = torch.autograd.grad(out.sum(), own, create_graph=True)
+            grads = torch.autograd.grad(slope.square().sum() + out.sum(), module.params)
+            results.append((out.detach(), slope.detach(), *grads))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-4 * max(1.0, b.abs().max().item()))
+
+
+def test_what_runs_where_is_told() -> None:
+    lines = dict(coverage(torch.device("cpu")))
+    assert lines["Grid, 2-D and 3-D"] == lines["network, ReLU"] == "numba"
+    assert "4 dimensions" in lines["Grid, 1-D and 4-D to 7-D"]
+    assert "Tanh" in lines["network, other activations"]
 
 
 @pytest.mark.parametrize(

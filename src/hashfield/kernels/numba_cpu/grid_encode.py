@@ -459,7 +459,7 @@ def grid_encode_backward(
     grad_table = grad_positions = None
     if needs_table:
         shape = (layout.n_entries, layout.n_features_per_level)
-        grad_table = torch.from_numpy(recycled("grid_encode.grad_table", room + table.numel())[room:].reshape(shape))
+        grad_table = torch.from_numpy(recycled("grid_encode.grad_table", room + table.numel()))[room:].view(shape)
         if not n:
             grad_table.zero_()
         else:

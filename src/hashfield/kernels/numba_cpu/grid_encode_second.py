@@ -8,13 +8,13 @@ v of g this file computes
     to the table:  V_c u added to entry c         (each level has one writer, so nothing races)
     to positions:  sum over c and j of v_j d2W_c/dx_j dx_k * (T_c . u)
 
-Plain loops over points: the scattered reads dominate. Two dimensions run as three with the third coordinate fixed.
+So the first two are the encoding and its table gradient with V_c in the place of W_c.
 """
 
 import numpy as np
 import torch
 
-from hashfield.geometry.grid_layout import HASH_PRIMES, GridLayout
+from hashfield.geometry.grid_layout import GridLayout
 from hashfield.kernels.numba_cpu.common import (
     as_array,
     flush_denormals,
@@ -22,145 +22,234 @@ from hashfield.kernels.numba_cpu.common import (
     kernel,
     launch,
     n_threads,
+    part,
+    recycled,
     restore_denormals,
     share,
 )
-
-_MASK = np.uint64(0xFFFFFFFF)
-_PRIME_Y, _PRIME_Z = np.uint64(HASH_PRIMES[1]), np.uint64(HASH_PRIMES[2])
+from hashfield.kernels.numba_cpu.grid_corners import (
+    BLOCK,
+    cell_and_fraction,
+    corners2,
+    corners3,
+    eased,
+    fit,
+    slope,
+)
+from hashfield.kernels.numba_cpu.grid_encode import read_block
+from hashfield.kernels.numba_cpu.grid_inputs import level_table, to_planes
+from hashfield.kernels.numba_cpu.simd import (
+    FEATURES,
+    LANES,
+    absolute,
+    fma,
+    load,
+    peek,
+    poke,
+    prefetch,
+    reduce_add,
+    splat,
+    store,
+    where,
+)
 
 
 @inline
-def _axis(x, scale, smoothstep):
-    """Along one axis: the cell, and the upper corner's weight with its first and second derivative to x."""
-    one = np.float32(1.0)
-    q = np.float32(np.float64(x) * np.float64(scale) + 0.5)
-    if not abs(q) < np.float32(2.0**31):
-        return np.uint64(0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-    cell = np.floor(q)
-    f = q - cell
-    whole = np.uint64(np.int64(cell)) & _MASK
+def _bend(x, scale, f, smoothstep):
+    """Second derivative of the upper corner's weight to x: 0, or scale^2 (6 - 12 f); 0 where `slope` is."""
     if smoothstep:
-        w = f * f * (np.float32(3.0) - np.float32(2.0) * f)
-        slope = scale * np.float32(6.0) * f * (one - f)
-        bend = scale * scale * (np.float32(6.0) - np.float32(12.0) * f)
-        return whole, w, slope, bend
-    return whole, f, scale, np.float32(0.0)
+        bend = scale * scale * fma(splat(-12.0), f, splat(6.0))
+        return where(absolute(fma(x, scale, splat(0.5))) < splat(2.0**31), bend, splat(0.0))
+    return splat(0.0)
 
 
 @inline
-def _entry(ix, iy, iz, resolution, size, hashed):
-    """Table entry of a vertex within its level."""
-    if hashed:
-        return np.int64((ix ^ (iy * _PRIME_Y) ^ (iz * _PRIME_Z)) & (size - np.uint64(1)))
-    k = (ix + iy * resolution + iz * resolution * resolution) & _MASK
-    if k >= size:
-        k = k % size
-    return np.int64(k)
+def _axis(positions, at, scale, smoothstep):
+    """Along one axis: the upper corner's weight, its first and its second derivative."""
+    x = load(positions, at)
+    _, f = cell_and_fraction(x, scale)
+    return eased(f, smoothstep), slope(x, scale, f, smoothstep), _bend(x, scale, f, smoothstep)
 
 
-@inline
-def _corner(c, ix, iy, iz, resolution, size, hashed):
-    one = np.uint64(1)
-    jx = (ix + one) & _MASK if c & 1 else ix
-    jy = (iy + one) & _MASK if c & 2 else iy
-    jz = (iz + one) & _MASK if c & 4 else iz
-    return _entry(jx, jy, jz, resolution, size, hashed)
+@part
+def _turned(positions, v, n_dims, stride, start, level, levels, scales, smoothstep, index, weight, at):
+    """Indices of the corners of a block of points, and V_c in the place of their weights."""
+    size, hashed = levels[level, 1], levels[level, 2] != 0
+    scale, one, zero = splat(scales[level]), splat(1.0), splat(0.0)
+    if n_dims == 3:
+        corners3(
+            positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at
+        )  # fmt: skip
+    else:
+        corners2(
+            positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at
+        )  # fmt: skip
+    if not hashed:
+        fit(index, at, BLOCK << n_dims, size)
+    for i in range(0, BLOCK, LANES):
+        k, j = start + i, at + i
+        fx, sx, _ = _axis(positions, k, scale, smoothstep)
+        fy, sy, _ = _axis(positions, stride + k, scale, smoothstep)
+        gx, gy = one - fx, one - fy
+        tx, ty = sx * load(v, k), sy * load(v, stride + k)
+        # Of the two axes x and y: derivatives of the four products of weights along v.
+        d00, d10 = zero - tx * gy - ty * gx, tx * gy - ty * fx
+        d01, d11 = ty * gx - tx * fy, tx * fy + ty * fx
+        if n_dims == 2:
+            store(weight, j, d00)
+            store(weight, j + BLOCK, d10)
+            store(weight, j + 2 * BLOCK, d01)
+            store(weight, j + 3 * BLOCK, d11)
+        else:
+            fz, sz, _ = _axis(positions, 2 * stride + k, scale, smoothstep)
+            gz, tz = one - fz, sz * load(v, 2 * stride + k)
+            w00, w10, w01, w11 = gx * gy, fx * gy, gx * fy, fx * fy
+            store(weight, j, d00 * gz - w00 * tz)
+            store(weight, j + BLOCK, d10 * gz - w10 * tz)
+            store(weight, j + 2 * BLOCK, d01 * gz - w01 * tz)
+            store(weight, j + 3 * BLOCK, d11 * gz - w11 * tz)
+            store(weight, j + 4 * BLOCK, d00 * fz + w00 * tz)
+            store(weight, j + 5 * BLOCK, d10 * fz + w10 * tz)
+            store(weight, j + 6 * BLOCK, d01 * fz + w01 * tz)
+            store(weight, j + 7 * BLOCK, d11 * fz + w11 * tz)
 
 
-@inline
-def _turned(c, wx, wy, wz, sx, sy, sz, v0, v1, v2):
-    """V_c: the derivative of a corner's weight along v; s are the slopes of the weights."""
-    one = np.float32(1.0)
-    ax, dx = (wx, sx) if c & 1 else (one - wx, -sx)
-    ay, dy = (wy, sy) if c & 2 else (one - wy, -sy)
-    az, dz = (wz, sz) if c & 4 else (one - wz, -sz)
-    return v0 * dx * ay * az + ax * (v1 * dy * az + v2 * ay * dz)
+def _dotters(n: int):
+    load_features, _, _, _ = FEATURES[n]
+
+    @inline
+    def dots(table, index, n_corners, count, cotangent, start, row, out):
+        for i in range(count):
+            g = load_features(cotangent, start + i * row)
+            for c in range(n_corners):
+                k = c * BLOCK + i
+                poke(out, k, reduce_add(load_features(table, peek(index, k) * n) * g))
+
+    return dots
+
+
+_dots1, _dots2, _dots4, _dots8 = (_dotters(n) for n in (1, 2, 4, 8))
+
+
+@part
+def _bent(positions, v, n_dims, stride, start, level, scales, smoothstep, d, grad):
+    """Add one level's share of what goes to positions, for a block of points; d holds T_c . u of each corner."""
+    scale, one = splat(scales[level]), splat(1.0)
+    for i in range(0, BLOCK, LANES):
+        k = start + i
+        fx, sx, bx = _axis(positions, k, scale, smoothstep)
+        fy, sy, by = _axis(positions, stride + k, scale, smoothstep)
+        gx, gy = one - fx, one - fy
+        v0, v1 = load(v, k), load(v, stride + k)
+        d0, d1, d2, d3 = load(d, i), load(d, BLOCK + i), load(d, 2 * BLOCK + i), load(d, 3 * BLOCK + i)
+        # Differences along each axis, interpolated over the others, and differences along two axes.
+        x, y, xy = gy * (d1 - d0) + fy * (d3 - d2), gx * (d2 - d0) + fx * (d3 - d1), d3 - d2 - d1 + d0
+        if n_dims == 3:
+            fz, sz, bz = _axis(positions, 2 * stride + k, scale, smoothstep)
+            gz, v2 = one - fz, load(v, 2 * stride + k)
+            d4, d5, d6, d7 = (
+                load(d, 4 * BLOCK + i), load(d, 5 * BLOCK + i), load(d, 6 * BLOCK + i), load(d, 7 * BLOCK + i)
+            )  # fmt: skip
+            z = gy * (gx * (d4 - d0) + fx * (d5 - d1)) + fy * (gx * (d6 - d2) + fx * (d7 - d3))
+            xz = gy * (d5 - d4 - d1 + d0) + fy * (d7 - d6 - d3 + d2)
+            yz = gx * (d6 - d4 - d2 + d0) + fx * (d7 - d5 - d3 + d1)
+            x = gz * x + fz * (gy * (d5 - d4) + fy * (d7 - d6))
+            y = gz * y + fz * (gx * (d6 - d4) + fx * (d7 - d5))
+            xy = gz * xy + fz * (d7 - d6 - d5 + d4)
+            m = 2 * stride + k
+            store(grad, m, load(grad, m) + v2 * bz * z + sz * (v0 * sx * xz + v1 * sy * yz))
+            store(grad, k, load(grad, k) + sx * (v2 * sz * xz))
+            store(grad, stride + k, load(grad, stride + k) + sy * (v2 * sz * yz))
+        store(grad, k, load(grad, k) + v0 * bx * x + sx * (v1 * sy * xy))
+        store(grad, stride + k, load(grad, stride + k) + v1 * by * y + sy * (v0 * sx * xy))
 
 
 @kernel
 def _points(
-    positions, v, table, cotangent, levels, scales, smoothstep, to_cotangent, to_positions, wants_positions,
+    positions, v, n_dims, n, table, n_features, levels, scales, smoothstep, cotangent, out, grad, wants_positions,
     thread, threads,
 ):  # fmt: skip
-    """What goes to the cotangent and to positions; points are shared out."""
-    n, n_dims = positions.shape
-    n_features = table.shape[1]
-    n_corners = 1 << n_dims
+    """What goes to the cotangent and to positions; whole blocks of points are shared out."""
+    stride, row, n_corners = positions.size // n_dims, scales.size * n_features, 1 << n_dims
+    n_blocks = (n + BLOCK - 1) // BLOCK
     mode = flush_denormals()
-    d = np.zeros(8, np.float32)
-    zero, one = np.float32(0.0), np.float32(1.0)
-    for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
-        v0, v1, v2 = v[i, 0], v[i, 1], zero
-        if n_dims == 3:
-            v2 = v[i, 2]
-        g0, g1, g2 = zero, zero, zero
-        for level in range(scales.size):
-            resolution, size = np.uint64(levels[level, 0]), np.uint64(levels[level, 1])
-            hashed, first = levels[level, 2] != 0, levels[level, 3]
-            ix, wx, sx, bx = _axis(positions[i, 0], scales[level], smoothstep)
-            iy, wy, sy, by = _axis(positions[i, 1], scales[level], smoothstep)
-            iz, wz, sz, bz = np.uint64(0), zero, zero, zero
-            if n_dims == 3:
-                iz, wz, sz, bz = _axis(positions[i, 2], scales[level], smoothstep)
-            at = level * n_features
-            for f in range(n_features):
-                to_cotangent[i, at + f] = zero
-            for c in range(n_corners):
-                entry = first + _corner(c, ix, iy, iz, resolution, size, hashed)
-                turned = _turned(c, wx, wy, wz, sx, sy, sz, v0, v1, v2)
-                total = zero
-                for f in range(n_features):
-                    value = table[entry, f]
-                    to_cotangent[i, at + f] += turned * value
-                    total += value * cotangent[i, at + f]
-                d[c] = total
+    index, weight = np.zeros(BLOCK << n_dims, np.uint32), np.empty(BLOCK << n_dims, np.float32)
+    d = np.zeros(BLOCK << n_dims, np.float32)
+    begin, end = share(n_blocks, thread, threads) * BLOCK, min(n, share(n_blocks, thread + 1, threads) * BLOCK)
+    for level in range(scales.size):
+        own = table[levels[level, 3] * n_features :]
+        for start in range(begin, end, BLOCK):
+            count, first = min(BLOCK, end - start), start * row + level * n_features
+            _turned(positions, v, n_dims, stride, start, level, levels, scales, smoothstep, index, weight, 0)
+            read_block(own, n_features, n_dims, index, weight, 0, 0, count, out, first, row)
             if wants_positions:
-                ux, uy, uz = one - wx, one - wy, one - wz
-                # Differences along each axis, interpolated over the others, and along two axes.
-                x = uz * (uy * (d[1] - d[0]) + wy * (d[3] - d[2])) + wz * (uy * (d[5] - d[4]) + wy * (d[7] - d[6]))
-                y = uz * (ux * (d[2] - d[0]) + wx * (d[3] - d[1])) + wz * (ux * (d[6] - d[4]) + wx * (d[7] - d[5]))
-                z = uy * (ux * (d[4] - d[0]) + wx * (d[5] - d[1])) + wy * (ux * (d[6] - d[2]) + wx * (d[7] - d[3]))
-                xy = uz * (d[3] - d[2] - d[1] + d[0]) + wz * (d[7] - d[6] - d[5] + d[4])
-                xz = uy * (d[5] - d[4] - d[1] + d[0]) + wy * (d[7] - d[6] - d[3] + d[2])
-                yz = ux * (d[6] - d[4] - d[2] + d[0]) + wx * (d[7] - d[5] - d[3] + d[1])
-                g0 += v0 * bx * x + sx * (v1 * sy * xy + v2 * sz * xz)
-                g1 += v1 * by * y + sy * (v0 * sx * xy + v2 * sz * yz)
-                if n_dims == 3:
-                    g2 += v2 * bz * z + sz * (v0 * sx * xz + v1 * sy * yz)
-        if wants_positions:
-            to_positions[i, 0], to_positions[i, 1] = g0, g1
-            if n_dims == 3:
-                to_positions[i, 2] = g2
+                if n_features == 4:
+                    _dots4(own, index, n_corners, count, cotangent, first, row, d)
+                elif n_features == 2:
+                    _dots2(own, index, n_corners, count, cotangent, first, row, d)
+                elif n_features == 8:
+                    _dots8(own, index, n_corners, count, cotangent, first, row, d)
+                else:
+                    _dots1(own, index, n_corners, count, cotangent, first, row, d)
+                _bent(positions, v, n_dims, stride, start, level, scales, smoothstep, d, grad)
     restore_denormals(mode)
 
 
+def _adders(n: int):
+    load_features, _, splat_features, store_features = FEATURES[n]
+
+    @inline
+    def add(grad, index, weight, at, ahead, n_corners, count, low, high, cotangent, start, row):
+        for i in range(count):
+            g = load_features(cotangent, start + i * row)
+            for c in range(n_corners):
+                k = c * BLOCK + i
+                prefetch(grad, peek(index, ahead + k) * n)
+                entry = peek(index, at + k)
+                if low <= entry < high:
+                    w = splat_features(peek(weight, at + k))
+                    store_features(grad, entry * n, fma(w, g, load_features(grad, entry * n)))
+
+    return add
+
+
+_add1, _add2, _add4, _add8 = (_adders(n) for n in (1, 2, 4, 8))
+
+
 @kernel
-def _table(positions, v, grad, cotangent, levels, scales, smoothstep, parts, thread, threads):
+def _table(
+    positions, v, n_dims, n, grad, n_features, levels, scales, smoothstep, cotangent, parts, thread, threads
+):
     """What goes to the table; levels, or parts of their entries where threads outnumber them, are shared out."""
-    n, n_dims = positions.shape
-    n_features, n_levels = grad.shape[1], scales.size
+    stride, n_levels, n_corners = positions.size // n_dims, scales.size, 1 << n_dims
+    row, half = n_levels * n_features, BLOCK << n_dims
     mode = flush_denormals()
-    zero = np.float32(0.0)
+    index, weight = np.zeros(2 * half, np.uint32), np.empty(2 * half, np.float32)
     for task in range(thread, n_levels * parts, threads):
         level, piece = n_levels - 1 - task % n_levels, task // n_levels
-        resolution, size = np.uint64(levels[level, 0]), np.uint64(levels[level, 1])
-        hashed, first, at = levels[level, 2] != 0, levels[level, 3], level * n_features
-        low, high = share(levels[level, 1], piece, parts), share(levels[level, 1], piece + 1, parts)
-        grad[first + low : first + high] = zero
-        for i in range(n):
-            ix, wx, sx, _ = _axis(positions[i, 0], scales[level], smoothstep)
-            iy, wy, sy, _ = _axis(positions[i, 1], scales[level], smoothstep)
-            iz, wz, sz, v2 = np.uint64(0), zero, zero, zero
-            if n_dims == 3:
-                iz, wz, sz, _ = _axis(positions[i, 2], scales[level], smoothstep)
-                v2 = v[i, 2]
-            for c in range(1 << n_dims):
-                entry = _corner(c, ix, iy, iz, resolution, size, hashed)
-                if low <= entry < high:
-                    turned = _turned(c, wx, wy, wz, sx, sy, sz, v[i, 0], v[i, 1], v2)
-                    for f in range(n_features):
-                        grad[first + entry, f] += turned * cotangent[i, at + f]
+        size = levels[level, 1]
+        low, high = share(size, piece, parts), share(size, piece + 1, parts)
+        own = grad[levels[level, 3] * n_features :]
+        own[low * n_features : high * n_features] = np.float32(0.0)
+        at = 0
+        if n > 0:
+            _turned(positions, v, n_dims, stride, 0, level, levels, scales, smoothstep, index, weight, at)
+        for start in range(0, n, BLOCK):
+            ahead = half - at
+            if start + BLOCK < n:  # the next block's entries are asked for while this one's are added to
+                _turned(
+                    positions, v, n_dims, stride, start + BLOCK, level, levels, scales, smoothstep, index, weight, ahead
+                )  # fmt: skip
+            count, first = min(BLOCK, n - start), start * row + level * n_features
+            if n_features == 4:
+                _add4(own, index, weight, at, ahead, n_corners, count, low, high, cotangent, first, row)
+            elif n_features == 2:
+                _add2(own, index, weight, at, ahead, n_corners, count, low, high, cotangent, first, row)
+            elif n_features == 8:
+                _add8(own, index, weight, at, ahead, n_corners, count, low, high, cotangent, first, row)
+            else:
+                _add1(own, index, weight, at, ahead, n_corners, count, low, high, cotangent, first, row)
+            at = ahead
     restore_denormals(mode)
 
 
@@ -169,19 +258,24 @@ def grid_encode_second(
     needs_positions: bool, needs_table: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
     """Gradients of v . (position gradient of the encoding): to the cotangent, the positions and the table."""
+    n, n_dims = positions.shape
     values = table.detach().to(torch.bfloat16).float() if precision == "bfloat16" else table
-    columns = (layout.resolutions, layout.entries, layout.is_hashed, layout.level_offsets[:-1])
-    levels = np.stack([np.asarray(c).astype(np.int64) for c in columns], axis=1)
-    smoothstep = interpolation == "smoothstep"
-    to_cotangent, to_positions = torch.empty_like(cotangent), torch.empty_like(positions)
-    x, turn, u = as_array(positions), as_array(v), as_array(cotangent)
-    launch(
-        _points, x, turn, as_array(values), u, levels, layout.scales, smoothstep, as_array(to_cotangent),
-        as_array(to_positions), needs_positions,
-    )  # fmt: skip
-    to_table = None
+    planes, turn, levels = to_planes(as_array(positions)), to_planes(as_array(v)), level_table(layout)
+    smoothstep, u = interpolation == "smoothstep", as_array(cotangent).reshape(-1)
+    to_cotangent = torch.empty_like(cotangent)
+    planes_grad = np.zeros_like(planes)
+    if n:
+        launch(
+            _points, planes, turn, n_dims, n, as_array(values).reshape(-1), layout.n_features_per_level, levels,
+            layout.scales, smoothstep, u, as_array(to_cotangent).reshape(-1), planes_grad, needs_positions,
+        )  # fmt: skip
+    to_positions = to_table = None
+    if needs_positions:
+        to_positions = torch.from_numpy(np.ascontiguousarray(planes_grad.reshape(n_dims, -1)[:, :n].T))
     if needs_table:
-        to_table = torch.empty_like(values)
-        parts = -(-n_threads() // layout.n_levels)
-        launch(_table, x, turn, as_array(to_table), u, levels, layout.scales, smoothstep, parts)
-    return to_cotangent, (to_positions if needs_positions else None), to_table
+        to_table = torch.from_numpy(recycled("grid_encode_second", table.numel())).view(table.shape)
+        launch(
+            _table, planes, turn, n_dims, n, as_array(to_table).reshape(-1), layout.n_features_per_level, levels,
+            layout.scales, smoothstep, u, -(-n_threads() // layout.n_levels),
+        )  # fmt: skip
+    return to_cotangent, to_positions, to_table
