@@ -613,10 +613,8 @@ def _on_rays(op: str, name: str, case: FieldCase) -> OpCase:
         return made if op == "render_rays" else {**made, "huber_delta": case.huber, "sparsity": case.sparsity}
 
     if op == "render_rays":
-        bounds = {output: tolerances.RENDER_CUT for output in ("color", "opacity", "depth")}
         return OpCase(
-            op, name, make, _render_rays_call, bounds=bounds, is_against_float64=True,
-            each_element=tolerances.RENDER_ELEMENT,
+            op, name, make, _render_rays_call, is_against_float64=True, each_element=tolerances.RENDER_ELEMENT,
         )  # fmt: skip
     bounds = {"grad": tolerances.FUSED_STEP}
     return OpCase(op, name, make, _train_rays_call, bounds=bounds, is_against_float64=True)

@@ -56,7 +56,10 @@ def test_agrees_with_reference(case: OpCase, backend: Backend) -> None:
     compare(case, backend)
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES if not case.is_at_jumps])
+_CONTINUOUS = [case for case in CASES if not case.is_at_jumps and not case.is_against_float64]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in _CONTINUOUS])
 def test_float32_reference_stays_near_float64(case: OpCase) -> None:
     """A case whose float32 reference is far from float64 allows a backend to be wrong by three times as much."""
     check_reference(case)

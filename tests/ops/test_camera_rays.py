@@ -57,7 +57,7 @@ def test_not_contiguous_and_float32_tables(backend: Backend) -> None:
     narrow = ops.camera_rays(table.float(), index, pixel.float(), backend=backend)
     for a, b in zip(narrow, expected, strict=True):
         assert a.dtype == torch.float32
-        torch.testing.assert_close(a, b, rtol=tolerances.FLOAT32_CAMERA, atol=tolerances.FLOAT32_CAMERA)
+        torch.testing.assert_close(a, b, rtol=tolerances.SAME_NUMBER, atol=tolerances.SAME_NUMBER)
 
 
 def test_what_the_kernels_leave_to_the_reference() -> None:
@@ -104,6 +104,6 @@ def test_rays_of_a_view_are_those_of_its_pixels_in_the_box(backend: Backend, len
     for mine, right in zip(
         (found.origin, found.direction, found.t_min, found.t_max), (origin, direction, t_min, t_max), strict=True
     ):
-        torch.testing.assert_close(mine, right, rtol=tolerances.FLOAT32_RAYS, atol=tolerances.FLOAT32_RAYS)
+        torch.testing.assert_close(mine, right, rtol=tolerances.SAME_NUMBER, atol=tolerances.SAME_NUMBER)
     with pytest.raises(ShapeError, match="pixels within 17x13"):
         ops.view_rays(table, 17, 13, box, first=100, n_rays=200, backend=backend)

@@ -300,8 +300,8 @@ def test_stepping_coordinate_inverts(cone_angle: float, step_scale: float) -> No
         t_from_steps(n, cone_angle, step_scale), t, rtol=tolerances.FLOAT64, atol=tolerances.FLOAT64
     )
     dt = t_from_steps(n + 1, cone_angle, step_scale) - t
-    assert bool((dt >= FINEST_STEP * step_scale * (1 - tolerances.FLOAT64)).all())
-    assert bool((dt <= COARSEST_STEP * step_scale * (1 + tolerances.FLOAT64)).all())
+    assert bool((dt >= FINEST_STEP * step_scale * (1 - tolerances.FLOAT64_PLACE)).all())
+    assert bool((dt <= COARSEST_STEP * step_scale * (1 + tolerances.FLOAT64_PLACE)).all())
 
 
 @pytest.mark.parametrize(

@@ -322,8 +322,8 @@ def test_unfused_network_is_the_same_function(generator: torch.Generator) -> Non
         torch.testing.assert_close(
             eval_points(twin, positions),
             eval_points(fused, positions),
-            rtol=tolerances.UNFUSED_OUTPUT,
-            atol=tolerances.UNFUSED_OUTPUT,
+            rtol=tolerances.FAST_OUTPUT,
+            atol=tolerances.FAST_OUTPUT,
         )
     for loss in LOSSES:
         found = [train_points(n, x, target, PointsWorkspace(n, 500), loss=loss) for n in (twin, fused)]
