@@ -260,7 +260,7 @@ def grid_encode_second(
     """Gradients of v . (position gradient of the encoding): to the cotangent, the positions and the table."""
     n, n_dims = positions.shape
     values = table.detach().to(torch.bfloat16).float() if precision == "bfloat16" else table
-    planes, turn, levels = to_planes(as_array(positions)), to_planes(as_array(v)), level_table(layout)
+    planes, turn, levels = to_planes(positions), to_planes(v), level_table(layout)
     smoothstep, u = interpolation == "smoothstep", as_array(cotangent).reshape(-1)
     to_cotangent = torch.empty_like(cotangent)
     planes_grad = np.zeros_like(planes)
