@@ -9,7 +9,7 @@ from torch import Tensor
 from hashfield.errors import ShapeError
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.kernels.reference.grid_encode_second import position_gradient
-from hashfield.ops.backend import Backend, Choice, choose, fused
+from hashfield.ops.backend import Backend, Choice, choose, fused_choice
 from hashfield.ops.checks import Checker, one_of
 from hashfield.ops.second_order import differentiable_gradients, wanted_gradients
 
@@ -147,7 +147,7 @@ class _PositionGradient(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         cotangent, positions, table = ctx.saved_tensors
         needs = wanted_gradients(ctx)[:3]
-        kernels = fused("grid_encode_second", ctx.choice.name, positions, table)
+        kernels = fused_choice("grid_encode_second", ctx.choice.name, positions, table)
         if kernels is None or torch.is_grad_enabled():
             gradients = differentiable_gradients(
                 lambda u, x, t: position_gradient(u, x, t, *ctx.options), (cotangent, positions, table), needs, grads[0]
