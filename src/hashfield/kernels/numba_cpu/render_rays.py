@@ -39,15 +39,12 @@ from hashfield.kernels.numba_cpu.simd import LANES, load, store
 from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics
 
 CHUNK_RAYS = 256
-MIN_WEIGHT = 1e-5  # of samples that are coloured: fainter ones do not show
 
 
 class Settings(NamedTuple):
     """Numbers of a call."""
 
     min_transmittance: np.float32
-    min_weight: np.float32
-    """Samples of at most this weight are not coloured."""
     density_bias: np.float32
     is_relu: bool
     """Whether the density is a ReLU of the network's output; else its exponential."""
@@ -94,7 +91,7 @@ def shade(state, wave, shaded, n_alive, first_ray, settings, seen):
     """Weights of a wave's samples; keeps those that light reaches. Returns (kept, living rays)."""
     alive, counts, ended, transmittances = state.alive, state.counts, state.ended, state.transmittance
     alpha, t, opacity, depth, color_in = wave.alpha, wave.t, seen.opacity, seen.depth, shaded.color_in
-    min_transmittance, min_weight = settings.min_transmittance, settings.min_weight
+    min_transmittance = settings.min_transmittance
     kept, i, living = 0, 0, 0
     for k in range(n_alive):
         r = alive[k]
@@ -104,8 +101,8 @@ def shade(state, wave, shaded, n_alive, first_ray, settings, seen):
                 break
             w = transmittance * alpha[j]
             transmittance *= np.float32(1.0) - alpha[j]
-            if w <= min_weight:
-                continue  # too faint to be worth the colour network; its light still passes on
+            if w <= np.float32(0.0):
+                continue  # nothing there
             put(wave.geometry, j * N_GEOMETRY, color_in, kept * N_COLOR_IN, N_GEOMETRY)
             put(state.harmonics, r * N_DIRECTION, color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
             shaded.ray[kept], shaded.weight[kept] = ray, w
@@ -183,7 +180,7 @@ def render_rays(field, rays, bits, options, jitter):
     if n:
         density, color_net, _, _ = pack_networks(field)
         kind, threads = storage(field.precision), n_threads()
-        numbers = (options.min_transmittance, MIN_WEIGHT, field.density_bias)
+        numbers = (options.min_transmittance, field.density_bias)
         launch(
             _render, ray_arrays(rays, jitter),
             march_of(bits, options.aabb_scale, options.cone_angle, options.step_scale), density, color_net,
