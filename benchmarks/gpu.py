@@ -699,7 +699,7 @@ def task_of(config: Any, scene: Any, background: str = "black") -> Any:
     task.warm_up()
     torch.cuda.synchronize()
     print(f"  task made in {made - before:.1f} s, warm in {time.perf_counter() - made:.1f} s", flush=True)
-    assert task.on_device is not None, "the Triton kernels were not chosen"
+    assert task.steps.is_captured, "the Triton kernels were not chosen"
     return task
 
 
@@ -776,6 +776,8 @@ def step(options: argparse.Namespace, results: Results) -> None:
     """Lego's training step at 2^18 samples, late in a short run."""
     import torch
 
+    from hashfield.steps.rays_device import DeviceCells
+
     scene = scene_of(options, "lego")
     config = config_of(options, 15.0)
     config = replace(config, train=replace(config.train, batch=2**18))
@@ -790,23 +792,25 @@ def step(options: argparse.Namespace, results: Results) -> None:
     for name, step_scale in (("end", task.step_scale(1.0)),):
         rate = 1e-3
         for _ in range(20):
-            task.on_device.step(rate, step_scale)
+            task.steps.step(0, rate, step_scale)
         torch.cuda.synchronize()
         before, count = time.perf_counter(), 200
-        stats = [task.on_device.step(rate, step_scale) for _ in range(count)]
+        results_of = [task.steps.step(0, rate, step_scale) for _ in range(count)]
+        marched = float(task.steps.buffers.stats[4])  # of the last step
         torch.cuda.synchronize()
         ms = 1e3 * (time.perf_counter() - before) / count
-        _, _, rays, kept, marched, _ = torch.stack(stats).mean(0).tolist()
+        rays, kept = (
+            float(torch.stack(x).mean()) for x in zip(*((r.n_rays, r.n_samples) for r in results_of), strict=True)
+        )
         results.add(f"training step, {name} of run", ms=ms, kept=kept, marched=marched, rays=rays,
                     M_samples_per_s=kept / ms / 1e3)  # fmt: skip
-        graph = task.on_device._graphs.get(1)
+        graph = task.steps._graphs.get(1)
         if graph is not None:
             results.add(f"graph replay, {name} of run", ms=timed(graph.replay))
         with results.guarded("profile of a step"):
-            by_kernel(lambda: task.on_device.step(rate, step_scale), results, "step")
+            by_kernel(lambda: task.steps.step(0, rate, step_scale), results, "step")
         with results.guarded("profile of a refresh"):
-            grid = task.grid
-            refresh = lambda: task.on_device.refresh(grid.values, grid.living, 0.95, 2**18)  # noqa: E731
+            refresh = lambda: task.steps.grid.refresh(DeviceCells(task.steps), 0.95, 2**18)  # noqa: E731
             results.add("refresh", ms=timed(refresh, 10))
             by_kernel(refresh, results, "refresh", 6)
     with results.guarded("PSNR"):
@@ -999,8 +1003,8 @@ def picture(out: Path, results: Results, device: Any, seconds: float, width: int
         found = learned(task, seconds)
         results.add(f"picture {image.width}x{image.height}", psnr=compare(task.model(), image)["psnr"], **found)
         if task.device.type == "cuda":
-            results.add("picture, a step", ms=timed(lambda: task.on_device.step(1e-3)))
-            by_kernel(lambda: task.on_device.step(1e-3), results, "picture, a step", 12)
+            results.add("picture, a step", ms=timed(lambda: task.steps.step(1e-3)))
+            by_kernel(lambda: task.steps.step(1e-3), results, "picture, a step", 12)
         on_host = ImageTask(config, image, device=device, is_picture_on_device=False)
         results.add("picture, batches of the host", **learned(on_host, seconds / 4))
 
@@ -1009,11 +1013,10 @@ def distance(results: Results, device: Any, seconds: float, config: Any = None) 
     """A mesh by the clock; without libigl, steps on points of any distance."""
     import torch
 
-    from hashfield.nn.encodings import encoding_from_config
+    from hashfield.steps.points_device import DevicePointSteps
+    from hashfield.steps.recipes import PointRecipe
     from hashfield.tasks.sdf import SdfTask
     from hashfield.tasks.sdf_config import PRESETS
-    from hashfield.train.on_device import AdamOptions, DeviceOptimizer
-    from hashfield.train.points_on_device import PointsTraining
 
     config = config or PRESETS["gpu"]
     with contextlib.suppress(ModuleNotFoundError):
@@ -1030,16 +1033,14 @@ def distance(results: Results, device: Any, seconds: float, config: Any = None) 
         ms = timed(lambda: model.render(view, ("color",), oversample=1), 5)
         results.add("distance, a shaded picture of 800x800 on the host", ms=ms)
     field, n = config.make_field(torch.Generator().manual_seed(0)).to(device), config.train.batch
-    layout = encoding_from_config(config.encoding.reaching(config.finest_resolution), 3).layout
-    optimizer = DeviceOptimizer(field.encoding.table, list(field.network.weights), torch.float16, AdamOptions(l2=1e-6))
-    training = PointsTraining(layout, "linear", optimizer, n, "mape", 0, is_fixed_point=False)
+    training = DevicePointSteps(field, PointRecipe(n_points=n, loss="mape", has_squared_error=False), "float16")
     batch = torch.rand(n, 3, device=device), torch.rand(n, 1, device=device) - 0.5
     if device.type == "cuda":
         ms = timed(lambda: training.step(1e-3, batch))
         results.add("distance, a step", ms=ms, M_points_per_s=n / ms / 1e3)
         by_kernel(lambda: training.step(1e-3, batch), results, "distance, a step", 12)
     else:
-        results.add("distance, a step", loss=float(training.step(1e-3, batch)[0]))
+        results.add("distance, a step", loss=float(training.step(1e-3, batch).loss))
 
 
 def learned(task: Any, seconds: float) -> dict[str, Any]:
@@ -1048,7 +1049,7 @@ def learned(task: Any, seconds: float) -> dict[str, Any]:
 
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     task.warm_up()
-    assert task.on_device is not None, "the Triton kernels were not chosen"
+    assert task.steps.is_captured, "the Triton kernels were not chosen"
     wait()
     start, step, last = time.perf_counter(), 0, None
     while last is None or (elapsed := time.perf_counter() - start) < seconds:

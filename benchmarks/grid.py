@@ -3,8 +3,8 @@
     python benchmarks/grid.py [--points 262144] [--skip-slow]
 
 All rivals run in this process, one after another, on the same points: plain torch (our reference), torch's
-`embedding_bag` and `index_add_` given ready-made indices and weights (so without the hashing), and the package
-fast-ngp 0.1.0 (`MultiresHashEncoding`; speed only, its interpolation swaps x and z) if it is installed.
+`embedding_bag` and `index_add_` given ready-made indices and weights (so without the hashing), and, if installed, Dr.Jit's
+hash grid on LLVM and the package fast-ngp 0.1.0 (`MultiresHashEncoding`; speed only, its interpolation swaps x and z).
 """
 
 import argparse
@@ -111,6 +111,7 @@ def main() -> None:
 
                 rows.append(row(shape, kind, "plain torch (our reference)", m, slow, timed(slow_both, 3, 1)))
                 rows.extend(fast_ngp(shape, kind, x[: 2**16], n_levels, n_features))
+            rows.extend(dr_jit(shape, kind, x, layout))
         print(f"{shape}: limit of this run: gather 8 B {limits['gather8_s'] * 1e9:.2f} ns, read-modify-write 16 B "
               f"{limits['scatter16_s'] * 1e9:.2f} ns per entry; 8 corners x {n_levels} levels = "
               f"{limits['gather8_s'] * 8e9 * n_levels:.0f} and {limits['scatter16_s'] * 8e9 * n_levels:.0f} ns a point")  # fmt: skip
@@ -130,6 +131,41 @@ def row(shape, kind, what, n, forward, both) -> dict:
         return "" if t is None else round(t["p50"] / n * 1e9, 1)
 
     return {"shape": shape, "points": kind, "what": what, "n": n, "forward_ns": ns(forward), "both_ns": ns(both)}
+
+
+def dr_jit(shape: str, kind: str, x: torch.Tensor, layout: GridLayout) -> list[dict]:
+    """Dr.Jit's hash grid on its LLVM backend, where it is installed and finds a libLLVM of the system."""
+    try:
+        import drjit as dr
+        from drjit.llvm.ad import Array3f, Float
+        from drjit.nn import HashGridEncoding
+    except ImportError:
+        print("Dr.Jit is not installed: pip install drjit==1.5.0 (and a libLLVM of the system)")
+        return []
+    if not dr.has_backend(dr.JitBackend.LLVM):
+        print("Dr.Jit finds no libLLVM")
+        return []
+    dr.set_thread_count(torch.get_num_threads())
+    encoder = HashGridEncoding(
+        Float, 3, n_levels=layout.n_levels, n_features_per_level=layout.n_features_per_level, hashmap_size=2**19,
+        base_resolution=16, per_level_scale=layout.per_level_scale,
+    )  # fmt: skip
+    points = Array3f(x.T.contiguous().numpy())
+    dr.eval(points)
+
+    def forward() -> None:
+        with dr.suspend_grad():
+            dr.eval(encoder(points))
+        dr.sync_thread()
+
+    def both() -> None:
+        dr.enable_grad(encoder.data)
+        dr.clear_grad(encoder.data)
+        dr.backward(dr.sum(dr.sum(encoder(points), axis=0)))
+        dr.eval(dr.grad(encoder.data))
+        dr.sync_thread()
+
+    return [row(shape, kind, f"Dr.Jit {dr.__version__} LLVM float32", len(x), timed(forward, 7, 2), timed(both, 7, 2))]
 
 
 def fast_ngp(shape: str, kind: str, x: torch.Tensor, n_levels: int, n_features: int) -> list[dict]:

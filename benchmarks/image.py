@@ -65,13 +65,13 @@ def quality(path: Path, seconds: float, config: ImageConfig, save: Path | None, 
             crop = ((picture.width - w) // 2, (picture.height - h) // 2, w, h)
             pair = np.concatenate([model.render(crop), picture.region(*crop)], 1)[..., :3]
             write_png(save / f"{picture.name}-{seconds:.0f}.png", (np.clip(pair, 0, 1) * 255 + 0.5).astype(np.uint8))
-        grid, layout = task.config.encoding, task.layout
+        grid, layout = task.config.encoding, task.config.grid().layout(2)
         return {
             "picture": path.name, "pixels": pixels, "seconds": round(elapsed, 1), "preset": task.config.preset,
             "note": note, "L": grid.n_levels, "F": grid.n_features_per_level, "log2_T": grid.log2_hashmap_size,
             "N_max": task.config.finest_resolution, "numbers": layout.n_parameters,
-            "network": f"{task.config.n_hidden_layers} x {task.config.n_neurons} {task.parameters().precision}",
-            "batch": task.lattice[0] * task.lattice[1], "steps": step, "points_M": round(n_points / 1e6, 1),
+            "network": f"{task.config.n_hidden_layers} x {task.config.n_neurons} {task.steps.precision}",
+            "batch": task.steps.source.n_points, "steps": step, "points_M": round(n_points / 1e6, 1),
             "passes": round(n_points / pixels, 1), "psnr": round(figures["psnr"], 3),
             **{k: round(figures[k], 3) for k in ("psnr_clipped", "psnr_of_peak", "peak") if k in figures},
             "bits_per_pixel": round(8 * size / pixels, 3), "points_per_s": round(n_points / elapsed),
@@ -124,22 +124,23 @@ def step_rows(path: Path, config: ImageConfig) -> list[dict]:
         task.warm_up()
         for k in range(20):
             task.step(k, 0.0)
-        positions, target = task.draw(task.lattice, task.random)
+        steps = task.steps
+        positions, target = steps.source.draw(steps.random)
         n, stages = len(target), {}
         timings = {
-            "draw_ns": timed(lambda: task.draw(task.lattice, task.random), 15),
-            "train_points_ns": timed(lambda: train_points(task.parameters(), positions, target, task.workspace), 15),
+            "draw_ns": timed(lambda: steps.source.draw(steps.random), 15),
+            "train_points_ns": timed(lambda: train_points(steps.values(), positions, target, steps.workspace), 15),
         }
         for _ in range(10):
-            found = train_points(task.parameters(), positions, target, task.workspace)
+            found = train_points(steps.values(), positions, target, steps.workspace)
             for name, value in found.stage_cycles.items():
                 stages[name] = stages.get(name, 0.0) + value
-        grads = found.grad_weights
-        timings["adam_ns"] = timed(lambda: task.optimizer.step(task.workspace.grad_table, grads, 1e-9), 15)
+        grads = {"table": [steps.workspace.grad_table], "matrices": found.grad_weights}
+        timings["adam_ns"] = timed(lambda: steps.optimizer.step(grads, 1e-9), 15)
         step = timed(lambda: task.step(0, 0.5), 25)
         total = sum(stages.values())
         row = {
-            "what": f"hashfield, {task.parameters().precision} network", "n": n, "ns_per_point": step["p50"] / n * 1e9,
+            "what": f"hashfield, {task.steps.precision} network", "n": n, "ns_per_point": step["p50"] / n * 1e9,
             "best_ns_per_point": step["best"] / n * 1e9, "points_per_s": n / step["p50"], "own": step["own"],
             **{k: t["p50"] / n * 1e9 for k, t in timings.items()},
             **{f"{k} ns": timings["train_points_ns"]["p50"] / n * 1e9 * v / total for k, v in stages.items()},

@@ -66,7 +66,7 @@ def main() -> None:
             result = task.step(step, fraction)
             step, n_rays, n_samples = step + 1, n_rays + result.n_rays, n_samples + result.n_samples
         share = (time.process_time() - own) / elapsed / torch.get_num_threads()
-        parameters = task.parameters()
+        parameters = task.steps.values()
         lookups = "lookups float32" if parameters.table_bf16 is None else "lookups bfloat16"
         model = task.model()
         for background in options.background:

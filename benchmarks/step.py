@@ -13,17 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import append, cpu_model, fma_limit, gather_rates, gemm_rate, other_load
-from hashfield.train.optim import TableOptimizer
 
 from hashfield.data import load_scene
 from hashfield.geometry.rays import RayBatch, Rays
 from hashfield.nn.config import GridConfig, RadianceFieldConfig
-from hashfield.nn.fields import RadianceField
+from hashfield.nn.fields import RadianceField, field_parameters
 from hashfield.ops.render_rays import MarchOptions
 from hashfield.ops.train_rays import TrainWorkspace, train_rays
+from hashfield.steps.optimizers import HostOptimizer, network_groups
 from hashfield.tasks.nerf import NerfTask
 from hashfield.tasks.nerf_config import PRESETS
-from hashfield.tasks.nerf_model import field_parameters
 
 
 def ticks_per_second() -> float:
@@ -50,7 +49,7 @@ def full_step(threads: int) -> dict:
     config = RadianceFieldConfig(encoding=GridConfig(log2_hashmap_size=19), density_bias=-2.0)
     field = RadianceField(config, precision="bfloat16", generator=torch.Generator().manual_seed(0))
     matrices = [*field.density_network.weights, *field.color_network.weights]
-    optimizer = TableOptimizer(field.encoding.table, matrices)
+    optimizer = HostOptimizer(network_groups(field.encoding.table, matrices))
     rng = np.random.default_rng(0)
     n_rays = 2**18 // 42
     direction = rng.standard_normal((n_rays, 3))
@@ -73,7 +72,7 @@ def full_step(threads: int) -> dict:
         result = train_rays(parameters, batch, bits, options, workspace)
         middle = time.perf_counter()
         grads = [*result.grad_density_weights, *result.grad_color_weights]
-        optimizer.step(workspace.grad_table, grads, 1e-9)
+        optimizer.step({"table": [workspace.grad_table], "matrices": grads}, 1e-9)
         after = time.perf_counter()
         if repeat >= 3:
             times.append((after - before, middle - before, after - middle))

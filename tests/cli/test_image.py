@@ -220,3 +220,17 @@ def test_mistakes_end_in_a_line_and_code_2(
     monkeypatch.chdir(tmp_path)
     error = fails(capsys, *(str(picture) if a == "PICTURE" else a for a in arguments))
     assert words in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(("width", "height"), [(700, 1), (1, 700), (1, 1), (1300, 3)])
+def test_thin_pictures_are_trained_reported_and_evaluated(
+    width: int, height: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "thin.png")
+    out = tmp_path / "run"
+    assert run(["train", "image", str(tmp_path / "thin.png"), "--out", str(out), "--n-steps", "20", *QUICK]) == 0
+    assert (out / "report.html").exists()
+    assert run(["evaluate", str(out), "--json", str(tmp_path / "figures.json")]) == 0
+    assert json.loads((tmp_path / "figures.json").read_text())["n_pixels"] == width * height
+    assert run(["render", str(out), "--out", str(tmp_path / "frames")]) == 0

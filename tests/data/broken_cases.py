@@ -165,6 +165,17 @@ def without(*names: str) -> Callable[[Path], Path]:
     return build
 
 
+def masked(write: Callable[[Path], None], *, everywhere: bool = False, **fields: Any) -> Callable[[Path], Path]:
+    """A small scene with a mask in m.png, and these fields in one frame or at the top level."""
+
+    def build(folder: Path) -> Path:
+        (top if everywhere else frame)(**fields)(folder)
+        write(folder / "m.png")
+        return folder
+
+    return build
+
+
 def beside(name: str) -> Callable[[Path], Path]:
     """A small scene with one more file in its images folder."""
 
@@ -253,6 +264,13 @@ def converted(mode: str, ending: str) -> Callable[[Path], Path]:
         return folder
 
     return build
+
+
+def jpeg_without_end(folder: Path) -> Path:
+    converted("RGB", ".jpg")(folder)
+    path = folder / "images/0003.jpg"
+    path.write_bytes(path.read_bytes().removesuffix(b"\xff\xd9"))
+    return folder
 
 
 def wide_grey(path: Path) -> None:
@@ -355,6 +373,25 @@ def json_file(values: Any) -> Callable[[Path], Path]:
     return lambda folder: write_json(folder / "file.json", values)
 
 
+NULLABLE = (
+    *("cx", "cy", "k1", "k2", "k3", "k4", "p1", "p2", "camera_angle_x", "camera_angle_y", "x_fov", "distortion_params"),
+    *("camera_model", "is_fisheye", "scale", "offset", "aabb", "aabb_scale", "n_frames", "train_filenames"),
+    *("test_filenames", "mask_path", "rolling_shutter", "latlong", "ftheta_p0", "applied_transform", "depth_path"),
+)
+NULLABLE_IN_FRAME = (
+    "w",
+    "h",
+    "fl_x",
+    "fl_y",
+    "cx",
+    "k1",
+    "camera_model",
+    "is_fisheye",
+    "mask_path",
+    "time",
+    "depth_path",
+)
+
 ROTATION = ", 'transform_matrix': the rotation is "
 IN_FRAME = r"transforms\.json: frame 3 \(images/0003\.png\): "
 
@@ -368,8 +405,15 @@ CASES = (
         r"no data set that can be read here; looked for transforms\.json or transforms_train\.json",
     ),
     Case("pictures", "only pictures", only_pictures, r"it holds pictures \(1\) but no camera poses"),
-    Case("llff", "LLFF folder", empty_file("poses_bounds.npy"), "this is an LLFF data set"),
-    Case("colmap", "COLMAP folder", empty_file("sparse/0/cameras.bin"), "this is a COLMAP model"),
+    Case(
+        "llff", "LLFF folder with an empty file", empty_file("poses_bounds.npy"), "npy: not a NumPy array that can be"
+    ),
+    Case(
+        "colmap",
+        "half a COLMAP model",
+        empty_file("sparse/0/cameras.bin"),
+        "a COLMAP model needs cameras and images, sparse/0 holds cameras only",
+    ),
     Case("deeper", "the folder above", deeper, r"fox/transforms\.json lies one folder deeper"),
     Case("other_file", "not a JSON file", lambda folder: write_json(folder / "a.ply", ""), "no data set"),
     Case("empty_json", "empty file", content(""), r"transforms\.json: not valid JSON: line 1 column 1"),
@@ -589,6 +633,12 @@ CASES = (
         IN_FRAME + r"'transform_matrix': not finite \(nan\)",
     ),
     Case("pose_inf", "infinite pose", pose(entry(0, 0, -math.inf)), r"'transform_matrix': not finite \(-inf\)"),
+    Case(
+        "pose_far",
+        "a pose beyond all proportion",
+        pose(entry(1, 3, 1e200)),
+        IN_FRAME.rstrip(": ") + r".*the camera's position \(.*1e\+200, .*\) is out of all proportion",
+    ),
     Case("transposed", "transposed pose", pose(np.transpose), r"the last row must be 0 0 0 1, .* transposed\?"),
     Case(
         "mirrored",
@@ -712,6 +762,109 @@ CASES = (
         top(camera_model=3),
         "'camera_model': expected a name, got the number 3",
     ),
+    Case(
+        "pinhole_terms",
+        "PINHOLE with distortion",
+        top(camera_model="PINHOLE", k1=0.1),
+        "json: 'camera_model': PINHOLE has no k1, but k1 is 0.1: leave out one of them",
+    ),
+    Case(
+        "frame_pinhole_terms",
+        "a frame's PINHOLE with distortion",
+        frame(camera_model="PINHOLE", p2=0.1),
+        IN_FRAME + "'camera_model': PINHOLE has no p2, but p2 is 0.1",
+    ),
+    Case("radial_terms", "SIMPLE_RADIAL with k2", top(camera_model="SIMPLE_RADIAL", k2=0.1), "SIMPLE_RADIAL has no k2"),
+    Case(
+        "center_zero",
+        "principal point at 0",
+        top(cx=0, cy=0),
+        r"frame 1 .*'cx, cy': the principal point \(0, 0\) of 12x8 pixels is not inside the picture",
+    ),
+    Case(
+        "center_outside",
+        "principal point outside",
+        top(cx=12.5),
+        r"the principal point \(12\.5, 4\) of 12x8 pixels is not",
+    ),
+    Case(
+        "center_fraction",
+        "principal point as a fraction",
+        top(cx=0.5, cy=0.5),
+        r"warning: the principal point is far from the middle of the picture in 9 of 9 frames: images/0001\.png "
+        r"\(0\.5, 0\.5\) of 12x8 pixels, images/0002\.png .* and 6 more",
+        "note",
+    ),
+    Case("center_off", "principal point off the middle", top(cx=4.0), "form: 7 train", "silent"),
+    Case(
+        "focal_slip",
+        "fl_y = fl_x * w / h",
+        top(fl_y=22.5),
+        "warning: the focal lengths along x and y mean pixels that are not square, by just the picture's width to "
+        r"height, probably a mistake of the exporter, in 9 of 9 frames: images/0001\.png \(15 and 22\.5\)",
+        "note",
+    ),
+    Case(
+        "focal_odd",
+        "fl_y far from fl_x",
+        top(fl_y=18.0),
+        "mean pixels that are not square in 9 of 9 frames",
+        "note",
+    ),
+    Case("focal_near", "fl_y near fl_x", top(fl_y=15.5), "form: 7 train", "silent"),
+    Case(
+        "angle_contradicts",
+        "camera_angle_x contradicts fl_x",
+        top(camera_angle_x=1.0),
+        r"warning: fl_x and camera_angle_x contradict each other and fl_x is taken in 9 of 9 frames: images/0001\.png "
+        r"\(focal lengths of 15 and 10\.98 pixels\)",
+        "note",
+    ),
+    Case(
+        "angle_agrees",
+        "camera_angle_x agrees with fl_x",
+        top(camera_angle_x=2 * math.atan(6 / 15.0)),
+        "form: 7 train",
+        "silent",
+    ),
+    Case(
+        "times",
+        "a time in each frame",
+        scene(lambda values: [entry.update(time=index / 8) for index, entry in enumerate(values["frames"])]),
+        r"warning: frames have different times \('time' from 0 to 1\): what moves in between is blurred",
+        "note",
+    ),
+    Case("one_time", "the same time in each frame", frame(time=0.0), "form: 7 train", "silent"),
+    Case(
+        "clock_times",
+        "a text as time in each frame",
+        scene(lambda values: [entry.update(time=f"12:0{index}") for index, entry in enumerate(values["frames"])]),
+        "form: 7 train",
+        "silent",
+    ),
+    Case("null_frames", "null as frames", content('{"frames": null}'), "no 'frames', so this is no data set"),
+    Case(
+        "nulls",
+        "null in optional fields",
+        lambda folder: write_scene(
+            folder,
+            change=lambda values: (
+                values.update(dict.fromkeys(NULLABLE)),
+                [entry.update(dict.fromkeys(NULLABLE_IN_FRAME)) for entry in values["frames"]],
+            ),
+        ),
+        "form: 7 train",
+        "silent",
+    ),
+    Case("null_pose", "null as a pose", scene(lambda v: v["frames"][3].update(transform_matrix=None)), "got nothing"),
+    Case("null_path", "null as a name", scene(lambda v: v["frames"][3].update(file_path=None)), "got nothing"),
+    Case(
+        "end_marker",
+        "a JPEG without its end marker",
+        jpeg_without_end,
+        r"warning: the end marker of a JPEG is missing in 1 of 9 images: images/0003\.jpg",
+        "note",
+    ),
     # --- refused by name
     Case("ftheta", "f-theta lens", top(ftheta_p0=0.0), "'ftheta_p0': f-theta lenses are not supported yet"),
     Case(
@@ -733,12 +886,41 @@ CASES = (
         "form: 7 train",
         "silent",
     ),
-    Case("mask", "mask_path", frame(mask_path="m.png"), IN_FRAME + "'mask_path': masks are not supported yet"),
+    Case(
+        "mask",
+        "no such mask",
+        frame(mask_path="masks/m.png"),
+        IN_FRAME + r"'mask_path': .*masks/m\.png: no such file",
+    ),
+    Case(
+        "mask_type",
+        "mask_path is a number",
+        frame(mask_path=3),
+        IN_FRAME + "'mask_path': expected the name .* number 3",
+    ),
+    Case(
+        "mask_size",
+        "a mask of another size",
+        masked(lambda path: save(path, picture(0, 6, 4)), mask_path="m.png"),
+        IN_FRAME + r"'mask_path': .*m\.png: the mask is 6x4, the image 12x8",
+    ),
+    Case(
+        "mask_broken",
+        "a mask that is no picture",
+        masked(lambda path: path.write_text("x") and None, mask_path="m.png"),
+        IN_FRAME + r"'mask_path': .*m\.png: not an image that can be read here",
+    ),
+    Case(
+        "mask_all",
+        "masks that leave nothing",
+        masked(lambda path: Image.new("L", (WIDTH, HEIGHT)).save(path), everywhere=True, mask_path="m.png"),
+        "the masks leave no pixel to learn from .mask_path leaves out what is black",
+    ),
     Case(
         "dynamic",
-        "dynamic masks",
+        "a broken dynamic mask",
         beside("dynamic_mask_0003.png"),
-        "dynamic_mask_0003.png lies beside the image",
+        IN_FRAME + r"'file_path': .*dynamic_mask_0003\.png: not an image that can be read here",
     ),
     Case(
         "alpha_file",

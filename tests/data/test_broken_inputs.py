@@ -76,7 +76,7 @@ ODD_VALUES = st.sampled_from(
 )
 FIELDS = (
     *("fl_x", "fl_y", "w", "h", "cx", "cy", "camera_angle_x", "x_fov", "k1", "k2", "k3", "k4", "p1", "p2"),
-    *("distortion_params", "camera_model", "is_fisheye", "aabb_scale", "scale", "offset", "aabb", "n_frames"),
+    *("distortion_params", "camera_model", "is_fisheye", "aabb_scale", "scale", "offset", "aabb", "n_frames", "time"),
     *("train_filenames", "val_filenames", "test_filenames", "frames", "camera", "enable_ray_loading"),
     *("file_path", "transform_matrix", "sharpness", "rolling_shutter", *REFUSED),
 )

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hashfield.data.images import decode_all, decode_rgba, downscale_rgba, exif_orientation, read_header
+from hashfield.data.images import (
+    decode_all,
+    decode_rgba,
+    decoding_bytes,
+    downscale_rgba,
+    exif_orientation,
+    read_header,
+)
 from hashfield.errors import ConfigError, DataError
 from tests.data.small_scenes import picture, save
 
@@ -146,11 +153,47 @@ def test_unreadable_images(tmp_path: Path, function: Any) -> None:
         function(tmp_path / "folder.png")
 
 
-def test_a_picture_too_large_for_pillow_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_any_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "a.png", picture(0))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DataError, match=r"cannot be decoded: Image size"):
-        read_header(tmp_path / "a.png")
+    assert read_header(tmp_path / "a.png").width == 12
+    assert np.array_equal(decode_all([tmp_path / "a.png"] * 20)[7], picture(0))
+    assert Image.MAX_IMAGE_PIXELS == 10, "the limit of the process is left as it was"
+
+
+def test_a_fraction_of_a_large_jpeg_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, columns = np.mgrid[:83, :107]
+    smooth = np.dstack([2 * rows, columns, rows + columns, np.full_like(rows, 255)]).astype(np.uint8)
+    save(tmp_path / "a.jpg", smooth, "RGB", quality=95)
+    whole = decode_rgba(tmp_path / "a.jpg", 4)
+    header = read_header(tmp_path / "a.jpg")
+    assert decoding_bytes(header, 4) == 4 * 107 * 83
+    monkeypatch.setattr("hashfield.data.images._LARGE", 1000)
+    for downscale in (4, 12):
+        assert decoding_bytes(header, downscale) == 4 * 26 * 20
+    small = decode_rgba(tmp_path / "a.jpg", 4)
+    assert small.shape == whole.shape == (20, 26, 4)
+    assert small.flags.c_contiguous
+    assert np.abs(small.astype(int) - whole).max() <= 3
+    assert decode_rgba(tmp_path / "a.jpg", 12).shape == (6, 8, 4)
+    assert decode_rgba(tmp_path / "a.jpg", 3).shape == (27, 35, 4), "3 is not a fraction that a JPEG can be decoded at"
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 95, "subsampling": 0}])
+def test_a_jpeg_that_lacks_only_its_end_marker(tmp_path: Path, options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 4), np.uint8)
+    save(tmp_path / "a.jpg", noise, "RGB", **options)
+    whole, data = decode_rgba(tmp_path / "a.jpg"), (tmp_path / "a.jpg").read_bytes()
+    assert data[-2:] == b"\xff\xd9"
+    for end in (-2, -1):
+        (tmp_path / "b.jpg").write_bytes(data[:end])
+        said: list[str] = []
+        assert np.array_equal(decode_rgba(tmp_path / "b.jpg", warn=said.append), whole)
+        assert said == ["the end marker of a JPEG is missing"]
+    for end in (-6, -20, -len(data) // 2):
+        (tmp_path / "b.jpg").write_bytes(data[:end])
+        with pytest.raises(DataError, match="cannot be decoded: image file is truncated"):
+            decode_rgba(tmp_path / "b.jpg")
 
 
 # --- many at once

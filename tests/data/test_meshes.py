@@ -86,12 +86,19 @@ def test_missing_extra_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_obj(tmp_path / "a.obj", *sphere())
-    for package, name in (("trimesh", "trimesh"), ("igl", "libigl")):
+    packages = {"trimesh": "trimesh", "igl": "libigl", "skimage": "scikit-image", "scipy": "scipy"}
+    for package, name in packages.items():
+        monkeypatch.delitem(
+            sys.modules, {"skimage": "skimage.measure", "scipy": "scipy.sparse"}.get(package, "-"), False
+        )
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)  # an import of it raises
             assert main.run(["train", "sdf", str(tmp_path / "a.obj"), "--out", str(tmp_path / "run")]) == 2
             line = capsys.readouterr().err
             assert line.count("\n") == 1 and f"need the package {name}: pip install 'hashfield[mesh]'" in line
+            assert not (tmp_path / "run").exists()
+            assert main.run(["demo", "sdf", "--out", str(tmp_path / "run")]) == 2
+            assert f"need the package {name}: pip install 'hashfield[mesh]'" in capsys.readouterr().err
 
 
 # --- distances

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-from hashfield.data import pictures
+from hashfield.data import images, pictures
 from hashfield.data.demo_picture import make_demo_picture
 from hashfield.data.pictures import (
     linear_from_srgb,
@@ -303,3 +303,235 @@ def test_the_demo_picture_is_the_same_for_the_same_seed() -> None:
     assert a.std() > 20
     with pytest.raises(ConfigError):
         make_demo_picture(0, 4, 4)
+
+
+# --- what a TIFF's channels beyond colours are ------------------------------------------------------------------
+
+
+def tiff_with(path: Path, pixels: np.ndarray, extra: int | None) -> Path:
+    """An uncompressed TIFF, little-endian, whose tag ExtraSamples says `extra`; without that tag if None.
+
+    Args:
+        path: Where to write it.
+        pixels: [height, width, channels] of uint8, uint16 or float32.
+        extra: 0 not said, 1 alpha that colours are multiplied by, 2 alpha.
+    """
+    height, width, n = pixels.shape
+    values = {256: width, 257: height, 259: 1, 262: 2 if n > 2 else 1, 273: 8, 277: n, 278: height, 279: pixels.nbytes}
+    entries = [(tag, 4, 1, value) for tag, value in values.items()]
+    data = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    after = 8 + len(data)
+    bits, form = 8 * pixels.itemsize, 3 if pixels.dtype.kind == "f" else 1
+    long = struct.pack(f"<{n}H", *[bits] * n) + struct.pack(f"<{n}H", *[form] * n)
+    if n > 2:
+        entries += [(258, 3, n, after), (339, 3, n, after + 2 * n)]
+    else:
+        entries += [(258, 3, n, bits * 0x10001), (339, 3, n, form * 0x10001)]
+    if extra is not None:
+        entries.append((338, 3, 1, extra))
+    entries.sort()
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    path.write_bytes(b"II*\0" + struct.pack("<I", after + len(long)) + data + long + directory + bytes(4))
+    return path
+
+
+@pytest.fixture(params=["tifffile", "Pillow"])
+def tiff_reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the extra `tiff` and without."""
+    if request.param == "tifffile":
+        pytest.importorskip("tifffile")
+    else:
+        monkeypatch.setattr(pictures, "PICTURE_READERS", [r for r in pictures.PICTURE_READERS if r.name != "tifffile"])
+    return request.param
+
+
+@pytest.mark.parametrize("n_channels", [2, 4])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+def test_alpha_that_colours_are_multiplied_by_counts_once(
+    kind: str, n_channels: int, tiff_reader: str, tmp_path: Path
+) -> None:
+    if tiff_reader == "Pillow" and (kind == "float32" or (n_channels == 2 and kind == "uint16")):
+        pytest.skip("Pillow refuses these")
+    if kind == "float32":
+        straight, top = np.random.default_rng(0).random((9, 7, n_channels)).astype(kind), 1.0
+    else:
+        straight, top = numbers((9, 7, n_channels), kind), float(np.iinfo(kind).max)
+    straight[:2, :, -1] = top / 2
+    multiplied = straight.copy()
+    products = straight[..., :-1].astype(float) * straight[..., -1:] / top
+    multiplied[..., :-1] = products if kind == "float32" else np.round(products)
+    found = {}
+    for extra, pixels in ((1, multiplied), (2, straight)):
+        with read_picture(tiff_with(tmp_path / f"{extra}.tif", pixels, extra)) as picture:
+            assert picture.n_channels == n_channels
+            found[extra] = picture.region(0, 0, 7, 9)
+    # The independent figure: what is learned is colour times alpha, as sRGB; of linear floats the curve comes after.
+    values = products if kind == "float32" else products / top
+    expected = srgb_from_linear(values.astype(np.float32)) if kind == "float32" else values
+    bound = (
+        1e-5 if kind == "float32" else (2.5 if kind == "uint16" else 1.5) / (255 if tiff_reader == "Pillow" else top)
+    )
+    for extra in (1, 2):
+        assert np.abs(found[extra][..., :-1] - expected).max() <= bound, extra
+        assert np.allclose(found[extra][..., -1], straight[..., -1] / top, atol=1 / 255), extra
+
+
+@pytest.mark.parametrize("n_channels", [2, 4])
+def test_a_channel_that_is_not_alpha_is_left_out(n_channels: int, tiff_reader: str, tmp_path: Path) -> None:
+    pixels = numbers((9, 7, n_channels), "uint8")
+    with read_picture(tiff_with(tmp_path / "a.tif", pixels, 0)) as picture:
+        assert picture.n_channels == n_channels - 1 and not picture.has_alpha
+        assert np.array_equal(picture.pixels, pixels[..., :-1])
+        which = {2: "second", 4: "fourth"}[n_channels]
+        assert picture.notes == (f"a.tif: its {which} channel is not alpha, as the file says, and is left out",)
+
+
+def test_a_fourth_channel_that_nothing_is_said_of_is_alpha_and_a_line_says_so(tiff_reader: str, tmp_path: Path) -> None:
+    pixels = numbers((9, 7, 4), "uint8")
+    with read_picture(tiff_with(tmp_path / "a.tif", pixels, None)) as picture:
+        assert np.array_equal(picture.pixels, pixels)
+        assert picture.notes == ("a.tif: its fourth channel is taken as alpha; the file does not say what it is",)
+
+
+def test_near_infrared_in_tiles_is_left_out(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = numbers((37, 53, 4), "uint16")
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"], tile=(16, 32), bigtiff=True
+    )
+    with read_picture(tmp_path / "a.tif") as picture:
+        assert np.array_equal(picture.pixels, pixels[..., :3])
+
+
+def test_a_tiff_of_brightness_and_colour_differences_becomes_rgb(tiff_reader: str, tmp_path: Path) -> None:
+    image = smooth().convert("YCbCr")
+    image.save(tmp_path / "a.tif")
+    with read_picture(tmp_path / "a.tif") as picture:
+        assert np.array_equal(picture.pixels, np.asarray(image.convert("RGB")))
+
+
+# --- raw photos ---------------------------------------------------------------------------------------------------
+
+
+def raw_file(path: Path, *, is_dng: bool, photometric: int, order: str = "<") -> Path:
+    """What cameras write: a small RGB preview in the first directory, the sensor's numbers in one below it.
+
+    Args:
+        path: Where to write it.
+        is_dng: Whether the first directory has a DNG version.
+        photometric: Of the directory below; 32803 is a colour filter array.
+        order: "<" or ">".
+    """
+
+    def directory(at: int, tags: dict[int, tuple[int, int]]) -> bytes:
+        parts = [struct.pack(order + "HHI", tag, form, 1) + (
+            struct.pack(order + "H2x", value) if form == 3 else struct.pack(order + "I", value)
+        ) for tag, (form, value) in sorted(tags.items())]  # fmt: skip
+        return struct.pack(order + "H", len(parts)) + b"".join(parts) + bytes(4)
+
+    first = {254: (4, 1), 256: (4, 4), 257: (4, 4), 258: (3, 8), 259: (3, 1), 262: (3, 1), 273: (4, 8), 277: (3, 1),
+             278: (4, 4), 279: (4, 16), 330: (4, 600)}  # fmt: skip
+    if is_dng:
+        first[50706] = (4, 0x00000401)
+    below = {254: (4, 0), 256: (4, 40), 257: (4, 40), 258: (3, 16), 259: (3, 1), 262: (3, photometric), 273: (4, 900),
+             277: (3, 1), 278: (4, 40), 279: (4, 3200)}  # fmt: skip
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    content = (magic + struct.pack(order + "I", 24) + bytes(range(16)) + directory(24, first)).ljust(600, b"\0")
+    path.write_bytes((content + directory(600, below)).ljust(900 + 3200, b"\0"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "is_dng", "photometric", "order", "kind"),
+    [
+        ("a.dng", True, 32803, "<", "DNG"),
+        ("a.tif", True, 34892, ">", "DNG"),
+        ("a.nef", False, 32803, ">", "NEF"),
+        ("a.tiff", False, 32803, "<", "TIFF with the numbers of a sensor"),
+        ("a.ARW", False, 1, "<", "ARW"),
+    ],
+)
+def test_a_raw_photo_is_refused_by_name(
+    name: str, is_dng: bool, photometric: int, order: str, kind: str, tmp_path: Path
+) -> None:
+    path = raw_file(tmp_path / name, is_dng=is_dng, photometric=photometric, order=order)
+    for read in (read_picture, read_picture_header, images.read_header, images.decode_rgba):
+        with pytest.raises(DataError) as error:
+            read(path)
+        assert str(error.value) == (
+            f"{path}: is a raw photo ({kind}), which is not read; develop it to a TIFF, PNG or JPEG file first"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "kind"),
+    [
+        ("a.cr2", b"II*\0\x10\0\0\0CR\x02\0", "CR2"),
+        ("a.CR3", b"\0\0\0\x18ftypcrx \0\0\0\1", "CR3"),
+        ("b.tif", b"II*\0\x10\0\0\0CR\x02\0", "CR2"),
+        ("a.raf", b"FUJIFILMCCD-RAW 0201", "RAF"),
+        ("a.orf", b"IIRO\x08\0\0\0", "ORF"),
+        ("a.rw2", b"IIU\0\x18\0\0\0", "RW2"),
+        ("a.x3f", b"FOVb\0\0\2\0", "X3F"),
+        ("a.3fr", b"MM\0*\0\0\0\x08", "3FR"),
+    ],
+)
+def test_raw_photos_of_other_cameras(name: str, start: bytes, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(start.ljust(400, b"\0"))
+    with pytest.raises(DataError, match=rf"is a raw photo \({kind}\)"):
+        read_picture(tmp_path / name)
+
+
+def test_a_jpeg_with_the_name_of_a_raw_file_is_a_picture(tmp_path: Path) -> None:
+    Image.fromarray(numbers((9, 7, 3), "uint8")).save(tmp_path / "a.nef", format="JPEG")
+    with read_picture(tmp_path / "a.nef") as picture:
+        assert picture.width == 7
+
+
+# --- JPEG without its end -------------------------------------------------------------------------------------------
+
+
+def smooth(width: int = 61, height: int = 45) -> Image.Image:
+    """A picture that JPEG keeps well, without two equal blocks."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([4 * x % 256, 5 * y % 256, (x * y) % 256], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}], ids=str)
+@pytest.mark.parametrize("n_cut", [1, 2])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_read(options: dict, n_cut: int, tmp_path: Path) -> None:
+    smooth().save(tmp_path / "whole.jpg", **options)
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[:-n_cut])
+    with read_picture(tmp_path / "whole.jpg") as whole, read_picture(tmp_path / "cut.jpg") as cut:
+        assert np.array_equal(whole.pixels, cut.pixels)
+        assert not whole.notes
+        assert cut.notes == ("warning: cut.jpg: its end marker is missing; all pixels are there",)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}], ids=str)
+def test_a_jpeg_that_lacks_more_stays_an_error(options: dict, tmp_path: Path) -> None:
+    smooth().save(tmp_path / "whole.jpg", **options)
+    data = (tmp_path / "whole.jpg").read_bytes()
+    scans = [k for k in range(len(data) - 1) if data[k : k + 2] == b"\xff\xda"]
+    for end in [*range(len(data) - 60, len(data) - 4), *scans[1:], (scans[-1] + len(data)) // 2]:
+        (tmp_path / "cut.jpg").write_bytes(data[:end])
+        with pytest.raises(DataError, match="truncated"):
+            read_picture(tmp_path / "cut.jpg")
+
+
+# --- what was reported elsewhere ------------------------------------------------------------------------------------
+
+REPORTED = Path(__file__).parents[3] / "shared" / "cases"
+
+
+@pytest.mark.skipif(not REPORTED.is_dir(), reason="the reported files are not beside this project")
+def test_reported_pictures(tiff_reader: str) -> None:
+    alpha = REPORTED / "30-tiff-premultiplied-alpha"
+    with read_picture(alpha / "premultiplied.tif") as a, read_picture(alpha / "straight.tif") as b:
+        assert np.abs(a.region(0, 0, 16, 16) - b.region(0, 0, 16, 16)).max() < 1.5 / 255
+    for name in ("rgb_nir.tif", "rgb_nir_tiled.tif"):
+        with read_picture(REPORTED / "31-tiff-near-infrared" / name) as picture:
+            assert picture.n_channels == 3 and "is not alpha" in picture.notes[0]
+    with pytest.raises(DataError, match=r"raw photo \(DNG\)"):
+        read_picture(REPORTED / "32-raw-photo-with-thumbnail" / "photo.dng")

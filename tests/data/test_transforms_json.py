@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,27 @@ def test_a_good_rotation_is_taken_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(flip_opengl(camera.camera_to_world), torch.tensor(matrix, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("top", "frame", "lens", "k1"),
+    [
+        ({"camera_model": "OPENCV", "k1": 0.1}, {"camera_model": "PINHOLE"}, "pinhole", None),
+        ({"k1": 0.1}, {"camera_model": "PINHOLE"}, "pinhole", None),
+        ({"camera_model": "OPENCV", "k1": 0.1}, {"camera_model": "pinhole", "k1": 0.0}, "pinhole", None),
+        ({"camera_model": "OPENCV", "k1": 0.1}, {"camera_model": "OPENCV"}, "opencv", 0.1),
+        ({"camera_model": "OPENCV", "k1": 0.1}, {"camera_model": "SIMPLE_RADIAL", "k1": 0.2}, "opencv", 0.2),
+        ({"camera_model": "OPENCV", "k1": 0.1}, {"camera_model": "SIMPLE_RADIAL"}, "pinhole", None),
+        ({"camera_model": "OPENCV", "k1": 0.1}, {"camera_model": "OPENCV_FISHEYE"}, "fisheye", 0.0),
+        ({"camera_model": "OPENCV_FISHEYE", "k1": 0.1}, {"camera_model": "PINHOLE"}, "pinhole", None),
+        ({"is_fisheye": True, "k1": 0.1}, {"camera_model": "PINHOLE"}, "pinhole", None),
+    ],
+)
+def test_a_frame_that_names_its_model_uses_that_alone(
+    tmp_path: Path, top: dict[str, Any], frame: dict[str, Any], lens: str, k1: float | None
+) -> None:
+    camera = first_camera(tmp_path, top, frame)
+    assert (camera.lens, camera.distortion[:1]) == (lens, () if k1 is None else (k1,))
+
+
 # --- order and splits
 
 
@@ -409,15 +431,51 @@ def test_aabb_scale_is_overridden(tmp_path: Path) -> None:
     assert load_scene(far, ReadOptions(splits=("test",))), "a trained model brings its own box"
 
 
-def test_alpha_is_seen_in_one_pixel(tmp_path: Path) -> None:
+def test_a_few_transparent_pixels_are_no_silhouette(tmp_path: Path) -> None:
     write_scene(tmp_path, alpha=False)
-    assert load_scene(tmp_path).has_alpha is False
-    assert load_scene(tmp_path).spaces.aabb_scale == 8
+    opaque = load_scene(tmp_path)
+    assert (opaque.has_alpha, opaque.spaces.aabb_scale) == (False, 8)
     pixels = picture(4, alpha=False)
     pixels[2, 3, 3] = 254
     save(tmp_path / names(4)[0], pixels)
+    scene = load_scene(tmp_path)
+    assert (scene.has_alpha, scene.spaces.aabb_scale) == (False, 8)
+    assert any(note.startswith("warning: 1 of 864 pixels (0.12 %) are not opaque") for note in scene.notes)
+    for index in range(9):
+        pixels[:2, :4, 3] = 0  # a corner, 8 %, as undistortion leaves it
+        save(tmp_path / names(index)[0], pixels)
+    assert load_scene(tmp_path).has_alpha is False
+    for index in range(9):
+        pixels[:3, :, 3] = 0  # 37 %
+        save(tmp_path / names(index)[0], pixels)
     assert load_scene(tmp_path).has_alpha is True
-    assert load_scene(tmp_path).spaces.aabb_scale == 1
+
+
+def test_one_stray_camera_does_not_choose_the_box(tmp_path: Path) -> None:
+    plain = load_scene(write_scene(tmp_path / "a", 30, alpha=False))
+
+    def far(values: dict[str, Any]) -> None:
+        pose = np.array(values["frames"][11]["transform_matrix"])
+        pose[:3, 3] *= 200
+        values["frames"][11]["transform_matrix"] = pose.tolist()
+
+    scene = load_scene(write_scene(tmp_path / "b", 30, alpha=False, change=far))
+    assert scene.spaces == plain.spaces
+    stray = [note for note in scene.notes if "far from the middle" in note]
+    assert len(stray) == 1 and re.search(r"warning: 1 of 30 frames stand .*: images/0011\.png \(85. units\)", stray[0])
+    assert len(scene.splits["train"]) == len(plain.splits["train"]), "it is said, not dropped"
+
+
+def test_cameras_that_stand_in_two_groups_are_no_strays(tmp_path: Path) -> None:
+    def far(values: dict[str, Any]) -> None:
+        for frame in values["frames"][:6]:
+            pose = np.array(frame["transform_matrix"])
+            pose[:3, 3] *= 40
+            frame["transform_matrix"] = pose.tolist()
+
+    scene = load_scene(write_scene(tmp_path, 30, alpha=False, change=far))
+    assert scene.spaces.aabb_scale == 128
+    assert not any("far from the middle" in note for note in scene.notes)
 
 
 # --- downscaling, memory
@@ -447,7 +505,7 @@ def test_memory_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.M
     need = 9 * 4 * WIDTH * HEIGHT
     assert load_scene(folder, ReadOptions(max_image_memory=need))
     assert load_scene(folder, ReadOptions(max_image_memory=need // 4, downscale=2))
-    monkeypatch.setattr("hashfield.data.transforms_json.decode_all", lambda *args, **kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr("hashfield.data.assemble.decode_all", lambda *args, **kwargs: pytest.fail("decoded"))
     with pytest.raises(DataError, match=r"--downscale 2 .* or raise --max-image-memory"):
         load_scene(folder, ReadOptions(max_image_memory=need - 1))
     with pytest.raises(DataError, match=r"at --downscale 2, more than .* use --downscale 3"):
@@ -457,6 +515,24 @@ def test_memory_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.M
 def test_memory_counts_only_what_is_asked_for(tmp_path: Path) -> None:
     folder = write_scene(tmp_path)
     assert load_scene(folder, ReadOptions(max_image_memory=2 * 4 * WIDTH * HEIGHT, splits=("test",)))
+
+
+def test_a_photo_that_takes_too_much_while_it_is_decoded(tmp_path: Path) -> None:
+    folder = write_scene(tmp_path, 2)
+    assert load_scene(folder, ReadOptions(downscale=2, max_image_memory=4 * WIDTH * HEIGHT))
+    with pytest.raises(
+        DataError, match=r"frame 1 .*12x8 takes 0\.38 KiB while it is decoded, more than --max-image-mem"
+    ):
+        load_scene(folder, ReadOptions(downscale=2, max_image_memory=4 * WIDTH * HEIGHT - 1))
+
+
+def test_sides_that_are_too_short_to_be_judged(tmp_path: Path) -> None:
+    folder = write_scene(tmp_path)
+    assert load_scene(folder, ReadOptions(least_side=8))
+    with pytest.raises(DataError, match=r"frame 1 .*12x8 is too small: every side must have 9 pixels .*SSIM"):
+        load_scene(folder, ReadOptions(least_side=9))
+    with pytest.raises(DataError, match=r"6x4 after --downscale 2 is too small"):
+        load_scene(folder, ReadOptions(least_side=5, downscale=2))
 
 
 # --- finding files
@@ -473,6 +549,44 @@ def test_the_exact_name_wins_over_another_case(tmp_path: Path) -> None:
         "A.png",
         None,
     ]
+
+
+def test_a_data_file_that_is_a_link_keeps_its_name(tmp_path: Path) -> None:
+    folder = write_scene(tmp_path / "snapshots/x")
+    (tmp_path / "blobs").mkdir()
+    (folder / "transforms.json").rename(tmp_path / "blobs/8f3a")
+    (folder / "transforms.json").symlink_to("../../blobs/8f3a")
+    for named in (folder, folder / "transforms.json"):
+        scene = load_scene(named)
+        assert scene.name == "x"
+        assert len(scene.splits["train"]) == 7
+    assert scene.path == (folder / "transforms.json").absolute()
+
+
+def test_images_of_another_camera_are_not_taken(tmp_path: Path) -> None:
+    def change(values: dict[str, Any]) -> None:
+        for index, frame in enumerate(values["frames"]):
+            frame["file_path"] = f"cam{index % 2}/{index // 2:04d}.png"
+
+    folder = write_scene(tmp_path / "a", change=change)
+    with pytest.raises(DataError, match=r"none of the 9 images exists; the first is .*/cam0/0000\.png"):
+        load_scene(folder)
+    (folder / "images").rename(folder / "cam1")
+    for index in range(5):
+        save(folder / f"images/{index:04d}.png", picture(index))
+    scene = load_scene(folder)
+    assert all(name.startswith("cam1/") for views in scene.splits.values() for name in views.names)
+    assert any(note.startswith("warning: 5 of 9 frames have no image file") for note in scene.notes)
+
+
+def test_a_guess_that_two_frames_share_is_none(tmp_path: Path) -> None:
+    def change(values: dict[str, Any]) -> None:
+        for frame, folder in zip(values["frames"], "aabbccddd", strict=True):
+            frame["file_path"] = f"/somewhere/{folder}/images/{frame['file_path'][-8:]}"
+        values["frames"][1]["file_path"] = "/elsewhere/images/0000.png"
+
+    scene = load_scene(write_scene(tmp_path, change=change))
+    assert any(note.startswith("warning: 2 of 9 frames have no image file") for note in scene.notes), scene.notes
 
 
 def test_endings_are_tried_in_order(tmp_path: Path) -> None:
@@ -573,17 +687,17 @@ def test_posed_images_are_checked() -> None:
 
 
 def test_another_reader_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "poses_bounds.npy").touch()
+    (tmp_path / "cameras.xml").touch()
     scene = load_scene(write_scene(tmp_path / "x"))
-    llff = Reader(
-        "LLFF",
-        "poses_bounds.npy",
-        lambda path: (path / "poses_bounds.npy").exists(),
+    other = Reader(
+        "Metashape",
+        "cameras.xml",
+        lambda path: (path / "cameras.xml").exists(),
         lambda path, options: scene,
     )
-    monkeypatch.setattr("hashfield.data.dataset.READERS", [*READERS, llff])
+    monkeypatch.setattr("hashfield.data.dataset.READERS", [*READERS, other])
     assert load_scene(tmp_path) is scene
-    with pytest.raises(DataError, match=r"or nerfstudio\); poses_bounds\.npy \(LLFF\)"):
+    with pytest.raises(DataError, match=r"poses_bounds\.npy \(LLFF\); cameras\.xml \(Metashape\)"):
         (tmp_path / "empty").mkdir()
         load_scene(tmp_path / "empty")
 

@@ -339,7 +339,7 @@ def test_modules_save_and_load(generator: torch.Generator) -> None:
             lambda: RadianceFieldConfig(n_features=1, color_sees_density=False),
             "n_features: expected at least 2 where the colour network does not see the first",
         ),
-        (lambda: SphericalHarmonicsEncoding(0), "degree: expected 1, 2, 3 or 4, got 0"),
+        (lambda: SphericalHarmonicsEncoding(0), "degree: expected an integer from 1 to 8, got 0"),
         (lambda: FrequencyEncoding(0), "n_dims, n_frequencies: expected at least 1 each, got 0 and 12"),
         (lambda: IdentityEncoding(0), "n_dims: expected at least 1, got 0"),
         (lambda: TriangleWaveEncoding(2, 0), "n_dims, n_frequencies: expected at least 1 each, got 2 and 0"),
@@ -385,3 +385,25 @@ def test_network_of_one_matrix() -> None:
     x = torch.rand(5, 4)
     torch.testing.assert_close(network(x), x @ network.weights[0].T)
     assert "4 -> 3" in repr(network)
+
+
+def test_a_table_from_outside(generator: torch.Generator) -> None:
+    own = GridEncoding.from_config(SMALL, 3, generator=generator)
+    free = GridEncoding(3, n_levels=4, n_features_per_level=2, log2_hashmap_size=10, base_resolution=4, has_table=False)
+    assert list(free.parameters()) == []
+    assert free.table_shapes == (tuple(own.table.shape),)
+    x = torch.rand(5, 3, generator=generator)
+    assert torch.equal(free(x, own.table), own(x))
+    shared = torch.nn.Parameter(torch.zeros_like(own.table))
+    assert not own(x, shared).any()  # instead of its own
+    free(x, shared).sum().backward()
+    assert shared.grad is not None and own.table.grad is None
+    with pytest.raises(ShapeError, match="no table of its own"):
+        free(x)
+    composite = CompositeEncoding([free, IdentityEncoding(1), free])
+    assert len(composite.table_shapes) == 2
+    y = torch.rand(5, 7, generator=generator)
+    expected = torch.cat([own(y[:, :3]), y[:, 3:4], torch.ones(5, 1), torch.zeros(5, 8)], 1)
+    assert torch.equal(composite(y, own.table, shared), expected)
+    with pytest.raises(ShapeError, match="expected 2, got 1"):
+        composite(y, shared)

@@ -8,27 +8,10 @@ from torch import Tensor
 
 from hashfield import ops
 from hashfield.errors import BackendError, ShapeError
-from hashfield.geometry.cameras import Camera, camera_table, look_at, pixel_centers
+from hashfield.geometry.cameras import Camera, camera_table, pixel_centers
 from hashfield.ops.backend import Backend, requested_backend
-
-FLOAT32 = 2.0**-23
-"""Computed in float64 and rounded once: an ulp of a unit vector's components."""
-
-
-def cameras() -> list[Camera]:
-    """One of each lens, strong enough that an inversion that stops early shows."""
-    lenses = (
-        ("pinhole", ()),
-        ("opencv", (0.12, -0.05, 0.01, 0.002, 0.003, -0.002)),
-        ("opencv", (-0.3, 0.1, 0.0, 0.0, 0.0, 0.0)),
-        ("fisheye", (0.05, -0.01, 0.002, -0.0005, 0.0, 0.0)),
-    )
-    made = []
-    for k, (lens, distortion) in enumerate(lenses):
-        eye = torch.tensor([2.0 + k, -1.0, 0.5 * k], dtype=torch.float64)
-        pose = look_at(eye, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
-        made.append(Camera(pose, 80, 60, 50.0 + k, 52.0, 41.0, 29.5, lens, distortion))  # pyright: ignore
-    return made
+from tests import tolerances
+from tests.ops.cases import one_of_each_lens
 
 
 def pixels(n: int) -> tuple[Tensor, Tensor]:
@@ -43,14 +26,14 @@ def pixels(n: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.op("camera_rays")
 @pytest.mark.parametrize("n", [0, 1, 65, 1000])
 def test_every_lens_agrees_with_the_cameras(backend: Backend, n: int) -> None:
-    table, (index, pixel) = camera_table(cameras()), pixels(n)
+    table, (index, pixel) = camera_table(one_of_each_lens()), pixels(n)
     exact = ops.camera_rays(table, index, pixel, dtype=torch.float64, backend="reference")
     for i in (index, index.int()):
         found = ops.camera_rays(table, i, pixel, backend=backend)
         for mine, right in zip(found, exact, strict=True):
             assert mine.shape == (n, 3) and mine.dtype == torch.float32
-            assert torch.allclose(mine.double(), right, rtol=FLOAT32, atol=FLOAT32)
-    assert torch.allclose(found[1].norm(dim=1), torch.ones(n), atol=4 * FLOAT32)
+            assert torch.allclose(mine.double(), right, rtol=tolerances.TWO_ROUNDINGS, atol=tolerances.TWO_ROUNDINGS)
+    assert torch.allclose(found[1].norm(dim=1), torch.ones(n), atol=tolerances.SAME_NUMBER)
 
 
 @pytest.mark.op("camera_rays")
@@ -67,19 +50,19 @@ def test_values_of_a_pinhole(backend: Backend) -> None:
 
 @pytest.mark.op("camera_rays")
 def test_not_contiguous_and_float32_tables(backend: Backend) -> None:
-    table, (index, pixel) = camera_table(cameras()), pixels(65)
+    table, (index, pixel) = camera_table(one_of_each_lens()), pixels(65)
     expected = ops.camera_rays(table, index, pixel, backend=backend)
     found = ops.camera_rays(table.T.contiguous().T, index, pixel.T.contiguous().T, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     narrow = ops.camera_rays(table.float(), index, pixel.float(), backend=backend)
     for a, b in zip(narrow, expected, strict=True):
         assert a.dtype == torch.float32
-        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(a, b, rtol=tolerances.SAME_NUMBER, atol=tolerances.SAME_NUMBER)
 
 
 def test_what_the_kernels_leave_to_the_reference() -> None:
     assert requested_backend() is None
-    table, (index, pixel) = camera_table(cameras()), pixels(5)
+    table, (index, pixel) = camera_table(one_of_each_lens()), pixels(5)
     with pytest.raises(BackendError, match="dtype float64, it gives float32"):
         ops.camera_rays(table, index, pixel, dtype=torch.float64, backend="numba")
     bare = table.clone()
@@ -102,7 +85,7 @@ def test_what_the_kernels_leave_to_the_reference() -> None:
 @pytest.mark.op("camera_rays")
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_cameras_that_do_not_exist_are_refused(backend: Backend, wrong: int) -> None:
-    table, (index, pixel) = camera_table(cameras()), pixels(5)
+    table, (index, pixel) = camera_table(one_of_each_lens()), pixels(5)
     index[3] = wrong
     with pytest.raises(ShapeError, match=f"^camera_rays: camera_index: expected 0 to 3, got {wrong}$"):
         ops.camera_rays(table, index, pixel, backend=backend)
@@ -111,7 +94,7 @@ def test_cameras_that_do_not_exist_are_refused(backend: Backend, wrong: int) -> 
 @pytest.mark.op("camera_rays")
 @pytest.mark.parametrize("lens", range(4))
 def test_rays_of_a_view_are_those_of_its_pixels_in_the_box(backend: Backend, lens: int) -> None:
-    camera = cameras()[lens].resized(17, 13)
+    camera = one_of_each_lens()[lens].resized(17, 13)
     table, box = camera_table([camera]), torch.tensor([-0.9, -1.0, -0.7, 0.8, 1.0, 1.0], dtype=torch.float64)
     found = ops.view_rays(table, 17, 13, box, first=5, n_rays=200, backend=backend)
     pixel = pixel_centers(17, 13)[5:205]
@@ -121,6 +104,6 @@ def test_rays_of_a_view_are_those_of_its_pixels_in_the_box(backend: Backend, len
     for mine, right in zip(
         (found.origin, found.direction, found.t_min, found.t_max), (origin, direction, t_min, t_max), strict=True
     ):
-        torch.testing.assert_close(mine, right, rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(mine, right, rtol=tolerances.SAME_NUMBER, atol=tolerances.SAME_NUMBER)
     with pytest.raises(ShapeError, match="pixels within 17x13"):
         ops.view_rays(table, 17, 13, box, first=100, n_rays=200, backend=backend)

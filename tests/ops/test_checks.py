@@ -99,8 +99,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
         f"total_variation: grad: expected shape [{L.n_entries}, 2], got [3, 2]",
     ),
     (
-        lambda: ops.spherical_harmonics(D, degree=5),
-        "spherical_harmonics: degree: expected 1, 2, 3 or 4, got 5",
+        lambda: ops.spherical_harmonics(D, degree=9),
+        "spherical_harmonics: degree: expected an integer from 1 to 8, got 9",
     ),
     (
         lambda: ops.spherical_harmonics(D[0]),
@@ -114,8 +114,9 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: ops.mlp(P, []), "mlp: weights: expected at least one matrix, got none"),
     (lambda: ops.mlp(P[0], W), "mlp: x: expected shape [n, n_in], got [3]"),
     (
-        lambda: ops.mlp(torch.rand(5, 4), W, output_activation="tanh"),  # pyright: ignore[reportArgumentType]
-        "mlp: output_activation: expected one of 'none', 'relu', 'sigmoid', 'exp', got 'tanh'",
+        lambda: ops.mlp(torch.rand(5, 4), W, output_activation="cosine"),  # pyright: ignore[reportArgumentType]
+        "mlp: output_activation: expected one of 'none', 'relu', 'sigmoid', 'exp', 'leaky_relu', 'silu', "
+        "'sine', 'squareplus', 'softplus', 'tanh', got 'cosine'",
     ),
     (
         lambda: ops.encoded_mlp(P, TABLE, [torch.rand(8, 5)], L),

@@ -20,6 +20,7 @@ from hashfield.kernels.reference import color_mlp as color_reference
 from hashfield.kernels.reference import encoded_mlp as encoded_reference
 from hashfield.kernels.reference import radiance_field as field_reference
 from hashfield.ops.backend import Backend
+from tests import tolerances
 from tests.conftest import backend_params
 from tests.ops.cases import uniform, unit_vectors
 from tests.ops.compare import check_close
@@ -60,10 +61,10 @@ def test_radiance_field_is_its_reference(backend: Backend, n: int, generator: to
     cotangents = [torch.randn(x.shape, generator=generator) for x in expected]
     grads = [torch.autograd.grad(out, leaves, cotangents) for out in (actual, expected)]
     for name, a, b in zip(actual._fields, actual, expected, strict=True):
-        check_close(name, a, b, 1e-5)
+        check_close(name, a, b, tolerances.FAST_OUTPUT)
     for i, (a, b) in enumerate(zip(*grads, strict=True)):
         # Positions and directions lie in front of everything.
-        check_close(f"gradient {i}", a, b, 1e-4)
+        check_close(f"gradient {i}", a, b, tolerances.FAST_POSITION_GRADIENT)
 
 
 @pytest.mark.parametrize("backend", backend_params("mlp"))
@@ -72,10 +73,11 @@ def test_stages_are_their_references(backend: Backend, generator: torch.Generato
     x, directions, table, density, color = inputs.values()
     actual = ops.encoded_mlp(x, table, density, LAYOUT, output_activation="exp", backend=backend)
     expected = encoded_reference.encoded_mlp(x, table, density, LAYOUT, output_activation="exp")
-    check_close("encoded_mlp", actual, expected, 1e-5)
+    check_close("encoded_mlp", actual, expected, tolerances.FAST_OUTPUT)
     features = torch.randn(65, 16, generator=generator)
     actual = ops.color_mlp(features, directions, color, backend=backend)
-    check_close("color_mlp", actual, color_reference.color_mlp(features, directions, color), 1e-5)
+    expected = color_reference.color_mlp(features, directions, color)
+    check_close("color_mlp", actual, expected, tolerances.FAST_OUTPUT)
     assert actual.min() > 0 and actual.max() < 1
 
 
@@ -98,8 +100,8 @@ def test_bfloat16_field_is_near_float32(generator: torch.Generator) -> None:
         for precision in ("float32", "bfloat16")
     ]
     assert not torch.equal(fields[0].color, fields[1].color)
-    assert (fields[0].color - fields[1].color).abs().max() < 0.05
-    assert (fields[0].density.log() - fields[1].density.log()).abs().max() < 0.1
+    assert (fields[0].color - fields[1].color).abs().max() < tolerances.BFLOAT16_COLOR
+    assert (fields[0].density.log() - fields[1].density.log()).abs().max() < tolerances.BFLOAT16_LOG_DENSITY
 
 
 def test_radiance_field_derivatives(generator: torch.Generator) -> None:

@@ -9,6 +9,7 @@ theirs in test_triton_compile.py.
 import importlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,15 +19,18 @@ from torch import Tensor
 
 from hashfield import ops
 from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.rays import PixelPool, RayBatch
 from hashfield.kernels.reference import adam as adam_reference
 from hashfield.kernels.reference import composite as composite_reference
 from hashfield.kernels.reference import grid_encode as grid_reference
 from hashfield.kernels.reference import mlp as mlp_reference
 from hashfield.kernels.reference import spherical_harmonics as sh_reference
+from hashfield.kernels.reference import training_rays as training_rays_reference
 from hashfield.ops import backend as backend_module
 from tests.conftest import backend_params, poison
 from tests.ops.cases import CASES, OpCase
 from tests.ops.compare import compare
+from tests.ops.fused import INTERPRETED
 from tests.ops.memory import checked_memory
 
 Fake = dict[str, Callable[..., Any]]
@@ -113,7 +117,12 @@ def _adam_fake() -> Fake:
     return {"adam_step": step}
 
 
+def _training_rays_fake() -> Fake:
+    return {"training_rays": training_rays_reference.training_rays}
+
+
 FAKES: dict[str, Callable[[], Fake]] = {
+    "training_rays": _training_rays_fake,
     "grid_encode": _grid_fake,
     "spherical_harmonics": _sh_fake,
     "mlp": _mlp_fake,
@@ -194,7 +203,65 @@ def _step_before_skip(fake: Fake) -> Fake:
     return {"adam_step": lambda *args: fake["adam_step"](*args[:-1], False)}
 
 
+def _pool(change: Callable[[PixelPool], dict[str, Tensor]]) -> Callable[[Fake], Fake]:
+    """A fault that reads another pool."""
+
+    def plant(fake: Fake) -> Fake:
+        honest = fake["training_rays"]
+        return {"training_rays": lambda chosen, pool, box: honest(chosen, replace(pool, **change(pool)), box)}
+
+    return plant
+
+
+def _batch(**changes: Callable[[Tensor], Tensor]) -> Callable[[Fake], Fake]:
+    """A fault that changes some of a batch's tensors, by name."""
+    names = ("origin", "direction", "t_min", "t_max", "target", "image_index")
+
+    def change(result: Any, *_: Any) -> Any:
+        return tuple(changes.get(name, torch.clone)(x) for name, x in zip(names, result, strict=True))
+
+    return _after("training_rays", change)
+
+
+def _pixel_moved(columns: float) -> Callable[[Fake], Fake]:
+    """A fault that looks through a place of each pixel other than its centre."""
+
+    def moved(pool: PixelPool) -> dict[str, Tensor]:
+        table = pool.table.clone()
+        table[:, 14] -= columns  # the principal point
+        return {"table": table}
+
+    return _pool(moved)
+
+
+def _one_pixel_late(pool: PixelPool) -> dict[str, Tensor]:
+    # As if the last pixel of the hole before each run were trained on, and the run's own last one were not.
+    spans = pool.spans.clone()
+    spans[1:, 1] -= 1
+    return {"spans": spans}
+
+
+def _without_distortion(pool: PixelPool) -> dict[str, Tensor]:
+    table = pool.table.clone()
+    table[:, 21:23] = 0.0
+    return {"table": table}
+
+
 FAULTS: list[tuple[str, str, Callable[[Fake], Fake]]] = [
+    ("training_rays-n65", "a run begins one pixel early", _pool(_one_pixel_late)),
+    ("training_rays-n65", "all photos of one width", _pool(lambda p: {"widths": torch.full_like(p.widths, 80)})),
+    ("training_rays-n65", "through the pixels' corners", _pixel_moved(0.5)),
+    ("training_rays-n1000", "tangential distortion left out", _pool(_without_distortion)),
+    ("training_rays-n65", "a colour of another row", _batch(target=lambda x: x.roll(1, 0))),
+    (
+        "training_rays-n65",
+        "alpha multiplied in",
+        _batch(target=lambda x: torch.cat([x[:, :3] * x[:, 3:], x[:, 3:]], 1)),
+    ),
+    ("training_rays-n65", "three units in the last place", _batch(direction=lambda x: x + 3 * 2.0**-24)),
+    ("training_rays-from_within", "entry behind the camera", _batch(t_min=lambda x: x - 1e-3)),
+    ("training_rays-parallel", "rays on a face miss", _batch(t_max=lambda x: x * (torch.arange(len(x)) % 7 != 3))),
+    ("training_rays-n65", "the photo's number lost", _batch(image_index=torch.zeros_like)),
     (
         "grid_encode-3d_hash_n65",
         "output row never written",
@@ -252,6 +319,80 @@ def test_planted_fault_is_found(case_id: str, plant: Callable[[Fake], Fake], mon
         compare(case, "numba")
 
 
+# --- the fused ops: kernels as they are, given something a little different from what the reference is given
+
+Inputs = dict[str, Any]
+
+
+def _given(**changes: Callable[[Any], Any]) -> Callable[[Inputs], Inputs]:
+    return lambda inputs: {**inputs, **{name: change(inputs[name]) for name, change in changes.items()}}
+
+
+def _with(**values: Any) -> Callable[[Any], Any]:
+    return lambda record: replace(record, **values)
+
+
+def _first_target_darker(batch: RayBatch) -> RayBatch:
+    target = batch.target.clone()
+    target[torch.nonzero(batch.rays.t_max > batch.rays.t_min)[0, 0], 1] *= 0.9
+    return replace(batch, target=target)
+
+
+def _rows_swapped(record: Any) -> Any:
+    name = "color_weights" if hasattr(record, "color_weights") else "weights"
+    weights = getattr(record, name)
+    return replace(record, **{name: (*weights[:-1], weights[-1].flip(0))})
+
+
+FUSED_FAULTS: list[tuple[str, str, Callable[[Inputs], Inputs]]] = [
+    ("train_rays-plain", "bias off by a thousandth", _given(field=_with(density_bias=1.001))),
+    ("train_rays-plain", "one channel of one ray", _given(batch=_first_target_darker)),
+    ("train_rays-odd", "outputs of the last matrix swapped", _given(field=_rows_swapped)),
+    ("train_rays-cone", "other cone", _given(options=_with(cone_angle=1 / 255))),
+    ("train_rays-bf16", "table not rounded", _given(field=_with(table_bf16=None))),
+    ("train_rays-huber_uncut", "other loss", _given(huber_delta=lambda delta: 1.01 * delta)),
+    ("train_rays-sparsity", "entropy counted for more", _given(sparsity=lambda weight: 1.001 * weight)),
+    ("train_rays-faint", "faint samples kept", _given(options=_with(min_weight=0.0))),
+    ("train_rays-relu", "other activation", _given(field=_with(density_activation="exp", density_bias=1.0))),
+    ("render_rays-f4_box1", "longer steps", _given(options=_with(step_scale=2.002))),
+    ("render_rays-f4_box1", "bias off by a thousandth", _given(field=_with(density_bias=1.001))),
+    ("render_rays-f2_box4", "no jitter", _given(batch=lambda b: replace(b, jitter=torch.zeros_like(b.jitter)))),
+    ("render_rays-odd_box1", "outputs of the last matrix swapped", _given(field=_rows_swapped)),
+    ("train_points-image", "entries of the table moved", _given(net=lambda n: replace(n, table=n.table.roll(1, 0)))),
+    ("train_points-huber", "other loss", _given(huber_delta=lambda delta: 1.01 * delta)),
+    ("train_points-grey", "one target", _given(target=lambda t: t + 0.1 * (torch.arange(len(t)) == 3)[:, None])),
+    ("eval_points-image", "smoothstep", _given(net=_with(interpolation="smoothstep"))),
+    ("eval_points-distance", "bfloat16", _given(net=_with(precision="bfloat16"))),
+    ("eval_points-grey", "positions moved by 2^-20", _given(positions=lambda x: x + 2**12)),
+    ("eval_points-image_float", "outputs of the last matrix swapped", _given(net=_rows_swapped)),
+]
+
+
+def _fused_params() -> list[Any]:
+    params = []
+    for case_id, what, change in FUSED_FAULTS:
+        op = case_id.split("-")[0]
+        for param in backend_params(op, ("numba", "triton")):
+            marks = list(param.marks)
+            if INTERPRETED and op.endswith("rays"):
+                marks = [pytest.mark.skip(reason="too many rays for the interpreter")]
+            params.append(pytest.param(case_id, change, *param.values, id=f"{case_id}: {what}-{param.id}", marks=marks))
+    return params
+
+
+@pytest.mark.parametrize(("case_id", "change", "backend"), _fused_params())
+def test_fault_in_what_a_fused_op_is_given_is_found(
+    case_id: str, change: Callable[[Inputs], Inputs], backend: Any
+) -> None:
+    case = _case(case_id)
+
+    def call(backend: Any, **inputs: Any) -> dict[str, Tensor]:
+        return case.call(backend=backend, **(inputs if backend == "reference" else change(inputs)))
+
+    with pytest.raises(AssertionError, match=r"^(output|gradient)"):
+        compare(replace(case, call=call), backend)
+
+
 def test_error_inside_a_kernel_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("a bug")
@@ -277,18 +418,6 @@ def test_only_needed_gradients_are_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     positions = torch.rand(3, 2, requires_grad=True)
     ops.grid_encode(positions, table.detach(), layout, backend="numba").sum().backward()
     assert asked == [(True, False), (False, True)]
-
-
-def test_fast_backends_refuse_a_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Refused, not wrong: the reference has it.
-    _plant(monkeypatch, "grid_encode", _grid_fake())
-    layout = GridLayout(2, 2, 2, 6, 4, 2.0)
-    table = torch.rand(layout.n_entries, 2, requires_grad=True)
-    positions = torch.rand(3, 2, requires_grad=True)
-    out = ops.grid_encode(positions, table, layout, backend="numba").square().sum()
-    (gradient,) = torch.autograd.grad(out, positions, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        gradient.sum().backward()
 
 
 def test_poisoned_buffers_show() -> None:

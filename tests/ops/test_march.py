@@ -154,7 +154,7 @@ def test_samples_are_the_occupied_lattice_points(backend: Backend, name: str, ge
         at = torch.searchsorted(t, found_t).clamp(max=max(len(t) - 1, 0))
         at = torch.where((at > 0) & ((t[at - 1] - found_t).abs() < (t[at] - found_t).abs()), at - 1, at)
         assert bool((at.diff() > 0).all()), f"ray {ray}: a lattice point twice, or out of order"
-        np.testing.assert_allclose(found_t, t[at], rtol=tolerances.MARCH_T, atol=1e-6)
+        np.testing.assert_allclose(found_t, t[at], rtol=tolerances.MARCH_T, atol=tolerances.SAME_NUMBER)
         np.testing.assert_allclose(found_dt, dt[at], rtol=tolerances.MARCH_DT)
         found = torch.zeros_like(occupied)
         found[at] = True
@@ -186,11 +186,11 @@ def test_first_sample_lies_at_the_jittered_entry(backend: Backend) -> None:
     options: dict[str, Any] = {"aabb_scale": 1, "cone_angle": 0.0, "step_scale": 2.0, "max_samples_per_ray": 9}
     samples = ops.march(rays, bits, jitter=jitter, backend=backend, **options)
     first = samples.t[samples.ray_offsets[:-1]]
-    np.testing.assert_allclose(first, 1 + jitter.numpy() * 2 * FINEST_STEP, rtol=1e-6)
-    np.testing.assert_allclose(samples.dt, 2 * FINEST_STEP, rtol=1e-6)
+    np.testing.assert_allclose(first, 1 + jitter.numpy() * 2 * FINEST_STEP, rtol=tolerances.SAME_NUMBER)
+    np.testing.assert_allclose(samples.dt, 2 * FINEST_STEP, rtol=tolerances.SAME_NUMBER)
     # Without a word about it, half a step.
     samples = ops.march(rays, bits, backend=backend, **options)
-    np.testing.assert_allclose(samples.t[samples.ray_offsets[:-1]], 1 + FINEST_STEP, rtol=1e-6)
+    np.testing.assert_allclose(samples.t[samples.ray_offsets[:-1]], 1 + FINEST_STEP, rtol=tolerances.SAME_NUMBER)
 
 
 @pytest.mark.op("march")
@@ -278,7 +278,7 @@ def test_march_takes_what_is_not_contiguous(backend: Backend, generator: torch.G
 )
 def test_golden_steps_of_a_cone(t: float, dt: float) -> None:
     n = steps_from_t(torch.tensor([t]).double(), 1 / 256, 1.0)
-    assert (t_from_steps(n + 1, 1 / 256, 1.0) - t).item() == pytest.approx(dt, rel=1e-5)
+    assert (t_from_steps(n + 1, 1 / 256, 1.0) - t).item() == pytest.approx(dt, rel=tolerances.MARCH_T)
 
 
 @pytest.mark.parametrize(
@@ -296,10 +296,12 @@ def test_golden_steps_along_the_diagonal(aabb_scale: int, expected: int) -> None
 def test_stepping_coordinate_inverts(cone_angle: float, step_scale: float) -> None:
     t = torch.logspace(-4, 3, 500, dtype=torch.float64)
     n = steps_from_t(t, cone_angle, step_scale)
-    torch.testing.assert_close(t_from_steps(n, cone_angle, step_scale), t, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        t_from_steps(n, cone_angle, step_scale), t, rtol=tolerances.FLOAT64, atol=tolerances.FLOAT64
+    )
     dt = t_from_steps(n + 1, cone_angle, step_scale) - t
-    assert bool((dt >= FINEST_STEP * step_scale * (1 - 1e-9)).all())
-    assert bool((dt <= COARSEST_STEP * step_scale * (1 + 1e-9)).all())
+    assert bool((dt >= FINEST_STEP * step_scale * (1 - tolerances.FLOAT64_PLACE)).all())
+    assert bool((dt <= COARSEST_STEP * step_scale * (1 + tolerances.FLOAT64_PLACE)).all())
 
 
 @pytest.mark.parametrize(

@@ -7,40 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from hashfield.geometry.cameras import Camera, camera_table
+from hashfield.geometry.cameras import camera_table
+from hashfield.ops.occupancy import CELLS_PER_CASCADE
 from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
-from hashfield.render.occupancy import FULL_THICKNESS, OccupancyGrid
+from hashfield.steps.occupancy import FULL_THICKNESS, HostCells, OccupancyGrid
 from tests import tolerances
+from tests.ops.cases import CARVING_CAMERAS
 from tests.ops.compare import relative_error
-from tests.ops.test_fused import LAYOUTS, field
+from tests.ops.fused import LAYOUTS, field
 
-N_CELLS = 128**3
-
-
-def looking_in(
-    position: tuple[float, float, float], lens: str = "pinhole", fov: float = 60.0, size: int = 40
-) -> Camera:
-    """A camera at a place in scene space that looks at the middle of the box; for a grid, scene space is the world."""
-    eye = torch.tensor(position, dtype=torch.float64)
-    forward = torch.nn.functional.normalize(0.5 - eye, dim=0)
-    right = torch.nn.functional.normalize(torch.linalg.cross(forward, torch.tensor([0.1, 0.9, 0.3]).double()), dim=0)
-    pose = torch.cat([torch.stack([right, torch.linalg.cross(forward, right), forward, eye], 1)])
-    distortion = {
-        "pinhole": (),
-        "opencv": (0.05, -0.02, 0.0, 0.0, 0.001, 0.002),
-        "fisheye": (0.02, 0.0, 0.0, 0.0, 0.0, 0.0),
-    }
-    focal = 0.5 * size / math.tan(math.radians(fov) / 2)
-    center = (size / 2, (size - 7) / 2)
-    return Camera(pose, size, size - 7, focal, focal, *center, lens=lens, distortion=distortion[lens])
-
-
-CAMERAS = {
-    "pinhole": [looking_in((1.9, 0.4, 0.6))],
-    "inside": [looking_in((0.6, 0.45, 0.8), fov=90)],
-    "fisheye": [looking_in((0.1, 0.5, 1.8), "fisheye", 70)],
-    "two": [looking_in((1.4, 0.2, 0.3), "opencv"), looking_in((0.3, -0.9, 0.7), fov=25)],
-}
+N_CELLS = CELLS_PER_CASCADE
 
 
 @pytest.mark.parametrize(
@@ -48,7 +24,7 @@ CAMERAS = {
     [("pinhole", 1, False), ("fisheye", 1, False), ("inside", 2, True), ("two", 1, True)],
 )
 def test_carving_agrees_with_reference(name: str, aabb_scale: int, is_masked: bool) -> None:
-    cameras = CAMERAS[name]
+    cameras = CARVING_CAMERAS[name]
     widths = torch.tensor([c.width for c in cameras])
     heights = torch.tensor([c.height for c in cameras])
     starts = torch.cumsum(widths * heights, 0) - widths * heights
@@ -106,20 +82,20 @@ def test_grid_asks_living_cells_only_and_each_at_most_once(monkeypatch: pytest.M
         asked.append(cells)
         values[cells] = torch.maximum(values[cells], torch.full_like(values[cells], 0.5))
 
-    monkeypatch.setattr("hashfield.render.occupancy.refresh_cells", note)
+    monkeypatch.setattr("hashfield.steps.occupancy.refresh_cells", note)
     alive = torch.zeros(N_CELLS, dtype=torch.bool)
     alive[100:5100] = True
     grid = OccupancyGrid.start(alive, 1)
     parameters = field(LAYOUTS["L5F2"], 32)
-    grid.refresh(parameters, np.random.default_rng(0), 0.9, 10_000)
+    grid.refresh(HostCells(parameters, np.random.default_rng(0), 1), 0.9, 10_000)
     assert len(asked) == 1 and torch.equal(asked[0], torch.arange(100, 5100))
-    assert grid.threshold() == FULL_THICKNESS  # the mean over the living is 0.5
-    grid.refresh(parameters, np.random.default_rng(0), 0.9, 1000)
+    assert float(grid.threshold()) == FULL_THICKNESS  # the mean over the living is 0.5
+    grid.refresh(HostCells(parameters, np.random.default_rng(0), 1), 0.9, 1000)
     for group in asked[1:]:
         assert len(group) == len(group.unique()) == 500 and bool(alive[group].all())
     # decayed once where not asked, and dead cells stay dead through any decay
     values = grid.values[100:5100]
-    assert bool(((values - 0.45).abs() < 1e-6).logical_or(values == 0.5).all())
+    assert bool(((values - 0.45).abs() < tolerances.SAME_NUMBER).logical_or(values == 0.5).all())
     assert bool((grid.values[:100] == -math.inf).all())
     restored = OccupancyGrid.restored(1, grid.values, grid.bits)
     assert torch.equal(restored.living, grid.living)

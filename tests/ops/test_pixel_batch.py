@@ -12,6 +12,7 @@ from hashfield.errors import ShapeError
 from hashfield.geometry.fixed_point import from_fixed_point
 from hashfield.ops.backend import INTERPRETER_VARIABLE
 from hashfield.ops.pixel_batch import PixelBatch, pixel_batch
+from tests import tolerances
 from tests.conftest import backend_params
 from tests.ops.memory import checked_memory
 
@@ -78,7 +79,9 @@ def test_each_cell_gives_one_pixel_and_all_pixels_come_equally_often(backend: An
         batch = drawn(pixels, random_bits(20, seed), lattice, NONE, 1, backend=backend)
         place = from_fixed_point(batch.positions_unit) * torch.tensor([width, height])
         x, y = place[:, 0].floor().long(), place[:, 1].floor().long()
-        assert torch.allclose(place - place.floor(), torch.full((20, 2), 0.5, dtype=torch.float64), atol=1e-6)
+        assert torch.allclose(
+            place - place.floor(), torch.full((20, 2), 0.5, dtype=torch.float64), atol=tolerances.SAME_NUMBER
+        )
         assert torch.equal(batch.target[:, 0].long(), y * width + x)  # the position is that of the pixel shown
         assert torch.equal(x // 3 + lattice[0] * (y // 2), torch.arange(20))  # one from each cell
         counts[batch.target[:, 0].long()] += 1

@@ -57,7 +57,7 @@ def test_any_layout_agrees_with_float64(backend: Backend, layout: GridLayout, se
     finest = int(layout.resolutions[-1])
     # Continuous in x, so even a position on a face is off by its own rounding only (1.5: slope of
     # smoothstep).
-    bound = 1.5 * 2 * layout.n_dims * finest * 2.0**-24 + 1e-6
+    bound = 1.5 * 2 * layout.n_dims * finest * 2.0**-24 + tolerances.SAME_NUMBER
     assert (out - exact).abs().max() <= bound
 
 
@@ -68,9 +68,9 @@ def test_constant_table_gives_that_constant(backend: Backend, layout: GridLayout
     x, table = _inputs(layout, seed)
     x.requires_grad_()
     out = ops.grid_encode(x, torch.full_like(table, value), layout, backend=backend)
-    torch.testing.assert_close(out, torch.full_like(out, value), rtol=1e-6, atol=0)
+    torch.testing.assert_close(out, torch.full_like(out, value), rtol=tolerances.SAME_NUMBER, atol=tolerances.SUBNORMAL)
     (gradient,) = torch.autograd.grad(out.sum(), x)
-    assert gradient.abs().max() <= 1e-4 * float(layout.scales[-1] + 1) * abs(value) + 1e-30
+    assert gradient.abs().max() <= tolerances.FAST_POSITION_GRADIENT * float(layout.scales[-1] + 1) * abs(value) + 1e-30
 
 
 @pytest.mark.op("grid_encode")
@@ -84,7 +84,7 @@ def test_table_gradient_shares_out_the_cotangent(backend: Backend, layout: GridL
     cotangent = torch.rand(out.shape, generator=torch.Generator().manual_seed(seed + 1))
     (gradient,) = torch.autograd.grad(out, table, cotangent)
     per_level = torch.stack([g.sum(0) for g in gradient.split(layout.entries.tolist())]).flatten()
-    torch.testing.assert_close(per_level, cotangent.sum(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(per_level, cotangent.sum(0), rtol=tolerances.FAST_OUTPUT, atol=tolerances.SAME_NUMBER)
 
 
 @pytest.mark.op("grid_encode")
@@ -107,10 +107,12 @@ def test_any_position_is_safe(backend: Backend, layout: GridLayout, seed: int, e
     table.requires_grad_()
     out = ops.grid_encode(x, table, layout, backend=backend)
     assert bool(torch.isfinite(out).all())
-    assert out.min() >= -1e-6 and out.max() <= 1 + 1e-6
+    assert out.min() >= -tolerances.SAME_NUMBER and out.max() <= 1 + tolerances.SAME_NUMBER
     x_gradient, table_gradient = torch.autograd.grad(out.sum(), (x, table))
     assert bool(torch.isfinite(x_gradient).all())
-    torch.testing.assert_close(table_gradient.sum(), torch.tensor(float(out.numel())), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        table_gradient.sum(), torch.tensor(float(out.numel())), rtol=tolerances.FAST_OUTPUT, atol=0
+    )
 
 
 @pytest.mark.op("grid_encode")
@@ -136,7 +138,7 @@ def test_smoothstep_gradient_vanishes_on_faces(backend: Backend, generator: torc
     table = torch.rand(layout.n_entries, 2, generator=generator)
     out = ops.grid_encode(x, table, layout, interpolation="smoothstep", backend=backend)
     (gradient,) = torch.autograd.grad(out.sum(), x)
-    assert gradient.abs().max() < 1e-4
+    assert gradient.abs().max() < tolerances.FAST_POSITION_GRADIENT
 
 
 @pytest.mark.op("grid_encode")
@@ -200,7 +202,7 @@ def test_larger_scene_of_thinner_stuff_looks_the_same(backend: Backend, seed: in
     a = ops.composite(color, density, samples, background, backend=backend)
     b = ops.composite(color, density / scale, larger, background, backend=backend)
     for x, y, factor in zip(a, b, (1, 1, scale, 1), strict=True):
-        assert relative_error(y, x * factor) <= 1e-5
+        assert relative_error(y, x * factor) <= tolerances.FAST_OUTPUT
 
 
 @pytest.mark.op("composite")
@@ -223,7 +225,7 @@ def test_empty_space_changes_nothing(backend: Backend, seed: int) -> None:
         backend=backend,
     )
     for x, y in ((a.color, b.color), (a.opacity, b.opacity), (a.depth, b.depth), (a.weight, b.weight[::2])):
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=tolerances.FAST_OUTPUT, atol=tolerances.SAME_NUMBER)
     assert (b.weight[1::2] == 0).all()
 
 
@@ -279,7 +281,9 @@ def test_harmonics_add_up_to_a_constant(backend: Backend, seed: int) -> None:
     squares = ops.spherical_harmonics(directions, backend=backend).square()
     for degree in range(4):
         total = squares[:, degree**2 : (degree + 1) ** 2].sum(1)
-        torch.testing.assert_close(total, torch.full_like(total, (2 * degree + 1) / (4 * math.pi)), rtol=2e-5, atol=0)
+        torch.testing.assert_close(
+            total, torch.full_like(total, (2 * degree + 1) / (4 * math.pi)), rtol=tolerances.FAST_OUTPUT, atol=0
+        )
 
 
 @given(seed=seeds)
@@ -297,8 +301,13 @@ def test_ray_leaves_a_box_on_its_faces(seed: int) -> None:
     for t, skip in ((t_min, inside), (t_max, torch.zeros_like(inside))):
         position = (origin + t[:, None] * direction)[hit & ~skip]
         to_face = (position[:, None] - corners).abs().amin((1, 2))
-        assert to_face.numel() == 0 or to_face.max() < 1e-9
-        assert bool(((position >= corners[0] - 1e-9) & (position <= corners[1] + 1e-9)).all())
+        assert to_face.numel() == 0 or to_face.max() < tolerances.FLOAT64_PLACE
+        assert bool(
+            (
+                (position >= corners[0] - tolerances.FLOAT64_PLACE)
+                & (position <= corners[1] + tolerances.FLOAT64_PLACE)
+            ).all()
+        )
 
 
 @pytest.mark.op("adam")
@@ -341,4 +350,4 @@ def test_adam_agrees_with_torch(seed: int) -> None:
             skip_zero_gradient=False,
             backend="reference",
         )
-    torch.testing.assert_close(param, other.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(param, other.detach(), rtol=tolerances.FLOAT64, atol=tolerances.FLOAT64)

@@ -8,6 +8,7 @@ import torch
 
 from hashfield import ops
 from hashfield.geometry.grid_layout import GridLayout
+from tests import tolerances
 
 common: Any = pytest.importorskip("hashfield.kernels.numba_cpu.common")
 
@@ -46,7 +47,9 @@ def test_outputs_and_gradients_that_are_kept_stay_as_they_are(generator: torch.G
         assert torch.equal(out, out_then)
         assert torch.equal(grad, grad_then)
         expected = ops.grid_encode(x, table.detach(), layout, backend="reference")
-        np.testing.assert_allclose(out.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            out.numpy(), expected.numpy(), rtol=tolerances.FAST_OUTPUT, atol=tolerances.SAME_NUMBER
+        )
 
 
 def test_reused_memory_holds_nothing_of_before(generator: torch.Generator) -> None:

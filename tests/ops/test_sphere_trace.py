@@ -21,6 +21,7 @@ from hashfield.ops.eval_points import EncodedNetwork
 from hashfield.ops.sphere_trace import HIT_DISTANCE, DistanceField, SphereTraceResult, sphere_trace
 from hashfield.tasks.sdf_config import SdfConfig
 from hashfield.tasks.sdf_model import SdfModel
+from tests import tolerances
 from tests.conftest import backend_params
 from tests.ops.cases import uniform, unit_vectors
 from tests.ops.memory import checked_memory
@@ -118,20 +119,19 @@ def exactly(distance: DistanceField, rays: Rays, **options: Any) -> SphereTraceR
     return sphere_trace(DistanceField(wide, distance.box.double()), double, backend="reference", **options)
 
 
-NOISE = 4e-6
-"""Of a distance in float32: some rays are on the brink of having arrived, by less than this."""
-
-
 def check(distance: DistanceField, rays: Rays, backend: Backend, **options: Any) -> SphereTraceResult:
     """Compare with the float64 reference, but for rays which that itself leaves open within the noise of float32."""
     found, exact = traced(distance, rays, backend, **options), exactly(distance, rays, **options)
-    sooner, later = (exactly(distance, rays, hit_distance=HIT_DISTANCE + d, **options) for d in (NOISE, -NOISE))
+    sooner, later = (
+        exactly(distance, rays, hit_distance=HIT_DISTANCE + d, **options)
+        for d in (tolerances.TRACE_NOISE, -tolerances.TRACE_NOISE)
+    )
     clear = (sooner.t == later.t) & (sooner.is_hit == later.is_hit)
     assert int((~clear).sum()) <= 0.05 * len(clear), "too many rays on the brink to judge by"
     assert torch.equal(found.is_hit[clear], exact.is_hit[clear])
     met = clear & exact.is_hit
-    assert torch.allclose(found.t[met].double(), exact.t[met], rtol=0, atol=1e-5)
-    assert torch.allclose(found.position[met].double(), exact.position[met], rtol=0, atol=1e-5)
+    assert torch.allclose(found.t[met].double(), exact.t[met], rtol=0, atol=tolerances.TRACE)
+    assert torch.allclose(found.position[met].double(), exact.position[met], rtol=0, atol=tolerances.TRACE)
     # The last step of a ray that leaves is of no interest.
     assert bool((found.t >= rays.t_max)[clear & ~exact.is_hit].all())
     assert found.t.dtype == torch.float32 and found.is_hit.dtype == torch.bool and found.position.dtype == torch.float32
@@ -172,7 +172,7 @@ def test_other_networks_agree(
 def test_who_is_under_way_in_the_end_counts_as_a_hit(backend: Backend, max_steps: int) -> None:
     found = check(bumpy_sphere(F4), rays_at(65), backend, max_steps=max_steps)
     later = traced(bumpy_sphere(F4), rays_at(65), "reference")
-    assert int(found.is_hit.sum()) > int(later.is_hit.sum()) and not bool((found.t > later.t + 1e-5).any())
+    assert int(found.is_hit.sum()) > int(later.is_hit.sum()) and not bool((found.t > later.t + tolerances.TRACE).any())
 
 
 @fast
@@ -181,7 +181,7 @@ def test_step_and_hit_distance_are_those_asked_for(backend: Backend) -> None:
     found = traced(distance, rays, backend, hit_distance=0.02, step=0.5)
     exact = exactly(distance, rays, hit_distance=0.02, step=0.5)
     assert int((found.is_hit != exact.is_hit).sum()) <= 1
-    assert int(((found.t - exact.t).abs()[exact.is_hit] > 1e-5).sum()) <= 1
+    assert int(((found.t - exact.t).abs()[exact.is_hit] > tolerances.TRACE).sum()) <= 1
     met = found.is_hit & (found.t > rays.t_min)
     assert 0.009 < float(distance(found.position[met]).mean()) < 0.02
 
@@ -290,11 +290,11 @@ def test_a_picture_is_that_of_the_reference(backend: Backend) -> None:
     assert (found["opacity"] != right["opacity"]).sum() <= 1
     same = found["opacity"] == right["opacity"]
     off = abs(found["depth"] - right["depth"])[same]
-    assert (off > 1e-5).sum() <= 0.03 * off.size and off.max() < HIT_DISTANCE
+    assert (off > tolerances.TRACE).sum() <= 0.03 * off.size and off.max() < HIT_DISTANCE
     # Normals and shadows feel where on the surface a ray ended.
     for name in ("color", "normals"):
         off = abs(found[name] - right[name])[same]
-        assert (off > 1e-3).sum() <= 0.03 * off.size and off.max() < 0.2, name
+        assert (off > tolerances.TRACE_SHADE).sum() <= 0.03 * off.size and off.max() < 0.2, name
 
 
 def test_wrong_arguments_are_named() -> None:

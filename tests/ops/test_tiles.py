@@ -17,6 +17,7 @@ from numba import njit
 
 from hashfield.kernels.numba_cpu import amx
 from hashfield.kernels.numba_cpu.simd import ADD, GATE, RELU, STORE
+from tests import tolerances
 from tests.ops.compare import relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +106,7 @@ def test_product(mode: int, dtype: type, rows: int, columns: int, depth: int, ti
     flat_a, flat_b = embedded(a, a_row, 7, 0), embedded(paired(b), 2 * b_row, 2, 0)
     exact = summed_as_on_tiles(floats(a), floats(b), tile, before if mode == ADD else torch.zeros(rows, columns))
     double = floats(a).double() @ floats(b).double() + (before if mode == ADD else 0.0)
-    assert relative_error(exact, double) < 1e-5
+    assert relative_error(exact, double) < tolerances.FAST_OUTPUT
     wanted = {STORE: exact, ADD: exact, RELU: exact.clamp(min=0), GATE: torch.where(gate > 0, exact, 0.0)}[mode]
     stored = halves if dtype is np.uint16 else torch.Tensor.numpy
     c, gates = embedded(stored(before), c_row, 3, 9), embedded(stored(gate), c_row, 4, 0)

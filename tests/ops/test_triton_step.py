@@ -8,26 +8,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hashfield.data.pixel_sampler import PixelSampler
 from torch import Tensor
 
 from hashfield.geometry.cameras import camera_table
 from hashfield.geometry.rays import Rays
 from hashfield.ops.adam import adam, adam_table
 from hashfield.ops.backend import INTERPRETER_VARIABLE, Backend
-from hashfield.ops.occupancy import morton3_inverse, pack_bits
+from hashfield.ops.occupancy import CELLS_PER_CASCADE, morton3_inverse, pack_bits
 from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.ops.train_rays import TrainWorkspace
 from hashfield.ops.training_rays import training_rays
+from hashfield.steps.pixel_source import masked_pool, pixel_pool
 from tests import tolerances
 from tests.conftest import backend_params
+from tests.ops.cases import CARVING_CAMERAS, TRAIN_RAYS, one_of_each_lens
 from tests.ops.compare import relative_error
+from tests.ops.fused import LAYOUTS, Batch, batch, field, in_double, step
 from tests.ops.memory import checked_memory
-from tests.ops.test_camera_rays import cameras
-from tests.ops.test_fused import LAYOUTS, batch, field
-from tests.ops.test_fused_exact import EXACT, Batch, in_double, step
-from tests.ops.test_occupancy_update import CAMERAS, N_CELLS
 
 # Numpy, which the interpreter computes with, warns of infinities that kernels meet and handle.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -73,8 +71,8 @@ def on_device(parameters: FieldParameters, case: Batch) -> tuple[FieldParameters
 @on_triton
 @pytest.mark.parametrize(("name", "bf16"), [("odd", False), ("odd", True), ("cone_huber", False), ("faint", False)])
 def test_step_agrees_with_float64(backend: Backend, name: str, bf16: bool) -> None:
-    layout, width, options, huber, _, _, seed = EXACT[name]
-    parameters, case = field(LAYOUTS[layout], width, bf16=bf16, seed=seed), batch(9, options.aabb_scale)
+    one = TRAIN_RAYS[name]
+    options, huber, parameters, case = one.options, one.huber, one.field(bf16=bf16), one.rays(9)
     there, own = on_device(parameters, case)
     found, grads = step(there, own, options, TrainWorkspace(there, 2**12, backend), huber)
     wide, wide_case = in_double(parameters, case)
@@ -89,8 +87,8 @@ def test_step_agrees_with_float64(backend: Backend, name: str, bf16: bool) -> No
 @on_triton
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_step_in_half_precision_stays_close(backend: Backend, precision: str) -> None:
-    layout, width, options, huber, _, _, seed = EXACT["odd"]
-    plain, case = field(LAYOUTS[layout], width, seed=seed), batch(9, options.aabb_scale)
+    one = TRAIN_RAYS["odd"]
+    options, huber, plain, case = one.options, one.huber, one.field(), one.rays(9)
     table = plain.table
     rounded = replace(plain, precision=precision, table_bf16=table.bfloat16(), table_fp16=table.half())  # type: ignore[arg-type]
     there, own = on_device(rounded, case)
@@ -217,8 +215,8 @@ def test_a_sample_on_the_face_of_the_box_is_taken(backend: Backend, aabb_scale: 
     """Without jitter the first point of a ray is where it enters. Only the cells at that face are occupied, and steps
     are longer than they: were it rounded to before the face, the ray would have no sample."""
     options = MarchOptions(aabb_scale, 0.0 if aabb_scale == 1 else 1 / 256, 8.0, 1e-4)
-    values = torch.zeros(options.aabb_scale.bit_length(), N_CELLS)
-    cells = torch.arange(N_CELLS)[morton3_inverse(torch.arange(N_CELLS))[:, 0] == 0]
+    values = torch.zeros(options.aabb_scale.bit_length(), CELLS_PER_CASCADE)
+    cells = torch.arange(CELLS_PER_CASCADE)[morton3_inverse(torch.arange(CELLS_PER_CASCADE))[:, 0] == 0]
     values[-1, cells] = 1.0
     entry = torch.linspace(1.2, 1.9, 77)
     face = 0.5 - 0.5 * aabb_scale
@@ -260,17 +258,17 @@ def test_optimiser_agrees_with_the_reference(backend: Backend) -> None:
 @on_triton
 def test_batches_agree_with_the_reference(backend: Backend) -> None:
     g = torch.Generator().manual_seed(0)
-    views = cameras()
+    views = one_of_each_lens()
     images = [torch.randint(0, 256, (c.height, c.width, 4), generator=g).byte().numpy() for c in views]
-    sampler = PixelSampler(images, camera_table(views))
-    sampler.use_masks((torch.rand(len(sampler.pixels), generator=g) < 0.002).byte())
-    chosen = torch.randint(0, sampler.n_pool, (200,), generator=g)
-    chosen[:2] = torch.tensor([0, sampler.n_pool - 1])
+    pool = pixel_pool(images, camera_table(views))
+    pool = masked_pool(pool, (torch.rand(len(pool.pixels), generator=g) < 0.002).byte())
+    chosen = torch.randint(0, pool.n_pool, (200,), generator=g)
+    chosen[:2] = torch.tensor([0, pool.n_pool - 1])
     box = torch.tensor([-1.0, -1, -1, 1, 1, 1], dtype=torch.float64)
     there, extra = device(), {"jitter": torch.rand(200, generator=g), "background": torch.rand(200, 3, generator=g)}
     own = {name: x.to(there) for name, x in extra.items()}
-    found = training_rays(chosen.to(there), sampler.pool.to(there), box.to(there), **own, backend=backend)
-    right = training_rays(chosen, sampler.pool, box, **extra, backend="reference")
+    found = training_rays(chosen.to(there), pool.to(there), box.to(there), **own, backend=backend)
+    right = training_rays(chosen, pool, box, **extra, backend="reference")
     assert found.jitter is own["jitter"] and found.background is own["background"]
     torch.testing.assert_close(found.target.cpu(), right.target, rtol=2e-7, atol=0.0)
     for name in ("origin", "direction", "t_min", "t_max", "image_index"):
@@ -281,16 +279,16 @@ def test_batches_agree_with_the_reference(backend: Backend) -> None:
 @on_triton
 def test_upkeep_of_the_grid_agrees_with_the_reference(backend: Backend) -> None:
     parameters, there = field(LAYOUTS["L5F2"], 32), device()
-    cells = torch.randperm(3 * N_CELLS, generator=torch.Generator().manual_seed(1))[:2049]
+    cells = torch.randperm(3 * CELLS_PER_CASCADE, generator=torch.Generator().manual_seed(1))[:2049]
     noise = torch.rand(2049, 3, generator=torch.Generator().manual_seed(2))
     found = []
     for name, place in ((backend, there), ("reference", torch.device("cpu"))):
         own = parameters if name == "reference" else on_device(parameters, batch(1))[0]
-        values = torch.full((3 * N_CELLS,), 1e-3, device=place)
+        values = torch.full((3 * CELLS_PER_CASCADE,), 1e-3, device=place)
         refresh_cells(values, cells.to(place), noise.to(place), own, aabb_scale=4, backend=name)  # type: ignore[arg-type]
         found.append(values.cpu())
     assert relative_error(*found) < tolerances.FAST_OUTPUT
-    values = torch.rand(3 * N_CELLS, generator=torch.Generator().manual_seed(2)) ** 8
+    values = torch.rand(3 * CELLS_PER_CASCADE, generator=torch.Generator().manual_seed(2)) ** 8
     values[::7] = -math.inf
     bits = occupied_bits(values.to(there), 0.5, aabb_scale=4, backend=backend)
     assert torch.equal(bits.cpu(), occupied_bits(values, 0.5, aabb_scale=4, backend="reference"))
@@ -299,7 +297,7 @@ def test_upkeep_of_the_grid_agrees_with_the_reference(backend: Backend) -> None:
 @on_triton
 @pytest.mark.parametrize("name", ["pinhole", "fisheye", "two"])
 def test_carving_agrees(backend: Backend, name: str) -> None:
-    views, there = CAMERAS[name], device()
+    views, there = CARVING_CAMERAS[name], device()
     widths, heights = (torch.tensor([getattr(c, side) for c in views]) for side in ("width", "height"))
     starts = torch.cumsum(widths * heights, 0) - widths * heights
     pixels = torch.zeros(int((widths * heights).sum()), 4, dtype=torch.uint8)

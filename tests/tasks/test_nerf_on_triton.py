@@ -40,12 +40,12 @@ def test_trains_saves_and_goes_on_elsewhere(backend: Backend, tmp_path) -> None:
     run = RunFolder.create(tmp_path / "run", "demo")
     with use_backend(backend):
         task = NerfTask(toy(), scene, seed=1, device=device)
-        assert task.on_device is not None and task.workspace is None
+        assert task.steps.is_captured
         result = train(task, run, TrainOptions(n_steps=4))
         assert result.stopped_by == "done" and result.step == 4
         assert result.n_rays >= 4 * 16 and result.n_samples > 4 * 16
-        assert task.n_refreshes >= 1 and task.optimizer.n_steps == 4
-        assert int(task.on_device.n_rays) == task.n_rays >= 16
+        assert task.steps.n_refreshes >= 1 and task.steps.optimizer.n_steps == 4
+        assert int(task.steps.n_rays) >= 16
         camera = scene.splits["test"].cameras[0]
         shown = task.model().render(camera, ("color", "opacity"))
         tensors, metadata = load_checkpoint(run.checkpoint)
@@ -55,7 +55,7 @@ def test_trains_saves_and_goes_on_elsewhere(backend: Backend, tmp_path) -> None:
         again.restore(tensors, metadata["state"])
         for one in (task, again):  # the same random numbers, the same step
             one.step(4, 1.0)
-        assert again.n_rays == task.n_rays
+        assert int(again.steps.n_rays) == int(task.steps.n_rays)
         for mine, theirs in zip(task.field.parameters(), again.field.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
     host = load_model(run.checkpoint).render(camera, ("color", "opacity"))
@@ -63,6 +63,6 @@ def test_trains_saves_and_goes_on_elsewhere(backend: Backend, tmp_path) -> None:
         assert abs(host[name] - picture).max() < 2e-3, name
     other = NerfTask(toy(), scene, seed=1)
     other.restore(tensors, metadata["state"])
-    assert other.on_device is None
+    assert not other.steps.is_captured
     loss = other.step(4, 1.0).loss
     assert isinstance(loss, float) and loss < 1.0

@@ -13,6 +13,7 @@ from hashfield.data.demo_picture import make_demo_picture
 from hashfield.data.pictures import Picture, read_picture
 from hashfield.nn.config import EncodingConfig, GridConfig
 from hashfield.ops.backend import Backend, use_backend
+from hashfield.steps.points_host import HostPointSteps
 from hashfield.tasks import image_model
 from hashfield.tasks.image import ImageTask
 from hashfield.tasks.image_config import ImageConfig, ImageTrainConfig
@@ -53,17 +54,17 @@ def test_picture_is_learned_as_on_the_host(backend: Backend, tmp_path: Path) -> 
     """Given the same batches, drawn on the host, steps have the losses of Numba's; levels take turns as there."""
     picture, n_steps, config = toy_picture(tmp_path), 6, toy_image_config()
     host = ImageTask(config, picture, seed=1)
-    assert host.intervals == [1, 2, 2]
+    assert [interval for _, interval in host.steps.recipe.parts or ()] == [1, 2, 2]
     right = [float(host.step(k, k / n_steps).loss) for k in range(n_steps)]
     with use_backend(backend):
         task = ImageTask(config, picture, seed=1, device=DEVICE, is_picture_on_device=False)
-        assert task.on_device is not None and task.on_device.source is None and task.workspace is None
+        assert task.steps.is_captured and not task.steps.draws_there
         task.warm_up()
         found = [task.step(k, k / n_steps) for k in range(n_steps)]
         psnr = compare(task.model(), picture)["psnr"]
     assert [float(step.loss) for step in found] == pytest.approx(right, rel=2e-3)
     assert [float(step.squared_error) for step in found] == pytest.approx(right, rel=2e-3)  # the loss is l2
-    assert {int(step.n_samples) for step in found} == {host.lattice[0] * host.lattice[1]}
+    assert {int(step.n_samples) for step in found} == {host.steps.recipe.n_points}
     assert right[-1] < 0.6 * right[0]
     assert psnr == pytest.approx(compare(host.model(), picture)["psnr"], abs=0.05)
 
@@ -76,9 +77,9 @@ def test_picture_trains_saves_and_goes_on_elsewhere(backend: Backend, tmp_path: 
     config, n_steps = toy_image_config(precision="float16"), 7
     with use_backend(backend):
         task = ImageTask(config, picture, seed=1, device=DEVICE)
-        assert task.on_device is not None and task.on_device.source is not None
+        assert task.steps.is_captured and task.steps.draws_there
         result = train(task, run, TrainOptions(n_steps=n_steps))
-        assert result.stopped_by == "done" and result.n_samples == n_steps * task.lattice[0] * task.lattice[1]
+        assert result.stopped_by == "done" and result.n_samples == n_steps * task.steps.recipe.n_points
         tensors, metadata = load_checkpoint(run.checkpoint)
         for name, parameter in task.field.named_parameters():
             assert torch.equal(tensors[f"field.{name}"], parameter.detach().cpu()), name
@@ -98,17 +99,17 @@ def test_picture_trains_saves_and_goes_on_elsewhere(backend: Backend, tmp_path: 
         abs=1.0,  # other pixels, as many
     )
     host.restore(tensors, metadata["state"])
-    assert host.on_device is None and host.workspace is not None
+    assert isinstance(host.steps, HostPointSteps)
     assert float(host.step(n_steps, 1.0).loss) < 0.9 * losses[0]
     # Levels that wait for their update leave a gradient, which goes along.
-    assert bool(host.workspace.grad_table.any()) == (host.optimizer.n_steps % 2 == 1)
+    assert bool(host.steps.workspace.grad_table.any()) == (host.steps.optimizer.n_steps % 2 == 1)
     host.step(n_steps + 1, 1.0)
     tensors, values = host.state()
     with use_backend(backend):
         again.restore(tensors, values)
         pending = again.state()[0]["optimizer.gradient"]
         assert bool(pending.any())
-        torch.testing.assert_close(pending, host.workspace.grad_table)
+        torch.testing.assert_close(pending, host.steps.workspace.grad_table)
         assert float(again.step(n_steps + 2, 1.0).loss) < 0.9 * losses[0]
 
 
@@ -134,7 +135,7 @@ def test_distance_is_learned_as_on_the_host(backend: Backend, tmp_path: Path) ->
     run, points = RunFolder.create(tmp_path / "run", "torus"), torch.rand(100, 3) * 2 - 1
     with use_backend(backend):
         task = SdfTask(config, mesh, seed=1, device=DEVICE)
-        assert task.on_device is not None and task.workspace is None
+        assert task.steps.is_captured
         result = train(task, run, TrainOptions(n_steps=n_steps))
         assert result.stopped_by == "done" and result.n_samples == n_steps * 256
         found = task.model().distance(points.to(DEVICE)).cpu()

@@ -10,18 +10,16 @@ import torch
 from torch import nn
 
 from hashfield.errors import CheckpointError, ConfigError
+from hashfield.steps.optimizers import HostOptimizer, network_groups
+from hashfield.steps.state import restore_trained, trained_state, warn_of_other_bits
 from hashfield.tasks.shared import (
     background_text,
     check_seed,
     parse_background,
-    restore_trained,
     stored,
     stored_background,
     stored_cameras,
-    trained_state,
-    warn_of_other_bits,
 )
-from hashfield.train.optim import TableOptimizer
 
 PATH = Path("a.safetensors")
 
@@ -61,15 +59,15 @@ def test_entries_as_they_are() -> None:
             stored_background({"background": wrong}, PATH)
 
 
-def field_and_optimizer(value: float) -> tuple[nn.ParameterDict, TableOptimizer]:
+def field_and_optimizer(value: float) -> tuple[nn.ParameterDict, HostOptimizer]:
     """A table and a matrix full of a number."""
     field = nn.ParameterDict({"table": torch.full((5, 2), value), "matrix": torch.full((3, 4), value)})
-    return field, TableOptimizer(field["table"], [field["matrix"]])
+    return field, HostOptimizer(network_groups(field["table"], [field["matrix"]]))
 
 
 def test_what_was_trained_comes_back() -> None:
     field, optimizer = field_and_optimizer(1.0)
-    optimizer.step(torch.ones(5, 2), [torch.ones(3, 4)], 0.1)
+    optimizer.step({"table": [torch.ones(5, 2)], "matrices": [torch.ones(3, 4)]}, 0.1)
     tensors, values = trained_state(field, optimizer, "float32")
     assert {"field.table", "field.matrix", "optimizer.0.moment1", "optimizer.1.moment2"} <= set(tensors)
     assert values == {"optimizer_steps": 1, "threads": torch.get_num_threads(), "precision": "float32"}

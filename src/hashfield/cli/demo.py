@@ -13,7 +13,7 @@ from hashfield.cli.shared import kind_from_name, memory_advice, parse, run_comma
 from hashfield.cli.train import TrainKind, run_training, write_config
 from hashfield.errors import ConfigError
 from hashfield.export.video import check_video
-from hashfield.kernels.numba_cpu.common import is_cache_warm
+from hashfield.ops.machine import is_kernel_cache_warm
 from hashfield.train.loop import TrainOptions, TrainResult
 from hashfield.train.run_folder import RunFolder
 from hashfield.train.task import Task
@@ -69,7 +69,7 @@ def demo_kind(kind: DemoKind, arguments: list[str]) -> int:
     length = TrainOptions(max_seconds=options.seconds)
     run = RunFolder.create(options.out, kind.name, options.overwrite)
     with memory_advice(kind.train.smaller), kind.make(options, device, run) as (task, finish):
-        if not is_cache_warm():
+        if not is_kernel_cache_warm():
             say("first start: the kernels are compiled now, which takes about a minute and is kept for the next time")
         write_config(run, task, length)
         on_progress = None if kind.train.on_progress is None else kind.train.on_progress(task, run)

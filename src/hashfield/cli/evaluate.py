@@ -17,6 +17,7 @@ from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import parse_background
 from hashfield.train.checkpoint import read_metadata, write_aside
+from hashfield.train.metrics import SSIM_WINDOW
 from hashfield.train.run_folder import RunFolder
 
 
@@ -96,7 +97,7 @@ def views_of(model: NerfModel, options: Evaluate) -> PosedImages:
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=model.spaces.aabb_scale, splits=(options.split,),
         camera_axes=stored.get("camera_axes", "opengl"),
-        max_image_memory=int(options.max_image_memory * 2**30),
+        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
     )  # fmt: skip
     scene = load_scene(path, read)
     if options.split not in scene.splits:

@@ -203,7 +203,8 @@ def judged(model: ImageModel, picture: Picture, run: RunFolder) -> dict[str, Any
 def comparisons(model: ImageModel, picture: Picture) -> list[tuple[str, np.ndarray]]:
     """(caption, sheet): the whole, every n-th pixel of it, and a part at full size; picture, model, error."""
     every = max(1, -(-max(picture.width, picture.height) // SHOWN_SIDE))
-    rows, columns = np.arange(every // 2, picture.height, every), np.arange(every // 2, picture.width, every)
+    # From the middle of the first few on; a picture that is thinner than that still has one row or column.
+    rows, columns = (np.arange(min(every, n) // 2, n, every) for n in (picture.height, picture.width))
     whole = np.concatenate([picture.region(0, int(y), picture.width, 1)[:, columns] for y in rows])
     grid = np.stack(np.meshgrid((columns + 0.5) / picture.width, (rows + 0.5) / picture.height), -1)
     name = f"whole picture, every {every}th pixel" if every > 1 else "whole picture"

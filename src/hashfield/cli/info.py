@@ -41,18 +41,18 @@ def about_this_machine() -> None:
     import numpy
     import torch
 
-    from hashfield.kernels.numba_cpu.common import cache_folder, is_cache_warm
-    from hashfield.kernels.numba_cpu.target import ARE_TILES_EMULATED, LANES, PATH, available_paths
     from hashfield.ops.backend import available_backends, ops
+    from hashfield.ops.machine import cpu_kernels, is_kernel_cache_warm
 
     say(f"hashfield {__version__}, python {platform.python_version()}, torch {torch.__version__}, "
         f"triton {version_of('triton')}, numba {numba.__version__}, numpy {numpy.__version__}")  # fmt: skip
-    say(f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, kernels for {PATH} ({LANES} lanes"
-        f"{', tiles emulated' if ARE_TILES_EMULATED else ''}); "
-        f"possible here: {', '.join(available_paths())}")  # fmt: skip
+    cpu = cpu_kernels()
+    say(f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, kernels for {cpu.path} ({cpu.lanes} lanes"
+        f"{', tiles emulated' if cpu.are_tiles_emulated else ''}); "
+        f"possible here: {', '.join(cpu.possible_paths)}")  # fmt: skip
     for line in about_gpus():
         say(line)
-    say(f"compiled kernels: {cache_folder()} ({'warm' if is_cache_warm() else 'empty'})")
+    say(f"compiled kernels: {cpu.cache} ({'warm' if is_kernel_cache_warm() else 'empty'})")
     has_gpu = torch.cuda.is_available()
     for op in ops():
         found = dict(available_backends(op))
@@ -61,6 +61,11 @@ def about_this_machine() -> None:
         order = ("triton", "numba", "reference")
         say(f"  {op:20s}{next(name for name in order if found[name] is None):10s}"
             + "; ".join(f"{name}: {found[name] or 'yes'}" for name in order))  # fmt: skip
+    from hashfield.tcnn.coverage import coverage
+
+    say("modules of tinycudann (hashfield.tcnn) run in:")
+    for kind, where in coverage():
+        say(f"  {kind:44s}{where}")
 
 
 def about_gpus() -> list[str]:

@@ -27,7 +27,7 @@ from hashfield.tasks.nerf import NerfTask, gpu_memory
 from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.train.loop import TrainResult
-from hashfield.train.metrics import psnr
+from hashfield.train.metrics import SSIM_WINDOW, psnr
 from hashfield.train.run_folder import RunFolder
 
 
@@ -36,7 +36,7 @@ class TrainNerf(TrainCommand):
     """Train a radiance field on photos with camera poses."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """Folder with the photos and transforms.json (or transforms_train.json ...), or that file."""
+    """Folder with photos and transforms.json, a COLMAP model or LLFF's poses_bounds.npy, or the data file itself."""
     background: str = "white"
     """Colour behind the scene in evaluation and rendering: white, black or #rrggbb."""
     downscale: int = 1
@@ -63,12 +63,12 @@ def prepare_nerf(
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
-        max_image_memory=int(options.max_image_memory * 2**30),
+        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
     )  # fmt: skip
     scene = load_scene(options.path, read)
     for note in scene.notes:
         say(note)
-    if device.type == "cuda" and plan.config.is_plain:
+    if device.type == "cuda" and plan.config.trains_on_device:
         say_memory(gpu_memory(plan.config, scene), device, options.max_gpu_memory, SMALLER)
     task = NerfTask(plan.config, scene, seed=options.seed, background=options.background, device=device)
     if plan.resumed is not None:

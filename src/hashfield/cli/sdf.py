@@ -19,7 +19,7 @@ from hashfield.cli.shared import DeviceName, parse, say, set_up
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory, train_kind
 from hashfield.data.demo_mesh import DEMO as DEMO_PATH
 from hashfield.data.demo_mesh import demo_mesh
-from hashfield.data.meshes import SourceMesh, mesh_library, read_mesh
+from hashfield.data.meshes import SourceMesh, check_mesh_packages, read_mesh
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import colorize_normals, comparison_sheet, to_uint8, write_png
 from hashfield.export.meshes import extract_mesh
@@ -54,6 +54,7 @@ def prepare_sdf(
 ) -> Iterator[Training]:
     """The training of a signed distance: see `hashfield.cli.train.TrainKind`."""
     background = parse_background(options.background)
+    check_mesh_packages()  # now, not after the training
     mesh = read_mesh(options.path)
     say(f"{mesh.name}: {len(mesh.vertices)} vertices, {len(mesh.faces)} triangles")
     if plan.resumed is not None:
@@ -243,7 +244,7 @@ def _mesh_of(model: SdfModel, options: EvaluateSdf) -> SourceMesh:
     """The mesh to compare with."""
     stored = model.info.get("scene", {})
     if options.data is None and stored.get("path") == DEMO_PATH:
-        mesh_library("igl")
+        check_mesh_packages()
         return demo_mesh()
     path = options.data or Path(stored.get("path", ""))
     if not path.is_file():
@@ -264,7 +265,7 @@ def make_demo(
     options: DemoSdf, device: torch.device, run: RunFolder
 ) -> Iterator[tuple[SdfTask, Callable[[TrainResult], Any]]]:
     """The task of a mesh made by formula."""
-    mesh_library("igl")
+    check_mesh_packages()
     mesh = demo_mesh()
     say(f"made a mesh of {len(mesh.vertices)} vertices and {len(mesh.faces)} triangles")
     task = SdfTask(PRESETS["fast"], mesh, seed=options.seed, device=device)

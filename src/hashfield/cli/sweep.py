@@ -27,6 +27,7 @@ from hashfield.tasks.sdf import SdfTask
 from hashfield.tasks.studies import Setting, encodings_study, grid_study
 from hashfield.train.checkpoint import write_aside
 from hashfield.train.loop import TrainOptions
+from hashfield.train.metrics import SSIM_WINDOW
 from hashfield.train.sweep import (
     Cell,
     Row,
@@ -297,7 +298,9 @@ def sweep_nerf(arguments: list[str]) -> int:
     set_up(threads=options.threads)
     if options.n_views < 1:
         raise ConfigError(f"--n-views: expected at least 1, got {options.n_views}")
-    read = ReadOptions(downscale=options.downscale, max_image_memory=int(options.max_image_memory * 2**30))
+    read = ReadOptions(
+        downscale=options.downscale, max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW
+    )
     scene = load_scene(options.path, read)
     if "test" not in scene.splits or not len(scene.splits["test"]):
         raise ConfigError(f"{options.path}: no held-out views to judge by")

@@ -19,7 +19,7 @@ class PosedImages:
     """Views with their cameras.
 
     Raises:
-        ShapeError: counts differ, or an image is not uint8 RGBA of its camera's size.
+        ShapeError: counts differ, an image is not uint8 RGBA of its camera's size, or a mask not bool of that size.
     """
 
     cameras: tuple[Camera, ...]
@@ -28,16 +28,28 @@ class PosedImages:
     """uint8 [height, width, 4], RGBA in sRGB with straight alpha; sizes may differ."""
     names: tuple[str, ...]
     """File names relative to the data file, with forward slashes."""
+    masks: list[np.ndarray] | None = None
+    """bool [height, width] of each view, True where the pixel shows the scene and may be learned from; None:
+    everywhere."""
 
     def __post_init__(self) -> None:
         if not len(self.cameras) == len(self.images) == len(self.names):
             counts = f"{len(self.cameras)} cameras, {len(self.images)} images, {len(self.names)} names"
             raise ShapeError(f"PosedImages: {counts}")
+        if self.masks is not None and len(self.masks) != len(self.cameras):
+            raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, {len(self.masks)} masks")
         for camera, image, name in zip(self.cameras, self.images, self.names, strict=True):
             if image.dtype != np.uint8 or image.shape != (camera.height, camera.width, 4):
                 raise ShapeError(
                     f"PosedImages: {name}: expected uint8 ({camera.height}, {camera.width}, 4), "
                     f"got {image.dtype} {image.shape}"
+                )
+
+        for camera, mask, name in zip(self.cameras, self.masks or (), self.names, strict=self.masks is not None):
+            if mask.dtype != np.bool_ or mask.shape != (camera.height, camera.width):
+                raise ShapeError(
+                    f"PosedImages: mask of {name}: expected bool ({camera.height}, {camera.width}), "
+                    f"got {mask.dtype} {mask.shape}"
                 )
 
     def __len__(self) -> int:
@@ -55,7 +67,7 @@ class Scene:
 
     name: str
     path: Path
-    """What the user named, resolved."""
+    """What the user named, as an absolute path; a link to a file keeps its own name."""
     form: str
     """In which form the data lay there, e.g. "instant-ngp"."""
     spaces: Spaces
@@ -89,9 +101,11 @@ class ReadOptions:
     y down, looking along +z), as files of some exporters have it."""
     splits: tuple[str, ...] = field(default=("train", "test"))
     """Which of train, val and test to decode."""
+    least_side: int = 1
+    """Pixels that every side of a photo must have as it will lie in memory, e.g. what a measure of quality needs."""
 
     def __post_init__(self) -> None:
-        for name in ("downscale", "max_image_memory"):
+        for name in ("downscale", "max_image_memory", "least_side"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}: expected a whole number >= 1, got {value!r}")
@@ -135,7 +149,8 @@ def load_scene(path: Path, options: ReadOptions | None = None) -> Scene:
     options = ReadOptions() if options is None else options
     if not given.exists():
         raise DataError(f"{path}: no such file or folder")
-    resolved = given.resolve()
+    # a file's own name counts, not that of what it links to: download caches link transforms.json to blobs
+    resolved = given.resolve() if given.is_dir() else given.parent.resolve() / given.name
     for reader in READERS:
         if reader.matches(resolved):
             return reader.read(resolved, options)
@@ -144,6 +159,7 @@ def load_scene(path: Path, options: ReadOptions | None = None) -> Scene:
 
 
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic")
+_ENDS: Final = (".bin", ".txt")
 
 
 def _hint(path: Path) -> str:
@@ -153,10 +169,11 @@ def _hint(path: Path) -> str:
     below = sorted(path.glob("*/transforms*.json"))
     if below:
         return f"; {below[0].parent.name}/{below[0].name} lies one folder deeper"
-    if (path / "poses_bounds.npy").exists():
-        return "; this is an LLFF data set (poses_bounds.npy), which is not read yet"
-    models = ("", "sparse", "sparse/0", "colmap/sparse/0")
-    if any((path / model / f"cameras{end}").exists() for model in models for end in (".bin", ".txt")):
-        return "; this is a COLMAP model, which is not read yet"
+    for model in ("", "sparse/0", "sparse", "colmap/sparse/0"):
+        lists = [
+            name for name in ("cameras", "images") if any((path / model / f"{name}{end}").exists() for end in _ENDS)
+        ]
+        if len(lists) == 1:
+            return f"; a COLMAP model needs cameras and images, {model or 'the folder'} holds {lists[0]} only"
     pictures = sum(entry.suffix.lower() in _PICTURES for entry in (*path.glob("*"), *path.glob("images/*")))
     return f"; it holds pictures ({pictures}) but no camera poses" if pictures else ""

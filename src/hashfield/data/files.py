@@ -5,6 +5,7 @@ import posixpath
 import re
 import unicodedata
 from pathlib import Path
+from typing import Final
 
 from hashfield.data.images import EXTENSIONS
 
@@ -36,10 +37,15 @@ class Folder:
         """The image that `file_path` names, and whether it lies in images/ instead of where it is said to.
 
         A name without a known ending is tried as it stands, then with each of `EXTENSIONS`. Where nothing
-        is found, the last part of the name is looked for in images/ (data files that were written from
-        another folder or on another computer).
+        is found, the data file may have been written from another folder or on another computer: then images/ is
+        looked into if the name says images/ in the end, leads out of the data's folder, or names no folder at all.
+        A folder beside images/ is another one, e.g. that of another camera.
         """
-        for place, is_elsewhere in ((file_path, False), (f"images/{posixpath.basename(file_path)}", True)):
+        *folders, name = file_path.split("/")
+        places = [(file_path, False)]
+        if not folders or folders[-1].casefold() == "images" or escapes(file_path):
+            places.append((f"images/{name}", True))
+        for place, is_elsewhere in places:
             has_ending = posixpath.splitext(place)[1].lower() in EXTENSIONS
             for ending in ("",) if has_ending else ("", *EXTENSIONS):
                 found = self.find(place + ending)
@@ -61,6 +67,59 @@ class Folder:
                 pass  # not a folder, or not ours to read: nothing is found in it
             self._listings[folder] = listing
         return self._listings[folder]
+
+
+class PhotoFolder:
+    """The photos of one folder, by their names relative to it."""
+
+    def __init__(self, root: Path, *, recursive: bool = True) -> None:
+        self.root = root
+        paths = root.rglob("*") if recursive else root.iterdir()
+        names = [path.relative_to(root).as_posix() for path in paths if path.suffix.lower() in EXTENSIONS]
+        self.names: list[str] = sorted(name for name in names if not posixpath.basename(name).startswith("."))
+        """In plain string order (img10 before img2), as COLMAP and LLFF count them; with forward slashes."""
+        self._files = Folder(root)
+        self._by_stem: dict[str, str] = {}
+        for name in reversed(self.names):
+            self._by_stem[_fold(posixpath.splitext(name)[0])] = name
+
+    def find(self, name: str) -> Path | None:
+        """The photo of this name, whatever the case of its letters, or with another ending; None without one.
+
+        Folders of smaller photos often hold another format than the one the data name.
+        """
+        found = self._files.find(name)
+        other = self._by_stem.get(_fold(posixpath.splitext(name)[0]))
+        return found or (None if other is None else self.root / other)
+
+
+def photo_folders(root: Path) -> list[PhotoFolder]:
+    """The folders in which the photos of a capture usually lie that exist: images, images_2, images_4 and so on, with
+    growing number, and the capture's own folder."""
+    named = [path for path in _entries(root) if path.is_dir() and _PHOTO_FOLDER.fullmatch(path.name)]
+    named.sort(key=lambda path: natural_key(path.name))
+    return [*map(PhotoFolder, named), PhotoFolder(root, recursive=False)]
+
+
+def is_photo_folder(path: Path) -> bool:
+    """Whether a path is named like one of the folders of a capture's photos."""
+    return path.is_dir() and _PHOTO_FOLDER.fullmatch(path.name) is not None
+
+
+_PHOTO_FOLDER: Final = re.compile(r"images(_[0-9]+)?")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # not ours to read: nothing is found in it
+        return []
+
+
+def escapes(name: str) -> bool:
+    """Whether a name, as data state it, would lead out of the folder that it is relative to."""
+    path = name.replace("\\", "/")
+    return posixpath.isabs(path) or ":" in path.split("/")[0] or ".." in path.split("/") or "\0" in path
 
 
 def _fold(name: str) -> str:

@@ -1,6 +1,9 @@
 """Photos in: headers, decoding to uint8 RGBA, downscaling. The only reader of image files in the package."""
 
+import functools
+import io
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,9 +11,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from hashfield.data.raw_photos import raw_photo
 from hashfield.errors import ConfigError, DataError
 
 EXTENSIONS: Final = (
@@ -36,6 +40,7 @@ class ImageHeader:
     height: int
     reduction: str | None
     """What is lost or converted on the way to 8-bit RGB, in words; None for ordinary pictures."""
+    is_jpeg: bool = False
 
 
 def read_header(path: Path) -> ImageHeader:
@@ -47,7 +52,9 @@ def read_header(path: Path) -> ImageHeader:
     return _with_image(path, _header)
 
 
-def decode_rgba(path: Path, downscale: int = 1) -> UInt8[np.ndarray, "height width 4"]:
+def decode_rgba(
+    path: Path, downscale: int = 1, warn: Callable[[str], object] = lambda text: None
+) -> UInt8[np.ndarray, "height width 4"]:
     """Pixels as uint8 RGBA with straight alpha, 255 where the file has none.
 
     Grey is repeated, palettes and transparent colours are looked up, 16-bit values are divided by 257 and
@@ -57,21 +64,116 @@ def decode_rgba(path: Path, downscale: int = 1) -> UInt8[np.ndarray, "height wid
 
     Args:
         path: any file that Pillow reads; of several pictures in it, the first.
-        downscale: see `downscale_rgba`.
+        downscale: see `downscale_rgba`. Of a JPEG with more pixels than `_LARGE`, a half, quarter or eighth is decoded
+            where that divides it.
+        warn: called with what is wrong with a file that could be decoded all the same.
 
     Raises:
         DataError: not an image, truncated, or of a kind without an 8-bit meaning (floating point).
     """
-    pixels = _with_image(path, _pixels)
-    if downscale == 1:
+    pixels, reduced = _with_image(path, lambda image: _pixels_of_file(path, image, downscale, warn))
+    if downscale == reduced:
         return pixels
-    if min(pixels.shape[:2]) < downscale:
+    if min(pixels.shape[:2]) < downscale // reduced:
         raise DataError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} is too small for --downscale {downscale}")
-    return downscale_rgba(pixels, downscale)
+    return downscale_rgba(pixels, downscale // reduced)
+
+
+_LARGE: Final = 100_000_000
+
+
+def _jpeg_fraction(width: int, height: int, downscale: int) -> int:
+    """By what a large JPEG's sides are divided while it is decoded, as a part of the downscaling."""
+    if width * height <= _LARGE:
+        return 1
+    return next((part for part in (8, 4, 2) if downscale % part == 0), 1)
+
+
+def decoding_bytes(header: ImageHeader, downscale: int) -> int:
+    """Memory that the picture takes while it is decoded, 4 bytes a pixel."""
+    part = _jpeg_fraction(header.width, header.height, downscale) if header.is_jpeg else 1
+    return 4 * (header.width // part) * (header.height // part)
+
+
+def _pixels_of_file(
+    path: Path, image: Image.Image, downscale: int, warn: Callable[[str], object]
+) -> tuple[np.ndarray, int]:
+    """The pixels, and by what their sides were divided already."""
+    if image.format != "JPEG":
+        return _pixels(image), 1
+    width, height = image.size
+    part = _jpeg_fraction(width, height, downscale)
+    if part > 1:
+        image.draft(None, (width // part, height // part))
+    try:
+        pixels = _pixels(image)
+    except OSError:
+        pixels = _without_end_marker(path, part)
+        if pixels is None:
+            raise
+        warn("the end marker of a JPEG is missing")
+    # the decoder rounds up what downscaling drops
+    return (pixels if part == 1 else np.ascontiguousarray(pixels[: height // part, : width // part])), part
+
+
+# 255 begins a marker; bits that are all 1 or all 0, or few random ones, could by chance mean the pixels that are there
+_FILLERS: Final = (
+    b"\xfe" * 999,
+    *(np.random.default_rng(seed).integers(0, 255, 999, np.uint8).tobytes() for seed in (1, 2)),
+)
+
+
+def _without_end_marker(path: Path, part: int) -> np.ndarray | None:
+    """The pixels of a JPEG that lacks only its end marker; None where picture data are missing too.
+
+    With a marker added, the decoder fills whatever is missing without a word. So it is asked several times, with
+    different bytes before the marker: they change the pixels only if the picture's own data ended too early.
+    """
+    data = path.read_bytes().removesuffix(b"\xff")
+
+    def decoded(filler: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(data + filler + b"\xff\xd9")) as image:
+            if part > 1:
+                image.draft(None, (image.width // part, image.height // part))
+            return _pixels(image)
+
+    pixels = decoded(b"")
+    return pixels if all(np.array_equal(pixels, decoded(filler)) for filler in _FILLERS) else None
+
+
+def decode_mask(path: Path) -> Bool[np.ndarray, "height width"]:
+    """Which pixels of a picture are not black, whatever its transparency; in a JPEG, which never is quite black, those
+    of at least half the range.
+
+    Raises:
+        DataError: not an image, or truncated.
+    """
+
+    def is_set(image: Image.Image) -> np.ndarray:
+        if image.mode in ("P", "PA", "CMYK", "YCbCr", "HSV", "LAB"):
+            image = image.convert("RGB")
+        values = np.asarray(image) >= 128 if image.format == "JPEG" else np.asarray(image) != 0
+        if values.ndim == 3:
+            values = values[..., :1] if image.mode in ("LA", "La") else values[..., :3]
+            values = values.any(axis=-1)
+        return np.array(values)
+
+    return _with_image(path, is_set)
+
+
+def downscale_mask(mask: Bool[np.ndarray, "height width"], factor: int) -> Bool[np.ndarray, "small_height small_width"]:
+    """Blocks of factor x factor pixels that are set as a whole, in the arrangement of `downscale_rgba`: the mean of a
+    block is not wanted if a part of it is not."""
+    height, width = mask.shape[0] // factor, mask.shape[1] // factor
+    return mask[: height * factor, : width * factor].reshape(height, factor, width, factor).all(axis=(1, 3))
 
 
 def decode_all(
-    paths: Sequence[Path], downscale: int = 1, explain: Callable[[int, DataError], DataError] | None = None
+    paths: Sequence[Path],
+    downscale: int = 1,
+    explain: Callable[[int, DataError], DataError] | None = None,
+    warn: Callable[[int, str], object] = lambda index, text: None,
+    n_threads: int | None = None,
 ) -> list[np.ndarray]:
     """`decode_rgba` of many files by a small pool of threads (Pillow's decoders run outside Python's lock).
 
@@ -79,13 +181,19 @@ def decode_all(
         paths: image files.
         downscale: see `downscale_rgba`.
         explain: turns the error of the file with this index into the one to raise.
+        warn: called with the index of a file and what is wrong with it although it could be decoded.
+        n_threads: at most so many at once, since each holds a whole picture; default 8.
 
     Raises:
         DataError: that of the first file in order that cannot be decoded; the rest is then given up.
     """
-    pool = ThreadPoolExecutor(min(_DECODERS, _n_cpus(), max(1, len(paths))), thread_name_prefix="decode")
+    n_workers = max(1, min(_DECODERS if n_threads is None else n_threads, _n_cpus(), len(paths)))
+    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="decode")
     try:
-        pending = [pool.submit(decode_rgba, path, downscale) for path in paths]
+        pending = [
+            pool.submit(decode_rgba, path, downscale, functools.partial(warn, index))
+            for index, path in enumerate(paths)
+        ]
         images = []
         for index, future in enumerate(pending):
             try:
@@ -156,14 +264,42 @@ def exif_orientation(path: Path) -> int:
         return 1
 
 
+class _NoBombLimit:
+    """Switches Pillow's limit of pixels off while it is entered, by however many threads: the guard here is the memory
+    that a data set may take, which is checked before anything is decoded."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_users = 0
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_users == 0:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._n_users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._n_users -= 1
+            if self._n_users == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_no_bomb_limit: Final = _NoBombLimit()
+
+
 class _UnsupportedError(Exception):
     """A picture that opens but has no 8-bit meaning; the text says why."""
 
 
 def _with_image(path: Path, action: Callable[[Image.Image], _Result]) -> _Result:
     """The action's result on the opened image; whatever Pillow raises becomes one DataError."""
+    kind = raw_photo(path)
+    if kind is not None:
+        raise DataError(f"{path}: {kind}")
     try:
-        with Image.open(path) as image:
+        with _no_bomb_limit, Image.open(path) as image:
             return action(image)
     except MemoryError:
         raise
@@ -180,7 +316,7 @@ def _with_image(path: Path, action: Callable[[Image.Image], _Result]) -> _Result
 
 
 def _header(image: Image.Image) -> ImageHeader:
-    return ImageHeader(*image.size, reduction=_reduction(image))
+    return ImageHeader(*image.size, reduction=_reduction(image), is_jpeg=image.format == "JPEG")
 
 
 def _reduction(image: Image.Image) -> str | None:

@@ -19,14 +19,18 @@ class Fields:
     """One object of a file together with its place, e.g. "transforms.json: frame 3 (images/a.png)"."""
 
     values: Mapping[str, Any]
+    """Without fields that are null: these count as absent."""
     place: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", {name: value for name, value in self.values.items() if value is not None})
 
     def fail(self, name: str, message: str) -> DataError:
         """The error to raise about a field."""
         return DataError(one_line(f"{self.place}: '{name}': {message}"))
 
     def has(self, *names: str) -> bool:
-        """Whether any of these fields is there, whatever its value."""
+        """Whether any of these fields is there and not null."""
         return any(name in self.values for name in names)
 
     def number(self, name: str, *, above: float = -math.inf, below: float = math.inf) -> float | None:
@@ -51,7 +55,7 @@ class Fields:
         return None if value is None else int(value)
 
     def boolean(self, name: str) -> bool | None:
-        """The truth value there (0 and 1 serve too), None where the field is absent or null."""
+        """The truth value there (0 and 1 serve too), None where the field is absent."""
         value = self.values.get(name)
         if value is None or isinstance(value, bool):
             return value

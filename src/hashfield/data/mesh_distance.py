@@ -16,6 +16,7 @@ from hashfield.ops.occupancy import morton3
 _AT_ONCE: Final = 2**17  # points a call: it holds the interpreter lock, and Ctrl-C waits for it
 _ON_FEATURE: Final = 1e-7  # barycentric coordinates below this lie on the edge or vertex
 _PROBES: Final = 4096
+_PIECES: Final = 1024  # of many pieces, so many are probed
 _DISAGREE: Final = 0.002
 """Share of probes on whose sign normals and winding numbers may differ before a closed mesh counts as one that passes
 through itself; tiny triangles and points on the surface cost a few in ten thousand."""
@@ -78,8 +79,14 @@ class DistanceQuery:
             self.rule = rule
         elif is_closed:
             self.rule = "normals"
+        if rule is None and is_closed and _touches_itself(self.faces):
+            self.rule = "winding"  # where only corners touch, normals of one body mix with those of another
         self._normals = _feature_normals(self.vertices, self.faces) if self.rule == "normals" else None
-        if rule is None and is_closed and self._disagreement() > _DISAGREE:
+        if (
+            self.rule == "normals"
+            and rule is None
+            and (self._disagreement() > _DISAGREE or self._disagrees_around_a_piece())
+        ):
             self.passes_through_itself = True
             self.rule = "winding"
 
@@ -92,6 +99,24 @@ class DistanceQuery:
         probes = np.concatenate([near, low + rng.random((_PROBES // 2, 3)) * (high - low)])
         by_normals = self.signed(probes) < 0
         return float(np.mean(by_normals != (self.winding_number(probes) > 0.5)))
+
+    def _disagrees_around_a_piece(self) -> bool:
+        """Whether the two rules differ around some piece of surface that is too small to be hit by random probes."""
+        piece = _pieces(self.faces, len(self.vertices))
+        n_pieces = int(piece.max()) + 1
+        if n_pieces == 1:
+            return False
+        order = np.argsort(piece, kind="stable")
+        begin = np.searchsorted(piece[order], np.arange(n_pieces + 1))
+        chosen = np.random.default_rng(0).permutation(n_pieces)[:_PIECES]
+        faces = np.stack([order[np.linspace(begin[k], begin[k + 1] - 1, 4).astype(int)] for k in chosen]).reshape(-1)
+        a, b, c = self.vertices[self.faces[faces]].transpose(1, 0, 2)
+        normal = np.cross(b - a, c - a)
+        size = np.linalg.norm(normal, axis=1, keepdims=True) ** 0.5
+        step = 0.05 * normal / size  # a twentieth of the triangle's size
+        probes = np.concatenate([(a + b + c) / 3 + step, (a + b + c) / 3 - step])
+        differ = (self.signed(probes) < 0) != (self.winding_number(probes) > 0.5)
+        return bool((differ.reshape(2, len(chosen), 4).sum((0, 2)) >= 3).any())
 
     def nearest(self, points: Float64[np.ndarray, "n 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(distance [n] >= 0, face [n], nearest point of the surface [n, 3])."""
@@ -151,6 +176,38 @@ class DistanceQuery:
             across = np.cross(b - a, c - a)
             normal[part][is_hit] = across / np.linalg.norm(across, axis=1, keepdims=True)
         return t, normal
+
+
+# --- pieces of surface
+
+
+def _pieces(faces: np.ndarray, n_vertices: int) -> np.ndarray:
+    """Of each face, the number of the piece of surface that it belongs to; pieces share no vertex."""
+    sparse = mesh_library("scipy.sparse")
+    ends = faces[:, :2].reshape(-1), faces[:, 1:].reshape(-1)
+    graph = sparse.coo_matrix((np.ones(len(ends[0]), bool), ends), (n_vertices, n_vertices))
+    _, label = mesh_library("scipy.sparse.csgraph").connected_components(graph, directed=False)
+    return np.unique(label[faces[:, 0]], return_inverse=True)[1].reshape(-1)
+
+
+def _touches_itself(faces: np.ndarray) -> bool:
+    """Whether some vertex of a closed surface has more than one ring of triangles around it."""
+    n, corner = len(faces), np.arange(3 * len(faces)).reshape(-1, 3)
+    # Two corners at the same vertex belong to one ring where their triangles share an edge there.
+    begin, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    at_begin, at_end = corner.reshape(-1), np.roll(corner, -1, axis=1).reshape(-1)
+    low, high = np.minimum(begin, end), np.maximum(begin, end)
+    order = np.lexsort((high, low))
+    if len(order) % 2 or not all((x[order[::2]] == x[order[1::2]]).all() for x in (low, high)):
+        return False  # not closed, as slivers are left out: no rings to count
+    a, b = order[::2], order[1::2]
+    at_low = np.where(begin < end, at_begin, at_end)
+    at_high = np.where(begin < end, at_end, at_begin)
+    ends = np.concatenate([at_low[a], at_high[a]]), np.concatenate([at_low[b], at_high[b]])
+    sparse = mesh_library("scipy.sparse")
+    graph = sparse.coo_matrix((np.ones(len(ends[0]), bool), ends), (3 * n, 3 * n))
+    n_rings, _ = mesh_library("scipy.sparse.csgraph").connected_components(graph, directed=False)
+    return n_rings > len(np.unique(faces))
 
 
 # --- angle-weighted normals

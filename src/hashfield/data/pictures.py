@@ -25,6 +25,7 @@ from jaxtyping import Float32
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from hashfield.data.raw_photos import raw_photo
 from hashfield.errors import ConfigError, DataError
 
 IN_MEMORY: Final = 128 << 20
@@ -254,6 +255,9 @@ def _opened(path: Path, max_pixels: int) -> tuple[PictureReader, PictureHeader]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if not start:
         raise DataError(f"{path}: is empty")
+    kind = raw_photo(path)
+    if kind is not None:
+        raise DataError(f"{path}: {kind}")
     reader = next(reader for reader in PICTURE_READERS if reader.matches(path, start))
     with _as_data_error(path), _no_bomb_limit():
         header = reader.header(path.resolve())
@@ -407,6 +411,12 @@ _MODES: Final = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGB": "RGB", "RGBA
 _WIDE_GREY: Final = ("I;16", "I;16L", "I;16B", "I;16N")
 _WIDTH_TAG: Final = 256
 _HEIGHT_TAG: Final = 257
+_SAMPLES_TAG: Final = 277
+_EXTRA_TAG: Final = 338
+_JPEG_END: Final = b"\xff\xd9"
+_JPEG_SCAN: Final = b"\xff\xda"
+_CONTINUATIONS: Final = ((0, 0, 0), (250, 170, 37), (250, 85, 101), (250, 3, 11))
+"""(number of bytes, first, step): what a JPEG is continued with to see whether that changes anything."""
 
 
 def _pillow_mode(image: Image.Image) -> str:
@@ -421,12 +431,18 @@ def _pillow_mode(image: Image.Image) -> str:
 
 
 def _pillow_header(path: Path) -> PictureHeader:
-    with Image.open(path) as image:
+    source, lacks_end = _pillow_source(path)
+    with Image.open(source) as image:
+        if isinstance(image, TiffImageFile):
+            _check_n_samples(image.tag_v2.get(_SAMPLES_TAG, 1))
         mode = _pillow_mode(image)
         if mode == "I":
             raise _UnsupportedError("32-bit integers have no meaning as colours")
         dtype = "float32" if mode == "F" else "uint16" if mode in _WIDE_GREY else "uint8"
-        notes = []
+        notes = [f"warning: {path.name}: its end marker is missing; all pixels are there"] if lacks_end else []
+        if isinstance(image, TiffImageFile):
+            n_samples = image.tag_v2.get(_SAMPLES_TAG, 1)
+            notes += _fourth_channel_notes(path, n_samples, image.tag_v2.get(_EXTRA_TAG), image.mode)
         if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and dtype == "uint8":
             hint = ": pip install 'hashfield[tiff]' keeps them" if image.format == "TIFF" else ""
             notes.append(f"warning: {path.name}: 16 bits a channel are reduced to 8{hint}")
@@ -449,7 +465,7 @@ def _pillow_header(path: Path) -> PictureHeader:
 
 def _pillow_blocks(path: Path, header: PictureHeader) -> Iterator[Block]:
     """Pillow decodes as a whole, in its own 1 to 4 bytes a pixel; only the copies are strips."""
-    with _no_bomb_limit(), Image.open(path) as image:
+    with _no_bomb_limit(), Image.open(_pillow_source(path)[0]) as image:
         if sorted(image.size) != sorted((header.width, header.height)):
             raise _UnsupportedError("changed while it was read")
         mode = _pillow_mode(image)
@@ -467,6 +483,58 @@ def _pillow_blocks(path: Path, header: PictureHeader) -> Iterator[Block]:
             if mode in _WIDE_GREY:
                 found = found.astype(np.uint16)
             yield 0, y, found.reshape(found.shape[0], found.shape[1], -1)
+
+
+def _pillow_source(path: Path) -> tuple[Path | io.BytesIO, bool]:
+    """What Pillow is to open, and whether it is a JPEG that lacks its end marker and nothing else.
+
+    libjpeg fills up whatever a file lacks, and Pillow refuses all that is cut short. Whether pixels are missing shows
+    where the file is continued in two ways: a picture that is whole does not depend on what follows it.
+    """
+    with open(path, "rb") as handle:
+        if handle.read(3) != b"\xff\xd8\xff":
+            return path, False
+        handle.seek(0)
+        data = handle.read()
+    if data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN) or not _has_all_scans(data):
+        return path, False
+    data = data[:-1] if data.endswith(b"\xff") else data  # half of the marker
+    endings = [bytes((start + step * k) % 255 for k in range(n)) + _JPEG_END for n, start, step in _CONTINUATIONS]
+    try:
+        pictures = [np.asarray(Image.open(io.BytesIO(data + ending))) for ending in endings]
+    except Exception:  # the caller meets the same error, and reports it
+        return path, False
+    is_whole = all(np.array_equal(pictures[0], other) for other in pictures[1:])
+    return (io.BytesIO(data + _JPEG_END), True) if is_whole else (path, False)
+
+
+def _has_all_scans(jpeg: bytes) -> bool:
+    """Whether the scans that a JPEG begins hold all coefficients of all components, to the last bit.
+
+    Source: ITU-T T.81, annex B: headers of frames and scans.
+    """
+    at, left = 2, {}
+    while at + 4 <= len(jpeg):
+        marker, length = jpeg[at : at + 2], int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        body = jpeg[at + 4 : at + 2 + length]
+        if marker[0] != 0xFF:
+            return False
+        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC) and len(body) > 5:
+            left = {component: set(range(64)) for component in body[6::3]}
+        at += 2 + length
+        if marker == _JPEG_SCAN and body:
+            components = body[1 : 1 + 2 * body[0] : 2]
+            first, last, bits = (*body[1 + 2 * body[0] :], 0, 0, 0)[:3]
+            for component in components:
+                if bits & 15 == 0:  # of a progressive picture, the last bit of these coefficients
+                    left.get(component, set()).difference_update(range(first, last + 1))
+            while at < len(jpeg) and (at := jpeg.find(b"\xff", at)) >= 0:  # past the compressed numbers
+                if jpeg[at + 1 : at + 2] and jpeg[at + 1] != 0 and not 0xD0 <= jpeg[at + 1] <= 0xD7:
+                    break
+                at += 2
+            if at < 0:
+                break
+    return bool(left) and not any(left.values())
 
 
 # --- ffmpeg through PyAV: EXR, Radiance HDR, 16-bit colour PNG --------------------------------------------------
@@ -579,6 +647,45 @@ def _ffmpeg_blocks(path: Path, header: PictureHeader) -> Iterator[Block]:
 
 # --- tifffile, an extra: tiles, BigTIFF, 16 bits and floats ------------------------------------------------------
 
+_PREMULTIPLIED: Final = 1  # values of the tag ExtraSamples
+_STRAIGHT: Final = 2
+
+
+def _check_n_samples(n_samples: int) -> None:
+    if not 1 <= n_samples <= 4:
+        raise _UnsupportedError(f"{n_samples} channels are not a picture's, expected 1 to 4")
+
+
+def _n_read(n_samples: int, extra: tuple[int, ...] | None) -> int:
+    """How many channels of a TIFF are colours or alpha; `extra` is the tag that says what those beyond colours are."""
+    if extra and extra[-1] not in (_PREMULTIPLIED, _STRAIGHT) and n_samples in (2, 4):
+        return n_samples - 1  # near infrared, a mask, a depth: whatever it is, it is not alpha
+    if extra and extra[-1] in (_PREMULTIPLIED, _STRAIGHT) and n_samples not in (2, 4):
+        raise _UnsupportedError(f"{n_samples} channels of which the last is alpha are not read here")
+    return n_samples
+
+
+def _fourth_channel_notes(path: Path, n_samples: int, extra: tuple[int, ...] | None, mode: str = "") -> list[str]:
+    """A line about a channel beyond colours that is no alpha, or that nothing is said of."""
+    if n_samples not in (2, 4) or mode in ("CMYK", "LAB"):
+        return []
+    which = {2: "second", 4: "fourth"}[n_samples]
+    if not extra:
+        return [f"{path.name}: its {which} channel is taken as alpha; the file does not say what it is"]
+    if _n_read(n_samples, extra) < n_samples:
+        return [f"{path.name}: its {which} channel is not alpha, as the file says, and is left out"]
+    return []
+
+
+def _straight(block: np.ndarray) -> np.ndarray:
+    """Integers whose colours are multiplied by alpha, with colours that are not; (0, 0, 0, 0) where alpha is 0."""
+    top, alpha = np.iinfo(block.dtype).max, block[..., -1:].astype(np.int64)
+    colors = (block[..., :-1].astype(np.int64) * top + alpha // 2) // np.maximum(alpha, 1)
+    colors[np.broadcast_to(alpha == 0, colors.shape)] = 0
+    return np.concatenate([np.minimum(colors, top).astype(block.dtype), block[..., -1:]], axis=-1)
+
+
+_JPEG_COMPRESSIONS: Final = (6, 7, 34892, 33007)
 _TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -595,8 +702,14 @@ def _is_for_tifffile(path: Path, start: bytes) -> bool:
 
 
 def _tiff_page(path: Path) -> Any:
+    import logging
+
     import tifffile
 
+    # Of a broken file it would say so on stderr, in words for programmers; the error that follows says enough.
+    logger = logging.getLogger("tifffile")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
     return tifffile.TiffFile(path)
 
 
@@ -610,12 +723,13 @@ def _tifffile_header(path: Path) -> PictureHeader:
             raise _UnsupportedError(f"says it is {width}x{height} pixels")
         if dtype == "bool" or photometric in ("PALETTE", "SEPARATED", "CIELAB", "MINISWHITE"):
             return _pillow_header(path)
+        if photometric == "YCBCR" and page.compression not in _JPEG_COMPRESSIONS:
+            return _pillow_header(path)  # which makes RGB of it; JPEG's decoder does so itself
         if dtype not in ("uint8", "uint16", *_FLOATS):
             raise _UnsupportedError(
                 f"pixels of type {dtype} are not read here, only uint8, uint16, float16 and float32"
             )
-        if not 1 <= n_channels <= 4:
-            raise _UnsupportedError(f"{n_channels} channels are not a picture's, expected 1 to 4")
+        _check_n_samples(n_channels)
         if n_channels > 1 and page.planarconfig != 1:
             raise _UnsupportedError("channels stored apart (planar configuration 2) are not read here")
         tiles = f", tiles of {page.tilewidth}x{page.tilelength}" if page.is_tiled else ", strips"
@@ -625,6 +739,9 @@ def _tifffile_header(path: Path) -> PictureHeader:
             notes += _profile_notes(path, profile.value)
         orientation = int(tag.value) if tag is not None and tag.value in _AS_STORED else 1
         notes += _orientation_notes(path, orientation)
+        extra = tuple(int(x) for x in page.extrasamples)
+        notes += _fourth_channel_notes(path, n_channels, extra)
+        n_channels = _n_read(n_channels, extra)
         return PictureHeader(width, height, n_channels, dtype, "TIFF" + tiles, tuple(notes), orientation)
 
 
@@ -634,6 +751,10 @@ def _tifffile_blocks(path: Path, header: PictureHeader) -> Iterator[Block]:
         return
     with _tiff_page(path) as file:
         page: Any = file.pages[0]
+        extra, is_float = tuple(int(x) for x in page.extrasamples), header.dtype in _FLOATS
+        # Integers are kept straight and floats multiplied by alpha, as PNG and EXR have them.
+        must_divide = extra[-1:] == (_PREMULTIPLIED,) and not is_float
+        must_multiply = extra[-1:] == (_STRAIGHT,) and is_float
         # One thread: each holds a decoded tile, and decoding is not what takes long.
         for data, index, shape in page.segments(maxworkers=1):
             y, x = index[-3], index[-2]
@@ -641,7 +762,10 @@ def _tifffile_blocks(path: Path, header: PictureHeader) -> Iterator[Block]:
             if data is None:  # a tile that was never written
                 yield x, y, np.zeros((h, w, header.n_channels), header.dtype)
             else:
-                yield x, y, data.reshape(data.shape[-3:])[:h, :w]
+                block = data.reshape(data.shape[-3:])[:h, :w, : header.n_channels]
+                if must_multiply:
+                    block = np.concatenate([block[..., :-1] * block[..., -1:], block[..., -1:]], axis=-1)
+                yield x, y, _straight(block) if must_divide else block
 
 
 PICTURE_READERS: list[PictureReader] = [

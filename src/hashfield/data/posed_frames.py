@@ -2,24 +2,24 @@
 
 Fields that would change rays or what is learned from a pixel, and that are not supported, are refused by name
 (`REFUSED`). Others that some program knows and this one ignores are listed (`IGNORED`); unknown ones are
-nobody's business.
+ignored silently.
 """
 
 import math
 import posixpath
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hashfield.data.dataset import ReadOptions
 from hashfield.data.files import Folder, natural_key, normalized
-from hashfield.data.images import ImageHeader, exif_orientation
+from hashfield.data.images import ImageHeader
 from hashfield.data.json_fields import Fields, kind, one_line
-from hashfield.errors import ConfigError, DataError
+from hashfield.data.stated import StatedMask, StatedView, Tally, check_size, rigid_pose
+from hashfield.errors import DataError
 from hashfield.geometry.cameras import MAX_COEFFICIENT, Camera, Lens, flip_opengl
 
 # --- what is refused, what is ignored
@@ -56,7 +56,6 @@ REFUSED: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "normal_mts_args": (_is_present, _MITSUBA),
     "white_transparent": (_is_on, _COLOR_KEY),
     "black_transparent": (_is_on, _COLOR_KEY),
-    "mask_path": (_is_present, "masks are not supported yet; without the field, whole images are learned"),
 }
 """Field -> (whether its value takes effect, why it cannot be read). At the top level and in frames alike."""
 
@@ -68,7 +67,7 @@ IGNORED: Final = (
 
 
 def refuse(fields: Fields) -> None:
-    """Nothing; raises for the first field of `REFUSED` that takes effect."""
+    """Raise for the first field of `REFUSED` that takes effect."""
     for name, (takes_effect, reason) in REFUSED.items():
         if name in fields.values and takes_effect(fields.values[name]):
             raise fields.fail(name, reason)
@@ -91,26 +90,6 @@ class Frame:
     is_elsewhere: bool
     """Whether it was found in images/ by its name only."""
 
-    @property
-    def path(self) -> Path:
-        """The image file of a frame that has one."""
-        assert self.image is not None
-        return self.image
-
-
-@dataclass
-class Tally:
-    """What was mended on the way, to be said once."""
-
-    scaled: list[Frame] = field(default_factory=list)
-    """Rotations that held a uniform scale."""
-    resized: list[tuple[Frame, str]] = field(default_factory=list)
-    """Images of another size than stated, and both sizes in words."""
-    r8: list[Frame] = field(default_factory=list)
-    """Lenses with a k4 that are no fisheye."""
-    reduced: dict[str, list[Frame]] = field(default_factory=dict)
-    """What was lost in decoding -> images."""
-
 
 def read_frames(top: Fields, folder: Folder) -> list[Frame]:
     """All frames in natural order of file_path, cut to n_frames; images are looked up, nothing else is read.
@@ -128,11 +107,12 @@ def read_frames(top: Fields, folder: Folder) -> list[Frame]:
             raise DataError(f"{place}: expected an object, got {kind(entry)}")
         stated = entry.get("file_path")
         if not isinstance(stated, str) or not stated.strip() or "\0" in stated:
-            got = kind(stated) if "file_path" in entry else "nothing"
+            got = "nothing" if stated is None else kind(stated)
             raise Fields(entry, place).fail("file_path", f"expected the name of an image file, got {got}")
         file_path = normalized(stated)
         image, is_elsewhere = folder.find_image(file_path)
         frames.append(Frame(Fields(entry, f"{place} ({stated})"), top, file_path, image, is_elsewhere))
+    frames = _without_shared_guesses(frames)
     frames.sort(key=lambda frame: natural_key(frame.file_path))
     n_frames = top.whole("n_frames")
     if n_frames is not None and n_frames < 1:
@@ -140,11 +120,57 @@ def read_frames(top: Fields, folder: Folder) -> list[Frame]:
     return frames[:n_frames]
 
 
-def refuse_companions(frame: Frame, folder: Folder) -> None:
-    """Nothing; raises where files beside the image would change its rays, its alpha or which pixels count."""
-    stem, ending = frame.path.stem, frame.path.suffix
+def _without_shared_guesses(frames: list[Frame]) -> list[Frame]:
+    """The frames, those without an image whose guessed image another name leads to as well: of cam0/1.png and
+    cam1/1.png, images/1.png can be only one."""
+    names: dict[Path | None, set[str]] = {}
+    for frame in frames:
+        names.setdefault(frame.image, set()).add(frame.file_path)
+    return [
+        replace(frame, image=None, is_elsewhere=False) if frame.is_elsewhere and len(names[frame.image]) > 1 else frame
+        for frame in frames
+    ]
+
+
+def view_of(frame: Frame, folder: Folder, camera_axes: str, splits: frozenset[str]) -> StatedView:
+    """The frame as a view whose camera is made, and whose fields are checked, once it is asked for.
+
+    Args:
+        frame: one of `read_frames`.
+        folder: where companions of the image are looked up.
+        camera_axes: of the file's poses, see `ReadOptions`.
+        splits: see `StatedView`.
+    """
+
+    def make_camera(header: ImageHeader, tally: Tally) -> Camera:
+        _refuse_companions(frame, view, folder)
+        return _camera(frame, view, header, camera_axes, tally)
+
+    masks = () if frame.image is None else _masks(frame, frame.image, folder)
+    view = StatedView(frame.file_path, frame.fields.place, frame.image, make_camera, splits, masks)
+    return view
+
+
+def _masks(frame: Frame, image: Path, folder: Folder) -> tuple[StatedMask, ...]:
+    """nerfstudio's `mask_path`, of the frame or of all, and instant-ngp's dynamic mask beside the image."""
+    scope = frame.fields if frame.fields.has("mask_path") else frame.top
+    stated = scope.values.get("mask_path")
+    masks = []
+    if stated is not None:
+        if not isinstance(stated, str) or not stated.strip() or "\0" in stated:
+            raise scope.fail("mask_path", f"expected the name of an image file, got {kind(stated)}")
+        name = normalized(stated)
+        masks.append(StatedMask(folder.find(name) or folder.root / name, "mask_path", keeps_black=False))
+    name = f"dynamic_mask_{image.stem}.png"
+    if folder.has_beside(image, name):
+        masks.append(StatedMask(image.with_name(name), "file_path", keeps_black=True))
+    return tuple(masks)
+
+
+def _refuse_companions(frame: Frame, view: StatedView, folder: Folder) -> None:
+    """Raise where files beside the image would change its rays or its alpha."""
+    stem, ending = view.path.stem, view.path.suffix
     companions = [
-        (f"dynamic_mask_{stem}.png", "masks are not supported yet"),
         (
             f"{posixpath.basename(frame.file_path)}.alpha{ending}",
             "separate alpha files are not supported yet",
@@ -153,56 +179,46 @@ def refuse_companions(frame: Frame, folder: Folder) -> None:
     if frame.top.boolean("enable_ray_loading") is not False:
         companions.append((f"rays_{stem}.dat", "ray files are not supported yet"))
     for name, reason in companions:
-        if folder.has_beside(frame.path, name):
-            raise frame.fields.fail("file_path", f"{name} lies beside the image: {reason}")
+        if folder.has_beside(view.path, name):
+            raise view.fail(f"{name} lies beside the image: {reason}")
 
 
-def camera_of(frame: Frame, header: ImageHeader, options: ReadOptions, tally: Tally) -> Camera:
-    """The frame's camera for its image as it will lie in memory, divided by options.downscale.
-
-    Raises:
-        DataError: a field is missing, wrong or refused, or the image does not have the stated shape.
-    """
+def _camera(frame: Frame, view: StatedView, header: ImageHeader, camera_axes: str, tally: Tally) -> Camera:
+    """The camera for the whole image; raises where a field is missing, wrong or refused."""
     refuse(frame.fields)
-    pose = _pose(frame, tally)
-    if options.camera_axes == "opengl":
+    pose, is_scaled = _pose(frame)
+    if is_scaled:
+        tally.scaled.append(view.name)
+    if camera_axes == "opengl":
         pose = flip_opengl(pose)
-    _check_size(frame, header, tally)
-    focal = _focal(frame.fields, frame.top, header) or _focal(frame.top, frame.fields, header)
+    check_size(view, _stated_size(frame.fields, frame.top), header, tally)
+    scopes = ((frame.fields, frame.top), (frame.top, frame.fields))
+    focal = next((found for scope, other in scopes if (found := _focal(scope, other, header, view, tally))), None)
     if focal is None:
         place = frame.fields.place
         raise DataError(one_line(f"{place}: no focal length: expected one of 'fl_x', 'camera_angle_x', 'x_fov'"))
     cx, cy = _principal_point(frame, header)
     lens, distortion = _lens(frame, tally)
-    width, height = header.width // options.downscale, header.height // options.downscale
-    if min(width, height) < 1:
-        size = f"{header.width}x{header.height}"
-        raise frame.fields.fail("file_path", f"{size} is too small for --downscale {options.downscale}")
-    try:
-        return Camera(
-            pose,
-            width,
-            height,
-            fx=focal[0] / options.downscale,
-            fy=focal[1] / options.downscale,
-            cx=cx / options.downscale,
-            cy=cy / options.downscale,
-            lens=lens,
-            distortion=distortion,
-        )
-    except ConfigError as error:
-        raise DataError(one_line(f"{frame.fields.place}: {error}")) from error
+    return Camera(
+        pose,
+        header.width,
+        header.height,
+        fx=focal[0],
+        fy=focal[1],
+        cx=cx,
+        cy=cy,
+        lens=lens,
+        distortion=distortion,
+    )
 
 
 # --- pose
 
-_SHEAR: Final = 0.02  # cosine between two axes, or difference of their lengths: 1 degree, 2 %
-_SCALE_SAID: Final = 0.01  # a determinant this far from 1 is said to be scaled, as instant-ngp does
-_EXACT: Final = 1e-5  # rotations nearer to orthonormal than this are taken as they are
+_CONVENTION: Final = "a right-handed camera-to-world matrix with OpenGL camera axes (x right, y up, looking along -z)"
 
 
-def _pose(frame: Frame, tally: Tally) -> Tensor:
-    """Camera-to-world with the file's camera axes, 3x4 float64, a uniform scale and rounding removed."""
+def _pose(frame: Frame) -> tuple[Tensor, bool]:
+    """Camera-to-world with the file's camera axes, 3x4 float64, and whether a uniform scale was removed."""
     fields, name = frame.fields, "transform_matrix"
     value = fields.values.get(name)
     if not isinstance(value, list) or len(value) not in (3, 4):
@@ -213,31 +229,7 @@ def _pose(frame: Frame, tally: Tally) -> Tensor:
     if len(rows) == 4 and any(abs(got - want) > 1e-4 for got, want in zip(rows[3], (0, 0, 0, 1), strict=True)):
         raise fields.fail(name, f"the last row must be 0 0 0 1, got {rows[3]} (is the matrix transposed?)")
     pose = torch.tensor(rows[:3], dtype=torch.float64)
-    axes, identity = pose[:, :3], torch.eye(3, dtype=torch.float64)
-    lengths = axes.norm(dim=0)
-    if not float(lengths.min()) > 1e-9:
-        raise fields.fail(name, "the rotation is singular: an axis has length 0")
-    cosine = float(((axes / lengths).T @ (axes / lengths) - identity).abs().max())
-    shown = " ".join(f"{length:.4g}" for length in lengths.tolist())
-    if cosine > _SHEAR:
-        angle = math.degrees(math.asin(min(1.0, cosine)))
-        raise fields.fail(name, f"the rotation is sheared: its axes are {angle:.3g} degrees off right angles")
-    if float(lengths.max() / lengths.min()) - 1 > _SHEAR:
-        raise fields.fail(name, f"the rotation is scaled unevenly: its axes are {shown} long")
-    determinant = float(torch.linalg.det(axes))
-    if determinant < 0:
-        raise fields.fail(
-            name,
-            "the rotation is mirrored (determinant < 0): expected a right-handed camera-to-world matrix with "
-            "OpenGL camera axes (x right, y up, looking along -z)",
-        )
-    if abs(determinant - 1) > _SCALE_SAID:
-        tally.scaled.append(frame)
-    if float((axes.T @ axes - identity).abs().max()) > _EXACT:
-        # the nearest rotation: the orthogonal factor of the polar decomposition, exact for a uniform scale
-        left, _, right = torch.linalg.svd(axes)
-        pose = torch.cat([left @ right, pose[:, 3:]], dim=1)
-    return pose
+    return rigid_pose(pose, _CONVENTION, lambda message: fields.fail(name, message))
 
 
 # --- intrinsics
@@ -253,50 +245,42 @@ def _stated_size(first: Fields, second: Fields) -> tuple[float | None, float | N
     return stated("w"), stated("h")
 
 
-def _has_same_aspect(size: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether one size is the other scaled by one factor, its sides rounded down, up or to the nearest."""
-    small, large = sorted((size, other), key=lambda sides: sides[0] * sides[1])
-    shape = large[1] / large[0]
-    return abs(small[0] * shape - small[1]) < max(1.0, shape)
+_SAME_FOCAL: Final = 0.01  # focal lengths that differ by less say the same with other rounding
+_SQUARE: Final = 0.1  # of fx and fy of any real lens and sensor; instant-ngp's fox has 0.0007
 
 
-def _check_size(frame: Frame, header: ImageHeader, tally: Tally) -> None:
-    """Raises where the image is not the stated one at another resolution."""
-    width, height = _stated_size(frame.fields, frame.top)
-    real = (header.width, header.height)
-    if width is None or height is None or (width, height) == real:
-        return
-    sizes = f"{width:g}x{height:g} stated, {header.width}x{header.height} found"
-    if _has_same_aspect(real, (width, height)):
-        tally.resized.append((frame, sizes))
-        return
-    cause = ""
-    if _has_same_aspect(real, (height, width)):
-        tag = exif_orientation(frame.path)
-        cause = "; width and height are swapped, probably by a rotation that only the EXIF tag asks for"
-        cause += f" (it is {tag} here)" if tag > 1 else ""
-    raise frame.fields.fail("w, h", f"another shape than the image: {sizes}{cause}")
-
-
-def _focal(scope: Fields, other: Fields, header: ImageHeader) -> tuple[float, float] | None:
-    """Focal lengths in pixels of the image file, None where this scope states none; one axis serves both."""
+def _focal(
+    scope: Fields, other: Fields, header: ImageHeader, view: StatedView, tally: Tally
+) -> tuple[float, float] | None:
+    """Focal lengths in pixels of the image file, None where this scope states none; one axis serves both. What
+    contradicts itself is said."""
     size = _stated_size(scope, other)
     found = []
     for axis, pixels, stated in (("x", header.width, size[0]), ("y", header.height, size[1])):
         degrees = scope.number(f"{axis}_fov", above=0, below=180)
         in_pixels = scope.number(f"fl_{axis}", above=0)
         radians = scope.number(f"camera_angle_{axis}", above=0, below=math.pi)
-        if degrees is not None:
-            found.append(0.5 * pixels / math.tan(math.radians(degrees) / 2))
-        elif in_pixels is not None:
-            found.append(in_pixels * _ratio(pixels, stated))
-        elif radians is not None:
-            found.append(0.5 * pixels / math.tan(radians / 2))
-        else:
-            found.append(None)
+        ways = {
+            f"{axis}_fov": None if degrees is None else 0.5 * pixels / math.tan(math.radians(degrees) / 2),
+            f"fl_{axis}": None if in_pixels is None else in_pixels * _ratio(pixels, stated),
+            f"camera_angle_{axis}": None if radians is None else 0.5 * pixels / math.tan(radians / 2),
+        }
+        named = [(name, focal) for name, focal in ways.items() if focal is not None]
+        found.append(named[0][1] if named else None)
+        for name, focal in named[1:]:
+            if abs(focal / named[0][1] - 1) > _SAME_FOCAL:
+                told = f"{named[0][0]} and {name} contradict each other and {named[0][0]} is taken"
+                values = f"{view.name} (focal lengths of {named[0][1]:.4g} and {focal:.4g} pixels)"
+                tally.doubtful.setdefault(told, []).append(values)
     fx, fy = found
     if fx is None:
         return None if fy is None else (fy, fy)
+    if fy is not None and abs(math.log(fy / fx)) > _SQUARE:
+        shape = header.width / header.height
+        is_slip = shape != 1 and min(abs(fy / fx / shape - 1), abs(fy / fx * shape - 1)) < _SAME_FOCAL
+        told = "the focal lengths along x and y mean pixels that are not square"
+        told += ", by just the picture's width to height, probably a mistake of the exporter," if is_slip else ""
+        tally.doubtful.setdefault(told, []).append(f"{view.name} ({fx:.4g} and {fy:.4g})")
     return fx, fx if fy is None else fy
 
 
@@ -316,13 +300,27 @@ def _principal_point(frame: Frame, header: ImageHeader) -> tuple[float, float]:
     return point[0], point[1]
 
 
-_CAMERA_MODELS: Final[Mapping[str, bool]] = {
-    # name -> whether it is a fisheye; which coefficients there are is told by the coefficients
-    **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE", "PERSPECTIVE"), False),
-    **dict.fromkeys(("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"), False),
-    **dict.fromkeys(("SIMPLE_FISHEYE", "FISHEYE", "OPENCV_FISHEYE"), True),
-    **dict.fromkeys(("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"), True),
+class _Model(NamedTuple):
+    """What a lens model's name says."""
+
+    is_fisheye: bool
+    terms: str
+    """Coefficients that it has; which of them a file states is told by the coefficients."""
+
+
+_CAMERA_MODELS: Final[Mapping[str, _Model]] = {
+    **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE"), _Model(False, "")),
+    "PERSPECTIVE": _Model(False, "k1 k2 k3 k4 p1 p2"),
+    "SIMPLE_RADIAL": _Model(False, "k1"),
+    "RADIAL": _Model(False, "k1 k2"),
+    **dict.fromkeys(("OPENCV", "FULL_OPENCV"), _Model(False, "k1 k2 k3 k4 p1 p2")),
+    # p1 and p2 mean nothing to a fisheye, and colmap2nerf writes them for all lenses
+    "SIMPLE_FISHEYE": _Model(True, "p1 p2"),
+    **dict.fromkeys(("FISHEYE", "OPENCV_FISHEYE"), _Model(True, "k1 k2 k3 k4 p1 p2")),
+    "SIMPLE_RADIAL_FISHEYE": _Model(True, "k1 p1 p2"),
+    "RADIAL_FISHEYE": _Model(True, "k1 k2 p1 p2"),
 }
+_TERMS: Final = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
 def _coefficients(scope: Fields) -> list[float]:
@@ -333,31 +331,51 @@ def _coefficients(scope: Fields) -> list[float]:
     if listed is not None:
         return scope.row("distortion_params", listed, 6)
     limits = {"above": -MAX_COEFFICIENT, "below": MAX_COEFFICIENT}
-    return [scope.number(name, **limits) or 0.0 for name in ("k1", "k2", "k3", "k4", "p1", "p2")]
+    return [scope.number(name, **limits) or 0.0 for name in _TERMS]
+
+
+def _model_name(scope: Fields) -> str | None:
+    model = scope.values.get("camera_model")
+    if model is None:
+        return None
+    if not isinstance(model, str):
+        raise scope.fail("camera_model", f"expected a name, got {kind(model)}")
+    if model.upper() not in _CAMERA_MODELS:
+        raise scope.fail("camera_model", f"{model} is not supported; supported are {', '.join(_CAMERA_MODELS)}")
+    return model.upper()
 
 
 def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
+    """The lens and its six coefficients.
+
+    A frame that names a model of its own uses that alone: its own coefficients, not those of another model at the top
+    level. Otherwise, as in instant-ngp, a frame's coefficients stand instead of the top level's if any is not 0, so
+    that a frame cannot switch distortion off by zeros.
+    """
+    own_model, top_model = _model_name(frame.fields), _model_name(frame.top)
     own = _coefficients(frame.fields)
-    # as in instant-ngp: a frame cannot switch distortion off
-    holder = frame.fields if any(own) else frame.top
-    values = own if any(own) else _coefficients(frame.top)
+    is_own = any(own) or (own_model is not None and own_model != top_model and top_model is not None)
+    is_own = is_own or own_model in ("PINHOLE", "SIMPLE_PINHOLE")
+    holder = frame.fields if is_own else frame.top
+    values = own if is_own else _coefficients(frame.top)
+    model = own_model or top_model
     is_fisheye = frame.fields.boolean("is_fisheye")
     if is_fisheye is None:
-        is_fisheye = bool(frame.top.boolean("is_fisheye"))
-    scope = frame.fields if frame.fields.has("camera_model") else frame.top
-    model = scope.values.get("camera_model")
+        is_fisheye = own_model is None and bool(frame.top.boolean("is_fisheye"))
     if model is not None:
-        if not isinstance(model, str):
-            raise scope.fail("camera_model", f"expected a name, got {kind(model)}")
-        if model.upper() not in _CAMERA_MODELS:
-            raise scope.fail("camera_model", f"{model} is not supported; supported are {', '.join(_CAMERA_MODELS)}")
-        if model.upper() == "FULL_OPENCV" and values[3]:
+        scope = frame.fields if own_model else frame.top
+        if model == "FULL_OPENCV" and values[3]:
             raise holder.fail("k4", _RATIONAL)
-        is_fisheye = is_fisheye or _CAMERA_MODELS[model.upper()]
+        is_fisheye = is_fisheye or _CAMERA_MODELS[model].is_fisheye
+        for name, value in zip(_TERMS, values, strict=True):
+            if value and name not in _CAMERA_MODELS[model].terms.split():
+                raise scope.fail(
+                    "camera_model", f"{model} has no {name}, but {name} is {value:g}: leave out one of them"
+                )
     if is_fisheye:
         return "fisheye", (*values[:4], 0.0, 0.0)
     if not any(values):
         return "pinhole", ()
     if values[3]:
-        tally.r8.append(frame)
+        tally.r8.append(frame.file_path)
     return "opencv", tuple(values)

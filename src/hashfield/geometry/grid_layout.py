@@ -8,7 +8,7 @@ then the level has one vertex more.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt32
@@ -16,13 +16,19 @@ from jaxtyping import Bool, Float32, Int64, UInt32
 from hashfield.errors import ConfigError
 
 GridType = Literal["Hash", "Tiled", "Dense"]
+HashType = Literal["CoherentPrime", "Prime", "ReversedPrime", "Rng", "BaseConvert"]
 
 # One factor per dimension of the spatial hash ("CoherentPrime"); the first is 1 so that neighbours in x hit
 # neighbouring entries.
-HASH_PRIMES = (1, 2654435761, 805459861, 3674653429)
+HASH_PRIMES = (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)
+_HASH_FACTORS: dict[str, tuple[int, ...]] = {
+    "CoherentPrime": HASH_PRIMES,
+    "Prime": (1958374283, *HASH_PRIMES[1:]),
+    "ReversedPrime": (*HASH_PRIMES[:0:-1], 1958374283),
+}
 
 # The largest resolution whose dense index still fits 32 bits, per number of dimensions.
-_MAX_DENSE_RESOLUTION = {2: 65535, 3: 1625, 4: 255}
+_MAX_DENSE_RESOLUTION = {1: 2**32 - 1, 2: 65535, 3: 1625, 4: 255, 5: 84, 6: 40, 7: 23}
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class GridLayout:
     """
 
     n_dims: int = 3
-    """D, dimensions of a position: 2, 3 or 4."""
+    """D, dimensions of a position: 1 to 7."""
     n_levels: int = 8
     """L, number of resolutions, 1 to 128."""
     n_features_per_level: int = 4
@@ -52,6 +58,9 @@ class GridLayout:
     """b, growth of the resolution from level to level, at least 1; rounded to float32."""
     type: GridType = "Hash"
     """Hash: levels above T entries are hashed. Tiled: they repeat every N_min^D entries. Dense: no limit."""
+    hash: HashType = "CoherentPrime"
+    """Function that spreads the vertices of hashed levels: XOR of products with primes, or as tiny-cuda-nn's
+    others (Rng jumps ahead in a random sequence, BaseConvert is a polynomial of the coordinates)."""
 
     def __post_init__(self) -> None:
         self.check()
@@ -62,7 +71,7 @@ class GridLayout:
         Raises:
             ConfigError: a field is out of range, or a Dense or Tiled level is too fine to be indexed.
         """
-        _integer("n_dims", self.n_dims, 2, 4)
+        _integer("n_dims", self.n_dims, 1, 7)
         _integer("n_levels", self.n_levels, 1, 128)
         if self.n_features_per_level not in (1, 2, 4, 8):
             raise ConfigError(f"n_features_per_level: expected 1, 2, 4 or 8, got {self.n_features_per_level!r}")
@@ -72,6 +81,8 @@ class GridLayout:
             raise ConfigError(f"per_level_scale: expected a finite number of at least 1, got {self.per_level_scale!r}")
         if self.type not in ("Hash", "Tiled", "Dense"):
             raise ConfigError(f"type: expected 'Hash', 'Tiled' or 'Dense', got {self.type!r}")
+        if self.hash not in get_args(HashType):
+            raise ConfigError(f"hash: expected one of {', '.join(get_args(HashType))}, got {self.hash!r}")
         if not bool((self.scales < 2.0**30).all()):
             raise ConfigError(
                 f"per_level_scale {self.per_level_scale:g} over {self.n_levels} levels from base_resolution "
@@ -126,10 +137,13 @@ class GridLayout:
     def strides(self) -> UInt32[np.ndarray, "n_levels n_dims"]:
         """Factor of each vertex coordinate: powers of the resolution in dense levels, primes in hashed ones.
 
-        Dense and tiled levels add the products, hashed levels XOR them; then `mod entries`. All in uint32.
+        Dense and tiled levels add the products, hashed levels XOR them; then `mod entries`. All in uint32. The hashes
+        "Rng" and "BaseConvert" have no such factors and do not read these.
         """
         rows = [
-            HASH_PRIMES[: self.n_dims] if hashed else [resolution**d for d in range(self.n_dims)]
+            _HASH_FACTORS.get(self.hash, HASH_PRIMES)[: self.n_dims]
+            if hashed
+            else [resolution**d for d in range(self.n_dims)]
             for resolution, hashed in zip(self.resolutions.tolist(), self.is_hashed.tolist(), strict=True)
         ]
         return _frozen(np.array(rows, np.uint32))
@@ -138,6 +152,15 @@ class GridLayout:
     def level_offsets(self) -> Int64[np.ndarray, " n_offsets"]:
         """First table entry of each level: n_levels + 1 numbers, the last of which is n_entries."""
         return _frozen(np.concatenate([np.zeros(1, np.int64), np.cumsum(self.entries)]))
+
+    @property
+    def beyond_kernels(self) -> str | None:
+        """What the compiled kernels of all backends lack for this grid, or None where they cover it."""
+        if self.n_dims not in (2, 3):
+            return f"{self.n_dims} dimensions, it covers 2 and 3"
+        if self.hash != "CoherentPrime" and bool(self.is_hashed.any()):
+            return f"hash {self.hash!r}, it covers 'CoherentPrime'"
+        return None
 
     @property
     def n_entries(self) -> int:

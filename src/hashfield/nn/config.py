@@ -145,6 +145,14 @@ class RadianceFieldConfig:
     color_sees_density: bool = True
     """Whether the density network's first output feeds the colour network like the others; HashNeRF's does not."""
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether the fused kernels are made for such a field: a linear grid, one density layer, two colour layers."""
+        encoding = EncodingConfig.of(self.encoding)
+        has_usual_grid = encoding.otype == "Grid" and encoding.interpolation == "linear"
+        depths = self.density_network.n_hidden_layers, self.color_network.n_hidden_layers
+        return has_usual_grid and depths == (1, 2)
+
     def __post_init__(self) -> None:
         if self.n_features < 1:
             raise ConfigError(f"n_features: expected at least 1, got {self.n_features}")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hashfield.errors import ConfigError, ShapeError
-from hashfield.geometry.grid_layout import GridType
+from hashfield.geometry.grid_layout import GridType, HashType
 from hashfield.nn.config import EncodingConfig, GridConfig
 from hashfield.ops.backend import Backend
 from hashfield.ops.elementwise_encode import frequency_encode, identity_encode, one_blob_encode, triangle_wave_encode
@@ -33,10 +33,33 @@ class Encoding(nn.Module):
     """What fills up its features where those of the next encoding must be aligned."""
     is_padded_in_front: bool = False
     """Whether the filling comes before the features."""
+    table_shapes: tuple[tuple[int, int], ...] = ()
+    """Shapes of the tables that a call can be given, in order; none where nothing is learned."""
 
-    def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
-        """Features of each input."""
+    def forward(self, x: Float[Tensor, "n n_dims"], *tables: Tensor) -> Float[Tensor, "n n_output"]:
+        """Features of each input.
+
+        Args:
+            x: Inputs.
+            tables: Parameters to use instead of the module's own, one of each of `table_shapes`: anybody can own them,
+                share, prune or quantise them. None: its own.
+        """
         raise NotImplementedError
+
+    def filled(self, x: Float[Tensor, "n n_dims"], width: int, *tables: Tensor) -> Float[Tensor, "n width"]:
+        """Features of each input, filled up to a width by this encoding's rule: ones or zeros, behind or in front.
+
+        Args:
+            x: Inputs.
+            width: At least `n_output`.
+            tables: As for a call.
+        """
+        features = self(x, *tables)
+        missing = width - features.shape[1]
+        if not missing:
+            return features
+        place = (missing, 0) if self.is_padded_in_front else (0, missing)
+        return nn.functional.pad(features, place, value=self.padding)
 
 
 class GridEncoding(Encoding):
@@ -46,6 +69,9 @@ class GridEncoding(Encoding):
     >>> encoding(torch.rand(10, 2)).shape
     torch.Size([10, 8])
     """
+
+    table: nn.Parameter
+    """[n_entries, F]; None where the module was made without."""
 
     def __init__(
         self,
@@ -62,11 +88,13 @@ class GridEncoding(Encoding):
         backend: Backend | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
+        hash: HashType = "CoherentPrime",
+        has_table: bool = True,
     ) -> None:
         """Make a table with entries uniform in +-1e-4.
 
         Args:
-            n_dims: D, 2 to 4.
+            n_dims: D, 1 to 7; other numbers than 2 and 3 run on the reference.
             type: As the grid's other numbers, see `GridConfig`.
             n_levels: L.
             n_features_per_level: F.
@@ -78,6 +106,8 @@ class GridEncoding(Encoding):
             backend: Implementation; chosen at each call if None.
             generator: Of the initial values; torch's default if None.
             dtype: Of the table; float64 runs on the reference.
+            hash: Function that spreads vertices over hashed levels; others than the first run on the reference.
+            has_table: Whether the module owns a table. Without, every call must be given one.
 
         Raises:
             ConfigError: a number is out of range.
@@ -94,11 +124,16 @@ class GridEncoding(Encoding):
             interpolation=interpolation,
         )
         self.layout = self.config.layout(n_dims)
+        if hash != "CoherentPrime":
+            self.layout = replace(self.layout, hash=hash)
         self.precision: Precision = precision
         self.backend: Backend | None = backend
         self.n_dims, self.n_output = n_dims, self.layout.n_output
-        self.table = nn.Parameter(torch.empty(self.layout.n_entries, self.layout.n_features_per_level, dtype=dtype))
-        self.reset_parameters(generator)
+        self.table_shapes = ((self.layout.n_entries, self.layout.n_features_per_level),)
+        self.register_parameter("table", None)
+        if has_table:
+            self.table = nn.Parameter(torch.empty(self.table_shapes[0], dtype=dtype))
+            self.reset_parameters(generator)
 
     @classmethod
     def from_config(
@@ -123,15 +158,17 @@ class GridEncoding(Encoding):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the table anew; the same numbers whatever the dtype."""
+        if self.table is None:
+            return
         values = torch.rand(self.table.shape, generator=generator, dtype=torch.float32)
         with torch.no_grad():
             self.table.copy_((2 * values - 1) * _TABLE_LIMIT)
 
-    def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
-        """Features of each position in unit space, level-major."""
+    def forward(self, x: Float[Tensor, "n n_dims"], *tables: Tensor) -> Float[Tensor, "n n_output"]:
+        """Features of each position in unit space, level-major; with a table given, of that instead of the own one."""
         return grid_encode(
             x,
-            self.table,
+            self.table_for(tables),
             self.layout,
             interpolation=self.config.interpolation,
             precision=self.precision,
@@ -140,23 +177,30 @@ class GridEncoding(Encoding):
 
     def extra_repr(self) -> str:
         """The configuration, for print."""
-        return f"n_dims={self.n_dims}, n_parameters={self.table.numel()}, {self.config}"
+        return f"n_dims={self.n_dims}, n_parameters={self.layout.n_parameters}, {self.config}"
+
+    def table_for(self, tables: Sequence[Tensor]) -> Tensor:
+        """The table that a call reads: the one given, or the module's own."""
+        if len(tables) > 1 or (not tables and self.table is None):
+            own = "has" if self.table is not None else "has no table of its own and"
+            raise ShapeError(f"GridEncoding: tables: this one {own} takes one table, got {len(tables)}")
+        return tables[0] if tables else self.table
 
 
 class SphericalHarmonicsEncoding(Encoding):
     """Real spherical harmonics of unit directions with components in [-1, 1]."""
 
     def __init__(self, degree: int = 4, *, backend: Backend | None = None) -> None:
-        """Args: degree: 1 to 4, gives degree^2 features. backend: chosen at each call if None."""
+        """Args: degree: 1 to 8, gives degree^2 features. backend: chosen at each call if None."""
         super().__init__()
         self.is_padded_in_front = True
-        if degree not in (1, 2, 3, 4):
-            raise ConfigError(f"degree: expected 1, 2, 3 or 4, got {degree!r}")
+        if degree not in range(1, 9):
+            raise ConfigError(f"degree: expected an integer from 1 to 8, got {degree!r}")
         self.degree = degree
         self.backend: Backend | None = backend
         self.n_dims, self.n_output = 3, degree**2
 
-    def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
+    def forward(self, x: Float[Tensor, "n n_dims"], *tables: Tensor) -> Float[Tensor, "n n_output"]:
         """Harmonics of each direction."""
         return spherical_harmonics(x, degree=self.degree, backend=self.backend)
 
@@ -174,7 +218,7 @@ class FrequencyEncoding(Encoding):
         self.n_frequencies = n_frequencies
         self.n_dims, self.n_output = n_dims, n_dims * n_frequencies * 2
 
-    def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
+    def forward(self, x: Float[Tensor, "n n_dims"], *tables: Tensor) -> Float[Tensor, "n n_output"]:
         """Features of each input."""
         _check_width(self, x)
         return frequency_encode(x, n_frequencies=self.n_frequencies)
@@ -193,7 +237,7 @@ class TriangleWaveEncoding(Encoding):
         self.n_frequencies = n_frequencies
         self.n_dims, self.n_output = n_dims, n_dims * n_frequencies
 
-    def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
+    def forward(self, x: Float[Tensor, "n n_dims"], *tables: Tensor) -> Float[Tensor, "n n_output"]:
         """Features of each input."""
         _check_width(self, x)
         return triangle_wave_encode(x, n_frequencies=self.n_frequencies)
@@ -212,7 +256,7 @@ class OneBlobEncoding(Encoding):
         self.n_bins = n_bins
         self.n_dims, self.n_output = n_dims, n_dims * n_bins
 
-    def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
+    def forward(self, x: Float[Tensor, "n n_dims"], *tables: Tensor) -> Float[Tensor, "n n_output"]:
         """Features of each input."""
         _check_width(self, x)
         return one_blob_encode(x, n_bins=self.n_bins)
@@ -228,7 +272,7 @@ class IdentityEncoding(Encoding):
         self.scale, self.offset = scale, offset
         self.n_dims, self.n_output = n_dims, n_dims
 
-    def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
+    def forward(self, x: Float[Tensor, "n n_dims"], *tables: Tensor) -> Float[Tensor, "n n_output"]:
         """Scaled and shifted inputs."""
         _check_width(self, x)
         return identity_encode(x, scale=self.scale, offset=self.offset)
@@ -276,6 +320,7 @@ class CompositeEncoding(Encoding):
         if len(self.begins) != len(widths) or min(self.begins) < 0:
             raise ConfigError(f"begins: expected {len(widths)} numbers of at least 0, got {begins}")
         self.n_dims = max(begin + width for begin, width in zip(self.begins, widths, strict=True))
+        self.table_shapes = tuple(shape for encoding in encodings for shape in encoding.table_shapes)
         alignments = [encoding.alignment for encoding in encodings]
         self.alignment = math.lcm(*alignments)
         self.padded_widths: list[int] = []
@@ -291,18 +336,25 @@ class CompositeEncoding(Encoding):
             if len(set(self.padded_widths)) > 1:
                 raise ConfigError(f"reduction {reduction!r}: expected equal widths, got {self.padded_widths}")
 
-    def forward(self, x: Float[Tensor, "n n_dims"]) -> Float[Tensor, "n n_output"]:
-        """Joined features."""
+    def forward(self, x: Float[Tensor, "n n_dims"], *tables: Tensor) -> Float[Tensor, "n n_output"]:
+        """Joined features; the tables given go to the nested grids in order."""
+        return self.filled(x, self.n_output, *tables)
+
+    def filled(self, x: Float[Tensor, "n n_dims"], width: int, *tables: Tensor) -> Float[Tensor, "n width"]:
+        """Joined features up to a width: the last encoding is filled up by its rule, or, where features are summed or
+        multiplied, every one is."""
         _check_width(self, x)
+        if tables and len(tables) != len(self.table_shapes):
+            raise ShapeError(f"CompositeEncoding: tables: expected {len(self.table_shapes)}, got {len(tables)}")
+        widths = [*self.padded_widths[:-1], self.padded_widths[-1] + width - self.n_output]
+        if self.reduction != "concatenation":
+            widths = [width] * len(widths)
         parts: list[Tensor] = []
-        for encode, begin, width in zip(self.encodings, self.begins, self.padded_widths, strict=True):
+        left = list(tables)
+        for encode, begin, each in zip(self.encodings, self.begins, widths, strict=True):
             assert isinstance(encode, Encoding)
-            features = encode(x[:, begin : begin + encode.n_dims])
-            missing = width - encode.n_output
-            if missing:
-                place = (missing, 0) if encode.is_padded_in_front else (0, missing)
-                features = nn.functional.pad(features, place, value=encode.padding)
-            parts.append(features)
+            own = [left.pop(0) for _ in encode.table_shapes] if tables else []
+            parts.append(encode.filled(x[:, begin : begin + encode.n_dims], each, *own))
         if self.reduction == "concatenation":
             return torch.cat(parts, 1)
         return torch.stack(parts).sum(0) if self.reduction == "sum" else math.prod(parts[1:], start=parts[0])
@@ -339,7 +391,7 @@ def encoding_from_config(
 
 def table_of(encoding: Encoding) -> Tensor:
     """A grid's table; a tensor without entries where the encoding has none."""
-    return encoding.table if isinstance(encoding, GridEncoding) else torch.zeros(0, 1)
+    return encoding.table_for(()) if isinstance(encoding, GridEncoding) else torch.zeros(0, 1)
 
 
 def _check_counts(**counts: int) -> None:

@@ -149,7 +149,7 @@ class NetworkWithEncoding(nn.Module):
             return self.network(self.encoding(x))
         return encoded_mlp(
             x,
-            self.encoding.table,
+            self.encoding.table_for(()),
             list(self.network.weights),
             self.encoding.layout,
             interpolation=self.encoding.config.interpolation,

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.ops.backend import Backend, Choice, fused, requested_backend, why_not
+from hashfield.ops.backend import Backend, Choice, fused_choice, requested_backend, why_not
 from hashfield.ops.checks import Checker, one_of
 from hashfield.ops.eval_points import EncodedNetwork, eval_points
 from hashfield.ops.grid_encode import Interpolation, Precision, grid_encode
 from hashfield.ops.mlp import Activation, check_mlp, mlp, too_wide
+from hashfield.ops.second_order import differentiable_gradients, wanted_gradients
 
 
 def encoded_mlp(
@@ -35,10 +35,10 @@ def encoded_mlp(
         table: As for `grid_encode`.
         weights: As for `mlp`; the first matrix takes `layout.n_output` features.
         layout: Sizes of the levels.
-        interpolation: Of the grid.
+        interpolation: How features lie between the grid's vertices.
         activation: Between the layers.
         output_activation: After the last layer.
-        precision: Of the lookup and of the network, as the two ops describe it.
+        precision: Number type of the lookup and of the network, as the two ops describe it.
         backend: Implementation of both stages; each is chosen by device if None. Where no gradient is wanted and the
             fused `eval_points` fits, it is taken.
 
@@ -47,18 +47,18 @@ def encoded_mlp(
         BackendError: the backend asked for cannot take one of the stages.
 
     Gradient:
-        To positions, table and every matrix; second order with backend="reference".
+        To positions, table and every matrix, of any order; from the second on the small ops compute it.
     """
     check_mlp("encoded_mlp", "weights", weights, layout.n_output, like=("table", table))
 
     def limit(name: Backend) -> str | None:
-        if layout.n_dims not in (2, 3):
-            return f"{layout.n_dims} dimensions, it covers 2 and 3"
-        if (activation != "relu" and len(weights) > 1) or output_activation == "relu":
+        if layout.beyond_kernels is not None:
+            return layout.beyond_kernels
+        if (activation != "relu" and len(weights) > 1) or output_activation not in ("none", "sigmoid", "exp"):
             return f"activations {activation!r} and {output_activation!r}"
         return too_wide(weights)
 
-    whole = fused("encoded_mlp", backend, positions_unit, table, *weights, limit=limit)
+    whole = fused_choice("encoded_mlp", backend, positions_unit, table, *weights, limit=limit)
     if whole is not None:
         check = Checker("grid_encode")  # whose arguments these are
         check("positions_unit", positions_unit, ("n", layout.n_dims))
@@ -67,7 +67,8 @@ def encoded_mlp(
         one_of("mlp", "output_activation", output_activation, ("none", "sigmoid", "exp"))
         one_of("grid_encode", "precision", precision, ("float32", "bfloat16"))
         options = (layout, interpolation, output_activation, precision)
-        return _EncodedMLP.apply(positions_unit, table, options, whole, *weights)  # pyright: ignore[reportReturnType]
+        tensors = [t.contiguous() for t in (positions_unit, table, *weights)]
+        return _EncodedMLP.apply(tensors[0], tensors[1], options, whole, *tensors[2:])  # pyright: ignore[reportReturnType]
     wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (positions_unit, table, *weights))
     if not wants_gradient and activation == "relu" and output_activation == "none" and len(weights) > 1:
         network = EncodedNetwork(layout, table, tuple(weights), precision=precision, interpolation=interpolation)
@@ -94,16 +95,28 @@ class _EncodedMLP(torch.autograd.Function):
     def forward(
         ctx: Any, positions: Tensor, table: Tensor, options: tuple[Any, ...], choice: Choice, *weights: Tensor
     ) -> Tensor:
-        positions, table, weights = positions.contiguous(), table.contiguous(), tuple(w.contiguous() for w in weights)
         ctx.save_for_backward(positions, table, *weights)
-        ctx.options, ctx.kernels = options, choice.kernels
+        ctx.options, ctx.kernels, ctx.backend = options, choice.kernels, choice.name
         return choice.kernels.encoded_mlp_forward(positions, table, list(weights), *options)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         positions, table, *weights = ctx.saved_tensors
-        needs_positions, needs_table = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            layout, interpolation, output_activation, precision = ctx.options
+
+            def composed(x: Tensor, t: Tensor, *w: Tensor) -> Tensor:
+                features = grid_encode(
+                    x, t, layout, interpolation=interpolation, precision=precision, backend=ctx.backend
+                )
+                return mlp(
+                    features, w, output_activation=output_activation, precision=precision, backend=ctx.backend
+                )
+
+            needed = (*wanted_gradients(ctx)[:2], *wanted_gradients(ctx)[4:])
+            found = differentiable_gradients(composed, (positions, table, *weights), needed, grads[0])
+            return found[0], found[1], None, None, *found[2:]
+        needs_positions, needs_table = wanted_gradients(ctx)[:2]
         grad_table, grad_positions, grad_weights = ctx.kernels.encoded_mlp_backward(
             positions, table, weights, *ctx.options, grads[0].contiguous(), needs_table, needs_positions
         )

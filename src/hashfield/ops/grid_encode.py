@@ -5,12 +5,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import BFloat16, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hashfield.errors import ShapeError
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.ops.backend import Backend, Choice, choose
+from hashfield.kernels.reference.grid_encode_second import position_gradient
+from hashfield.ops.backend import Backend, Choice, choose, fused_choice
 from hashfield.ops.checks import Checker, one_of
+from hashfield.ops.second_order import differentiable_gradients, wanted_gradients
 
 Interpolation = Literal["linear", "smoothstep", "nearest"]
 Precision = Literal["float32", "bfloat16"]
@@ -53,8 +54,8 @@ def grid_encode(
         BackendError: the backend asked for cannot take the call.
 
     Gradient:
-        To table and positions. First order everywhere, second order with backend="reference" (the fast
-        backends raise). With linear interpolation the position gradient jumps at cell faces and is that of
+        To table and positions, of any order. The second one has kernels on CPUs; beyond that, and on GPUs, it is
+        computed by the reference. With linear interpolation the position gradient jumps at cell faces and is that of
         the upper cell on them. "nearest" has none to positions. Rounding to bfloat16 passes gradients
         unchanged.
 
@@ -77,11 +78,7 @@ def grid_encode(
         check("table_bf16", table_bf16, tuple(table.shape), "bfloat16")
 
     def limit(name: Backend) -> str | None:
-        if name == "reference":
-            return None
-        if layout.n_dims not in (2, 3):
-            return f"{layout.n_dims} dimensions, it covers 2 and 3"
-        return None
+        return None if name == "reference" else layout.beyond_kernels
 
     choice = choose("grid_encode", backend, positions_unit, table, limit=limit)
     if choice.is_reference:
@@ -91,7 +88,9 @@ def grid_encode(
     if interpolation == "nearest":
         positions_unit = positions_unit.detach()  # constant between the middles of the vertices
     options = (layout, interpolation, precision, table_bf16, choice)
-    return _GridEncode.apply(positions_unit, table, *options)  # pyright: ignore[reportReturnType]
+    # The view keeps a leaf apart from the op, so that the backward pass can tell whether its gradient is wanted.
+    table = table.contiguous().view_as(table)
+    return _GridEncode.apply(positions_unit.contiguous(), table, *options)  # pyright: ignore[reportReturnType]
 
 
 class _GridEncode(torch.autograd.Function):
@@ -106,19 +105,83 @@ class _GridEncode(torch.autograd.Function):
         table_bf16: Tensor | None,
         choice: Choice,
     ) -> Tensor:
-        positions, table = positions.contiguous(), table.contiguous()
         lookup = table if table_bf16 is None else table_bf16.contiguous()
-        ctx.save_for_backward(positions, lookup)
-        ctx.options = (layout, interpolation, precision)
-        ctx.kernels = choice.kernels
-        return choice.kernels.grid_encode_forward(positions, lookup, layout, interpolation, precision)
+        # The table itself is needed only for second derivatives, and costs nothing to keep.
+        ctx.save_for_backward(positions, table, lookup)
+        ctx.options, ctx.choice = (layout, interpolation, precision), choice
+        return choice.kernels.grid_encode_forward(positions, lookup, *ctx.options)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        positions, lookup = ctx.saved_tensors
-        needs_positions, needs_table = ctx.needs_input_grad[:2]
-        grad_table, grad_positions = ctx.kernels.grid_encode_backward(
-            positions, lookup, *ctx.options, grads[0].contiguous(), needs_table, needs_positions
-        )
+        positions, table, lookup = ctx.saved_tensors
+        needs_positions, needs_table = wanted_gradients(ctx)[:2]
+        cotangent = grads[0].contiguous()
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            options = (*ctx.options, ctx.choice)
+            grad_positions = _PositionGradient.apply(cotangent, positions, table, *options) if needs_positions else None
+            grad_table = _TableGradient.apply(cotangent, positions, table, *options) if needs_table else None
+        else:
+            # A table that is the end of a longer vector gets its gradient as the end of one too: whoever cut the vector
+            # then need not copy it.
+            front = table.storage_offset()
+            room = {"room": front} if 0 < front < table.numel() and ctx.choice.name == "numba" else {}
+            grad_table, grad_positions = ctx.choice.kernels.grid_encode_backward(
+                positions, lookup, *ctx.options, cotangent, needs_table, needs_positions, **room
+            )
         return grad_positions, grad_table, None, None, None, None, None
+
+
+class _PositionGradient(torch.autograd.Function):
+    """The gradient to positions as a function of the features' cotangent, the positions and the table."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, cotangent: Tensor, positions: Tensor, table: Tensor, layout: GridLayout, interpolation: str,
+        precision: str, choice: Choice,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(cotangent, positions, table)
+        ctx.options, ctx.choice = (layout, interpolation, precision), choice
+        return choice.kernels.grid_encode_backward(positions, table, *ctx.options, cotangent, False, True)[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        cotangent, positions, table = ctx.saved_tensors
+        needs = wanted_gradients(ctx)[:3]
+        kernels = fused_choice("grid_encode_second", ctx.choice.name, positions, table)
+        if kernels is None or torch.is_grad_enabled():
+            gradients = differentiable_gradients(
+                lambda u, x, t: position_gradient(u, x, t, *ctx.options), (cotangent, positions, table), needs, grads[0]
+            )
+            return *gradients, None, None, None, None
+        to_cotangent, to_positions, to_table = kernels.kernels.grid_encode_second(
+            positions, table, *ctx.options, cotangent, grads[0].contiguous(), needs[1], needs[2]
+        )
+        return to_cotangent, to_positions, to_table, None, None, None, None
+
+
+class _TableGradient(torch.autograd.Function):
+    """The gradient to the table as a function of the features' cotangent and the positions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, cotangent: Tensor, positions: Tensor, table: Tensor, layout: GridLayout, interpolation: str,
+        precision: str, choice: Choice,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(cotangent, positions)
+        ctx.options, ctx.choice = (layout, interpolation, precision), choice
+        return choice.kernels.grid_encode_backward(positions, table, *ctx.options, cotangent, True, False)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        cotangent, positions = ctx.saved_tensors
+        layout, interpolation, _ = ctx.options
+        # Linear in the cotangent: its adjoint is the encoding of the same positions in another table.
+        table = grads[0].contiguous()
+        needs_cotangent, needs_positions = wanted_gradients(ctx)[:2]
+        options = (layout, interpolation, "float32")
+        encoded = to_positions = None
+        if needs_cotangent:
+            encoded = _GridEncode.apply(positions, table, *options, None, ctx.choice)
+        if needs_positions and interpolation != "nearest":
+            to_positions = _PositionGradient.apply(cotangent, positions, table, *options, ctx.choice)
+        return encoded, to_positions, None, None, None, None, None

@@ -1,20 +1,24 @@
 """Small fully connected network without biases."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hashfield.errors import ShapeError
+from hashfield.kernels.reference.mlp import mlp as reference
 from hashfield.ops.backend import Backend, Choice, choose
 from hashfield.ops.checks import Checker, one_of
 from hashfield.ops.grid_encode import Precision
+from hashfield.ops.second_order import differentiable_gradients, wanted_gradients
 
-Activation = Literal["none", "relu", "sigmoid", "exp"]
-_ACTIVATIONS = ("none", "relu", "sigmoid", "exp")
+Activation = Literal[
+    "none", "relu", "sigmoid", "exp", "leaky_relu", "silu", "sine", "squareplus", "softplus", "tanh"
+]  # fmt: skip
+_ACTIVATIONS = get_args(Activation)
+_FAST_OUTPUTS = ("none", "sigmoid", "exp")
 
 
 def mlp(
@@ -31,8 +35,9 @@ def mlp(
     Args:
         x: Input features.
         weights: Matrices [n_out, n_in], first layer first; at least one.
-        activation: Between the layers. The fast backends cover "relu".
-        output_activation: After the last layer: "none", "sigmoid" or "exp" ("relu" in the reference only).
+        activation: Between the layers. The fast backends cover "relu". "squareplus" and "softplus" have
+            tiny-cuda-nn's sharpness of 10, "leaky_relu" a slope of 0.01.
+        output_activation: After the last layer. The fast backends cover "none", "sigmoid" and "exp".
         precision: "bfloat16" rounds every matrix and every layer's input to the nearest bfloat16; sums and
             the output keep x's dtype.
         backend: Implementation; chosen by device if None.
@@ -42,7 +47,8 @@ def mlp(
         BackendError: the backend asked for cannot take the call.
 
     Gradient:
-        To x and every matrix; second order with backend="reference". Rounding passes gradients unchanged.
+        To x and every matrix, of any order; from the second on the reference computes it. Rounding passes
+        gradients unchanged.
 
     Source: tiny-cuda-nn src/network.cu.
 
@@ -61,15 +67,15 @@ def mlp(
             return f"precision {precision!r}, it covers 'float32'"
         if activation != "relu" and len(weights) > 1:
             return f"activation {activation!r}, it covers 'relu'"
-        if output_activation == "relu":
-            return "output_activation 'relu'"
+        if output_activation not in _FAST_OUTPUTS:
+            return f"output_activation {output_activation!r}"
         return too_wide(weights) if name == "triton" else None
 
     choice = choose("mlp", backend, x, *weights, limit=limit)
     if choice.is_reference:
         return choice.kernels.mlp(x, weights, activation, output_activation, precision)
     options = (activation, output_activation, precision if choice.name == "triton" else None)
-    return _MLP.apply(x, options, choice, *weights)  # pyright: ignore[reportReturnType]
+    return _MLP.apply(x.contiguous(), options, choice, *(w.contiguous() for w in weights))  # pyright: ignore[reportReturnType]
 
 
 def too_wide(weights: Sequence[Tensor]) -> str | None:
@@ -109,7 +115,6 @@ class _MLP(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, options: tuple[str, str, str | None], choice: Choice, *weights: Tensor
     ) -> Tensor:
-        x, weights = x.contiguous(), tuple(w.contiguous() for w in weights)
         ctx.save_for_backward(x, *weights)
         # Only some backends know a precision.
         ctx.precision = () if options[2] is None else (options[2],)
@@ -117,10 +122,15 @@ class _MLP(torch.autograd.Function):
         return choice.kernels.mlp_forward(x, list(weights), *ctx.options, *ctx.precision)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         x, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            needed = (wanted_gradients(ctx)[0], *wanted_gradients(ctx)[3:])
+            grad_x, *grad_weights = differentiable_gradients(
+                lambda x, *w: reference(x, w, *ctx.options, *ctx.precision), (x, *weights), needed, grads[0]
+            )
+            return grad_x, None, None, *grad_weights
         grad_x, grad_weights = ctx.kernels.mlp_backward(
-            x, weights, *ctx.options, grads[0].contiguous(), ctx.needs_input_grad[0], *ctx.precision
+            x, weights, *ctx.options, grads[0].contiguous(), wanted_gradients(ctx)[0], *ctx.precision
         )
         return grad_x, None, None, *grad_weights

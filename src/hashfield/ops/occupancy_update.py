@@ -1,14 +1,11 @@
 """Upkeep of the occupancy grid: which cells can hold anything, how dense they are, which bits are set."""
 
-import math
-
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker
-from hashfield.ops.occupancy import morton3_inverse
 from hashfield.ops.render_rays import FieldParameters
 
 
@@ -22,7 +19,9 @@ def refresh_cells(
     aabb_scale: int,
     backend: Backend | None = None,
 ) -> None:
-    """Nothing; values[c] = max(values[c], optical thickness of the finest step at a point of cell c).
+    """Raise the values of some cells, in place, to what is there now.
+
+    values[c] = max(values[c], optical thickness of the finest step at a point of cell c).
 
     Args:
         values: Of all cells, cascade by cascade in Morton order; changed in place.
@@ -39,10 +38,8 @@ def refresh_cells(
     check("cells", cells, ("n",), "int64")
     check("noise", noise, ("n", 3))
     if not field.is_fused:
-        side = torch.exp2((cells // 128**3).to(noise.dtype))[:, None]
-        position = (((morton3_inverse(cells % 128**3) + noise) / 128 - 0.5) * side) / aabb_scale + 0.5
-        for few, where in zip(cells.split(2**16), position.split(2**16), strict=True):
-            values[few] = torch.maximum(values[few], field.density(where) * (math.sqrt(3) / 1024))
+        kernels = choose("occupancy_update", "reference", values).kernels
+        kernels.refresh_with(field.density, values, cells, noise, aabb_scale)
         return
     choice = choose("occupancy_update", backend, field.table, values, noise, limit=field.limit)
     choice.kernels.refresh_cells(values, cells, noise, field, aabb_scale)

@@ -1,5 +1,6 @@
 """Volume rendering of a radiance field along rays: march, evaluate, composite, without leaving the chip."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,10 +13,10 @@ from torch import Tensor
 from hashfield.errors import ShapeError
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import Rays
+from hashfield.kernels.reference.render_rays import POINTS_AT_ONCE, FieldFunctions, unit_positions
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, one_of
 from hashfield.ops.color_mlp import color_mlp
-from hashfield.ops.composite import composite
 from hashfield.ops.grid_encode import Interpolation, grid_encode
 from hashfield.ops.march import march
 from hashfield.ops.mlp import mlp
@@ -200,43 +201,74 @@ def render_rays(
     return RenderResult(*choice.kernels.render_rays(field, rays, bits, options, jitter))
 
 
-_UNFUSED_WAVES = (8, 16, 32, 64)  # samples that each living ray is given at a time
+def small_ops(field: FieldParameters) -> FieldFunctions:
+    """How a field that is not fused is asked: by the small ops."""
+
+    def marched(
+        origin: Tensor, direction: Tensor, t_min: Tensor, t_max: Tensor, bits: Tensor, aabb_scale: int,
+        cone_angle: float, step_scale: float, jitter: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        samples = march(
+            Rays(origin, direction, t_min, t_max), bits, aabb_scale=aabb_scale, cone_angle=cone_angle,
+            step_scale=step_scale, jitter=jitter,
+        )  # fmt: skip
+        return samples.t, samples.dt, samples.ray_offsets
+
+    return FieldFunctions(marched, field.density, field.color_and_density)
 
 
-def unit_positions(rays: Rays, t: Tensor, ray: Tensor, aabb_scale: int) -> Tensor:
-    """Samples' positions in unit space, [n, 3]; `ray` is the ray of each."""
-    position = rays.origin[ray] + t[:, None] * rays.direction[ray]
-    return (position - (0.5 - 0.5 * aabb_scale)) / aabb_scale
+_UNFUSED_WAVES = (8, 16, 32, 64)
+"""Samples of each ray that still sees light whose density is asked at a time; the last one repeats."""
+_UNFUSED_RAYS = 2**16
+"""Rays rendered together: bounds the memory of their samples."""
+
+
+def densities_in_waves(
+    functions: FieldFunctions, rays: Rays, t: Tensor, dt: Tensor, ray_offsets: Tensor, options: MarchOptions
+) -> tuple[Tensor, int]:
+    """Densities of marched samples, asked wave after wave, so that few are spent behind a surface.
+
+    Args:
+        functions: How to ask.
+        rays: Scene space.
+        t, dt: [n_samples] of the samples, sorted by ray.
+        ray_offsets: [n_rays + 1] where each ray's samples begin.
+        options: Sampling; a ray is asked no further once less than its min_transmittance is left.
+
+    Returns:
+        The density of each sample, 0 where it was not asked, and how many were.
+    """
+    density, depth, n_asked = torch.zeros_like(t), torch.zeros_like(rays.t_min), 0
+    darkest = -math.log(options.min_transmittance) if options.min_transmittance > 0 else math.inf
+    first, last, wave = ray_offsets[:-1].clone(), ray_offsets[1:], 0
+    alive = torch.nonzero(last > first)[:, 0]
+    while len(alive):
+        quota = _UNFUSED_WAVES[min(wave, len(_UNFUSED_WAVES) - 1)]
+        counts = torch.minimum(last[alive] - first[alive], torch.full_like(alive, quota))
+        ray = torch.repeat_interleave(alive, counts)
+        starts = torch.repeat_interleave(first[alive] - (torch.cumsum(counts, 0) - counts), counts)
+        at = starts + torch.arange(len(starts), device=starts.device)
+        for few, own in zip(at.split(POINTS_AT_ONCE), ray.split(POINTS_AT_ONCE), strict=True):
+            density[few] = functions.density(unit_positions(rays, t[few], own, options.aabb_scale))
+        depth.index_add_(0, ray, density[at] * dt[at])
+        n_asked += len(at)
+        first[alive] += counts
+        alive, wave = alive[(first[alive] < last[alive]) & (depth[alive] <= darkest)], wave + 1
+    return density, n_asked
 
 
 def _render_unfused(
     field: FieldParameters, rays: Rays, bits: Tensor, options: MarchOptions, jitter: Tensor
 ) -> RenderResult:
-    """Wave after wave of samples, so that none are spent behind a surface."""
-    color, light, depth = torch.zeros_like(rays.origin), torch.ones_like(rays.t_min), torch.zeros_like(rays.t_min)
-    black = torch.zeros_like(rays.origin[:1]).squeeze(0)
-    alive, start, wave = torch.nonzero(rays.t_max > rays.t_min)[:, 0], rays.t_min.clone(), 0
-    while len(alive):
-        quota = _UNFUSED_WAVES[min(wave, len(_UNFUSED_WAVES) - 1)]
-        part = Rays(rays.origin[alive], rays.direction[alive], start[alive], rays.t_max[alive])
-        samples = march(
-            part, bits, aabb_scale=options.aabb_scale, cone_angle=options.cone_angle, step_scale=options.step_scale,
-            jitter=jitter[alive] if wave == 0 else torch.zeros_like(part.t_min), max_samples_per_ray=quota,
-        )  # fmt: skip
-        counts = samples.ray_offsets[1:] - samples.ray_offsets[:-1]
-        ray = torch.repeat_interleave(torch.arange(len(alive), device=counts.device), counts)
-        positions = unit_positions(part, samples.t, ray, options.aabb_scale)
-        seen = field.color_and_density(positions, part.direction[ray])
-        found = composite(seen.color, seen.density, samples, black)
-        color[alive] += light[alive, None] * found.color
-        depth[alive] += light[alive] * found.depth
-        light[alive] *= 1 - found.opacity
-        last = (samples.ray_offsets[1:] - 1).clamp(min=0)
-        goes_on = (counts == quota) & (light[alive] >= options.min_transmittance)
-        # The lattice goes on at the point after the last sample.
-        start[alive[goes_on]] = (samples.t + samples.dt)[last[goes_on]]
-        alive, wave = alive[goes_on], wave + 1
-    return RenderResult(color, 1 - light, depth)
+    kernels, functions = choose("render_rays", "reference", rays.origin).kernels, small_ops(field)
+    parts: list[tuple[Tensor, ...]] = []
+    for begin in range(0, max(rays.n_rays, 1), _UNFUSED_RAYS):
+        part = slice(begin, begin + _UNFUSED_RAYS)
+        some = Rays(rays.origin[part], rays.direction[part], rays.t_min[part], rays.t_max[part])
+        samples = kernels.lit_samples(functions, some, bits, options, jitter[part], densities_in_waves)
+        seen = kernels.shade_rays(functions, some, samples, torch.zeros_like(some.origin), options)
+        parts.append((seen.color, seen.opacity, seen.depth))
+    return RenderResult(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def check_rays(op: str, rays: Rays, bits: Tensor, options: MarchOptions, jitter: Tensor | None) -> Tensor:

@@ -1,19 +1,17 @@
 """One training step of a radiance field: rays in, loss and gradients out, fused from march to backward pass."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from hashfield.errors import BackendError, ShapeError
-from hashfield.geometry.rays import RayBatch, Rays, RaySamples
+from hashfield.errors import ShapeError
+from hashfield.geometry.rays import RayBatch
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, at_least
-from hashfield.ops.composite import composite
-from hashfield.ops.march import march
-from hashfield.ops.render_rays import FieldParameters, MarchOptions, check_rays, unit_positions
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, check_rays, densities_in_waves, small_ops
 
 
 class RayGradients(NamedTuple):
@@ -63,7 +61,7 @@ class TrainWorkspace:
     """Buffers of `train_rays`, kept from step to step; `grad_table` is added to and the optimiser clears it."""
 
     def __init__(self, field: FieldParameters, max_samples: int, backend: Backend | None = None):
-        """Make room for `max_samples` kept samples a step; of a field that is not fused, `max_samples` marched ones."""
+        """Make room for `max_samples` kept samples a step."""
         self.max_samples = max_samples
         self.made_for = _signature(field)
         self.grad_table = torch.zeros_like(field.table, memory_format=torch.contiguous_format)
@@ -101,8 +99,9 @@ def train_rays(
     the light is left; the background shows behind rays that were not cut. The loss compares the composited colour
     with target.rgb * alpha + background * (1 - alpha), all in the photos' own (sRGB) space.
 
-    Where the workspace is full, rays take no part: `loss` is the mean over the rays that did, while gradients are
-    of the sum over them divided by the number of rays given.
+    Where the workspace is full, rays take no part, and neither do rays of weight 0, which are not even marched: `loss`
+    and `squared_error` are sums over the rays that took part, each times its weight, divided by their number. Gradients
+    are of that sum divided by the number of rays given.
 
     Args:
         field: What is trained; not changed.
@@ -116,8 +115,7 @@ def train_rays(
             trained (options.min_weight) have no part in it.
         ray_gradients: Whether to return the colours and gradients of each ray as well, which costs time.
 
-    A field that is not fused is evaluated at every marched sample of as many rays as the workspace has room for, by
-    the small ops, and its gradients are autograd's.
+    A field that is not fused is the same function of its numbers, composed of the small ops with autograd's gradients.
 
     Raises:
         ShapeError: an argument has the wrong shape or dtype.
@@ -137,70 +135,20 @@ def train_rays(
     if batch.weight is not None:
         check("batch.weight", batch.weight, (rays.n_rays,))
     at_least("train_rays", "sparsity", sparsity, 0.0)
-    if not field.is_fused:
-        if reason := _lacking(batch, ray_gradients):
-            raise BackendError(f"train_rays: a field that is not fused cannot take this call: {reason}")
-        return _train_unfused(field, batch, bits, options, workspace, huber_delta, sparsity)
+    if batch.weight is not None and not bool((torch.isfinite(batch.weight) & (batch.weight >= 0)).all()):
+        raise ShapeError("train_rays: batch.weight: expected finite numbers of at least 0")
+    asked = (float(huber_delta), float(sparsity), ray_gradients)
+    if field.is_fused:
 
-    def limit(name: Backend) -> str | None:
-        if name == "triton" and sparsity > 0.0:
-            return "a sparsity loss"
-        return _lacking(batch, ray_gradients) or field.limit(name)
+        def limit(name: Backend) -> str | None:
+            return "a sparsity loss" if name == "triton" and sparsity > 0.0 else field.limit(name)
 
-    choice = choose("train_rays", workspace.backend, field.table, rays.origin, batch.target, limit=limit)
-    found = choice.kernels.train_rays(
-        field, batch, bits, options, workspace, float(huber_delta), float(sparsity), ray_gradients
-    )
+        choice = choose("train_rays", workspace.backend, field.table, rays.origin, batch.target, limit=limit)
+        found = choice.kernels.train_rays(field, batch, bits, options, workspace, *asked)
+    else:
+        kernels = choose("train_rays", "reference", field.table).kernels
+        found = kernels.composed_step(
+            field, batch, bits, options, workspace, *asked, functions_of=small_ops, densities=densities_in_waves
+        )
     gradients = found.pop("ray_gradients")
     return TrainRaysResult(**found, ray_gradients=None if gradients is None else RayGradients(*gradients))
-
-
-def _lacking(batch: RayBatch, ray_gradients: bool) -> str | None:
-    """What a call asks for that is not built yet, or None."""
-    if batch.weight is not None:
-        return "ray weights"
-    return "ray gradients" if ray_gradients else None
-
-
-@torch.enable_grad()
-def _train_unfused(
-    field: FieldParameters, batch: RayBatch, bits: Tensor, options: MarchOptions, workspace: TrainWorkspace,
-    huber_delta: float, sparsity: float,
-) -> TrainRaysResult:  # fmt: skip
-    rays, target, background, jitter = batch.rays, batch.target, batch.background, batch.jitter
-    samples = march(
-        rays, bits, aabb_scale=options.aabb_scale, cone_angle=options.cone_angle, step_scale=options.step_scale,
-        jitter=jitter,
-    )  # fmt: skip
-    # The rays, from the first on, whose samples there is room for.
-    n = int((samples.ray_offsets <= workspace.max_samples).sum()) - 1
-    m = int(samples.ray_offsets[n])
-    samples = RaySamples(samples.t[:m], samples.dt[:m], samples.ray_offsets[: n + 1])
-    rays = Rays(rays.origin[:n], rays.direction[:n], rays.t_min[:n], rays.t_max[:n])
-    target, background, n_given = target[:n], background[:n], max(len(target), 1)
-    leaves = [w.detach().requires_grad_() for w in (field.table, *field.density_weights, *field.color_weights)]
-    split = 1 + len(field.density_weights)
-    leaf = replace(
-        field, table=leaves[0], density_weights=tuple(leaves[1:split]), color_weights=tuple(leaves[split:])
-    )
-    counts = samples.ray_offsets[1:] - samples.ray_offsets[:-1]
-    ray = torch.repeat_interleave(torch.arange(n, device=counts.device), counts)
-    seen = leaf.color_and_density(unit_positions(rays, samples.t, ray, options.aabb_scale), rays.direction[ray])
-    found = composite(seen.color, seen.density, samples, background, min_transmittance=options.min_transmittance)
-    alpha = target[:, 3:]
-    difference = found.color - (target[:, :3] * alpha + background * (1 - alpha))
-    kernels = choose("train_rays", "reference", field.table).kernels
-    loss = kernels.huber(difference, huber_delta).sum()
-    if sparsity > 0.0:
-        loss = loss + sparsity * (kernels.entropy(found.weight) + kernels.entropy(1 - found.opacity))
-    grads = torch.autograd.grad(loss / n_given, leaves, allow_unused=True)
-    grads = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, leaves, strict=True)]
-    workspace.grad_table += grads[0]
-    workspace.samples_per_ray = m / max(n, 1)
-    return TrainRaysResult(
-        loss=float(loss.detach()) / max(n, 1),
-        squared_error=float(difference.detach().square().mean()) if n else 0.0,
-        n_rays=n, n_marched=m, n_kept=m, grad_density_weights=grads[1:split], grad_color_weights=grads[split:],
-        stage_cycles={},
-    )  # fmt: skip
-

@@ -26,12 +26,9 @@ def captures_rays(field: RadianceFieldConfig, *, sparsity: float, total_variatio
         field: Sizes of the field.
         sparsity, total_variation: Weights of losses that only hosts know.
     """
-    density, color = field.density_network, field.color_network
-    has_usual_encoding = field.encoding.otype == "Grid" and field.encoding.interpolation == "linear"
-    has_usual_depth = (density.n_hidden_layers, color.n_hidden_layers) == (1, 2)
     has_usual_output = field.density_activation == "exp" and field.color_sees_density
-    fits = max(density.n_neurons, color.n_neurons) <= 128
-    return has_usual_encoding and has_usual_depth and has_usual_output and fits and sparsity == total_variation == 0.0
+    fits = max(field.density_network.n_neurons, field.color_network.n_neurons) <= 128
+    return field.is_fused and has_usual_output and fits and sparsity == total_variation == 0.0
 
 
 def ray_steps(field: RadianceField, recipe: RayRecipe, precision: RunPrecision) -> "RaySteps":

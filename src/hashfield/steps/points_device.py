@@ -74,7 +74,8 @@ class DevicePointSteps(CapturedSteps):
         """
         table, matrices = table_of(field.encoding), list(field.network.weights)
         super().__init__(table.device, recipe.seed)
-        self.field, self.recipe, self.asked_precision, self.source = field, recipe, precision, source
+        self.field, self.recipe, self.source = field, recipe, source
+        self.asked_precision: RunPrecision = precision
         network = encoded_network(field, None, precision)
         self.precision: str = network.precision
         optimizer = self.optimizer = DeviceOptimizer(

@@ -47,7 +47,8 @@ class HostPointSteps:
         precision: Of lookups and network, as asked for.
         source: Where batches come from; None where each step is given its own.
         """
-        self.field, self.recipe, self.asked_precision, self.source = field, recipe, precision, source
+        self.field, self.recipe, self.source = field, recipe, source
+        self.asked_precision: RunPrecision = precision
         table, matrices = table_of(field.encoding), list(field.network.weights)
         self.device = table.device
         self.optimizer = HostOptimizer(network_groups(table, matrices, l2=recipe.l2, parts=recipe.parts))

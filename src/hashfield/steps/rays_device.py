@@ -32,10 +32,10 @@ from hashfield.steps.graphs import COMPUTE, CapturedSteps
 from hashfield.steps.occupancy import OccupancyGrid, stratified
 from hashfield.steps.optimizers import DeviceOptimizer, network_groups
 from hashfield.steps.protocol import StepResult
-from hashfield.steps.ray_budget import first_rays, most_rays
-from hashfield.steps.rays_host import restored_grid
+from hashfield.steps.ray_budget import FEWEST, GROWTH, SAMPLES_EXPECTED, first_rays, most_rays
+from hashfield.steps.rays_host import host_generators, restored_grid
 from hashfield.steps.recipes import RayRecipe
-from hashfield.steps.state import State, restore_trained, trained_state, warn_of_other_bits
+from hashfield.steps.state import State, generator_state, restore_trained, trained_state, warn_of_other_bits
 
 RAY_GRADIENT = 4.0
 """Loss scale: what the gradient of a single ray's squared error is multiplied by. A ray's gradient is at most some
@@ -77,7 +77,8 @@ class DeviceRaySteps(CapturedSteps):
         assert isinstance(encoding, GridEncoding), "see choice.captures_rays"
         super().__init__(encoding.table.device, recipe.seed)
         device = self.device
-        self.field, self.recipe, self.asked_precision = field, recipe, precision
+        self.field, self.recipe = field, recipe
+        self.asked_precision: RunPrecision = precision
         matrices = [*field.density_network.weights, *field.color_network.weights]
         self.precision: str = network_precision(precision, device)
         optimizer = self.optimizer = DeviceOptimizer(
@@ -170,7 +171,8 @@ class DeviceRaySteps(CapturedSteps):
         enqueue(
             self.device_field, self.batch, self.words, self.coarse, r.aabb_scale, r.cone_angle > 0.0, self.buffers,
             self.optimizer.grad_table, min_transmittance=r.min_transmittance, min_weight=r.min_weight,
-            huber_delta=r.huber_delta, loss_scale=RAY_GRADIENT, target_samples=r.batch,
+            huber_delta=r.huber_delta, loss_scale=RAY_GRADIENT, target_samples=r.batch, fewest_rays=FEWEST,
+            growth=float(GROWTH), most_rays=self.max_rays,
         )  # fmt: skip
         self.optimizer.enqueue({"matrices": self.buffers.grad_weights}, self.buffers.hyper)
 
@@ -211,6 +213,9 @@ class DeviceRaySteps(CapturedSteps):
         values |= {
             "n_rays": int(self.n_rays), "next_refresh": self.next_refresh, "n_refreshes": self.n_refreshes,
             "device_random": self._random_state(),
+            # What a host needs besides, to go on with the run.
+            "samples_per_ray": float(SAMPLES_EXPECTED),
+            "random": {name: generator_state(g) for name, g in host_generators(self.recipe.seed).items()},
         }  # fmt: skip
         return tensors, values
 

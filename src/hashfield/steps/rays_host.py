@@ -54,7 +54,8 @@ class HostRaySteps:
         recipe: What stays the same in every step.
         precision: Of lookups and networks, as asked for.
         """
-        self.field, self.recipe, self.asked_precision = field, recipe, precision
+        self.field, self.recipe = field, recipe
+        self.asked_precision: RunPrecision = precision
         table = table_of(field.encoding)
         self.device = table.device
         self.matrices = [*field.density_network.weights, *field.color_network.weights]
@@ -63,11 +64,7 @@ class HostRaySteps:
         self.precision: str = numbers.precision
         room = max(2 * recipe.batch, LONGEST_RAYS * torch.get_num_threads())
         self.workspace = TrainWorkspace(numbers, room)
-        seeds = np.random.SeedSequence(recipe.seed).spawn(3)
-        self.random = {
-            name: np.random.Generator(np.random.SFC64(seed))
-            for name, seed in zip(("pixels", "rays", "occupancy"), seeds, strict=True)
-        }
+        self.random = host_generators(recipe.seed)
         self.n_rays = first_rays(recipe.batch)
         self.next_refresh = self.n_refreshes = 0
         self.pool: PixelPool | None = None
@@ -214,6 +211,13 @@ class HostRaySteps:
             logger.warning("the run was begun on another device and goes on here: with other random numbers")
         warn_of_other_bits(values, self.precision, follows_threads=not is_moved)
         self.pool, self.grid, self.box = pool, grid, box
+
+
+def host_generators(seed: int) -> dict[str, np.random.Generator]:
+    """The random numbers of a run on a host, a generator for each concern."""
+    names = ("pixels", "rays", "occupancy")
+    seeds = np.random.SeedSequence(seed).spawn(len(names))
+    return {name: np.random.Generator(np.random.SFC64(own)) for name, own in zip(names, seeds, strict=True)}
 
 
 def restored_grid(

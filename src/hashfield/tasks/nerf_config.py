@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from hashfield.errors import ConfigError
 from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig, RunPrecision
+from hashfield.steps.choice import captures_rays
 from hashfield.train.schedule import check_rates
 
 
@@ -150,14 +151,15 @@ class NerfConfig:
     @property
     def is_fused(self) -> bool:
         """Whether the fused kernels take such a field."""
-        usual = self.encoding.otype == "Grid" and self.encoding.interpolation == "linear"
-        return usual and (self.density_layers, self.color_layers) == (1, 2)
+        return self.field_config(1, 0.0).is_fused
 
     @property
-    def is_plain(self) -> bool:
+    def trains_on_device(self) -> bool:
         """Whether GPUs train such a field without waiting: what the fused kernels take, and no further loss."""
-        usual = self.density_activation == "exp" and self.color_sees_density and self.n_neurons <= 128
-        return self.is_fused and usual and self.train.sparsity == 0.0 and self.train.total_variation == 0.0
+        train = self.train
+        return captures_rays(
+            self.field_config(1, 0.0), sparsity=train.sparsity, total_variation=train.total_variation
+        )  # fmt: skip
 
     def field_config(self, aabb_scale: int, density_bias: float) -> RadianceFieldConfig:
         """Sizes of the field for a box of this side."""

@@ -147,19 +147,27 @@ def n_threads() -> int:
     return torch.get_num_threads()
 
 
+class PerThread(list):
+    """An argument of a kernel that differs from thread to thread: `launch` hands element k to thread k."""
+
+
 def launch(function, *arguments, threads: int | None = None) -> None:
     """Run a kernel's shares side by side; the caller's thread takes the first. Errors reach the caller."""
     global _pool, _pool_size
     threads = threads or n_threads()
+
+    def own(k: int) -> list:
+        return [x[k] if isinstance(x, PerThread) else x for x in arguments]
+
     if threads == 1:
-        function(*arguments, 0, 1)
+        function(*own(0), 0, 1)
         return
     with _pool_lock:
         if _pool is None or _pool_size < threads - 1:
             _pool, _pool_size = ThreadPoolExecutor(threads - 1, "hashfield"), threads - 1
-        others = [_pool.submit(function, *arguments, k, threads) for k in range(1, threads)]
+        others = [_pool.submit(function, *own(k), k, threads) for k in range(1, threads)]
     try:
-        function(*arguments, 0, threads)
+        function(*own(0), 0, threads)
     finally:
         wait(others)
     for other in others:

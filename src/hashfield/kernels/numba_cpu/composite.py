@@ -1,5 +1,7 @@
 """Compositing packed samples to ray colours on CPUs, forward and backward. One thread owns a ray."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 
@@ -13,10 +15,40 @@ from hashfield.kernels.numba_cpu.common import (
 )
 
 
+class Samples(NamedTuple):
+    """What is composited: packed samples of n rays and the colour behind each ray."""
+
+    color: Any
+    """[samples, 3]"""
+    density: Any
+    """[samples]"""
+    t: Any
+    """[samples]"""
+    dt: Any
+    """[samples]"""
+    offsets: Any
+    """[n + 1]: where each ray's samples begin."""
+    background: Any
+    """[n, 3]"""
+
+
+class Composited(NamedTuple):
+    """What comes of it, or the gradients to that."""
+
+    color: Any
+    """[n, 3]"""
+    opacity: Any
+    """[n]"""
+    depth: Any
+    """[n]"""
+    weight: Any
+    """[samples]"""
+
+
 @kernel
-def _forward(
-    color, density, t, dt, offsets, background, min_transmittance, out, opacity, depth, weight, thread, threads
-):
+def _forward(samples, min_transmittance, found, thread, threads):
+    color, density, t, dt, offsets, background = samples
+    out, opacity, depth, weight = found
     n_rays = offsets.size - 1
     mode = flush_denormals()
     for ray in range(share(n_rays, thread, threads), share(n_rays, thread + 1, threads)):
@@ -48,13 +80,12 @@ def _forward(
 
 
 @kernel
-def _backward(
-    color, density, t, dt, offsets, background, min_transmittance, weight, d_out, d_opacity, d_depth, d_weight,
-    d_color, d_density, d_background, thread, threads,
-):  # fmt: skip
+def _backward(samples, min_transmittance, weight, cotangent, d_color, d_density, d_background, thread, threads):
     """With a value v_i = d_out.c_i + d_opacity + d_depth t_i + d_weight_i for every sample, the ray's objective
     is sum w_i v_i + T d_out.background, hence dL/d(density_i) = dt_i (T_{i+1} v_i - sum_{j>i} w_j v_j - T v_bg).
     """
+    color, density, t, dt, offsets, background = samples
+    d_out, d_opacity, d_depth, d_weight = cotangent
     n_rays = offsets.size - 1
     mode = flush_denormals()
     for ray in range(share(n_rays, thread, threads), share(n_rays, thread + 1, threads)):
@@ -101,10 +132,9 @@ def composite_forward(color, density, t, dt, ray_offsets, background, min_transm
     out, opacity, depth = torch.empty((n_rays, 3)), torch.empty(n_rays), torch.empty(n_rays)
     weight = torch.empty(n_samples)
     if n_rays:
-        launch(
-            _forward, *map(as_array, (color, density, t, dt, ray_offsets, background)),
-            np.float32(min_transmittance), *map(as_array, (out, opacity, depth, weight)),
-        )  # fmt: skip
+        samples = Samples(*map(as_array, (color, density, t, dt, ray_offsets, background)))
+        found = Composited(*map(as_array, (out, opacity, depth, weight)))
+        launch(_forward, samples, np.float32(min_transmittance), found)
     return out, opacity, depth, weight
 
 
@@ -117,9 +147,10 @@ def composite_backward(
     *_, weight = composite_forward(color, density, t, dt, ray_offsets, background, min_transmittance)
     d_color, d_density, d_background = (torch.empty_like(x) for x in (color, density, background))
     if n_rays:
+        samples = Samples(*map(as_array, (color, density, t, dt, ray_offsets, background)))
+        cotangent = Composited(*map(as_array, (grad_color, grad_opacity, grad_depth, grad_weight)))
         launch(
-            _backward, *map(as_array, (color, density, t, dt, ray_offsets, background)),
-            np.float32(min_transmittance), as_array(weight),
-            *map(as_array, (grad_color, grad_opacity, grad_depth, grad_weight, d_color, d_density, d_background)),
+            _backward, samples, np.float32(min_transmittance), as_array(weight), cotangent,
+            *map(as_array, (d_color, d_density, d_background)),
         )  # fmt: skip
     return d_color, d_density, d_background

@@ -5,11 +5,13 @@ A wave takes a few more samples of every ray that is still alive, encodes them, 
 Samples behind an opaque surface are never marched, and the colour network sees only those that are kept.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from hashfield.kernels.numba_cpu.common import exp, part
+from hashfield.kernels.numba_cpu.encoders import encode_range
 from hashfield.kernels.numba_cpu.grid_corners import BLOCK
-from hashfield.kernels.numba_cpu.grid_encode import encode_range
 from hashfield.kernels.numba_cpu.march import next_sample, ray_line, t_from_steps
 from hashfield.kernels.numba_cpu.mlp import ROWS, paired, product_relu, product_store, put
 from hashfield.kernels.numba_cpu.simd import LANES, load, maximum, peek, poke, splat, store
@@ -23,27 +25,90 @@ WAVES = np.array([4, 4, 8, 16, 32], np.int64)
 STEEPEST = np.float32(np.exp(15.0))
 
 
-@part
-def march_wave(
-    origin, direction, t_max, first_ray, alive, n_alive, quota, n_next, ended, counts, words, coarse, n_cascades,
-    steps, box_min, inverse_side, positions, stride, t, dt,
-):  # fmt: skip
-    """Up to `quota` further samples of each living ray; returns how many were found.
+class RayState(NamedTuple):
+    """Where each ray of a chunk stands, by its number within the chunk; one chunk at a time to a thread."""
 
-    `alive` holds ray numbers relative to first_ray, `n_next` where each continues on its lattice. Samples are
-    written in the order of `alive`; counts[k] is how many belong to alive[k].
+    alive: Any
+    """[rays]: numbers of the rays that go on, as many as the caller says."""
+    counts: Any
+    """[rays]: how many samples of the wave belong to each ray of `alive`."""
+    next_step: Any
+    """[rays]: stepping coordinate at which each ray goes on."""
+    ended: Any
+    """[rays]: whether the ray has left the occupied cells for good."""
+    transmittance: Any
+    """[rays]: light that is left."""
+    harmonics: Any
+    """[rays, 16]: spherical harmonics of the direction."""
+
+
+def ray_state(n_rays: int, kind: type) -> RayState:
+    """Room for a chunk of rays, with harmonics stored in this element type."""
+    return RayState(
+        np.zeros(n_rays, np.int64), np.zeros(n_rays, np.int64), np.zeros(n_rays), np.zeros(n_rays, np.bool_),
+        np.zeros(n_rays, np.float32), np.zeros(n_rays * N_DIRECTION, kind),
+    )  # fmt: skip
+
+
+class Wave(NamedTuple):
+    """Samples of one wave, ray after ray in the order of `RayState.alive`; flat, with room for a whole vector more."""
+
+    positions: Any
+    """Three planes of unit positions."""
+    t: Any
+    dt: Any
+    tau: Any
+    """Density times dt."""
+    alpha: Any
+    """1 - e^-tau."""
+    row: int
+    """Values from one sample's features to the next one's."""
+    features: Any
+    """[samples, row]: the encoding."""
+    geometry: Any
+    """[samples, 16]: outputs of the density network."""
+
+
+def empty_wave(n_samples: int, row: int, kind: type) -> Wave:
+    """Room for a wave of so many samples, with activations of this element type."""
+    numbers = (np.zeros(n_samples + LANES, np.float32) for _ in range(4))
+    return Wave(
+        np.zeros(3 * (n_samples + 2 * BLOCK), np.float32), *numbers, row, np.zeros(n_samples * row, kind),
+        np.zeros(n_samples * N_GEOMETRY, kind),
+    )  # fmt: skip
+
+
+class Scratch(NamedTuple):
+    """A thread's memory for one block of samples on its way through the encoder and the networks."""
+
+    encoder: Any
+    """What the encoder needs for itself."""
+    hidden: Any
+    """[ROWS, width]: the density network's hidden layer."""
+    sums: Any
+    """[ROWS, 16 or more]: float32 outputs of either network."""
+
+
+@part
+def march_wave(rays, march, state, first_ray, n_alive, quota, wave):
+    """Up to `quota` further samples of each of n_alive living rays; returns how many were found.
+
+    Numbers of rays are relative to first_ray.
     """
+    alive, next_step, ended, counts = state.alive, state.next_step, state.ended, state.counts
+    positions, t, dt, t_max, steps = wave.positions, wave.t, wave.dt, rays.t_max, march.steps
+    box_min, inverse_side, stride = march.box_min, march.inverse_side, positions.size // 3
     m = 0
     for k in range(n_alive):
         r = alive[k]
         ray = first_ray + r
-        line = ray_line(origin, direction, ray)
+        line = ray_line(rays, ray)
         ox, oy, oz, dx, dy, dz = line[:6]
-        n, end = n_next[r], np.float64(t_max[ray])
+        n, end = next_step[r], np.float64(t_max[ray])
         following = max(t_from_steps(n, steps), 0.0)
         before = m
         while m - before < quota:
-            n, at, step = next_sample(line, n, following, end, words, coarse, n_cascades, steps)
+            n, at, step = next_sample(line, n, following, end, march)
             if at < 0.0:
                 ended[r] = True
                 break
@@ -55,7 +120,7 @@ def march_wave(
             m += 1
             n += 1.0
             following = at + step
-        n_next[r] = n
+        next_step[r] = n
         counts[k] = m - before
     for i in range(m, min(stride, m + 2 * BLOCK)):  # what the last block reads beyond the samples
         for axis in range(3):
@@ -64,42 +129,34 @@ def march_wave(
 
 
 @part
-def log_density(
-    positions, stride, m, table, n_features, levels, scales, index, weight, features, row, density_net, hidden, raw,
-    geometry, out,
-):  # fmt: skip
+def log_density(encoder, density, positions, m, features, geometry, scratch, out):
     """Encode m samples and ask the density network: features [m, row], geometry [m, 16] (or empty, if nobody needs it)
-    and out [m], the log-density before the bias, taken from the float32 sums `raw` [ROWS, 16] whatever the storage."""
-    w1t, w2t, width, n_in = density_net[2], density_net[3], density_net[4], density_net[5]
-    p = paired(features)
-    encode_range(positions, 3, stride, 0, m, table, n_features, levels, scales, False, features, row, index, weight)
+    and out [m], the log-density before the bias, taken from the float32 sums whatever the storage."""
+    width, row, hidden, sums = density.width, density.row, scratch.hidden, scratch.sums
+    w1t, w2t, p = density.w1t, density.w2t, paired(features)
+    encode_range(encoder, positions, 0, m, features, row, scratch.encoder)
     for begin in range(0, m, ROWS):
         rows = min(ROWS, m - begin)
         product_relu(
-            features, begin * row, row, p, w1t, 0, p * width, hidden, 0, width, rows, width, (n_in + p - 1) // p,
-            hidden, 0,
+            features, begin * row, row, p, w1t, 0, p * width, hidden, 0, width, rows, width,
+            (density.n_in + p - 1) // p, hidden, 0,
         )  # fmt: skip
         product_store(
-            hidden, 0, width, p, w2t, 0, p * N_GEOMETRY, raw, 0, N_GEOMETRY, rows, N_GEOMETRY, width // p, hidden, 0
+            hidden, 0, width, p, w2t, 0, p * N_GEOMETRY, sums, 0, N_GEOMETRY, rows, N_GEOMETRY, width // p, hidden, 0
         )
         if geometry.size > 0:
-            put(raw, 0, geometry, begin * N_GEOMETRY, rows * N_GEOMETRY)
+            put(sums, 0, geometry, begin * N_GEOMETRY, rows * N_GEOMETRY)
         for s in range(rows):
-            poke(out, begin + s, peek(raw, s * N_GEOMETRY))
+            poke(out, begin + s, peek(sums, s * N_GEOMETRY))
 
 
 @part
-def density_wave(
-    positions, stride, m, table, n_features, levels, scales, index, weight, features, row, density_net, hidden,
-    raw, geometry, dt, tau, alpha, bias, is_relu,
-):  # fmt: skip
-    """Density of m samples: features [m, row], geometry [m, 16], tau = density * dt and alpha = 1 - e^-tau.
+def density_wave(encoder, density, wave, m, scratch, bias, is_relu):
+    """Density of the wave's m samples: fills features, geometry, tau and alpha.
 
     The density is e^(raw + bias), or, where is_relu is set, max(0, raw + bias)."""
-    log_density(
-        positions, stride, m, table, n_features, levels, scales, index, weight, features, row, density_net, hidden,
-        raw, geometry, tau,
-    )  # fmt: skip
+    tau, alpha, dt = wave.tau, wave.alpha, wave.dt
+    log_density(encoder, density, wave.positions, m, wave.features, wave.geometry, scratch, tau)
     one, zero, bias_v = splat(np.float32(1.0)), splat(np.float32(0.0)), splat(bias)
     if is_relu:
         for i in range(0, m, LANES):
@@ -114,9 +171,9 @@ def density_wave(
 
 
 @part
-def color_blocks(color_in, n, color_net, hidden1, hidden2, out, out_row, rgb):
+def color_blocks(color, color_in, n, hidden1, hidden2, sums, rgb):
     """Raw colours of n samples: rgb [n, 3] before the sigmoid; both hidden layers are kept, [n, width]."""
-    w1t, w2t, w3t, width = color_net[3], color_net[4], color_net[5], color_net[6]
+    w1t, w2t, w3t, width, out_row = color.w1t, color.w2t, color.w3t, color.width, color.out_row
     p = paired(color_in)
     for begin in range(0, n, ROWS):
         rows = min(ROWS, n - begin)
@@ -130,8 +187,8 @@ def color_blocks(color_in, n, color_net, hidden1, hidden2, out, out_row, rgb):
         )  # fmt: skip
         product_store(
             hidden2, begin * width, width, p, w3t, 0, p * out_row,
-            out, 0, out_row, rows, out_row, width // p, hidden1, 0,
+            sums, 0, out_row, rows, out_row, width // p, hidden1, 0,
         )  # fmt: skip
         for s in range(rows):
             for c in range(3):
-                poke(rgb, (begin + s) * 3 + c, peek(out, s * out_row + c))
+                poke(rgb, (begin + s) * 3 + c, peek(sums, s * out_row + c))

@@ -4,6 +4,8 @@ One call works on blocks of points: with vectors, it computes the table index an
 into a small scratch, from where features are then read, or gradients added, corner by corner.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import types
 
@@ -29,6 +31,51 @@ from hashfield.kernels.numba_cpu.simd import (
 BLOCK = max(16, LANES)  # points whose corner indices and weights are held at once
 _PRIME_Y, _PRIME_Z = np.uint32(HASH_PRIMES[1]), np.uint32(HASH_PRIMES[2])
 _LIMIT = np.float32(2.0**31)
+
+
+class GridEncoder(NamedTuple):
+    """A grid of features as the kernels read it.
+
+    Where `n_dims` or `smoothstep` is None the compiler knows that the grid is 3-D, or linear: machine code for other
+    grids is left out.
+    """
+
+    table: Any
+    """All levels' entries, flat: float32, or uint16 that hold bfloat16."""
+    n_features: int
+    """Features to an entry: 1, 2, 4 or 8."""
+    n_levels: int
+    levels: Any
+    """[level, 4]: resolution, entries, whether they are hashed, first entry."""
+    scales: Any
+    """[level]: cells to a unit of length."""
+    n_dims: int | None
+    smoothstep: bool | None
+
+
+class Corners(NamedTuple):
+    """Table indices and weights of the corners of two blocks of points: of this one, and of the next one."""
+
+    index: Any
+    weight: Any
+    dot: Any
+    """Products of one block's corners with the gradient of the features; of gradients to positions only."""
+
+
+def _knows(encoder, field: str) -> bool:
+    return encoder.types[encoder.fields.index(field)] == types.none
+
+
+@overloaded
+def axes(encoder):
+    """Dimensions of the encoder's positions."""
+    return (lambda encoder: 3) if _knows(encoder, "n_dims") else (lambda encoder: encoder.n_dims)
+
+
+@overloaded
+def is_smooth(encoder):
+    """Whether the weights are smoothstep's."""
+    return (lambda encoder: False) if _knows(encoder, "smoothstep") else (lambda encoder: encoder.smoothstep)
 
 
 @inline
@@ -193,14 +240,16 @@ def fit(index, at, n, size):
 
 
 @part
-def corners(positions, n_dims, stride, start, level, levels, scales, smoothstep, index, weight, at):
-    """Fill the scratch at `at` for one block and level. `levels` rows: resolution, entries, is_hashed, offset."""
-    size = levels[level, 1]
-    hashed = levels[level, 2] != 0
+def corners(encoder, positions, start, level, scratch, at):
+    """Fill the scratch from `at` on for one level and the block of points that begins at `start`."""
+    n_dims, smoothstep, scale = axes(encoder), is_smooth(encoder), encoder.scales[level]
+    resolution, size = encoder.levels[level, 0], encoder.levels[level, 1]
+    hashed = encoder.levels[level, 2] != 0
+    stride, index, weight = positions.size // n_dims, scratch.index, scratch.weight
     if n_dims == 3:
-        corners3(positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at)
+        corners3(positions, stride, start, scale, resolution, size, hashed, smoothstep, index, weight, at)
     else:
-        corners2(positions, stride, start, scales[level], levels[level, 0], size, hashed, smoothstep, index, weight, at)
+        corners2(positions, stride, start, scale, resolution, size, hashed, smoothstep, index, weight, at)
     if not hashed:
         fit(index, at, BLOCK << n_dims, size)
 
@@ -216,11 +265,12 @@ def slope(x, scale, f, smoothstep):
 
 
 @inline
-def nearest(positions, n_dims, stride, start, level, levels, scales, index):
+def nearest(encoder, positions, start, level, index):
     """Table index of the vertex nearest to each of BLOCK points."""
-    size, resolution = levels[level, 1], levels[level, 0]
+    n_dims, levels = axes(encoder), encoder.levels
+    stride, size, resolution = positions.size // n_dims, levels[level, 1], levels[level, 0]
     hashed = levels[level, 2] != 0
-    scale_v, size_v = splat(scales[level]), splat_int(size)
+    scale_v, size_v = splat(encoder.scales[level]), splat_int(size)
     factor_y, factor_z = splat_int(resolution), splat_int(resolution * resolution)
     if hashed:
         factor_y, factor_z = splat_int(_PRIME_Y), splat_int(_PRIME_Z)

@@ -24,8 +24,26 @@ from hashfield.kernels.numba_cpu.common import (
     restore_denormals,
     share,
 )
-from hashfield.kernels.numba_cpu.grid_corners import BLOCK, cell_and_fraction, corners, eased, nearest, slope
-from hashfield.kernels.numba_cpu.grid_inputs import bf16_words, level_table, to_planes
+from hashfield.kernels.numba_cpu.encoders import (
+    add_gradient,
+    add_position_gradient,
+    encode_range,
+    encoder_scratch,
+    implements,
+)
+from hashfield.kernels.numba_cpu.grid_corners import (
+    BLOCK,
+    Corners,
+    GridEncoder,
+    axes,
+    cell_and_fraction,
+    corners,
+    eased,
+    is_smooth,
+    nearest,
+    slope,
+)
+from hashfield.kernels.numba_cpu.grid_inputs import bf16_words, level_table, lookup_table, to_planes
 from hashfield.kernels.numba_cpu.simd import (
     FEATURES,
     LANES,
@@ -96,23 +114,25 @@ def read_block(table, n_features, n_dims, index, weight, at, ahead, count, out, 
     return read
 
 
-@inline
-def encode_range(
-    positions, n_dims, stride, begin, end, table, n_features, levels, scales, smoothstep, out, row, index, weight
-):
-    """Encode points begin to end, all levels in turn; point i goes to out[(i - begin)*row:]."""
-    n_corners = 1 << n_dims
-    half = n_corners * BLOCK
-    for level in range(scales.size):
+@implements("encoder_scratch", GridEncoder)
+def _encoder_scratch(encoder):
+    slots = (2 * BLOCK) << axes(encoder)
+    return Corners(np.zeros(slots, np.uint32), np.zeros(slots, np.float32), np.zeros(slots // 2, np.float32))
+
+
+@implements("encode_range", GridEncoder)
+def _encode_range(encoder, positions, begin, end, out, row, scratch):
+    n_dims, n_features = axes(encoder), encoder.n_features
+    table, levels, index, weight = encoder.table, encoder.levels, scratch.index, scratch.weight
+    half = BLOCK << n_dims
+    for level in range(encoder.n_levels):
         own = table[levels[level, 3] * n_features :]
         at = 0
-        corners(positions, n_dims, stride, begin, level, levels, scales, smoothstep, index, weight, at)
+        corners(encoder, positions, begin, level, scratch, at)
         for start in range(begin, end, BLOCK):
             following = start + BLOCK
             if following < end:
-                corners(
-                    positions, n_dims, stride, following, level, levels, scales, smoothstep, index, weight, half - at
-                )
+                corners(encoder, positions, following, level, scratch, half - at)
             count = min(BLOCK, end - start)
             where_to = (start - begin) * row + level * n_features
             read_block(own, n_features, n_dims, index, weight, at, half - at, count, out, where_to, row)
@@ -120,19 +140,13 @@ def encode_range(
 
 
 @kernel
-def _forward(positions, n_dims, n, table, n_features, levels, scales, smoothstep, out, chunk, thread, threads):
-    stride = positions.size // n_dims
-    row = scales.size * n_features
+def _forward(encoder, positions, n, out, chunk, thread, threads):
+    row = encoder.n_levels * encoder.n_features
     mode = flush_denormals()
-    index = np.zeros((2 * BLOCK) << n_dims, np.uint32)
-    weight = np.empty((2 * BLOCK) << n_dims, np.float32)
+    scratch = encoder_scratch(encoder)
     first, last = share(n, thread, threads), share(n, thread + 1, threads)
     for begin in range(first, last, chunk):
-        end = min(last, begin + chunk)
-        encode_range(
-            positions, n_dims, stride, begin, end, table, n_features, levels, scales, smoothstep,
-            out[begin * row :], row, index, weight,
-        )  # fmt: skip
+        encode_range(encoder, positions, begin, min(last, begin + chunk), out[begin * row :], row, scratch)
     restore_denormals(mode)
 
 
@@ -159,27 +173,24 @@ _add1, _add2, _add4, _add8 = (_adders(n, 8) for n in (1, 2, 4, 8))
 _add1_2d, _add2_2d, _add4_2d, _add8_2d = (_adders(n, 4) for n in (1, 2, 4, 8))
 
 
-@inline
-def add_level(
-    positions, n_dims, stride, begin, end, grad, n_features, levels, scales, smoothstep, level, low, high,
-    cotangent, start, row, index, weight,
-):  # fmt: skip
-    """Add one level's table gradient for points begin to end: entries low to high of the level, or, where low
-    is 0 and high negative, all of them.
-
-    Point i's cotangent starts at cotangent[start + (i - begin)*row].
-    """
-    n_corners = 1 << n_dims
-    half = n_corners * BLOCK
-    own = grad[levels[level, 3] * n_features :]
+@implements("add_gradient", GridEncoder)
+def _add_gradient(encoder, positions, n, grad, level, piece, parts, cotangent, start, row, scratch):
+    n_dims, n_features = axes(encoder), encoder.n_features
+    index, weight = scratch.index, scratch.weight
+    half = BLOCK << n_dims
+    size = encoder.levels[level, 1]
+    low, high = share(size, piece, parts), share(size, piece + 1, parts)
+    if parts == 1:
+        high = -1  # the whole level: nothing to compare
+    own = grad[encoder.levels[level, 3] * n_features :]
     at = 0
-    corners(positions, n_dims, stride, begin, level, levels, scales, smoothstep, index, weight, at)
-    for point in range(begin, end, BLOCK):
+    corners(encoder, positions, 0, level, scratch, at)
+    for point in range(0, n, BLOCK):
         following = point + BLOCK
-        if following < end:
-            corners(positions, n_dims, stride, following, level, levels, scales, smoothstep, index, weight, half - at)
-        count = min(BLOCK, end - point)
-        first = start + (point - begin) * row
+        if following < n:
+            corners(encoder, positions, following, level, scratch, half - at)
+        count = min(BLOCK, n - point)
+        first = start + point * row
         ahead = half - at
         if n_dims == 3:
             if n_features == 4:
@@ -202,78 +213,78 @@ def add_level(
 
 
 @kernel
-def _backward_table(
-    positions, n_dims, n, grad, n_features, levels, scales, smoothstep, cotangent, parts, thread, threads
-):
-    stride = positions.size // n_dims
-    n_levels = scales.size
-    row = n_levels * n_features
+def _backward_table(encoder, positions, n, grad, cotangent, parts, thread, threads):
+    n_levels, n_features = encoder.n_levels, encoder.n_features
     mode = flush_denormals()
-    index = np.zeros((2 * BLOCK) << n_dims, np.uint32)
-    weight = np.empty((2 * BLOCK) << n_dims, np.float32)
+    scratch = encoder_scratch(encoder)
     for task in range(thread, n_levels * parts, threads):
         level, piece = task % n_levels, task // n_levels
-        size = levels[level, 1]
-        low, high = share(size, piece, parts), share(size, piece + 1, parts)
-        first = levels[level, 3]
-        grad[(first + low) * n_features : (first + high) * n_features] = np.float32(0.0)
-        if parts == 1:
-            high = -1  # the whole level: nothing to compare
-        add_level(
-            positions, n_dims, stride, 0, n, grad, n_features, levels, scales, smoothstep, level, low, high,
-            cotangent, level * n_features, row, index, weight,
-        )  # fmt: skip
+        size, first = encoder.levels[level, 1], encoder.levels[level, 3]
+        low, high = first + share(size, piece, parts), first + share(size, piece + 1, parts)
+        grad[low * n_features : high * n_features] = np.float32(0.0)
+        add_gradient(
+            encoder, positions, n, grad, level, piece, parts, cotangent, level * n_features, n_levels * n_features, scratch
+        )
     restore_denormals(mode)
 
 
-def _dotters(n: int):
-    load_features, _, _, _ = FEATURES[n]
+def _dotters(n: int, is_bf16: bool):
+    load_features, load_features_bf16, _, _ = FEATURES[n]
+    fetch = load_features_bf16 if is_bf16 else load_features
 
     @inline
-    def dots(table, offset, index, n_corners, count, cotangent, start, row, out):
+    def dots(table, index, at, ahead, n_corners, count, cotangent, start, row, out):
         for i in range(count):
             g = load_features(cotangent, start + i * row)
             for c in range(n_corners):
                 k = c * BLOCK + i
-                poke(out, k, reduce_add(load_features(table, (offset + peek(index, k)) * n) * g))
+                prefetch(table, peek(index, ahead + k) * n)
+                poke(out, k, reduce_add(fetch(table, peek(index, at + k) * n) * g))
 
     return dots
 
 
-_dots1, _dots2, _dots4, _dots8 = (_dotters(n) for n in (1, 2, 4, 8))
+_DOTTERS = {key: _dotters(*key) for key in itertools.product((1, 2, 4, 8), (False, True))}
 
 
-@kernel
-def _backward_positions(
-    positions, n_dims, n, table, n_features, levels, scales, smoothstep, cotangent, grad, thread, threads
-):
+@overloaded
+def dot_corners(table, n_features, index, at, ahead, n_corners, count, cotangent, start, row, out):
+    """out[c*BLOCK + i] = table[index[at + c*BLOCK + i]] . cotangent[start + i*row:], of one level's table."""
+    d1, d2, d4, d8 = (_DOTTERS[n, table.dtype == types.uint16] for n in (1, 2, 4, 8))
+
+    def dots(table, n_features, index, at, ahead, n_corners, count, cotangent, start, row, out):
+        if n_features == 4:
+            d4(table, index, at, ahead, n_corners, count, cotangent, start, row, out)
+        elif n_features == 2:
+            d2(table, index, at, ahead, n_corners, count, cotangent, start, row, out)
+        elif n_features == 8:
+            d8(table, index, at, ahead, n_corners, count, cotangent, start, row, out)
+        else:
+            d1(table, index, at, ahead, n_corners, count, cotangent, start, row, out)
+
+    return dots
+
+
+@implements("add_position_gradient", GridEncoder)
+def _add_position_gradient(encoder, positions, begin, end, cotangent, start, level_step, row, grad, scratch):
     """grad [D, stride] += scale * S'(f_d) * sum over the other axes' corners of weights * (right - left).cotangent."""
-    stride = positions.size // n_dims
-    n_levels = scales.size
-    row = n_levels * n_features
-    n_corners = 1 << n_dims
-    n_blocks = (n + BLOCK - 1) // BLOCK
-    mode = flush_denormals()
-    index = np.empty(BLOCK << n_dims, np.uint32)
-    weight = np.empty(BLOCK << n_dims, np.float32)
-    dot = np.zeros(BLOCK << n_dims, np.float32)
-    for block in range(share(n_blocks, thread, threads), share(n_blocks, thread + 1, threads)):
-        start = block * BLOCK
-        count = min(BLOCK, n - start)
-        for level in range(n_levels):
-            corners(positions, n_dims, stride, start, level, levels, scales, smoothstep, index, weight, 0)
-            first, offset = start * row + level * n_features, levels[level, 3]
-            if n_features == 4:
-                _dots4(table, offset, index, n_corners, count, cotangent, first, row, dot)
-            elif n_features == 2:
-                _dots2(table, offset, index, n_corners, count, cotangent, first, row, dot)
-            elif n_features == 8:
-                _dots8(table, offset, index, n_corners, count, cotangent, first, row, dot)
-            else:
-                _dots1(table, offset, index, n_corners, count, cotangent, first, row, dot)
-            scale, one = splat(scales[level]), splat(1.0)
+    n_dims, n_features, smoothstep = axes(encoder), encoder.n_features, is_smooth(encoder)
+    table, index, dot = encoder.table, scratch.index, scratch.dot
+    stride, n_corners, one = positions.size // n_dims, 1 << n_dims, splat(1.0)
+    half = BLOCK << n_dims
+    for level in range(encoder.n_levels):
+        own = table[encoder.levels[level, 3] * n_features :]
+        at = 0
+        corners(encoder, positions, begin, level, scratch, at)
+        for point in range(begin, end, BLOCK):
+            if point + BLOCK < end:
+                corners(encoder, positions, point + BLOCK, level, scratch, half - at)
+            count, first = min(BLOCK, end - point), start + level * level_step + point * row
+            dot_corners(own, n_features, index, at, half - at, n_corners, count, cotangent, first, row, dot)
+            at = half - at
+            scale = splat(encoder.scales[level])
             for i in range(0, BLOCK, LANES):
-                x, y = load(positions, start + i), load(positions, stride + start + i)
+                x, y = load(positions, point + i), load(positions, stride + point + i)
                 _, fx = cell_and_fraction(x, scale)
                 _, fy = cell_and_fraction(y, scale)
                 sx, sy = slope(x, scale, fx, smoothstep), slope(y, scale, fy, smoothstep)
@@ -285,7 +296,7 @@ def _backward_positions(
                     px = gy * (d1 - d0) + fy * (d3 - d2)
                     py = gx * (d2 - d0) + fx * (d3 - d1)
                 else:
-                    z = load(positions, 2 * stride + start + i)
+                    z = load(positions, 2 * stride + point + i)
                     _, fz = cell_and_fraction(z, scale)
                     sz = slope(z, scale, fz, smoothstep)
                     fz = eased(fz, smoothstep)
@@ -295,12 +306,23 @@ def _backward_positions(
                     px = gz * (gy * (d1 - d0) + fy * (d3 - d2)) + fz * (gy * (d5 - d4) + fy * (d7 - d6))
                     py = gz * (gx * (d2 - d0) + fx * (d3 - d1)) + fz * (gx * (d6 - d4) + fx * (d7 - d5))
                     pz = gy * (gx * (d4 - d0) + fx * (d5 - d1)) + fy * (gx * (d6 - d2) + fx * (d7 - d3))
-                    j = 2 * stride + start + i
+                    j = 2 * stride + point + i
                     store(grad, j, load(grad, j) + sz * pz)
-                j = start + i
+                j = point + i
                 store(grad, j, load(grad, j) + sx * px)
-                j = stride + start + i
+                j = stride + point + i
                 store(grad, j, load(grad, j) + sy * py)
+
+
+@kernel
+def _backward_positions(encoder, positions, n, cotangent, grad, thread, threads):
+    """Add to grad, laid out as positions; whole blocks of points to a thread."""
+    n_features, n_blocks = encoder.n_features, (n + BLOCK - 1) // BLOCK
+    mode = flush_denormals()
+    scratch = encoder_scratch(encoder)
+    begin, end = share(n_blocks, thread, threads) * BLOCK, min(n, share(n_blocks, thread + 1, threads) * BLOCK)
+    row = encoder.n_levels * n_features
+    add_position_gradient(encoder, positions, begin, end, cotangent, 0, n_features, row, grad, scratch)
     restore_denormals(mode)
 
 
@@ -331,42 +353,41 @@ def read_nearest(table, n_features, index, one, count, out, start, row):
 
 
 @kernel
-def _forward_nearest(positions, n_dims, n, table, n_features, levels, scales, out, chunk, thread, threads):
-    stride, row = positions.size // n_dims, scales.size * n_features
+def _forward_nearest(encoder, positions, n, out, chunk, thread, threads):
+    n_features, levels = encoder.n_features, encoder.levels
+    row = encoder.n_levels * n_features
     mode = flush_denormals()
     index, one = np.zeros(BLOCK, np.uint32), np.ones(BLOCK, np.float32)
     # Shares begin on whole blocks, so that none is computed twice.
     n_blocks = (n + BLOCK - 1) // BLOCK
     first, last = share(n_blocks, thread, threads) * BLOCK, min(n, share(n_blocks, thread + 1, threads) * BLOCK)
     for begin in range(first, last, chunk):
-        for level in range(scales.size):
-            own = table[levels[level, 3] * n_features :]
+        for level in range(encoder.n_levels):
+            own = encoder.table[levels[level, 3] * n_features :]
             for start in range(begin, min(last, begin + chunk), BLOCK):
-                nearest(positions, n_dims, stride, start, level, levels, scales, index)
+                nearest(encoder, positions, start, level, index)
                 count = min(BLOCK, last - start)
                 read_nearest(own, n_features, index, one, count, out, start * row + level * n_features, row)
     restore_denormals(mode)
 
 
 @kernel
-def _backward_nearest(
-    positions, n_dims, n, grad, n_features, levels, scales, cotangent, parts, thread, threads
-):
+def _backward_nearest(encoder, positions, n, grad, cotangent, parts, thread, threads):
     """The table's gradient, cleared and then added to; every level, or part of one, has one writer."""
-    stride, n_levels = positions.size // n_dims, scales.size
+    n_levels, n_features = encoder.n_levels, encoder.n_features
     row = n_levels * n_features
     mode = flush_denormals()
     index, one = np.zeros(BLOCK, np.uint32), np.ones(BLOCK, np.float32)
     for task in range(thread, n_levels * parts, threads):
         level, piece = task % n_levels, task // n_levels
-        size = levels[level, 1]
+        size = encoder.levels[level, 1]
         low, high = share(size, piece, parts), share(size, piece + 1, parts)
-        own = grad[levels[level, 3] * n_features :]
+        own = grad[encoder.levels[level, 3] * n_features :]
         own[low * n_features : high * n_features] = np.float32(0.0)
         if parts == 1:
             high = -1  # the whole level: nothing to compare
         for start in range(0, n, BLOCK):
-            nearest(positions, n_dims, stride, start, level, levels, scales, index)
+            nearest(encoder, positions, start, level, index)
             count, at = min(BLOCK, n - start), start * row + level * n_features
             if n_features == 4:
                 _single4(own, index, one, 0, 0, count, low, high, cotangent, at, row)
@@ -380,6 +401,24 @@ def _backward_nearest(
 
 
 # --- entry points ------------------------------------------------------------------------------------------
+
+
+def grid_encoder(layout: GridLayout, table: np.ndarray, interpolation: str) -> GridEncoder:
+    """Encoder of any grid, over a flat table."""
+    return GridEncoder(
+        table, layout.n_features_per_level, layout.n_levels, level_table(layout), layout.scales, layout.n_dims,
+        interpolation == "smoothstep",
+    )  # fmt: skip
+
+
+def network_encoder(network) -> GridEncoder:
+    """Encoder of an `EncodedNetwork`."""
+    return grid_encoder(network.layout, lookup_table(network), network.interpolation)
+
+
+def field_encoder(field) -> GridEncoder:
+    """Encoder of a radiance field, whose grid is always 3-D and linear."""
+    return grid_encoder(field.layout, lookup_table(field), "linear")._replace(n_dims=None, smoothstep=None)
 
 
 def are_neighbours(positions: np.ndarray) -> bool:
@@ -403,52 +442,35 @@ def grid_encode_forward(positions, table, layout: GridLayout, interpolation: str
         # the output in cache.
         small = flat.nbytes < 8 << 20 or are_neighbours(as_array(positions))
         chunk = 2048 if small else 2**18
-        planes, levels, features = to_planes(as_array(positions)), level_table(layout), as_array(out).reshape(-1)
-        if interpolation == "nearest":
-            launch(
-                _forward_nearest, planes, layout.n_dims, n, flat, layout.n_features_per_level, levels, layout.scales,
-                features, chunk,
-            )  # fmt: skip
-        else:
-            launch(
-                _forward, planes, layout.n_dims, n, flat, layout.n_features_per_level, levels, layout.scales,
-                interpolation == "smoothstep", features, chunk,
-            )  # fmt: skip
+        encoder, features = grid_encoder(layout, flat, interpolation), as_array(out).reshape(-1)
+        launch(_forward_nearest if interpolation == "nearest" else _forward, encoder, to_planes(positions), n, features, chunk)
     return out
 
 
 def grid_encode_backward(
     positions, table, layout: GridLayout, interpolation: str, precision: str, grad_output,
-    needs_table: bool, needs_positions: bool,
+    needs_table: bool, needs_positions: bool, room: int = 0,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
-    """Gradients to the table and the positions for the cotangent [n, L*F]. Nearest has none to positions."""
+    """Gradients to the table and the positions for the cotangent [n, L*F]. Nearest has none to positions.
+
+    `room` numbers are left free in front of the table's gradient, in the same memory."""
     n, n_dims = positions.shape
-    planes, levels = to_planes(as_array(positions)), level_table(layout)
-    smoothstep, cotangent = interpolation == "smoothstep", as_array(grad_output).reshape(-1)
+    planes, cotangent = to_planes(positions), as_array(grad_output).reshape(-1)
     grad_table = grad_positions = None
     if needs_table:
         shape = (layout.n_entries, layout.n_features_per_level)
-        grad_table = torch.from_numpy(recycled("grid_encode.grad_table", table.numel()).reshape(shape))
-        parts = -(-n_threads() // layout.n_levels)
+        grad_table = torch.from_numpy(recycled("grid_encode.grad_table", room + table.numel()))[room:].view(shape)
         if not n:
             grad_table.zero_()
-        elif interpolation == "nearest":
-            launch(
-                _backward_nearest, planes, n_dims, n, as_array(grad_table).reshape(-1), layout.n_features_per_level,
-                levels, layout.scales, cotangent, parts,
-            )  # fmt: skip
         else:
-            launch(
-                _backward_table, planes, n_dims, n, as_array(grad_table).reshape(-1), layout.n_features_per_level,
-                levels, layout.scales, smoothstep, cotangent, parts,
-            )  # fmt: skip
+            flat = as_array(grad_table).reshape(-1)
+            encoder = grid_encoder(layout, flat, interpolation)  # table values have no part in their gradient
+            add = _backward_nearest if interpolation == "nearest" else _backward_table
+            launch(add, encoder, planes, n, flat, cotangent, -(-n_threads() // layout.n_levels))
     if needs_positions:
-        values = table.detach().to(torch.bfloat16).float() if precision == "bfloat16" else table
-        planes_grad = np.zeros_like(planes)
+        planes_grad = np.zeros(planes.size, np.float32)
         if n:
-            launch(
-                _backward_positions, planes, n_dims, n, as_array(values).reshape(-1), layout.n_features_per_level,
-                levels, layout.scales, smoothstep, cotangent, planes_grad,
-            )  # fmt: skip
+            flat = bf16_words(table) if precision == "bfloat16" else as_array(table).reshape(-1)
+            launch(_backward_positions, grid_encoder(layout, flat, interpolation), planes, n, cotangent, planes_grad)
         grad_positions = torch.from_numpy(np.ascontiguousarray(planes_grad.reshape(n_dims, -1)[:, :n].T))
     return grad_table, grad_positions

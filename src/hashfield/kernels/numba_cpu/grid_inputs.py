@@ -15,14 +15,30 @@ def level_table(layout: GridLayout) -> np.ndarray:
     return np.stack([np.asarray(c).astype(np.int64) for c in columns], axis=1)
 
 
-def to_planes(positions: np.ndarray) -> np.ndarray:
+def plane_length(n: int) -> int:
+    """Points for which a plane of n positions has room: kernels read whole blocks, and one block ahead."""
+    return round_up(n, BLOCK) + 2 * BLOCK
+
+
+def to_planes(positions: torch.Tensor) -> np.ndarray:
     """Positions [n, D] as one padded plane per axis, flat: the kernels read whole vectors. int32 positions are in fixed
-    point, and go on as uint32."""
+    point, and go on as uint32. No copy of what `empty_positions` made."""
     n, n_dims = positions.shape
-    positions = positions.view(np.uint32) if positions.dtype == np.int32 else positions
-    planes = np.empty((n_dims, round_up(n, BLOCK) + 2 * BLOCK), positions.dtype)
-    launch(_fill_planes, positions, planes)
+    length = plane_length(n)
+    room = positions.untyped_storage().nbytes() // positions.element_size() - positions.storage_offset()
+    if positions.stride() == (1, length) and room >= n_dims * length:
+        planes = as_array(positions.as_strided((n_dims * length,), (1,)))
+        return planes.view(np.uint32) if planes.dtype == np.int32 else planes
+    array = as_array(positions)
+    array = array.view(np.uint32) if array.dtype == np.int32 else array
+    planes = np.empty((n_dims, length), array.dtype)
+    launch(_fill_planes, array, planes)
     return planes.reshape(-1)
+
+
+def empty_positions(n: int, n_dims: int, dtype: torch.dtype) -> torch.Tensor:
+    """Positions [n, D] to be filled in, which lie in memory as the padded planes that kernels read."""
+    return torch.zeros((n_dims, plane_length(n)), dtype=dtype)[:, :n].T
 
 
 @kernel

@@ -6,6 +6,7 @@ Every jump is a whole number of steps of the ray's lattice.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,37 @@ FINEST_STEP, COARSEST_STEP = math.sqrt(3) / 1024, math.sqrt(3)
 
 # Bits of 0..127 spread to every third position.
 SPREAD = np.array([sum(((v >> b) & 1) << (3 * b) for b in range(7)) for v in range(GRID_SIZE)], np.int64)
+
+
+class RayArrays(NamedTuple):
+    """Rays as the kernels read them, float32."""
+
+    origin: Any
+    """[n, 3]"""
+    direction: Any
+    """[n, 3]"""
+    t_min: Any
+    """[n]"""
+    t_max: Any
+    """[n]"""
+    jitter: Any
+    """[n]: fraction of a step by which each ray's lattice is shifted."""
+
+
+class March(NamedTuple):
+    """What rays are marched through: occupied cells, the lattice of steps, and the scene's box."""
+
+    words: Any
+    """The bit field, 64 cells to a word."""
+    coarse: Any
+    """Whether any of 64 words has a bit."""
+    n_cascades: int
+    steps: Any
+    """See `lattice`."""
+    box_min: float
+    """The box's lower corner in scene space, on every axis."""
+    inverse_side: float
+    """One over the box's side."""
 
 
 def lattice(cone_angle: float, step_scale: float) -> np.ndarray:
@@ -83,8 +115,9 @@ def cascade_of(x, y, z, dt, n_cascades):
 
 
 @inline
-def ray_line(origin, direction, ray):
+def ray_line(rays, ray):
     """A ray as `next_sample` takes it: origin, direction and 1/direction, float64."""
+    origin, direction = rays.origin, rays.direction
     dx, dy, dz = (
         np.float64(direction[ray, 0]), np.float64(direction[ray, 1]), np.float64(direction[ray, 2])
     )  # fmt: skip
@@ -105,11 +138,18 @@ def to_face(x, cell, size, slope):
 
 
 @inline
-def next_sample(line, n, t, end, words, coarse, n_cascades, steps):
+def first_step(rays, ray, steps):
+    """Stepping coordinate at which a ray begins."""
+    return steps_from_t(np.float64(rays.t_min[ray]), steps) + np.float64(rays.jitter[ray])
+
+
+@inline
+def next_sample(line, n, t, end, march):
     """The first lattice point from stepping coordinate n, distance t, on that lies in an occupied cell.
 
     Returns its stepping coordinate, t and dt; t < 0 where the ray ends before.
     """
+    words, coarse, n_cascades, steps = march.words, march.coarse, march.n_cascades, march.steps
     ox, oy, oz, dx, dy, dz, inverse_x, inverse_y, inverse_z = line
     while True:
         if not t < end:
@@ -160,20 +200,18 @@ def next_sample(line, n, t, end, words, coarse, n_cascades, steps):
 
 
 @kernel
-def _march(
-    origin, direction, t_min, t_max, words, coarse, n_cascades, steps, jitter, most, offsets, t_out, dt_out, write,
-    thread, threads,
-):  # fmt: skip
+def _march(rays, march, most, offsets, t_out, dt_out, write, thread, threads):
     """Count the samples of every ray into offsets[1:], or, where `write`, fill them in."""
+    t_min, t_max, steps = rays.t_min, rays.t_max, march.steps
     n_rays = t_min.size
     for ray in range(share(n_rays, thread, threads), share(n_rays, thread + 1, threads)):
         found = 0
         if t_max[ray] > t_min[ray]:
-            line = ray_line(origin, direction, ray)
-            n = steps_from_t(np.float64(t_min[ray]), steps) + np.float64(jitter[ray])
+            line = ray_line(rays, ray)
+            n = first_step(rays, ray, steps)
             at, end = max(t_from_steps(n, steps), 0.0), np.float64(t_max[ray])
             while found < most:
-                n, t, dt = next_sample(line, n, at, end, words, coarse, n_cascades, steps)
+                n, t, dt = next_sample(line, n, at, end, march)
                 if t < 0.0:
                     break
                 if write:
@@ -193,6 +231,19 @@ def as_words(bits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return words, words.reshape(-1, 64).any(axis=1)
 
 
+def ray_arrays(rays, jitter: torch.Tensor) -> RayArrays:
+    """`Rays` and their jitter as the kernels read them."""
+    tensors = (rays.origin, rays.direction, rays.t_min, rays.t_max, jitter)
+    return RayArrays(*(as_array(x.contiguous()) for x in tensors))
+
+
+def march_of(bits: torch.Tensor, aabb_scale: int, cone_angle: float, step_scale: float) -> March:
+    """The march through a bit field with the given lattice; see `hashfield.ops.march`."""
+    side = float(aabb_scale)
+    steps = lattice(cone_angle, step_scale)
+    return March(*as_words(bits), aabb_scale.bit_length(), steps, 0.5 - 0.5 * side, 1.0 / side)
+
+
 def march(
     origin, direction, t_min, t_max, bits, aabb_scale: int, cone_angle: float, step_scale: float, jitter,
     max_samples_per_ray: int,
@@ -200,10 +251,8 @@ def march(
     """t, dt and ray_offsets of the samples; see `hashfield.ops.march`. Count, prefix sum, write."""
     n_rays = t_min.shape[0]
     offsets = np.zeros(n_rays + 1, np.int64)
-    arguments = (
-        as_array(origin), as_array(direction), as_array(t_min), as_array(t_max), *as_words(bits),
-        aabb_scale.bit_length(), lattice(cone_angle, step_scale), as_array(jitter), max_samples_per_ray, offsets,
-    )  # fmt: skip
+    rays = RayArrays(*map(as_array, (origin, direction, t_min, t_max, jitter)))
+    arguments = (rays, march_of(bits, aabb_scale, cone_angle, step_scale), max_samples_per_ray, offsets)
     empty = np.empty(0, np.float32)
     if n_rays:
         launch(_march, *arguments, empty, empty, False)

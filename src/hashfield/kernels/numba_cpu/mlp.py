@@ -13,6 +13,7 @@ Products of bfloat16 go through AMX tiles instead where the CPU has them (`amx.t
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -225,13 +226,32 @@ def where_positive(condition, value):
     return simd_where(condition > splat(0.0), value, splat(0.0))
 
 
+class AnyNetwork(NamedTuple):
+    """A float32 network of any depth, as `PackedWeights` lays it out."""
+
+    dims: Any
+    """[layer + 1]: inputs, widths, outputs."""
+    padded: Any
+    """[layer + 1]: those padded to whole vectors."""
+    starts: Any
+    """[layer + 2]: where a block's activations begin, layer by layer, and where they end."""
+    w: Any
+    w_starts: Any
+    wt: Any
+    wt_starts: Any
+    activation: int
+    """See ACTIVATIONS."""
+    output_activation: int
+
+
 @part
-def forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_activation):
+def forward_block(acts, net):
     """All layers of one block; layer k's input lies at acts[starts[k]:], ROWS x padded[k]."""
+    starts, dims, padded, wt, wt_starts = net.starts, net.dims, net.padded, net.wt, net.wt_starts
     n_layers = dims.size - 1
     for k in range(n_layers):
         is_last = k == n_layers - 1
-        if not is_last and activation == 1:
+        if not is_last and net.activation == 1:
             product_relu(
                 acts, starts[k], padded[k], 1, wt, wt_starts[k], padded[k + 1],
                 acts, starts[k + 1], padded[k + 1], ROWS, padded[k + 1], dims[k], acts, 0,
@@ -242,7 +262,7 @@ def forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_
                 acts, starts[k + 1], padded[k + 1], ROWS, padded[k + 1], dims[k], acts, 0,
             )  # fmt: skip
         if is_last:
-            activate(acts, starts[k + 1], ROWS * padded[k + 1], output_activation)
+            activate(acts, starts[k + 1], ROWS * padded[k + 1], net.output_activation)
 
 
 @inline
@@ -255,7 +275,8 @@ def load_block(x, begin, end, width, acts, row):
 
 
 @kernel
-def _forward(x, n, dims, padded, starts, wt, wt_starts, activation, output_activation, out, thread, threads):
+def _forward(x, n, net, out, thread, threads):
+    dims, padded, starts = net.dims, net.padded, net.starts
     n_layers = dims.size - 1
     n_out = dims[n_layers]
     n_blocks = (n + ROWS - 1) // ROWS
@@ -265,7 +286,7 @@ def _forward(x, n, dims, padded, starts, wt, wt_starts, activation, output_activ
         begin = block * ROWS
         end = min(n, begin + ROWS)
         load_block(x, begin, end, dims[0], acts, padded[0])
-        forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_activation)
+        forward_block(acts, net)
         for s in range(begin, end):
             for o in range(n_out):
                 out[s * n_out + o] = acts[starts[n_layers] + (s - begin) * padded[n_layers] + o]
@@ -273,11 +294,10 @@ def _forward(x, n, dims, padded, starts, wt, wt_starts, activation, output_activ
 
 
 @kernel
-def _backward(
-    x, n, dims, padded, starts, wt, wt_starts, w, w_starts, activation, output_activation, grad_out, grad_x,
-    grad_w, thread, threads,
-):  # fmt: skip
+def _backward(x, n, net, grad_out, grad_x, grad_w, thread, threads):
     """grad_w [threads, ...] holds each thread's own sums, laid out as w; grad_x may be empty."""
+    dims, padded, starts, w, w_starts = net.dims, net.padded, net.starts, net.w, net.w_starts
+    activation, output_activation = net.activation, net.output_activation
     n_layers = dims.size - 1
     n_out = dims[n_layers]
     n_blocks = (n + ROWS - 1) // ROWS
@@ -289,7 +309,7 @@ def _backward(
         begin = block * ROWS
         end = min(n, begin + ROWS)
         load_block(x, begin, end, dims[0], acts, padded[0])
-        forward_block(acts, starts, dims, padded, wt, wt_starts, activation, output_activation)
+        forward_block(acts, net)
         top, top_row = starts[n_layers], padded[n_layers]
         clear(grads, top, ROWS * top_row)
         for s in range(begin, end):
@@ -373,16 +393,22 @@ class PackedWeights:
 ACTIVATIONS = {"none": 0, "relu": 1, "sigmoid": 2, "exp": 3}
 
 
+def _network(packed: PackedWeights, activation: str, output_activation: str, with_w: bool) -> AnyNetwork:
+    w = packed.w if with_w else np.empty(0, np.float32)
+    return AnyNetwork(
+        packed.dims, packed.padded, packed.starts, w, packed.w_starts, packed.wt, packed.wt_starts,
+        ACTIVATIONS[activation], ACTIVATIONS[output_activation],
+    )  # fmt: skip
+
+
 def mlp_forward(x, weights, activation: str, output_activation: str) -> torch.Tensor:
     """Outputs [n, n_out]; see `hashfield.ops.mlp`."""
     packed = PackedWeights(weights)
     n = x.shape[0]
     out = torch.empty((n, int(packed.dims[-1])), dtype=torch.float32)
     if n:
-        launch(
-            _forward, as_array(x).reshape(-1), n, packed.dims, packed.padded, packed.starts, packed.wt,
-            packed.wt_starts, ACTIVATIONS[activation], ACTIVATIONS[output_activation], as_array(out).reshape(-1),
-        )  # fmt: skip
+        net = _network(packed, activation, output_activation, with_w=False)
+        launch(_forward, as_array(x).reshape(-1), n, net, as_array(out).reshape(-1))
     return out
 
 
@@ -395,11 +421,10 @@ def mlp_backward(
     grad_x = torch.empty_like(x) if needs_x else torch.empty(0)
     grad_w = np.zeros((threads, packed.n_values), np.float32)
     if n:
+        net = _network(packed, activation, output_activation, with_w=True)
         launch(
-            _backward, as_array(x).reshape(-1), n, packed.dims, packed.padded, packed.starts, packed.wt,
-            packed.wt_starts, packed.w, packed.w_starts, ACTIVATIONS[activation], ACTIVATIONS[output_activation],
-            as_array(grad_out).reshape(-1), as_array(grad_x).reshape(-1), grad_w,
-            threads=threads,
+            _backward, as_array(x).reshape(-1), n, net, as_array(grad_out).reshape(-1), as_array(grad_x).reshape(-1),
+            grad_w, threads=threads,
         )  # fmt: skip
     return (grad_x if needs_x else None), packed.unpack(grad_w.sum(axis=0))
 
@@ -423,20 +448,50 @@ class PackedPairs:
         return np.ascontiguousarray(matrix.reshape(rows // 2, 2, columns).transpose(0, 2, 1)).reshape(-1)
 
 
-def pack_networks(density_weights, color_weights, precision: str) -> tuple[tuple, PackedWeights, PackedWeights]:
-    """Both networks as the kernels read them, and the float32 packings by which gradients are laid out."""
-    d, c = PackedWeights(density_weights), PackedWeights(color_weights)
+class DensityNetwork(NamedTuple):
+    """Two matrices as the kernels read them: flat, rows padded to whole vectors; in pairs for bfloat16."""
+
+    w1: Any
+    w2: Any
+    w1t: Any
+    """w1 transposed."""
+    w2t: Any
+    width: int
+    """Of the hidden layer."""
+    n_in: int
+    """Inputs."""
+    row: int
+    """Inputs, padded: values from one sample's features to the next one's."""
+
+
+class ColorNetwork(NamedTuple):
+    """Three matrices, as in `DensityNetwork`."""
+
+    w1: Any
+    w2: Any
+    w3: Any
+    w1t: Any
+    w2t: Any
+    w3t: Any
+    width: int
+    """Of both hidden layers."""
+    out_row: int
+    """Outputs, padded."""
+
+
+def pack_networks(field) -> tuple[DensityNetwork, ColorNetwork, PackedWeights, PackedWeights]:
+    """A field's networks as the kernels read them, and the float32 packings by which gradients are laid out."""
+    d, c = PackedWeights(field.density_weights), PackedWeights(field.color_weights)
 
     def arrays(p: PackedWeights, weights) -> list[np.ndarray]:
-        if precision == "bfloat16":
+        if field.precision == "bfloat16":
             pairs = PackedPairs(weights)
             return [*pairs.w, *pairs.wt]
         return [*np.split(p.w, p.w_starts[1:]), *np.split(p.wt, p.wt_starts[1:])]
 
-    width, n_in = int(d.dims[1]), int(d.dims[0])
-    density_net = (*arrays(d, density_weights), width, n_in)
-    color_net = (*arrays(c, color_weights), int(c.dims[1]))
-    return (density_net, color_net, int(c.padded[-1]), int(d.padded[0])), d, c
+    density = DensityNetwork(*arrays(d, field.density_weights), int(d.dims[1]), int(d.dims[0]), int(d.padded[0]))
+    color = ColorNetwork(*arrays(c, field.color_weights), int(c.dims[1]), int(c.padded[-1]))
+    return density, color, d, c
 
 
 def storage(precision: str) -> type:

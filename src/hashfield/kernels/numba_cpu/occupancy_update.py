@@ -18,9 +18,10 @@ from hashfield.kernels.numba_cpu.common import (
     restore_denormals,
     share,
 )
-from hashfield.kernels.numba_cpu.field import N_GEOMETRY, log_density
+from hashfield.kernels.numba_cpu.encoders import encoder_scratch
+from hashfield.kernels.numba_cpu.field import N_GEOMETRY, Scratch, log_density
 from hashfield.kernels.numba_cpu.grid_corners import BLOCK
-from hashfield.kernels.numba_cpu.grid_inputs import level_table, lookup_table
+from hashfield.kernels.numba_cpu.grid_encode import field_encoder
 from hashfield.kernels.numba_cpu.march import GRID_SIZE
 from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks
 from hashfield.kernels.numba_cpu.simd import LANES, load, maximum, splat, store
@@ -40,9 +41,7 @@ def compact_bits(v):
 
 
 @kernel
-def _refresh(
-    values, cells, noise, n_cascades, table, n_features, levels, scales, net, row, bias, is_relu, step, thread, threads
-):
+def _refresh(values, cells, noise, n_cascades, encoder, density, bias, is_relu, step, thread, threads):
     """values[c] = max(values[c], density at one point of cell c, times the finest step)."""
     n = cells.size
     side = float(1 << (n_cascades - 1))
@@ -50,9 +49,10 @@ def _refresh(
     begin_tiles()
     stride = CHUNK + 2 * BLOCK
     positions = np.zeros(3 * stride, np.float32)
-    index, weight = np.empty((2 * BLOCK) << 3, np.uint32), np.empty((2 * BLOCK) << 3, np.float32)
-    features, hidden = np.zeros(CHUNK * row, net[0].dtype), np.empty(ROWS * net[4], net[0].dtype)
-    raw, thickness = np.empty(ROWS * N_GEOMETRY, np.float32), np.zeros(CHUNK + LANES, np.float32)
+    storage = density.w1.dtype  # float32, or uint16 for bfloat16
+    features, thickness = np.zeros(CHUNK * density.row, storage), np.zeros(CHUNK + LANES, np.float32)
+    hidden, sums = np.empty(ROWS * density.width, storage), np.empty(ROWS * N_GEOMETRY, np.float32)
+    scratch = Scratch(encoder_scratch(encoder), hidden, sums)
     last = share(n, thread + 1, threads)
     for first in range(share(n, thread, threads), last, CHUNK):
         m = min(CHUNK, last - first)
@@ -66,14 +66,11 @@ def _refresh(
         for i in range(m, m + 2 * BLOCK):
             for axis in range(3):
                 positions[axis * stride + i] = np.float32(0.0)
-        log_density(
-            positions, stride, m, table, n_features, levels, scales, index, weight, features, row, net, hidden, raw,
-            features[:0], thickness,
-        )  # fmt: skip
+        log_density(encoder, density, positions, m, features, features[:0], scratch, thickness)
         for i in range(0, m, LANES):
             raw_density = load(thickness, i) + splat(bias)
-            density = maximum(raw_density, splat(0.0)) if is_relu else exp(raw_density)
-            store(thickness, i, density * splat(step))
+            sigma = maximum(raw_density, splat(0.0)) if is_relu else exp(raw_density)
+            store(thickness, i, sigma * splat(step))
         for i in range(m):
             cell = cells[first + i]
             values[cell] = max(values[cell], thickness[i])
@@ -219,15 +216,12 @@ def _silhouettes(pixels, starts, widths, heights, radius, out, thread, threads):
 
 def refresh_cells(values, cells, noise, field, aabb_scale: int) -> None:
     """See `hashfield.ops.occupancy_update`."""
-    net, _, _ = pack_networks(field.density_weights, field.color_weights, field.precision)
-    table = lookup_table(field)
-    layout = field.layout
+    density, _, _, _ = pack_networks(field)
     if len(cells):
         launch(
             _refresh, as_array(values), as_array(cells.contiguous()), as_array(noise.contiguous()),
-            aabb_scale.bit_length(), table, layout.n_features_per_level, level_table(layout),
-            layout.scales, net[0], net[3], np.float32(field.density_bias), field.density_activation == "relu",
-            np.float32(math.sqrt(3) / 1024),
+            aabb_scale.bit_length(), field_encoder(field), density, np.float32(field.density_bias),
+            field.density_activation == "relu", np.float32(math.sqrt(3) / 1024),
         )  # fmt: skip
 
 

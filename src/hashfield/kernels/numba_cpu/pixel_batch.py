@@ -1,9 +1,12 @@
 """Training batches of an image on CPUs: place, position and value of each cell's pixel in one pass."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 
 from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, overloaded, share
+from hashfield.kernels.numba_cpu.grid_inputs import empty_positions, to_planes
 from hashfield.kernels.numba_cpu.simd import peek, poke, prefetch
 
 GROUP = 64  # pixels that are asked for together: each lies on another page of memory
@@ -30,12 +33,25 @@ def quotient(n, d, inverse):
     return q + np.int64(rest >= d) - np.int64(rest < 0)
 
 
+class Picture(NamedTuple):
+    """Stored pixels and what they mean; see `hashfield.ops.pixel_batch`."""
+
+    pixels: Any
+    """Flat: row by row, n_stored numbers to a pixel."""
+    width: int
+    height: int
+    n_stored: int
+    values: Any
+    """[2, codes]: what codes mean, for colours and for alpha."""
+    n_channels: int
+    has_alpha: bool
+    is_premultiplied: bool
+
+
 @kernel
-def _pixel_batch(
-    pixels, width, height, n_stored, random, cells_x, cells_y, values, n_channels, has_alpha, is_premultiplied,
-    planes, target, thread, threads,
-):  # fmt: skip
-    n = random.size
+def _pixel_batch(picture, random, cells_x, cells_y, planes, target, thread, threads):
+    pixels, width, height, n_stored, values, n_channels, has_alpha, is_premultiplied = picture
+    n, stride = random.size, planes.size // 2
     one, sixteen, low = np.int64(1), np.int64(16), np.int64(0xFFFF)
     found = np.empty(GROUP, np.int64)
     across, down = cells_x << sixteen, cells_y << sixteen
@@ -50,7 +66,7 @@ def _pixel_batch(
             x = quotient(((column << sixteen) + (bits & low)) * width, across, per_across)
             y = quotient(((row << sixteen) + ((bits >> sixteen) & low)) * height, down, per_down)
             poke(planes, i, np.uint32(quotient((2 * x + 1) * (one << 31), width, per_width)))
-            poke(planes, n + i, np.uint32(quotient((2 * y + 1) * (one << 31), height, per_height)))
+            poke(planes, stride + i, np.uint32(quotient((2 * y + 1) * (one << 31), height, per_height)))
             poke(found, k, (y * width + x) * n_stored)
             prefetch(pixels, peek(found, k))
             column += 1
@@ -70,16 +86,18 @@ def _pixel_batch(
 
 
 def pixel_batch(pixels, random, lattice, values, n_channels: int, has_alpha: bool, is_premultiplied: bool):
-    """positions [n, 2] (planes in memory, as the kernels that follow want them) and target [n, C]."""
+    """positions [n, 2] (padded planes in memory, which the kernels that follow read as they are) and target [n, C]."""
     height, width, n_stored = pixels.shape
     n = random.shape[0]
-    planes, target = torch.empty((2, n), dtype=torch.int32), torch.empty((n, n_channels), dtype=torch.float32)
+    positions, target = empty_positions(n, 2, torch.int32), torch.empty((n, n_channels), dtype=torch.float32)
     stored = as_array(pixels).reshape(-1)
     stored = stored.view(np.uint16) if stored.dtype == np.int16 else stored
     if n:
+        picture = Picture(
+            stored, width, height, n_stored, as_array(values.contiguous()), n_channels, has_alpha, is_premultiplied
+        )
         launch(
-            _pixel_batch, stored, width, height, n_stored, as_array(random.contiguous()), *lattice,
-            as_array(values.contiguous()), n_channels, has_alpha, is_premultiplied,
-            as_array(planes).view(np.uint32).reshape(-1), as_array(target).reshape(-1),
+            _pixel_batch, picture, as_array(random.contiguous()), *lattice, to_planes(positions),
+            as_array(target).reshape(-1),
         )  # fmt: skip
-    return planes.T, target
+    return positions, target

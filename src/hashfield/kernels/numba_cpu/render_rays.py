@@ -1,97 +1,134 @@
 """Rendering a radiance field on CPUs: march, density, colour and compositing of chunks of rays in the cache."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 
 from hashfield.kernels.numba_cpu.amx import begin_tiles, end_tiles
 from hashfield.kernels.numba_cpu.common import (
+    PerThread,
     as_array,
     flush_denormals,
     kernel,
     launch,
+    n_threads,
     part,
     restore_denormals,
     sigmoid,
 )
+from hashfield.kernels.numba_cpu.encoders import encoder_scratch
 from hashfield.kernels.numba_cpu.field import (
     N_COLOR_IN,
     N_DIRECTION,
     N_GEOMETRY,
     WAVES,
+    RayState,
+    Scratch,
+    Wave,
     color_blocks,
     density_wave,
+    empty_wave,
     march_wave,
+    ray_state,
 )
-from hashfield.kernels.numba_cpu.grid_corners import BLOCK
-from hashfield.kernels.numba_cpu.grid_inputs import level_table, lookup_table
-from hashfield.kernels.numba_cpu.march import as_words, lattice, steps_from_t
-from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks, put
+from hashfield.kernels.numba_cpu.grid_encode import field_encoder
+from hashfield.kernels.numba_cpu.march import first_step, march_of, ray_arrays
+from hashfield.kernels.numba_cpu.mlp import ROWS, pack_networks, put, storage
 from hashfield.kernels.numba_cpu.simd import LANES, load, store
 from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics
 
 CHUNK_RAYS = 256
+MIN_WEIGHT = 1e-5  # of samples that are coloured: fainter ones do not show
+
+
+class Settings(NamedTuple):
+    """Numbers of a call."""
+
+    min_transmittance: np.float32
+    min_weight: np.float32
+    """Samples of at most this weight are not coloured."""
+    density_bias: np.float32
+    is_relu: bool
+    """Whether the density is a ReLU of the network's output; else its exponential."""
+
+
+class Seen(NamedTuple):
+    """What each ray sees, without a background."""
+
+    color: Any
+    """[n, 3]"""
+    opacity: Any
+    """[n]"""
+    depth: Any
+    """[n]: sum of weights times distances."""
+
+
+class Shaded(NamedTuple):
+    """The samples of a wave that are coloured."""
+
+    color_in: Any
+    """[samples, 32]: the density network's outputs and the direction's harmonics."""
+    hidden1: Any
+    """[samples, width]: the colour network's hidden layers."""
+    hidden2: Any
+    rgb: Any
+    """[samples, 3]"""
+    ray: Any
+    """[samples]: number of the ray."""
+    weight: Any
+    """[samples]: part of the ray's light that the sample stops."""
+
+
+class Own(NamedTuple):
+    """What one thread works in."""
+
+    state: RayState
+    wave: Wave
+    shaded: Shaded
+    scratch: Scratch
 
 
 @part
-def shade(
-    alive, n_alive, counts, ended, trans, min_transmittance, geometry, harmonic, t, alpha, color_in, ray_of, weight_of,
-    first_ray, color, opacity, depth,
-):  # fmt: skip
+def shade(state, wave, shaded, n_alive, first_ray, settings, seen):
     """Weights of a wave's samples; keeps those that light reaches. Returns (kept, living rays)."""
+    alive, counts, ended, transmittances = state.alive, state.counts, state.ended, state.transmittance
+    alpha, t, opacity, depth, color_in = wave.alpha, wave.t, seen.opacity, seen.depth, shaded.color_in
+    min_transmittance, min_weight = settings.min_transmittance, settings.min_weight
     kept, i, living = 0, 0, 0
     for k in range(n_alive):
         r = alive[k]
-        ray, light = first_ray + r, trans[r]
+        ray, transmittance = first_ray + r, transmittances[r]
         for j in range(i, i + counts[k]):
-            if light < min_transmittance:
+            if transmittance < min_transmittance:
                 break
-            w = light * alpha[j]
-            light *= np.float32(1.0) - alpha[j]
-            if w <= np.float32(1e-5):
+            w = transmittance * alpha[j]
+            transmittance *= np.float32(1.0) - alpha[j]
+            if w <= min_weight:
                 continue  # too faint to be worth the colour network; its light still passes on
-            put(geometry, j * N_GEOMETRY, color_in, kept * N_COLOR_IN, N_GEOMETRY)
-            put(harmonic, r * N_DIRECTION, color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
-            ray_of[kept], weight_of[kept] = ray, w
+            put(wave.geometry, j * N_GEOMETRY, color_in, kept * N_COLOR_IN, N_GEOMETRY)
+            put(state.harmonics, r * N_DIRECTION, color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
+            shaded.ray[kept], shaded.weight[kept] = ray, w
             opacity[ray] += w
             depth[ray] += w * t[j]
             kept += 1
         i += counts[k]
-        trans[r] = light
-        if light >= min_transmittance and not ended[r]:
+        transmittances[r] = transmittance
+        if transmittance >= min_transmittance and not ended[r]:
             alive[living] = r
             living += 1
     return kept, living
 
 
 @kernel
-def _render(rays, scene, net, table, n_features, levels, scales, options, color, opacity, depth, thread, threads):
-    origin, direction, t_min, t_max, jitter = rays
-    words, coarse, n_cascades, steps, box_min, inverse_side = scene
-    density_net, color_net, out_row, row = net
-    min_transmittance, bias, is_relu = options
-    n_rays = t_min.size
+def _render(rays, march, density, color_net, encoder, settings, own, seen, thread, threads):
+    state, wave, shaded = own.state, own.wave, own.shaded
+    color, opacity, depth, direction, rgb = seen.color, seen.opacity, seen.depth, rays.direction, shaded.rgb
+    scratch = Scratch(encoder_scratch(encoder), own.scratch.hidden, own.scratch.sums)
+    n_rays = rays.t_min.size
     n_chunks = (n_rays + CHUNK_RAYS - 1) // CHUNK_RAYS
-    width, n_width = color_net[6], density_net[4]
-    wave_size = CHUNK_RAYS * WAVES[WAVES.size - 1]
-    stride = wave_size + 2 * BLOCK
     mode = flush_denormals()
     begin_tiles()
-    positions = np.empty(3 * stride, np.float32)
-    w_t, w_dt = np.empty(wave_size + LANES, np.float32), np.empty(wave_size + LANES, np.float32)
-    w_tau, w_alpha = np.empty(wave_size + LANES, np.float32), np.empty(wave_size + LANES, np.float32)
-    w_ray = np.empty(wave_size, np.int64)
-    storage = density_net[0].dtype  # float32, or uint16 for bfloat16
-    features, geometry = np.zeros(wave_size * row, storage), np.empty(wave_size * N_GEOMETRY, storage)
-    hidden, raw = np.empty(ROWS * n_width, storage), np.empty(ROWS * N_GEOMETRY, np.float32)
-    hidden1, hidden2 = np.empty(wave_size * width, storage), np.empty(wave_size * width, storage)
-    color_in, rgb = np.empty(wave_size * N_COLOR_IN, storage), np.empty(wave_size * 3 + LANES, np.float32)
-    out = np.empty(ROWS * out_row, np.float32)
-    index, weight = np.empty((2 * BLOCK) << 3, np.uint32), np.empty((2 * BLOCK) << 3, np.float32)
-    trans, harmonic = np.empty(CHUNK_RAYS, np.float32), np.empty(CHUNK_RAYS * N_DIRECTION, storage)
-    direction_terms = np.empty(N_DIRECTION, np.float32)
-    n_next, ended = np.empty(CHUNK_RAYS, np.float64), np.empty(CHUNK_RAYS, np.bool_)
-    alive, counts = np.empty(CHUNK_RAYS, np.int64), np.empty(CHUNK_RAYS, np.int64)
-    weight_of = np.empty(wave_size, np.float32)
     # Chunks are dealt in turn: a picture's centre costs more than its border.
     for chunk in range(thread, n_chunks, threads):
         first_ray = chunk * CHUNK_RAYS
@@ -99,58 +136,60 @@ def _render(rays, scene, net, table, n_features, levels, scales, options, color,
         for r in range(min(CHUNK_RAYS, n_rays - first_ray)):
             ray = first_ray + r
             color[ray, 0] = color[ray, 1] = color[ray, 2] = opacity[ray] = depth[ray] = np.float32(0.0)
-            trans[r] = np.float32(1.0)
-            ended[r] = False
-            if t_max[ray] > t_min[ray]:
-                harmonics(direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, direction_terms, 0)
-                put(direction_terms, 0, harmonic, r * N_DIRECTION, N_DIRECTION)
-                n_next[r] = steps_from_t(np.float64(t_min[ray]), steps) + np.float64(jitter[ray])
-                alive[n_alive] = r
+            state.transmittance[r] = np.float32(1.0)
+            state.ended[r] = False
+            if rays.t_max[ray] > rays.t_min[ray]:
+                harmonics(direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, scratch.sums, 0)
+                put(scratch.sums, 0, state.harmonics, r * N_DIRECTION, N_DIRECTION)
+                state.next_step[r] = first_step(rays, ray, march.steps)
+                state.alive[n_alive] = r
                 n_alive += 1
-        wave = 0
+        turn = 0
         while n_alive > 0:
-            quota = WAVES[min(wave, WAVES.size - 1)]
-            m = march_wave(
-                origin, direction, t_max, first_ray, alive, n_alive, quota, n_next, ended, counts, words, coarse,
-                n_cascades, steps, box_min, inverse_side, positions, stride, w_t, w_dt,
-            )  # fmt: skip
+            quota = WAVES[min(turn, WAVES.size - 1)]
+            m = march_wave(rays, march, state, first_ray, n_alive, quota, wave)
             if m:
-                density_wave(
-                    positions, stride, m, table, n_features, levels, scales, index, weight, features, row,
-                    density_net, hidden, raw, geometry, w_dt, w_tau, w_alpha, bias, is_relu,
-                )  # fmt: skip
-            kept, n_alive = shade(
-                alive, n_alive, counts, ended, trans, min_transmittance, geometry, harmonic, w_t, w_alpha,
-                color_in, w_ray, weight_of, first_ray, color, opacity, depth,
-            )  # fmt: skip
-            color_blocks(color_in, kept, color_net, hidden1, hidden2, out, out_row, rgb)
+                density_wave(encoder, density, wave, m, scratch, settings.density_bias, settings.is_relu)
+            kept, n_alive = shade(state, wave, shaded, n_alive, first_ray, settings, seen)
+            color_blocks(color_net, shaded.color_in, kept, shaded.hidden1, shaded.hidden2, scratch.sums, rgb)
             for i in range(0, kept * 3, LANES):
                 store(rgb, i, sigmoid(load(rgb, i)))
             for i in range(kept):
-                ray, w = w_ray[i], weight_of[i]
+                ray, w = shaded.ray[i], shaded.weight[i]
                 color[ray, 0] += w * rgb[3 * i]
                 color[ray, 1] += w * rgb[3 * i + 1]
                 color[ray, 2] += w * rgb[3 * i + 2]
-            wave += 1
+            turn += 1
     end_tiles()
     restore_denormals(mode)
 
 
+def _own(density, color, kind: type) -> Own:
+    n = CHUNK_RAYS * int(WAVES[-1])
+    shaded = Shaded(
+        color_in=np.empty(n * N_COLOR_IN, kind), hidden1=np.empty(n * color.width, kind),
+        hidden2=np.empty(n * color.width, kind), rgb=np.empty(n * 3 + LANES, np.float32), ray=np.empty(n, np.int64),
+        weight=np.empty(n, np.float32),
+    )  # fmt: skip
+    sums = np.empty(ROWS * max(color.out_row, N_GEOMETRY), np.float32)
+    scratch = Scratch(None, np.empty(ROWS * density.width, kind), sums)
+    return Own(ray_state(CHUNK_RAYS, kind), empty_wave(n, density.row, kind), shaded, scratch)
+
+
 def render_rays(field, rays, bits, options, jitter):
     """color [n, 3], opacity [n] and depth [n] of rays; see `hashfield.ops.render_rays`."""
-    n, layout = rays.n_rays, field.layout
+    n = rays.n_rays
     color, opacity, depth = torch.empty((n, 3)), torch.empty(n), torch.empty(n)
-    net, _, _ = pack_networks(field.density_weights, field.color_weights, field.precision)
-    table = lookup_table(field)
-    side = float(options.aabb_scale)
     if n:
+        density, color_net, _, _ = pack_networks(field)
+        kind, threads = storage(field.precision), n_threads()
+        numbers = (options.min_transmittance, MIN_WEIGHT, field.density_bias)
         launch(
-            _render,
-            tuple(as_array(x.contiguous()) for x in (rays.origin, rays.direction, rays.t_min, rays.t_max, jitter)),
-            (*as_words(bits), options.aabb_scale.bit_length(), lattice(options.cone_angle, options.step_scale),
-             0.5 - 0.5 * side, 1.0 / side),
-            net, table, layout.n_features_per_level, level_table(layout), layout.scales,
-            (np.float32(options.min_transmittance), np.float32(field.density_bias), field.density_activation == "relu"),
-            as_array(color), as_array(opacity), as_array(depth),
+            _render, ray_arrays(rays, jitter),
+            march_of(bits, options.aabb_scale, options.cone_angle, options.step_scale), density, color_net,
+            field_encoder(field), Settings(*map(np.float32, numbers), field.density_activation == "relu"),
+            PerThread(_own(density, color_net, kind) for _ in range(threads)),
+            Seen(*map(as_array, (color, opacity, depth))),
+            threads=threads,
         )  # fmt: skip
     return color, opacity, depth

@@ -39,35 +39,40 @@ def _forward(directions, degree, out, thread, threads):
         harmonics(directions[i, 0], directions[i, 1], directions[i, 2], degree, out, i * degree * degree)
 
 
+@inline
+def harmonics_gradient(x, y, z, degree, g, at):
+    """Gradient to a direction, three numbers free of each other, from that to its degree^2 values g[at:]."""
+    f = np.float32
+    gx, gy, gz = f(0.0), f(0.0), f(0.0)
+    if degree > 1:
+        c = f(0.48860251190291987)
+        gx -= c * g[at + 3]
+        gy -= c * g[at + 1]
+        gz += c * g[at + 2]
+    if degree > 2:
+        c, d = f(1.0925484305920792), f(0.54627421529603959)
+        gx += c * (y * g[at + 4] - z * g[at + 7]) + f(2.0) * d * x * g[at + 8]
+        gy += c * (x * g[at + 4] - z * g[at + 5]) - f(2.0) * d * y * g[at + 8]
+        gz += f(2.0) * f(0.94617469575755997) * z * g[at + 6] - c * (y * g[at + 5] + x * g[at + 7])
+    if degree > 3:
+        a, b, c = f(0.59004358992664352), f(2.8906114426405538), f(0.45704579946446572)
+        d, e = f(0.3731763325901154), f(1.4453057213202769)
+        xx, yy, zz = x * x, y * y, z * z
+        gx += a * (f(-6.0) * x * y * g[at + 9] + f(3.0) * (yy - xx) * g[at + 15]) + b * y * z * g[at + 10]
+        gx += c * (f(1.0) - f(5.0) * zz) * g[at + 13] + f(2.0) * e * x * z * g[at + 14]
+        gy += a * (f(3.0) * (yy - xx) * g[at + 9] + f(6.0) * x * y * g[at + 15]) + b * x * z * g[at + 10]
+        gy += c * (f(1.0) - f(5.0) * zz) * g[at + 11] - f(2.0) * e * y * z * g[at + 14]
+        gz += b * x * y * g[at + 10] - f(10.0) * c * z * (y * g[at + 11] + x * g[at + 13])
+        gz += d * (f(15.0) * zz - f(3.0)) * g[at + 12] + e * (xx - yy) * g[at + 14]
+    return gx, gy, gz
+
+
 @kernel
 def _backward(directions, degree, grad, out, thread, threads):
     n = directions.shape[0]
     for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
-        f = np.float32
         x, y, z = directions[i, 0], directions[i, 1], directions[i, 2]
-        g = grad[i]
-        gx, gy, gz = f(0.0), f(0.0), f(0.0)
-        if degree > 1:
-            c = f(0.48860251190291987)
-            gx -= c * g[3]
-            gy -= c * g[1]
-            gz += c * g[2]
-        if degree > 2:
-            c, d = f(1.0925484305920792), f(0.54627421529603959)
-            gx += c * (y * g[4] - z * g[7]) + f(2.0) * d * x * g[8]
-            gy += c * (x * g[4] - z * g[5]) - f(2.0) * d * y * g[8]
-            gz += f(2.0) * f(0.94617469575755997) * z * g[6] - c * (y * g[5] + x * g[7])
-        if degree > 3:
-            a, b, c = f(0.59004358992664352), f(2.8906114426405538), f(0.45704579946446572)
-            d, e = f(0.3731763325901154), f(1.4453057213202769)
-            xx, yy, zz = x * x, y * y, z * z
-            gx += a * (f(-6.0) * x * y * g[9] + f(3.0) * (yy - xx) * g[15]) + b * y * z * g[10]
-            gx += c * (f(1.0) - f(5.0) * zz) * g[13] + f(2.0) * e * x * z * g[14]
-            gy += a * (f(3.0) * (yy - xx) * g[9] + f(6.0) * x * y * g[15]) + b * x * z * g[10]
-            gy += c * (f(1.0) - f(5.0) * zz) * g[11] - f(2.0) * e * y * z * g[14]
-            gz += b * x * y * g[10] - f(10.0) * c * z * (y * g[11] + x * g[13])
-            gz += d * (f(15.0) * zz - f(3.0)) * g[12] + e * (xx - yy) * g[14]
-        out[i, 0], out[i, 1], out[i, 2] = gx, gy, gz
+        out[i, 0], out[i, 1], out[i, 2] = harmonics_gradient(x, y, z, degree, grad, i * degree * degree)
 
 
 def spherical_harmonics_forward(directions, degree: int) -> torch.Tensor:
@@ -82,5 +87,5 @@ def spherical_harmonics_backward(directions, degree: int, grad) -> torch.Tensor:
     """Gradient to the directions [n, 3] for the cotangent [n, degree^2]."""
     out = torch.empty_like(directions)
     if out.numel():
-        launch(_backward, as_array(directions), degree, as_array(grad), as_array(out))
+        launch(_backward, as_array(directions), degree, as_array(grad).reshape(-1), as_array(out))
     return out

@@ -6,10 +6,13 @@ features; there every level of the table is added to by one thread. Nothing depe
 same bits.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from hashfield.kernels.numba_cpu.amx import begin_tiles, end_tiles
 from hashfield.kernels.numba_cpu.common import (
+    PerThread,
     as_array,
     flush_denormals,
     inline,
@@ -21,22 +24,62 @@ from hashfield.kernels.numba_cpu.common import (
     restore_denormals,
     round_up,
     share,
-    task_at,
 )
-from hashfield.kernels.numba_cpu.eval_points import chunk_length, hidden_room, network_block, pack_network
+from hashfield.kernels.numba_cpu.encoders import encode_range, encoder_scratch
+from hashfield.kernels.numba_cpu.eval_points import (
+    Activations,
+    activations,
+    chunk_length,
+    network_block,
+    pack_network,
+)
+from hashfield.kernels.numba_cpu.gradients import Gradients, by_level
 from hashfield.kernels.numba_cpu.grid_corners import BLOCK
-from hashfield.kernels.numba_cpu.grid_encode import add_level, encode_range
-from hashfield.kernels.numba_cpu.grid_inputs import level_table, lookup_table, to_planes
+from hashfield.kernels.numba_cpu.grid_encode import network_encoder
+from hashfield.kernels.numba_cpu.grid_inputs import lookup_table, to_planes
 from hashfield.kernels.numba_cpu.mlp import ROWS, product_gate, product_store, put, storage, weight_gradient
-from hashfield.kernels.numba_cpu.simd import FEATURES, cycles, peek, poke
+from hashfield.kernels.numba_cpu.simd import cycles, peek, poke
 from hashfield.kernels.numba_cpu.train_rays import loss_and_slope
 
 S_LOSS, S_ERROR = range(2)  # sums that each thread reports; time stamps per stage follow them
 STAGES = ("encode", "network", "table gradient")
 S_STAGES = 2
 LOSSES = {"l2": 0, "relative_l2": 1, "l1": 2, "mape": 3, "huber": 4}
-load2, _, _, store2 = FEATURES[2]
-load4, _, _, store4 = FEATURES[4]
+
+
+class Loss(NamedTuple):
+    """Which loss, and its numbers."""
+
+    kind: int
+    """See LOSSES."""
+    huber_delta: np.float32
+    scale: np.float32
+    """Of the gradients: one over the number of outputs of all points."""
+
+
+class Backward(NamedTuple):
+    """Memory of the backward pass of one block."""
+
+    grad: Any
+    """[ROWS, widest]: gradient to a layer's outputs."""
+    other: Any
+    """[ROWS, widest]: to its inputs, which are the outputs of the layer before."""
+    g_features: Any
+    """[ROWS, inputs]"""
+    grad_pairs: Any
+    """See `mlp.weight_gradient`."""
+    x_pairs: Any
+
+
+class Own(NamedTuple):
+    """What one thread works in, and what it leaves behind."""
+
+    activations: Activations
+    backward: Backward
+    weights: Any
+    """Gradients of the matrices, as they are packed."""
+    sums: Any
+    """See S_LOSS."""
 
 
 @inline
@@ -58,36 +101,38 @@ def point_loss(kind, output, wanted, huber_delta):
 
 
 @part
-def loss_block(out, out_row, target, first, n, n_outputs, kind, huber_delta, scale, sums):
+def loss_block(out, out_row, target, first, n, n_outputs, loss, sums):
     """Replace n rows of outputs by the gradient of the loss to them; the padding is zero already, as its weights are."""
     total, error = 0.0, 0.0
     for s in range(n):
         for c in range(n_outputs):
             output, wanted = peek(out, s * out_row + c), peek(target, (first + s) * n_outputs + c)
-            loss, slope = point_loss(kind, output, wanted, huber_delta)
-            total += loss
+            value, slope = point_loss(loss.kind, output, wanted, loss.huber_delta)
+            total += value
             error += (output - wanted) * (output - wanted)
-            poke(out, s * out_row + c, slope * scale)
+            poke(out, s * out_row + c, slope * loss.scale)
     sums[S_LOSS] += total
     sums[S_ERROR] += error
 
 
 @part
-def backward_block(features, at, n, net, acts, out, grad, other, g_features, grad_pairs, x_pairs, own):
+def backward_block(features, at, n, net, hidden, out, backward, own):
     """Backward pass of n samples from the outputs' gradient `out`: adds to the matrices' gradients `own` and leaves
-    that of the features in g_features [n, row]."""
-    w, w_starts, own_starts, act_starts, dims, padded = net[0], net[2], net[4], net[5], net[6], net[7]
+    that of the features in backward.g_features [n, row]."""
+    w, w_starts, own_starts, act_starts = net.w, net.w_starts, net.grad_starts, net.act_starts
+    dims, padded, grad, other = net.dims, net.padded, backward.grad, backward.other
+    grad_pairs, x_pairs = backward.grad_pairs, backward.x_pairs
     p, last = paired(features), dims.size - 2
     put(out, 0, grad, 0, n * padded[last + 1])
     k = last
     while k > 0:
         h = act_starts[k - 1]
         weight_gradient(
-            grad, 0, padded[k + 1], acts, h, padded[k], own, own_starts[k], dims[k + 1], n, grad_pairs, x_pairs
+            grad, 0, padded[k + 1], hidden, h, padded[k], own, own_starts[k], dims[k + 1], n, grad_pairs, x_pairs
         )
         product_gate(
             grad, 0, padded[k + 1], p, w, w_starts[k], p * padded[k],
-            other, 0, padded[k], n, padded[k], (dims[k + 1] + p - 1) // p, acts, h,
+            other, 0, padded[k], n, padded[k], (dims[k + 1] + p - 1) // p, hidden, h,
         )  # fmt: skip
         grad, other = other, grad
         k -= 1
@@ -96,84 +141,37 @@ def backward_block(features, at, n, net, acts, out, grad, other, g_features, gra
     )
     product_store(
         grad, 0, padded[1], p, w, w_starts[0], p * padded[0],
-        g_features, 0, padded[0], n, padded[0], (dims[1] + p - 1) // p, own, 0,
+        backward.g_features, 0, padded[0], n, padded[0], (dims[1] + p - 1) // p, own, 0,
     )  # fmt: skip
 
 
 @kernel
-def _train(
-    planes, n_dims, n, target, table, n_features, levels, scales, smoothstep, net, kind, huber_delta, scale, work,
-    own_weights, d_features, d_stride, sums, thread, threads,
-):  # fmt: skip
+def _train(planes, n, target, encoder, net, loss, own, d_features, thread, threads):
     """Encode, evaluate and differentiate; the gradient of the features goes to d_features [level, point, feature]."""
-    features, acts, out, grad, other, g_features, grad_pairs, x_pairs, index, weight = work
-    features, acts, out, grad, other = features[thread], acts[thread], out[thread], grad[thread], other[thread]
-    g_features, grad_pairs, x_pairs = g_features[thread], grad_pairs[thread], x_pairs[thread]
-    index, weight, own, own_sums = index[thread], weight[thread], own_weights[thread], sums[thread]
-    stride, n_levels = planes.size // n_dims, scales.size
-    dims, padded = net[6], net[7]
+    features, hidden, out = own.activations.features, own.activations.hidden, own.activations.out
+    dims, padded, sums = net.dims, net.padded, own.sums
     row, n_outputs, out_row = padded[0], dims[dims.size - 1], padded[dims.size - 1]
     chunk = features.size // row
     mode = flush_denormals()
     begin_tiles()
-    own[:] = np.float32(0.0)
-    own_sums[:] = 0.0
+    scratch = encoder_scratch(encoder)
+    own.weights[:] = np.float32(0.0)
+    sums[:] = 0.0
     last = share(n, thread + 1, threads)
     for first in range(share(n, thread, threads), last, chunk):
         end = min(last, first + chunk)
         clock0 = cycles()
-        encode_range(
-            planes, n_dims, stride, first, end, table, n_features, levels, scales, smoothstep, features, row, index,
-            weight,
-        )  # fmt: skip
+        encode_range(encoder, planes, first, end, features, row, scratch)
         clock1 = cycles()
         for begin in range(first, end, ROWS):
             rows, at = min(ROWS, end - begin), (begin - first) * row
-            network_block(features, at, rows, net, acts, out)
-            loss_block(out, out_row, target, begin, rows, n_outputs, kind, huber_delta, scale, own_sums)
-            backward_block(features, at, rows, net, acts, out, grad, other, g_features, grad_pairs, x_pairs, own)
-            for level in range(n_levels):
-                to, come = (level * d_stride + begin) * n_features, level * n_features
-                if n_features == 4:
-                    for s in range(rows):
-                        store4(d_features, to + 4 * s, load4(g_features, s * row + come))
-                elif n_features == 2:
-                    for s in range(rows):
-                        store2(d_features, to + 2 * s, load2(g_features, s * row + come))
-                else:
-                    for s in range(rows):
-                        for f in range(n_features):
-                            poke(d_features, to + s * n_features + f, peek(g_features, s * row + come + f))
-        own_sums[S_STAGES] += clock1 - clock0
-        own_sums[S_STAGES + 1] += cycles() - clock1
+            network_block(features, at, rows, net, hidden, out)
+            loss_block(out, out_row, target, begin, rows, n_outputs, loss, sums)
+            backward_block(features, at, rows, net, hidden, out, own.backward, own.weights)
+            by_level(own.backward.g_features, row, rows, encoder, d_features, begin)
+        sums[S_STAGES] += clock1 - clock0
+        sums[S_STAGES + 1] += cycles() - clock1
     end_tiles()
-    restore_denormals(mode)
-
-
-@kernel
-def _add_table_gradient(
-    planes, n_dims, n, d_features, d_stride, grad, n_features, levels, scales, smoothstep, index, weight, parts, sums,
-    thread, threads,
-):  # fmt: skip
-    """Add every point's feature gradient to the table's; each level (or part of one) has one writer."""
-    stride, n_levels = planes.size // n_dims, scales.size
-    mode = flush_denormals()
-    clock = cycles()
-    n_tasks = n_levels * parts
-    for turn in range((n_tasks + threads - 1) // threads):
-        task = task_at(turn, n_tasks, thread, threads)
-        if task < 0:
-            break
-        level, piece = task % n_levels, task // n_levels
-        size = levels[level, 1]
-        low, high = share(size, piece, parts), share(size, piece + 1, parts)
-        if parts == 1:
-            high = -1  # the whole level: nothing to compare
-        add_level(
-            planes, n_dims, stride, 0, n, grad, n_features, levels, scales, smoothstep, level, low, high,
-            d_features, level * d_stride * n_features, n_features, index[thread], weight[thread],
-        )  # fmt: skip
-    sums[thread, S_STAGES + 2] += cycles() - clock
     restore_denormals(mode)
 
 
@@ -181,27 +179,27 @@ class Buffers:
     """Buffers of the training kernels, kept from step to step so that no step pays for fresh pages."""
 
     def __init__(self, network, max_points: int, threads: int):
+        """Make room for batches of up to `max_points`."""
         self.threads = threads
-        net, packed = pack_network(network.weights, network.precision)
-        padded, kind = [int(width) for width in net[7]], storage(network.precision)
+        net, packed = pack_network(network)
+        widest, longest = int(net.padded[1:].max()), int(net.padded.max())
         chunk = chunk_length(lookup_table(network), -(-max_points // threads))
-        widest, slots = max(padded[1:]), (2 * BLOCK) << network.layout.n_dims
-
-        def floats(*shape):
-            return np.zeros((threads, *shape), np.float32)
-
-        def stored(*shape):
-            return np.zeros((threads, *shape), kind)
-
-        self.work = (
-            stored(chunk * padded[0]), stored(hidden_room(net)), floats(ROWS * padded[-1]), stored(ROWS * widest),
-            stored(ROWS * widest), floats(ROWS * padded[0]), np.zeros((threads, ROWS * widest), np.uint16),
-            np.zeros((threads, ROWS * max(padded)), np.uint16), np.zeros((threads, slots), np.uint32), floats(slots),
-        )  # fmt: skip
-        self.own = floats(packed.n_values)
-        self.d_stride = round_up(max_points, BLOCK)
-        self.d_features = np.zeros(network.layout.n_output * self.d_stride, np.float32)
+        kind = storage(network.precision)
+        capacity = round_up(max_points, BLOCK)
+        self.gradients = Gradients(threads, packed.n_values, network.layout.n_output, 1, capacity)
         self.sums = np.zeros((threads, S_STAGES + len(STAGES)))
+
+        def backward() -> Backward:
+            return Backward(
+                np.zeros(ROWS * widest, kind), np.zeros(ROWS * widest, kind),
+                np.zeros(ROWS * int(net.padded[0]), np.float32), np.zeros(ROWS * widest, np.uint16),
+                np.zeros(ROWS * longest, np.uint16),
+            )  # fmt: skip
+
+        self.own = PerThread(
+            Own(activations(net, chunk, network.precision), backward(), weights, sums)
+            for weights, sums in zip(self.gradients.weights, self.sums, strict=True)
+        )
 
 
 def make_buffers(network, max_points: int) -> Buffers:
@@ -212,26 +210,20 @@ def make_buffers(network, max_points: int) -> Buffers:
 def train_points(network, positions_unit, target, workspace, loss: str, huber_delta: float) -> dict:
     """See `hashfield.ops.train_points`; adds to workspace.grad_table."""
     buffers: Buffers = workspace.buffers
-    layout, threads, n = network.layout, buffers.threads, positions_unit.shape[0]
-    net, packed = pack_network(network.weights, network.precision)
-    planes, levels = to_planes(as_array(positions_unit)), level_table(layout)
-    smoothstep, n_values = network.interpolation == "smoothstep", max(n * network.n_outputs, 1)
-    index, weight = buffers.work[-2:]
+    n, gradients = positions_unit.shape[0], buffers.gradients
+    net, packed = pack_network(network)
+    encoder, planes = network_encoder(network), to_planes(positions_unit)
+    n_values = max(n * network.n_outputs, 1)
     launch(
-        _train, planes, layout.n_dims, n, as_array(target.contiguous()).reshape(-1), lookup_table(network),
-        layout.n_features_per_level, levels, layout.scales, smoothstep, net, LOSSES[loss], np.float32(huber_delta),
-        np.float32(1.0 / n_values), buffers.work, buffers.own, buffers.d_features, buffers.d_stride, buffers.sums,
-        threads=threads,
+        _train, planes, n, as_array(target.contiguous()).reshape(-1), encoder, net,
+        Loss(LOSSES[loss], np.float32(huber_delta), np.float32(1.0 / n_values)), buffers.own, gradients.features[0],
+        threads=buffers.threads,
     )  # fmt: skip
-    launch(
-        _add_table_gradient, planes, layout.n_dims, n, buffers.d_features, buffers.d_stride,
-        as_array(workspace.grad_table).reshape(-1), layout.n_features_per_level, levels, layout.scales, smoothstep,
-        index, weight, -(-threads // layout.n_levels), buffers.sums,
-        threads=threads,
-    )  # fmt: skip
+    gradients.counts[0] = n
+    gradients.add_to_table(encoder, planes[None], workspace.grad_table, buffers.sums[:, -1])
     sums = buffers.sums.sum(axis=0)
     return {
         "loss": float(sums[S_LOSS] / n_values), "squared_error": float(sums[S_ERROR] / n_values),
-        "grad_weights": packed.unpack(buffers.own.sum(axis=0)),
+        "grad_weights": packed.unpack(gradients.weights.sum(axis=0)),
         "stage_cycles": dict(zip(STAGES, map(float, sums[S_STAGES:]), strict=True)),
     }  # fmt: skip

@@ -3,42 +3,53 @@
 Each thread walks its share of the rays in chunks: march and density in waves, colour for what is kept,
 composite, loss, and both networks' backward pass, while everything the chunk needs is still in L2. What crosses
 to the second kernel is, for each kept sample, its position and the gradient of its features; there every level
-of the table is added to by one thread. Nothing depends on timing: same seed, same threads, same bits.
+of the table is added to by one thread. Nothing depends on timing: same seed, same threads, same bits. Where the gradients
+of rays are wanted, each chunk ends with a pass over its samples that sums what they say about origin and direction.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
+import torch
+from numba import types
 
 from hashfield.kernels.numba_cpu.amx import begin_tiles, end_tiles
 from hashfield.kernels.numba_cpu.common import (
+    PerThread,
     as_array,
     flush_denormals,
     inline,
     kernel,
     launch,
     n_threads,
+    overloaded,
     part,
     restore_denormals,
     round_up,
     share,
     sigmoid,
-    task_at,
 )
+from hashfield.kernels.numba_cpu.encoders import add_position_gradient, encoder_scratch
 from hashfield.kernels.numba_cpu.field import (
     N_COLOR_IN,
     N_DIRECTION,
     N_GEOMETRY,
     STEEPEST,
     WAVES,
+    RayState,
+    Scratch,
+    Wave,
     color_blocks,
     density_wave,
+    empty_wave,
     march_wave,
+    ray_state,
 )
+from hashfield.kernels.numba_cpu.gradients import Gradients, by_level
 from hashfield.kernels.numba_cpu.grid_corners import BLOCK
-from hashfield.kernels.numba_cpu.grid_encode import add_level
-from hashfield.kernels.numba_cpu.grid_inputs import level_table, lookup_table
-from hashfield.kernels.numba_cpu.march import as_words, lattice, steps_from_t
+from hashfield.kernels.numba_cpu.grid_encode import field_encoder
+from hashfield.kernels.numba_cpu.march import first_step, march_of, ray_arrays
 from hashfield.kernels.numba_cpu.mlp import (
-    PAD,
     ROWS,
     pack_networks,
     paired,
@@ -49,15 +60,147 @@ from hashfield.kernels.numba_cpu.mlp import (
     storage,
     weight_gradient,
 )
-from hashfield.kernels.numba_cpu.simd import FEATURES, LANES, cycles, load, peek, poke, store
-from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics
+from hashfield.kernels.numba_cpu.simd import LANES, cycles, load, peek, poke, store
+from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics, harmonics_gradient
 
 # Sums that each thread reports.
 S_LOSS, S_ERROR, S_MARCHED, S_KEPT, S_RAYS = range(5)
 # Time stamps that each thread spends per stage follow them.
-STAGES = ("march", "encode + density", "compact", "color", "composite", "backward")
+STAGES = ("march", "encode + density", "compact", "color", "composite", "backward", "table gradient")
 S_STAGES = 5
-load4, _, _, store4 = FEATURES[4]
+
+
+class Wanted(NamedTuple):
+    """What each ray should see."""
+
+    target: Any
+    """[n, 4]: straight alpha."""
+    background: Any
+    """[n, 3]"""
+    weight: Any
+    """[n]: how much each ray counts, or None for 1 each."""
+
+
+class Settings(NamedTuple):
+    """Numbers of a step."""
+
+    min_transmittance: np.float32
+    min_weight: np.float32
+    huber_delta: np.float32
+    sparsity: np.float32
+    density_bias: np.float32
+    is_relu: bool
+    """Whether the density is a ReLU of the network's output; else its exponential."""
+    ray_scale: np.float32
+    """One over the number of rays given."""
+    chunk_rays: int
+    """Rays that a thread takes at a time."""
+    chunk_samples: int
+    """Samples that these may keep."""
+
+
+class RayLoss(NamedTuple):
+    """What becomes of each ray of a chunk, by its number within the chunk."""
+
+    is_cut: Any
+    """[rays]: whether too little light is left for anything behind to matter."""
+    is_dropped: Any
+    """[rays]: whether it has no part in the step: there was no room for it, or its weight is 0."""
+    pixel: Any
+    """[rays, 3]: composited colour, then the gradient of the loss to it."""
+    behind: Any
+    """[rays, 3]: colour that the samples from one to the end of the ray add, background included."""
+    entropy_behind: Any
+    """[rays]: the same of the entropy's channel; see `composite_chunk`."""
+
+
+class Chunk(NamedTuple):
+    """The kept samples of a chunk of rays, wave after wave."""
+
+    features: Any
+    """[samples, row]"""
+    color_in: Any
+    """[samples, 32]: the density network's outputs and the direction's harmonics."""
+    hidden1: Any
+    """[samples, width]: the colour network's first hidden layer."""
+    hidden2: Any
+    ray: Any
+    """[samples]: number within the chunk."""
+    slope: Any
+    """[samples]: d tau / d raw density."""
+    weight: Any
+    """[samples]: part of the ray's light that the sample stops."""
+    transmittance: Any
+    """[samples]: light that is left behind the sample."""
+    d_raw: Any
+    """[samples]: gradient to the raw density."""
+    rgb: Any
+    """[samples, 3]: raw colour, then colour."""
+    d_rgb: Any
+    """[samples, 3]: gradient to the raw colour."""
+
+
+class Backward(NamedTuple):
+    """Memory of the backward pass of one block."""
+
+    g_out: Any
+    """[ROWS, outputs]: gradient to the colour network's outputs."""
+    g_hidden: Any
+    """[ROWS, width]"""
+    g_hidden2: Any
+    """[ROWS, width]"""
+    g_geometry: Any
+    """[ROWS, 16]: gradient to the density network's outputs."""
+    g_features: Any
+    """[ROWS, row]"""
+    grad_pairs: Any
+    """See `mlp.weight_gradient`."""
+    x_pairs: Any
+
+
+class Tracked(NamedTuple):
+    """What a step keeps of its rays only if their gradients are wanted; elsewhere None, and no code is compiled for it.
+
+    The first four are written by all threads, each ray by one.
+    """
+
+    color: Any
+    """[n, 3]: rendered colour, background included."""
+    grad_color: Any
+    """[n, 3]"""
+    grad_origin: Any
+    """[n, 3]"""
+    grad_direction: Any
+    """[n, 3]"""
+    distance: Any
+    """[samples]: t of the chunk's kept samples."""
+    g_harmonics: Any
+    """[ROWS, 16]: gradient to a block's harmonics."""
+    harmonics: Any
+    """[rays, 16]: the same, summed over the samples of each ray of the chunk."""
+    positions: Any
+    """Planes: gradients to the unit positions of all kept samples."""
+
+
+class Own(NamedTuple):
+    """What one thread works in, and what it leaves behind."""
+
+    state: RayState
+    wave: Wave
+    loss: RayLoss
+    chunk: Chunk
+    scratch: Scratch
+    backward: Backward
+    weights: Any
+    """Gradients of the matrices, one after another as they are packed."""
+    positions: Any
+    """Planes of all kept samples."""
+    features: Any
+    """[level, sample, feature]: gradients of the kept samples' features."""
+    count: Any
+    """[1]: samples that were kept."""
+    sums: Any
+    """See S_LOSS."""
 
 
 @inline
@@ -77,42 +220,56 @@ def entropy_slope(w):
     return -np.log(max(w, np.float32(1e-20))) - np.float32(1.0)
 
 
+@overloaded
+def weight_of(weight, ray):
+    """How much a ray counts."""
+    if weight == types.none:
+        return lambda weight, ray: np.float32(1.0)
+    return lambda weight, ray: weight[ray]
+
+
 @part
-def compact(
-    alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, is_relu, kept,
-    features, row, geometry, harmonic, t, dt, tau, alpha, positions, stride,
-    k_features, k_color_in, k_ray, k_slope, k_weight, k_after, k_positions, k_stride, k_base,
-):  # fmt: skip
-    """Keep the wave's samples that light still reaches; returns (kept, living rays)."""
+def compact(state, loss, wave, chunk, n_alive, kept, settings, positions, base, tracked):
+    """Keep the wave's samples that light still reaches; returns (kept, living rays).
+
+    Those kept before are chunk's first `kept`; their positions go to the planes from `base` on.
+    """
+    alive, counts, ended = state.alive, state.counts, state.ended
+    transmittances, harmonic = state.transmittance, state.harmonics
+    is_cut, is_dropped = loss.is_cut, loss.is_dropped
+    min_transmittance, min_weight, is_relu = settings.min_transmittance, settings.min_weight, settings.is_relu
+    tau, alpha, dt, geometry, features = wave.tau, wave.alpha, wave.dt, wave.geometry, wave.features
+    row, stride, kept_stride = wave.row, wave.positions.size // 3, positions.size // 3
     i, living = 0, 0
     for k in range(n_alive):
         r = peek(alive, k)
-        light = peek(trans, r)
+        transmittance = peek(transmittances, r)
         for j in range(i, i + peek(counts, k)):
-            if light < min_transmittance:
+            if transmittance < min_transmittance:
                 is_cut[r] = True
                 break
             opaque = peek(alpha, j)
-            w = light * opaque
+            w = transmittance * opaque
             if w < min_weight or (is_relu and opaque <= np.float32(0.0)):
                 # Too faint to matter to the pixel, and its gradient is smaller still; its shade remains.
-                light *= np.float32(1.0) - opaque
+                transmittance *= np.float32(1.0) - opaque
                 continue
-            put(features, j * row, k_features, kept * row, row)
-            put(geometry, j * N_GEOMETRY, k_color_in, kept * N_COLOR_IN, N_GEOMETRY)
-            put(harmonic, r * N_DIRECTION, k_color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
-            poke(k_ray, kept, r)
-            # d tau / d raw
-            poke(k_slope, kept, peek(dt, j) if is_relu else min(peek(tau, j), STEEPEST * peek(dt, j)))
-            poke(k_weight, kept, w)
-            light *= np.float32(1.0) - opaque
-            poke(k_after, kept, light)
+            put(features, j * row, chunk.features, kept * row, row)
+            put(geometry, j * N_GEOMETRY, chunk.color_in, kept * N_COLOR_IN, N_GEOMETRY)
+            put(harmonic, r * N_DIRECTION, chunk.color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
+            poke(chunk.ray, kept, r)
+            poke(chunk.slope, kept, peek(dt, j) if is_relu else min(peek(tau, j), STEEPEST * peek(dt, j)))
+            poke(chunk.weight, kept, w)
+            transmittance *= np.float32(1.0) - opaque
+            poke(chunk.transmittance, kept, transmittance)
             for axis in range(3):
-                poke(k_positions, axis * k_stride + k_base + kept, peek(positions, axis * stride + j))
+                poke(positions, axis * kept_stride + base + kept, peek(wave.positions, axis * stride + j))
+            if tracked is not None:
+                poke(tracked.distance, kept, peek(wave.t, j))
             kept += 1
         i += peek(counts, k)
-        poke(trans, r, light)
-        if light < min_transmittance:
+        poke(transmittances, r, transmittance)
+        if transmittance < min_transmittance:
             is_cut[r] = True
         if not (is_cut[r] or is_dropped[r] or ended[r]):
             poke(alive, living, r)
@@ -121,82 +278,87 @@ def compact(
 
 
 @part
-def composite_chunk(
-    n_chunk, first_ray, kept, rgb, k_ray, k_weight, k_after, k_slope, trans, is_cut, is_dropped, pixel, rest,
-    target, background, huber_delta, sparsity, spread, ray_scale, d_rgb, d_raw, sums,
-):  # fmt: skip
+def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settings, sums, tracked):
     """Pixel colours, their loss, and its gradient at every kept sample's raw colour and raw density.
 
     `sparsity` times the entropy of a ray's weights and of the light it has left is part of the loss. To the densities
-    it is one more channel: a sample's "colour" in it is d(-w log w)/dw = -log w - 1. `spread` [n_chunk] holds what
-    the samples from one to the end of its ray add to that channel.
+    it is one more channel: a sample's "colour" in it is d(-w log w)/dw = -log w - 1.
     """
     zero, one = np.float32(0.0), np.float32(1.0)
+    rgb, d_rgb, pixel, behind, entropy_behind = chunk.rgb, chunk.d_rgb, loss.pixel, loss.behind, loss.entropy_behind
+    rays, weights, transmittances = chunk.ray, chunk.weight, chunk.transmittance
+    left, is_cut, is_dropped = state.transmittance, loss.is_cut, loss.is_dropped
+    target, background, ray_scale, sparsity = wanted.target, wanted.background, settings.ray_scale, settings.sparsity
     for i in range(0, kept * 3, LANES):
         store(rgb, i, sigmoid(load(rgb, i)))
     for r in range(n_chunk):
         pixel[3 * r] = pixel[3 * r + 1] = pixel[3 * r + 2] = zero
     for i in range(kept):
-        r, w = 3 * peek(k_ray, i), peek(k_weight, i)
+        r, w = 3 * peek(rays, i), peek(weights, i)
         for c in range(3):
             poke(pixel, r + c, peek(pixel, r + c) + w * peek(rgb, 3 * i + c))
     for r in range(n_chunk):
         ray = first_ray + r
         if is_dropped[r]:
             for c in range(3):
-                pixel[3 * r + c] = rest[3 * r + c] = zero
+                pixel[3 * r + c] = behind[3 * r + c] = zero
             continue
         sums[S_RAYS] += 1.0
-        opacity = target[ray, 3]
+        opacity, counts = target[ray, 3], weight_of(wanted.weight, ray)
         for c in range(3):
             color = pixel[3 * r + c]
             if not is_cut[r]:
-                color += trans[r] * background[ray, c]
-            wanted = target[ray, c] * opacity + background[ray, c] * (one - opacity)
-            loss, slope = loss_and_slope(color - wanted, huber_delta)
-            sums[S_LOSS] += loss
-            sums[S_ERROR] += (color - wanted) * (color - wanted)
-            pixel[3 * r + c] = slope * ray_scale  # from here on the gradient of the pixel
-            rest[3 * r + c] = color  # what the samples from here to the end of the ray add
+                color += left[r] * background[ray, c]
+            wish = target[ray, c] * opacity + background[ray, c] * (one - opacity)
+            value, slope = loss_and_slope(color - wish, settings.huber_delta)
+            sums[S_LOSS] += counts * value
+            sums[S_ERROR] += counts * ((color - wish) * (color - wish))
+            pixel[3 * r + c] = counts * (slope * ray_scale)  # from here on the gradient of the pixel
+            behind[3 * r + c] = color
+            if tracked is not None:
+                tracked.color[ray, c], tracked.grad_color[ray, c] = color, pixel[3 * r + c]
     if sparsity > zero:
         for r in range(n_chunk):
-            spread[r] = trans[r] * entropy_slope(trans[r])
+            entropy_behind[r] = left[r] * entropy_slope(left[r])
             if not is_dropped[r]:
-                sums[S_LOSS] += sparsity * (spread[r] + trans[r])
+                counts = weight_of(wanted.weight, first_ray + r)
+                sums[S_LOSS] += counts * (sparsity * (entropy_behind[r] + left[r]))
         for i in range(kept):
-            r, w = peek(k_ray, i), peek(k_weight, i)
-            spread[r] += w * entropy_slope(w)
+            r, w = peek(rays, i), peek(weights, i)
+            entropy_behind[r] += w * entropy_slope(w)
             if not is_dropped[r]:
-                sums[S_LOSS] += sparsity * (w * entropy_slope(w) + w)
+                counts = weight_of(wanted.weight, first_ray + r)
+                sums[S_LOSS] += counts * (sparsity * (w * entropy_slope(w) + w))
     for i in range(kept):
-        r, w = 3 * peek(k_ray, i), peek(k_weight, i)
+        r, w = 3 * peek(rays, i), peek(weights, i)
         slope = zero
         for c in range(3):
             g, color = peek(pixel, r + c), peek(rgb, 3 * i + c)
-            behind = peek(rest, r + c) - w * color
-            poke(rest, r + c, behind)
-            slope += g * (peek(k_after, i) * color - behind)
+            rest = peek(behind, r + c) - w * color
+            poke(behind, r + c, rest)
+            slope += g * (peek(transmittances, i) * color - rest)
             poke(d_rgb, 3 * i + c, g * w * color * (one - color))
         if sparsity > zero:
-            r = peek(k_ray, i)
-            behind = spread[r] - w * entropy_slope(w)
-            spread[r] = behind
+            r = peek(rays, i)
+            rest = entropy_behind[r] - w * entropy_slope(w)
+            entropy_behind[r] = rest
             if not is_dropped[r]:
-                slope += sparsity * ray_scale * (peek(k_after, i) * entropy_slope(w) - behind)
-        poke(d_raw, i, peek(k_slope, i) * slope)
+                counts = weight_of(wanted.weight, first_ray + r)
+                slope += counts * (sparsity * ray_scale * (peek(transmittances, i) * entropy_slope(w) - rest))
+        poke(chunk.d_raw, i, peek(chunk.slope, i) * slope)
 
 
 @part
-def backward_blocks(
-    kept, d_rgb, d_raw, k_features, row, k_color_in, hidden1, hidden2, density_net, color_net, out_row,
-    raw, g_out, g_hidden, g_hidden2, g_geometry, d_hidden, g_features, grad_pairs, x_pairs, own, n_levels, n_features,
-    d_features, d_stride, base,
-):  # fmt: skip
+def backward_blocks(kept, density, color, encoder, chunk, scratch, backward, own, d_features, base, tracked):
     """Both networks' backward pass for a chunk: adds to the thread's weight gradients `own` and writes the
-    gradient of the features, level by level, to d_features [level, sample, feature]."""
-    w1, w2, w1t, n_width, n_in = density_net[0], density_net[1], density_net[2], density_net[4], density_net[5]
-    c1, c2, c3, width = color_net[0], color_net[1], color_net[2], color_net[6]
-    p = paired(k_features)
+    gradient of the features, level by level, to d_features [level, sample, feature] from sample `base` on."""
+    features, color_in, hidden1, hidden2 = chunk.features, chunk.color_in, chunk.hidden1, chunk.hidden2
+    d_hidden, sums = scratch.hidden, scratch.sums
+    g_out, g_hidden, g_hidden2 = backward.g_out, backward.g_hidden, backward.g_hidden2
+    g_geometry, g_features = backward.g_geometry, backward.g_features
+    grad_pairs, x_pairs = backward.grad_pairs, backward.x_pairs
+    row, n_width, width, out_row = density.row, density.width, color.width, color.out_row
+    p = paired(features)
     o2 = n_width * row
     o3 = o2 + N_GEOMETRY * n_width
     o4 = o3 + width * N_COLOR_IN
@@ -206,204 +368,166 @@ def backward_blocks(
         n = min(ROWS, kept - begin)
         for s in range(n):
             for c in range(3):
-                poke(raw, s * out_row + c, peek(d_rgb, (begin + s) * 3 + c))
-            poke(raw, s * out_row + 3, zero)
-        put(raw, 0, g_out, 0, n * out_row)
+                poke(sums, s * out_row + c, peek(chunk.d_rgb, (begin + s) * 3 + c))
+            poke(sums, s * out_row + 3, zero)
+        put(sums, 0, g_out, 0, n * out_row)
         h1, h2 = begin * width, begin * width
         # colour network, last layer to first
         weight_gradient(g_out, 0, out_row, hidden2, h2, width, own, o5, 3, n, grad_pairs, x_pairs)
         product_gate(
-            g_out, 0, out_row, p, c3, 0, p * width, g_hidden, 0, width, n, width, (2 + p) // p, hidden2, h2
+            g_out, 0, out_row, p, color.w3, 0, p * width, g_hidden, 0, width, n, width, (2 + p) // p, hidden2, h2
         )
         weight_gradient(g_hidden, 0, width, hidden1, h1, width, own, o4, width, n, grad_pairs, x_pairs)
         product_gate(
-            g_hidden, 0, width, p, c2, 0, p * width, g_hidden2, 0, width, n, width, width // p, hidden1, h1
+            g_hidden, 0, width, p, color.w2, 0, p * width, g_hidden2, 0, width, n, width, width // p, hidden1, h1
         )
         weight_gradient(
-            g_hidden2, 0, width, k_color_in, begin * N_COLOR_IN, N_COLOR_IN, own, o3, width, n, grad_pairs, x_pairs
+            g_hidden2, 0, width, color_in, begin * N_COLOR_IN, N_COLOR_IN, own, o3, width, n, grad_pairs, x_pairs
         )
-        # only the geometry half of the input has a gradient worth computing
+        if tracked is not None:
+            product_store(
+                g_hidden2, 0, width, p, color.w1, p * N_GEOMETRY, p * N_COLOR_IN,
+                tracked.g_harmonics, 0, N_DIRECTION, n, N_DIRECTION, width // p, own, 0,
+            )  # fmt: skip
+            for s in range(n):
+                to = peek(chunk.ray, begin + s) * N_DIRECTION
+                for c in range(0, N_DIRECTION, LANES):
+                    term = load(tracked.g_harmonics, s * N_DIRECTION + c)
+                    store(tracked.harmonics, to + c, load(tracked.harmonics, to + c) + term)
+        # else only the geometry half of the input has a gradient worth computing
         product_store(
-            g_hidden2, 0, width, p, c1, 0, p * N_COLOR_IN, raw, 0, N_GEOMETRY, n, N_GEOMETRY, width // p, own, 0
+            g_hidden2, 0, width, p, color.w1, 0, p * N_COLOR_IN, sums, 0, N_GEOMETRY, n, N_GEOMETRY, width // p, own, 0
         )
         for s in range(n):
-            poke(raw, s * N_GEOMETRY, peek(raw, s * N_GEOMETRY) + peek(d_raw, begin + s))
-        put(raw, 0, g_geometry, 0, n * N_GEOMETRY)
+            poke(sums, s * N_GEOMETRY, peek(sums, s * N_GEOMETRY) + peek(chunk.d_raw, begin + s))
+        put(sums, 0, g_geometry, 0, n * N_GEOMETRY)
         # density network
         product_relu(
-            k_features, begin * row, row, p, w1t, 0, p * n_width, d_hidden, 0, n_width, n, n_width,
-            (n_in + p - 1) // p, own, 0,
+            features, begin * row, row, p, density.w1t, 0, p * n_width, d_hidden, 0, n_width, n, n_width,
+            (density.n_in + p - 1) // p, own, 0,
         )  # fmt: skip
         weight_gradient(g_geometry, 0, N_GEOMETRY, d_hidden, 0, n_width, own, o2, N_GEOMETRY, n, grad_pairs, x_pairs)
         product_gate(
-            g_geometry, 0, N_GEOMETRY, p, w2, 0, p * n_width, g_hidden, 0, n_width, n, n_width, N_GEOMETRY // p,
+            g_geometry, 0, N_GEOMETRY, p, density.w2, 0, p * n_width, g_hidden, 0, n_width, n, n_width, N_GEOMETRY // p,
             d_hidden, 0,
         )  # fmt: skip
-        weight_gradient(g_hidden, 0, n_width, k_features, begin * row, row, own, 0, n_width, n, grad_pairs, x_pairs)
+        weight_gradient(g_hidden, 0, n_width, features, begin * row, row, own, 0, n_width, n, grad_pairs, x_pairs)
         product_store(
-            g_hidden, 0, n_width, p, w1, 0, p * row, g_features, 0, row, n, row, n_width // p, own, 0
+            g_hidden, 0, n_width, p, density.w1, 0, p * row, g_features, 0, row, n, row, n_width // p, own, 0
         )
-        for level in range(n_levels):
-            for s in range(n):
-                to = (level * d_stride + base + begin + s) * n_features
-                if n_features == 4:
-                    store4(d_features, to, load4(g_features, s * row + level * 4))
-                else:
-                    for f in range(n_features):
-                        poke(d_features, to + f, peek(g_features, s * row + level * n_features + f))
+        by_level(g_features, row, n, encoder, d_features, base + begin)
+
+
+@part
+def gather_ray_gradients(first_ray, n_chunk, kept, rays, march, encoder, chunk, own, base, scratch, tracked):
+    """Sum the gradients to a chunk's positions, and to its harmonics, over the samples of each ray."""
+    positions, grad, direction = own.positions, tracked.positions, rays.direction
+    grad_origin, grad_direction = tracked.grad_origin, tracked.grad_direction
+    stride, inverse_side = positions.size // 3, np.float32(march.inverse_side)
+    for axis in range(3):
+        for i in range(base, base + kept + BLOCK):  # whole blocks are added to
+            poke(grad, axis * stride + i, np.float32(0.0))
+    step = own.features.size // encoder.n_levels
+    add_position_gradient(
+        encoder, positions, base, base + kept, own.features, 0, step, encoder.n_features, grad, scratch.encoder
+    )
+    for i in range(kept):
+        ray, t = first_ray + peek(chunk.ray, i), peek(tracked.distance, i)
+        for axis in range(3):
+            slope = peek(grad, axis * stride + base + i) * inverse_side
+            grad_origin[ray, axis] += slope
+            grad_direction[ray, axis] += t * slope
+    for r in range(n_chunk):
+        ray = first_ray + r
+        x, y, z = harmonics_gradient(
+            direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, tracked.harmonics, r * N_DIRECTION
+        )
+        grad_direction[ray, 0] += x
+        grad_direction[ray, 1] += y
+        grad_direction[ray, 2] += z
 
 
 @kernel
-def _train(
-    rays, scene, net, table, n_features, levels, scales, options, work, own_weights, kept_positions, d_features,
-    kept_counts, sums, thread, threads,
-):  # fmt: skip
-    """March, evaluate, composite and differentiate; see `hashfield.ops.train_rays`.
-
-    rays: origin, direction [n, 3], t_min, t_max, jitter [n], target [n, 4], background [n, 3].
-    scene: words, coarse, n_cascades, steps, box_min, 1/side. options: min_transmittance, min_weight, huber_delta,
-    weight of the entropy, bias, whether density is a ReLU, 1/n_rays, rays to a chunk, samples to a chunk.
-    """
-    origin, direction, t_min, t_max, jitter, target, background = rays
-    words, coarse, n_cascades, steps, box_min, inverse_side = scene
-    density_net, color_net, out_row, row = net
-    min_transmittance, min_weight, huber_delta, sparsity, bias, is_relu, ray_scale, chunk_rays, chunk_samples = options
-    n_rays = t_min.size
-    n_levels = scales.size
+def _train(rays, wanted, march, density, color, encoder, settings, own, tracked, thread, threads):
+    """March, evaluate, composite and differentiate; see `hashfield.ops.train_rays`."""
+    state, wave, loss, chunk, sums = own.state, own.wave, own.loss, own.chunk, own.sums
+    scratch = Scratch(encoder_scratch(encoder), own.scratch.hidden, own.scratch.sums)
+    alive, direction, positions = state.alive, rays.direction, own.positions
+    n_rays = rays.t_min.size
     mode = flush_denormals()
     begin_tiles()
-    (
-        positions, w_t, w_dt, w_tau, w_alpha, features, geometry, d_hidden, index, weight,
-        k_features, k_color_in, hidden1, hidden2, k_scalars, k_ray, out, g_out, g_hidden, g_hidden2, g_geometry,
-        g_features, grad_pairs, x_pairs, r_floats, r_next, r_alive, r_counts, r_flags, harmonic,
-    ) = work  # fmt: skip
-    positions, w_t, w_dt, w_tau = positions[thread], w_t[thread], w_dt[thread], w_tau[thread]
-    w_alpha, features, geometry = w_alpha[thread], features[thread], geometry[thread]
-    d_hidden, index, weight = d_hidden[thread], index[thread], weight[thread]
-    k_features, k_color_in, k_ray = k_features[thread], k_color_in[thread], k_ray[thread]
-    hidden1, hidden2 = hidden1[thread], hidden2[thread]
-    k_slope, k_weight = k_scalars[thread, 0], k_scalars[thread, 1]
-    k_after, d_raw = k_scalars[thread, 2], k_scalars[thread, 3]
-    rgb, d_rgb = k_scalars[thread, 4:7].reshape(-1), k_scalars[thread, 7:10].reshape(-1)
-    out, g_out, g_hidden, g_hidden2 = out[thread], g_out[thread], g_hidden[thread], g_hidden2[thread]
-    grad_pairs, x_pairs = grad_pairs[thread], x_pairs[thread]
-    g_geometry, g_features = g_geometry[thread], g_features[thread]
-    trans, pixel, rest = r_floats[thread, 0], r_floats[thread, 1:4].reshape(-1), r_floats[thread, 4:7].reshape(-1)
-    spread = r_floats[thread, 7]
-    n_next, alive, counts = r_next[thread], r_alive[thread], r_counts[thread]
-    ended, is_cut, is_dropped = r_flags[thread, 0], r_flags[thread, 1], r_flags[thread, 2]
-    harmonic = harmonic[thread]
-    own, own_sums = own_weights[thread], sums[thread]
-    own_positions, own_d_features = kept_positions[thread], d_features[thread]
-    k_stride = own_positions.size // 3
-    capacity = k_stride - 2 * BLOCK
     stride = positions.size // 3
+    capacity = stride - 2 * BLOCK
     used = 0
-    own[:] = np.float32(0.0)
-    own_sums[:] = 0.0
+    own.weights[:] = np.float32(0.0)
+    sums[:] = 0.0
     last = share(n_rays, thread + 1, threads)
-    for first_ray in range(share(n_rays, thread, threads), last, chunk_rays):
-        room = min(chunk_samples, capacity - used)
-        if room < min(chunk_samples, capacity) // 2:
+    for first_ray in range(share(n_rays, thread, threads), last, settings.chunk_rays):
+        room = min(settings.chunk_samples, capacity - used)
+        if room < min(settings.chunk_samples, capacity) // 2:
             break  # the rays that are left are not part of this step
-        n_chunk = min(chunk_rays, last - first_ray)
+        n_chunk = min(settings.chunk_rays, last - first_ray)
         n_alive = 0
         for r in range(n_chunk):
             ray = first_ray + r
-            trans[r] = np.float32(1.0)
-            ended[r] = is_cut[r] = is_dropped[r] = False
-            harmonics(direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, out, 0)
-            put(out, 0, harmonic, r * N_DIRECTION, N_DIRECTION)
-            if t_max[ray] > t_min[ray]:
-                n_next[r] = steps_from_t(np.float64(t_min[ray]), steps) + np.float64(jitter[ray])
+            state.transmittance[r] = np.float32(1.0)
+            state.ended[r] = loss.is_cut[r] = False
+            loss.is_dropped[r] = weight_of(wanted.weight, ray) == np.float32(0.0)
+            harmonics(direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, scratch.sums, 0)
+            put(scratch.sums, 0, state.harmonics, r * N_DIRECTION, N_DIRECTION)
+            if rays.t_max[ray] > rays.t_min[ray] and not loss.is_dropped[r]:
+                state.next_step[r] = first_step(rays, ray, march.steps)
                 alive[n_alive] = r
                 n_alive += 1
-        kept, wave = 0, 0
+        kept, turn = 0, 0
         while n_alive > 0:
-            quota = WAVES[min(wave, WAVES.size - 1)]
+            quota = WAVES[min(turn, WAVES.size - 1)]
             if n_alive * quota > room - kept:
                 quota = max(1, (room - kept) // n_alive)
                 while n_alive > room - kept:  # not even one sample each: later rays give up so that earlier ones end
                     n_alive -= 1
-                    is_dropped[alive[n_alive]] = True
+                    loss.is_dropped[alive[n_alive]] = True
                 if n_alive == 0:
                     break
             clock0 = cycles()
-            m = march_wave(
-                origin, direction, t_max, first_ray, alive, n_alive, quota, n_next, ended, counts, words, coarse,
-                n_cascades, steps, box_min, inverse_side, positions, stride, w_t, w_dt,
-            )  # fmt: skip
+            m = march_wave(rays, march, state, first_ray, n_alive, quota, wave)
             clock1 = cycles()
-            own_sums[S_MARCHED] += m
+            sums[S_MARCHED] += m
             if m:
-                density_wave(
-                    positions, stride, m, table, n_features, levels, scales, index, weight, features, row,
-                    density_net, d_hidden, out, geometry, w_dt, w_tau, w_alpha, bias, is_relu,
-                )  # fmt: skip
+                density_wave(encoder, density, wave, m, scratch, settings.density_bias, settings.is_relu)
             clock2 = cycles()
-            kept, n_alive = compact(
-                alive, n_alive, counts, ended, trans, is_cut, is_dropped, min_transmittance, min_weight, is_relu, kept,
-                features, row, geometry, harmonic, w_t, w_dt, w_tau, w_alpha, positions, stride,
-                k_features, k_color_in, k_ray, k_slope, k_weight, k_after, own_positions, k_stride, used,
-            )  # fmt: skip
-            own_sums[S_STAGES] += clock1 - clock0
-            own_sums[S_STAGES + 1] += clock2 - clock1
-            own_sums[S_STAGES + 2] += cycles() - clock2
-            wave += 1
+            kept, n_alive = compact(state, loss, wave, chunk, n_alive, kept, settings, positions, used, tracked)
+            sums[S_STAGES] += clock1 - clock0
+            sums[S_STAGES + 1] += clock2 - clock1
+            sums[S_STAGES + 2] += cycles() - clock2
+            turn += 1
         clock0 = cycles()
-        color_blocks(k_color_in, kept, color_net, hidden1, hidden2, out, out_row, rgb)
+        color_blocks(color, chunk.color_in, kept, chunk.hidden1, chunk.hidden2, scratch.sums, chunk.rgb)
         clock1 = cycles()
-        composite_chunk(
-            n_chunk, first_ray, kept, rgb, k_ray, k_weight, k_after, k_slope, trans, is_cut, is_dropped, pixel,
-            rest, target, background, huber_delta, sparsity, spread, ray_scale, d_rgb, d_raw, own_sums,
-        )  # fmt: skip
+        composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settings, sums, tracked)
         clock2 = cycles()
+        if tracked is not None:
+            tracked.harmonics[: n_chunk * N_DIRECTION] = np.float32(0.0)
         backward_blocks(
-            kept, d_rgb, d_raw, k_features, row, k_color_in, hidden1, hidden2, density_net, color_net, out_row,
-            out, g_out, g_hidden, g_hidden2, g_geometry, d_hidden, g_features, grad_pairs, x_pairs, own, n_levels,
-            n_features, own_d_features, k_stride, used,
-        )  # fmt: skip
-        own_sums[S_STAGES + 3] += clock1 - clock0
-        own_sums[S_STAGES + 4] += clock2 - clock1
-        own_sums[S_STAGES + 5] += cycles() - clock2
+            kept, density, color, encoder, chunk, scratch, own.backward, own.weights, own.features, used, tracked
+        )
+        if tracked is not None:
+            gather_ray_gradients(first_ray, n_chunk, kept, rays, march, encoder, chunk, own, used, scratch, tracked)
+        sums[S_STAGES + 3] += clock1 - clock0
+        sums[S_STAGES + 4] += clock2 - clock1
+        sums[S_STAGES + 5] += cycles() - clock2
         used += kept
-    own_sums[S_KEPT] = used
-    kept_counts[thread] = used
+    sums[S_KEPT] = used
+    own.count[0] = used
     for i in range(used, used + 2 * BLOCK):
-        own_positions[i] = own_positions[k_stride + i] = own_positions[2 * k_stride + i] = np.float32(0.0)
+        positions[i] = positions[stride + i] = positions[2 * stride + i] = np.float32(0.0)
     end_tiles()
-    restore_denormals(mode)
-
-
-@kernel
-def _add_table_gradient(
-    kept_positions, d_features, kept_counts, grad, n_features, levels, scales, index, weight, parts, thread, threads
-):
-    """Add every kept sample's feature gradient to the table's; each level (or part of one) has one writer."""
-    n_levels = scales.size
-    mode = flush_denormals()
-    n_tasks = n_levels * parts
-    for turn in range((n_tasks + threads - 1) // threads):
-        task = task_at(turn, n_tasks, thread, threads)
-        if task < 0:
-            break
-        level, piece = task % n_levels, task // n_levels
-        size = levels[level, 1]
-        low, high = share(size, piece, parts), share(size, piece + 1, parts)
-        if parts == 1:
-            high = -1  # the whole level: nothing to compare
-        for segment in range(kept_counts.size):
-            stride = kept_positions.shape[1] // 3
-            add_level(
-                kept_positions[segment], 3, stride, 0, kept_counts[segment], grad, n_features, levels, scales,
-                False, level, low, high, d_features[segment], level * stride * n_features, n_features,
-                index[thread], weight[thread],
-            )  # fmt: skip
     restore_denormals(mode)
 
 
 # --- entry point -------------------------------------------------------------------------------------------
 
+CHUNK_RAYS = 1024  # rays that a chunk has room for
 CHUNK_SAMPLES = 12288  # kept samples a chunk has room for
 CHUNK_TARGET = 1536  # and is meant to have
 
@@ -411,87 +535,98 @@ CHUNK_TARGET = 1536  # and is meant to have
 class Buffers:
     """Buffers of the training kernels, kept from step to step so that no step pays for fresh pages."""
 
-    def __init__(self, layout, width: int, max_samples: int, threads: int, precision: str):
+    def __init__(self, field, max_samples: int, threads: int):
+        """Make room for `max_samples` kept samples of a field."""
+        density, color, density_packing, color_packing = pack_networks(field)
         self.threads, self.capacity = threads, -(-max_samples // threads)
-        row = round_up(layout.n_output, PAD)
-        chunk_rays = 1024
-        wave = kept = round_up(CHUNK_SAMPLES, ROWS)  # a wave never takes more samples than there is room to keep
-        out_row = round_up(3, PAD)
-        corner_slots = (2 * BLOCK) << 3
-
-        def floats(*shape):
-            return np.zeros((threads, *shape), np.float32)
-
-        def stored(*shape):
-            return np.zeros((threads, *shape), storage(precision))
-
-        def pairs(*shape):
-            return np.zeros((threads, *shape), np.uint16)
-
-        self.chunk_rays = chunk_rays
-        self.work = (
-            floats(3 * (wave + 2 * BLOCK)), floats(wave + 16), floats(wave + 16), floats(wave + 16),
-            floats(wave + 16), stored(wave * row),
-            stored(wave * N_GEOMETRY), stored(ROWS * width), np.zeros((threads, corner_slots), np.uint32),
-            floats(corner_slots), stored(kept * row), stored(kept * N_COLOR_IN), stored(kept * width),
-            stored(kept * width), floats(10, kept + 16), np.zeros((threads, kept), np.int64),
-            floats(ROWS * max(out_row, 16)), stored(ROWS * out_row), stored(ROWS * width), stored(ROWS * width),
-            stored(ROWS * N_GEOMETRY), floats(ROWS * row), pairs(ROWS * width), pairs(ROWS * max(width, row, N_COLOR_IN)),
-            floats(8, chunk_rays), np.zeros((threads, chunk_rays)),
-            np.zeros((threads, chunk_rays), np.int64), np.zeros((threads, chunk_rays), np.int64),
-            np.zeros((threads, 3, chunk_rays), np.bool_), stored(chunk_rays * N_DIRECTION),
-        )  # fmt: skip
-        self.kept_positions = floats(3 * (self.capacity + 2 * BLOCK))
-        self.d_features = floats(layout.n_output * (self.capacity + 2 * BLOCK))
-        self.kept_counts = np.zeros(threads, np.int64)
+        length = self.capacity + 2 * BLOCK
+        n_weights = density_packing.n_values + color_packing.n_values
+        self.gradients = Gradients(threads, n_weights, field.layout.n_output, threads, length)
+        self.positions = np.zeros((threads, 3 * length), np.float32)
         self.sums = np.zeros((threads, S_STAGES + len(STAGES)))
-        self.index, self.weight = np.zeros((threads, corner_slots), np.uint32), floats(corner_slots)
+        self._tracked: list | None = None  # made when first asked for
+        self.own = PerThread(self._own(k, density, color, storage(field.precision)) for k in range(threads))
+
+    def tracked(self, rays: tuple) -> PerThread:
+        """What keeps the gradients of rays, given the four arrays [n, 3] that they go to."""
+        if self._tracked is None:
+            self._tracked = [
+                (
+                    np.zeros(CHUNK_SAMPLES, np.float32), np.zeros(ROWS * N_DIRECTION, np.float32),
+                    np.zeros(CHUNK_RAYS * N_DIRECTION, np.float32), np.zeros_like(positions),
+                )
+                for positions in self.positions
+            ]  # fmt: skip
+        return PerThread(Tracked(*rays, *memory) for memory in self._tracked)
+
+    def _own(self, thread: int, density, color, kind: type) -> Own:
+        n, width = round_up(CHUNK_SAMPLES, ROWS), max(density.width, color.width)
+
+        def floats(size: int) -> np.ndarray:
+            return np.zeros(size, np.float32)
+
+        def flags() -> np.ndarray:
+            return np.zeros(CHUNK_RAYS, np.bool_)
+
+        def stored(size: int) -> np.ndarray:
+            return np.zeros(size, kind)
+
+        return Own(
+            state=ray_state(CHUNK_RAYS, kind),
+            wave=empty_wave(n, density.row, kind),  # a wave never takes more samples than there is room to keep
+            loss=RayLoss(flags(), flags(), floats(3 * CHUNK_RAYS), floats(3 * CHUNK_RAYS), floats(CHUNK_RAYS)),
+            chunk=Chunk(
+                features=stored(n * density.row), color_in=stored(n * N_COLOR_IN), hidden1=stored(n * width),
+                hidden2=stored(n * width), ray=np.zeros(n, np.int64), slope=floats(n), weight=floats(n),
+                transmittance=floats(n), d_raw=floats(n), rgb=floats(3 * n + LANES), d_rgb=floats(3 * n),
+            ),
+            scratch=Scratch(None, stored(ROWS * width), floats(ROWS * max(color.out_row, N_GEOMETRY))),
+            backward=Backward(
+                g_out=stored(ROWS * color.out_row), g_hidden=stored(ROWS * width), g_hidden2=stored(ROWS * width),
+                g_geometry=stored(ROWS * N_GEOMETRY), g_features=floats(ROWS * density.row),
+                grad_pairs=np.zeros(ROWS * width, np.uint16),
+                x_pairs=np.zeros(ROWS * max(width, density.row, N_COLOR_IN), np.uint16),
+            ),
+            weights=self.gradients.weights[thread], positions=self.positions[thread],
+            features=self.gradients.features[thread], count=self.gradients.counts[thread : thread + 1],
+            sums=self.sums[thread],
+        )  # fmt: skip
 
 
 def make_buffers(field, max_samples: int) -> Buffers:
     """Buffers for one field and the present number of threads."""
-    width = max(field.density_weights[0].shape[0], field.color_weights[0].shape[0])
-    return Buffers(field.layout, width, max_samples, n_threads(), field.precision)
+    return Buffers(field, max_samples, n_threads())
 
 
 def train_rays(
     field, batch, bits, options, workspace, huber_delta: float, sparsity: float, wants_ray_gradients: bool
 ) -> dict:
     """See `hashfield.ops.train_rays`; adds to workspace.grad_table."""
-    assert batch.weight is None and not wants_ray_gradients, "the op leaves such calls to others"
-    rays = batch.rays
     buffers: Buffers = workspace.buffers
-    layout, threads = field.layout, buffers.threads
-    net, density_packing, color_packing = pack_networks(field.density_weights, field.color_weights, field.precision)
-    n_rays = rays.n_rays
-    own = np.empty((threads, density_packing.n_values + color_packing.n_values), np.float32)
-    chunk_rays = int(min(buffers.chunk_rays, max(4, CHUNK_TARGET / max(workspace.samples_per_ray, 1.0))))
-    box_min, side = 0.5 - 0.5 * options.aabb_scale, float(options.aabb_scale)
-    table = lookup_table(field)
-    levels = level_table(layout)
-    launch(
-        _train,
-        tuple(as_array(x.contiguous()) for x in (rays.origin, rays.direction, rays.t_min, rays.t_max, batch.jitter,
-                                                 batch.target, batch.background)),
-        (*as_words(bits), options.aabb_scale.bit_length(), lattice(options.cone_angle, options.step_scale),
-         box_min, 1.0 / side),
-        net, table, layout.n_features_per_level, levels, layout.scales,
-        (np.float32(options.min_transmittance), np.float32(options.min_weight), np.float32(huber_delta),
-         np.float32(sparsity), np.float32(field.density_bias), field.density_activation == "relu",
-         np.float32(1.0 / max(n_rays, 1)), chunk_rays, min(CHUNK_SAMPLES, buffers.capacity)),
-        buffers.work, own, buffers.kept_positions, buffers.d_features, buffers.kept_counts, buffers.sums,
-        threads=threads,
+    rays, n_rays, gradients = batch.rays, batch.n_rays, buffers.gradients
+    density, color, density_packing, color_packing = pack_networks(field)
+    encoder = field_encoder(field)
+    settings = Settings(
+        *map(np.float32, (options.min_transmittance, options.min_weight, huber_delta, sparsity, field.density_bias)),
+        field.density_activation == "relu", np.float32(1.0 / max(n_rays, 1)),
+        int(min(CHUNK_RAYS, max(4, CHUNK_TARGET / max(workspace.samples_per_ray, 1.0)))),
+        min(CHUNK_SAMPLES, buffers.capacity),
     )  # fmt: skip
+    target, background = as_array(batch.target.contiguous()), as_array(batch.background.contiguous())
+    weight = None if batch.weight is None else as_array(batch.weight.contiguous())
+    found = tuple(torch.zeros(n_rays, 3) for _ in range(4)) if wants_ray_gradients else None
     launch(
-        _add_table_gradient, buffers.kept_positions, buffers.d_features, buffers.kept_counts,
-        as_array(workspace.grad_table).reshape(-1), layout.n_features_per_level, levels, layout.scales,
-        buffers.index, buffers.weight, -(-threads // layout.n_levels),
-        threads=threads,
+        _train, ray_arrays(rays, batch.jitter), Wanted(target, background, weight),
+        march_of(bits, options.aabb_scale, options.cone_angle, options.step_scale),
+        density, color, encoder, settings, buffers.own,
+        None if found is None else buffers.tracked(tuple(map(as_array, found))),
+        threads=buffers.threads,
     )  # fmt: skip
+    gradients.add_to_table(encoder, buffers.positions, workspace.grad_table, buffers.sums[:, -1])
     sums = buffers.sums.sum(axis=0)
     used = max(sums[S_RAYS], 1.0)
     workspace.samples_per_ray = float(sums[S_KEPT] / used)
-    total = own.sum(axis=0)
+    total = gradients.weights.sum(axis=0)
     split = density_packing.n_values
     return {
         "loss": float(sums[S_LOSS] / used), "squared_error": float(sums[S_ERROR] / (3 * used)),
@@ -499,5 +634,5 @@ def train_rays(
         "grad_density_weights": density_packing.unpack(total[:split]),
         "grad_color_weights": color_packing.unpack(total[split:]),
         "stage_cycles": dict(zip(STAGES, map(float, sums[S_STAGES:]), strict=True)),
-        "ray_gradients": None,
+        "ray_gradients": found,
     }  # fmt: skip

@@ -1,5 +1,7 @@
 """Training batches on CPUs: pixel, ray, entry into the box and wanted colour in one pass."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 
@@ -28,16 +30,39 @@ def box_range(ox, oy, oz, dx, dy, dz, box):
     return (near, far) if far > near else (0.0, 0.0)
 
 
-@kernel
-def _training_rays(
-    chosen, spans, span_ends, image_starts, widths, pixels, table, box, origin, direction, t_min, t_max, target,
-    image_index, thread, threads,
-):  # fmt: skip
-    """Rays of pixels drawn from row spans.
+class Pool(NamedTuple):
+    """Photos, cameras, and the spans (runs of pixels in one image row) that pixels are drawn from."""
 
-    chosen [n] in [0, total): which pixel of the pool. The pool is a list of spans (runs of pixels in one image
-    row): spans [m, 3] = image, first pixel within the image, length; span_ends [m] their running total.
-    """
+    spans: Any
+    """[m, 3]: image, first pixel within the image, length."""
+    span_ends: Any
+    """[m]: running total of the lengths."""
+    starts: Any
+    """[images]: first pixel of each image."""
+    widths: Any
+    """[images]"""
+    pixels: Any
+    """All images' RGBA values, flat."""
+    table: Any
+    """[images, numbers]: cameras."""
+
+
+class Drawn(NamedTuple):
+    """The rays of the drawn pixels."""
+
+    origin: Any
+    direction: Any
+    t_min: Any
+    t_max: Any
+    target: Any
+    image_index: Any
+
+
+@kernel
+def _training_rays(chosen, pool, box, drawn, thread, threads):
+    """Rays of pixels: chosen [n], each 0 or more and below the sum of all spans' lengths."""
+    spans, span_ends, image_starts, widths, pixels, table = pool
+    origin, direction, t_min, t_max, target, image_index = drawn
     last = share(chosen.size, thread + 1, threads)
     found = np.empty(GROUP, np.int64)
     for first in range(share(chosen.size, thread, threads), last, GROUP):
@@ -76,11 +101,10 @@ def training_rays(chosen, pool, box):
     origin, direction, target = torch.empty((n, 3)), torch.empty((n, 3)), torch.empty((n, 4))
     t_min, t_max, image_index = torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.int64)
     if n:
-        arguments = (
-            chosen, pool.spans, pool.span_ends, pool.starts, pool.widths, pool.pixels.reshape(-1), pool.table, box,
-        )  # fmt: skip
+        tensors = (pool.spans, pool.span_ends, pool.starts, pool.widths, pool.pixels.reshape(-1), pool.table)
         launch(
-            _training_rays, *(as_array(x.contiguous()) for x in arguments),
-            *map(as_array, (origin, direction, t_min, t_max, target, image_index)),
+            _training_rays, as_array(chosen.contiguous()), Pool(*(as_array(x.contiguous()) for x in tensors)),
+            as_array(box.contiguous()),
+            Drawn(*map(as_array, (origin, direction, t_min, t_max, target, image_index))),
         )  # fmt: skip
     return origin, direction, t_min, t_max, target, image_index

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.pcg32 import PCG32_FACTOR, PCG32_SUMMAND, pcg32_output, pcg32_start, signed
 from hashfield.kernels.reference.rounding import round_to_bfloat16, stand_in
 
 _UINT32 = 0xFFFFFFFF
@@ -80,6 +81,13 @@ def vertex_index(
     vertex: Int64[Tensor, "n n_corners n_dims"], layout: GridLayout, level: int
 ) -> Int64[Tensor, "n n_corners"]:
     """Entry of each vertex within its level: linear in dense and tiled levels, else the spatial hash."""
+    if layout.is_hashed[level] and layout.hash == "Rng":
+        return _random_hash(vertex & _UINT32) % int(layout.entries[level])
+    if layout.is_hashed[level] and layout.hash == "BaseConvert":
+        index = torch.zeros_like(vertex[..., 0])
+        for d in range(layout.n_dims):
+            index = ((index + vertex[..., d]) * 2531011) & _UINT32
+        return index % int(layout.entries[level])
     strides = torch.from_numpy(layout.strides[level].astype("int64")).to(vertex.device)
     # int64 products wrap modulo 2^64, which leaves the low 32 bits those of uint32 arithmetic.
     products = ((vertex & _UINT32) * strides) & _UINT32
@@ -90,6 +98,25 @@ def vertex_index(
     else:
         index = products.sum(-1) & _UINT32
     return index % int(layout.entries[level])
+
+
+def _random_hash(vertex: Int64[Tensor, "n n_corners n_dims"]) -> Int64[Tensor, "n n_corners"]:
+    # The number that PCG32 of seed 1337 gives after so many steps as the packed coordinates say. A step is
+    # state -> a * state + c modulo 2^64; many are made at once by squaring, bit by bit of their number.
+    bits = 64 // vertex.shape[-1]
+    steps = torch.zeros_like(vertex[..., 0])
+    for d in range(vertex.shape[-1]):
+        steps = steps ^ (vertex[..., d] << (d * bits))
+    factor, summand, state = PCG32_FACTOR, PCG32_SUMMAND, pcg32_start(1337)
+    total_factor, total_summand = torch.ones_like(steps), torch.zeros_like(steps)
+    for _ in range(64):
+        odd = (steps & 1).bool()
+        total_summand = torch.where(odd, total_summand * signed(factor) + signed(summand), total_summand)
+        total_factor = torch.where(odd, total_factor * signed(factor), total_factor)
+        summand = (factor + 1) * summand % 2**64
+        factor = factor * factor % 2**64
+        steps = (steps >> 1) & 0x7FFFFFFFFFFFFFFF  # the shift of unsigned numbers
+    return pcg32_output(total_factor * signed(state) + total_summand)
 
 
 def _corners(cell: Tensor, fraction: Tensor) -> tuple[Any, Any]:

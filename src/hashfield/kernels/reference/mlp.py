@@ -8,11 +8,19 @@ from torch import Tensor
 
 from hashfield.kernels.reference.rounding import round_to_bfloat16
 
+_SHARPNESS = 10.0  # of squareplus and softplus, as in tiny-cuda-nn
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
     "exp": torch.exp,
+    "leaky_relu": torch.nn.functional.leaky_relu,  # 0.01 below 0
+    "silu": torch.nn.functional.silu,
+    "sine": torch.sin,
+    "squareplus": lambda x: (x + torch.sqrt(x * x + 4 / _SHARPNESS**2)) / 2,
+    "softplus": lambda x: torch.logaddexp(x * _SHARPNESS, torch.zeros((), dtype=x.dtype, device=x.device)) / _SHARPNESS,
+    "tanh": torch.tanh,
 }
 
 

@@ -1,14 +1,15 @@
 """Reference of the occupancy grid's upkeep, in plain torch."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hashfield.geometry.cameras import project
-from hashfield.kernels.reference.encoded_mlp import encoded_mlp
 from hashfield.kernels.reference.occupancy import CELLS_PER_CASCADE, GRID_SIZE, morton3_inverse, pack_bits
+from hashfield.kernels.reference.render_rays import POINTS_AT_ONCE, small_references
 
 
 def cell_points(cells: Tensor, offset: Tensor) -> Tensor:
@@ -20,13 +21,21 @@ def cell_points(cells: Tensor, offset: Tensor) -> Tensor:
 
 def refresh_cells(values: Tensor, cells: Tensor, noise: Tensor, field: Any, aabb_scale: int) -> None:
     """values[c] = max(values[c], density at a point of c times sqrt(3)/1024)."""
-    position = (cell_points(cells, noise) - 0.5) / aabb_scale + 0.5
-    table = field.table if field.table_bf16 is None else field.table_bf16.to(field.table.dtype)
-    h = encoded_mlp(position, table, field.density_weights, field.layout, "linear", "relu", "none", field.precision)
-    raw = h[:, 0] + field.density_bias
-    density = torch.relu(raw) if field.density_activation == "relu" else torch.exp(raw)
-    new = density * (math.sqrt(3) / 1024)
-    values[cells] = torch.maximum(values[cells], new)
+    refresh_with(small_references(field).density, values, cells, noise, aabb_scale)
+
+
+def refresh_with(
+    density: Callable[[Tensor], Tensor], values: Tensor, cells: Tensor, noise: Tensor, aabb_scale: int
+) -> None:
+    """`refresh_cells` for any function of positions in unit space.
+
+    Args:
+        density: Density per scene unit at positions [n, 3] in unit space.
+        values, cells, noise, aabb_scale: See `hashfield.ops.occupancy_update.refresh_cells`.
+    """
+    for few, offset in zip(cells.split(POINTS_AT_ONCE), noise.split(POINTS_AT_ONCE), strict=True):
+        position = (cell_points(few, offset) - 0.5) / aabb_scale + 0.5
+        values[few] = torch.maximum(values[few], density(position) * (math.sqrt(3) / 1024))
 
 
 def occupied_bits(values: Tensor, threshold: float, aabb_scale: int) -> Tensor:

@@ -12,7 +12,7 @@ def training_rays(
     chosen: Tensor, pool: PixelPool, box: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """origin, direction, t_min, t_max, target, image_index in float32."""
-    span = torch.searchsorted(pool.span_ends, chosen, right=True)
+    span = torch.searchsorted(pool.span_ends.contiguous(), chosen.contiguous(), right=True)
     image = pool.spans[span, 0]
     inside = pool.spans[span, 1] + chosen - (pool.span_ends[span] - pool.spans[span, 2])
     width = pool.widths[image]

@@ -1,11 +1,11 @@
-"""The table's optimiser: parts that are updated at intervals get the sum of the gradients since."""
+"""The optimiser of a host: parts of a table that are updated at intervals get the sum of the gradients since."""
 
 import pytest
 import torch
 
 from hashfield.errors import ConfigError
 from hashfield.ops.adam import adam_table
-from hashfield.train.optim import TableOptimizer
+from hashfield.steps.optimizers import HostOptimizer, network_groups
 
 
 def test_a_part_is_updated_at_its_interval_by_the_sum_of_its_gradients() -> None:
@@ -13,13 +13,13 @@ def test_a_part_is_updated_at_its_interval_by_the_sum_of_its_gradients() -> None
     start, matrix = torch.randn(300, 4, generator=g), torch.randn(3, 5, generator=g)
     grads = torch.randn(8, 300, 4, generator=g)
     table, grad = start.clone(), torch.zeros(300, 4)
-    optimizer = TableOptimizer(table, [matrix.clone()], parts=[(64, 1), (36, 1), (100, 2), (100, 4)])
+    optimizer = HostOptimizer(network_groups(table, [matrix.clone()], parts=[(64, 1), (36, 1), (100, 2), (100, 4)]))
     assert [(rows.start, rows.stop, interval) for rows, interval in optimizer.parts] == [
         (0, 100, 1), (100, 200, 2), (200, 300, 4),
     ]  # fmt: skip
     for k in range(8):
         grad += grads[k]
-        optimizer.step(grad, [torch.zeros(3, 5)], 1e-2)
+        optimizer.step({"table": [grad], "matrices": [torch.zeros(3, 5)]}, 1e-2)
         assert bool((grad[:100] == 0).all()) and bool((grad[200:] == 0).all()) == (k % 4 == 3)
     for rows, interval in ((slice(0, 100), 1), (slice(100, 200), 2), (slice(200, 300), 4)):
         own, m, v = start[rows].clone(), torch.zeros(100, 4), torch.zeros(100, 4)
@@ -33,4 +33,4 @@ def test_a_part_is_updated_at_its_interval_by_the_sum_of_its_gradients() -> None
 @pytest.mark.parametrize("parts", [[(10, 1)], [(10, 1), (20, 0), (270, 1)]])
 def test_parts_that_do_not_fit_are_refused(parts: list[tuple[int, int]]) -> None:
     with pytest.raises(ConfigError, match="parts"):
-        TableOptimizer(torch.zeros(300, 4), [], parts=parts)
+        HostOptimizer(network_groups(torch.zeros(300, 4), [], parts=parts))

@@ -1,0 +1,467 @@
+"""The scene out of what a reader states: splits, sizes, memory, cameras, pixels, the training box, and notes.
+
+Nothing here knows in which form the data lay on the disk.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from hashfield.data.dataset import GIB, PosedImages, ReadOptions, Scene
+from hashfield.data.images import ImageHeader, decode_all, decode_mask, decoding_bytes, downscale_mask, read_header
+from hashfield.data.json_fields import one_line
+from hashfield.data.stated import LARGEST, SPLITS, StatedScene, StatedView, Tally
+from hashfield.data.training_box import choose_box, stray_cameras
+from hashfield.errors import ConfigError, DataError
+from hashfield.geometry.cameras import Camera
+from hashfield.geometry.paths import focus_point
+from hashfield.geometry.spaces import (
+    Spaces,
+    check_rays_meet_box,
+    choose_aabb_scale,
+    share_of_rays_meeting_box,
+)
+
+HOLD_OUT_EVERY: Final = 8
+"""Without splits in the data, views whose index is a multiple of this are held out."""
+
+
+def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
+    """The scene that a reader's statement describes, decoded.
+
+    Raises:
+        DataError: one line that names file, view and field.
+    """
+    missing = _missing_notes(stated)
+    splits, split_notes = _complete_splits(stated)
+    splits = {split: splits[split] for split in SPLITS if split in options.splits and split in splits}
+    if not splits:
+        raise DataError(f"{stated.data_file}: this data set has no {' or '.join(options.splits)} views")
+    # val may serve as test: each view is read once
+    views = list({view: None for chosen in splits.values() for view in chosen})
+    place = {view: index for index, view in enumerate(views)}
+    tally = Tally()
+    headers = _headers(views, tally)
+    _check_memory(stated.data_file, headers, options)
+    largest = _check_decoding(views, headers, options)
+    cameras = [_camera(view, header, options, tally) for view, header in zip(views, headers, strict=True)]
+    images = decode_all(
+        [view.path for view in views],
+        options.downscale,
+        explain=lambda index, error: views[index].fail(str(error)),
+        warn=lambda index, text: tally.damaged.setdefault(text, []).append(views[index].name),
+        n_threads=max(1, options.max_image_memory // largest),
+    )
+    has_alpha, alpha_notes = _alpha(images)
+    masks = _masks(views, headers, images, has_alpha, options.downscale)
+    mask_notes = _mask_notes(masks, [place[view] for view in splits.get("train", [])], stated)
+    strays, stray_notes = _strays(views, cameras, stated.view_noun)
+    near = [camera for index, camera in enumerate(cameras) if index not in strays]
+    spaces, origin = _choose_spaces(stated, options, has_alpha, near)
+    if "train" in splits:
+        check_rays_meet_box(cameras, spaces, str(stated.data_file))
+
+    def posed(chosen: list[StatedView]) -> PosedImages:
+        indices = [place[view] for view in chosen]
+        return PosedImages(
+            tuple(cameras[index] for index in indices),
+            tuple(images[index] for index in indices),
+            tuple(Path(os.path.relpath(view.path, stated.folder)).as_posix() for view in chosen),
+            None if masks is None else [masks[index] for index in indices],
+        )
+
+    counts = " and ".join(f"{len(chosen)} {split}" for split, chosen in splits.items())
+    return Scene(
+        name=stated.name,
+        path=stated.path,
+        form=stated.form,
+        spaces=spaces,
+        has_alpha=has_alpha,
+        camera_axes=options.camera_axes,
+        splits={split: posed(chosen) for split, chosen in splits.items()},
+        notes=(
+            f"{stated.form} form: {counts} views, {_describe(cameras, has_alpha, options)}",
+            *split_notes,
+            *missing,
+            *stated.notes,
+            *_tally_notes(tally, len(views), stated.view_noun),
+            *map(one_line, stated.final_notes(views, tally)),
+            *([] if has_alpha else _brightness_notes(images)),
+            *alpha_notes,
+            *mask_notes,
+            *stray_notes,
+            *_space_notes(spaces, origin, near, _other_axes(stated, options)),
+        ),
+    )
+
+
+# --- splits
+
+
+def _missing_notes(stated: StatedScene) -> list[str]:
+    missing = [view.name for view in stated.views if view.image is None]
+    if not missing:
+        return []
+    if len(missing) == len(stated.views):
+        first = (stated.folder / missing[0]).as_posix()
+        raise DataError(one_line(f"{stated.data_file}: none of the {len(missing)} images exists; the first is {first}"))
+    return [
+        f"warning: {len(missing)} of {len(stated.views)} {stated.view_noun} have no image file and are skipped: "
+        f"{some(missing)}"
+    ]
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list and how many more there are, in one line."""
+    shown = ", ".join(names[:most])
+    return one_line(shown if len(names) <= most else f"{shown} and {len(names) - most} more")
+
+
+def _complete_splits(stated: StatedScene) -> tuple[dict[str, list[StatedView]], list[str]]:
+    """Views with an image: a train and a test set that share none, val where there is one; and notes.
+
+    Without test views, those of val are taken; without these, every 8th training view is held out.
+    """
+    listed = {split: [view for view in stated.views if split in (view.splits or {"train"})] for split in SPLITS}
+    train, val, test = ([view for view in listed[split] if view.image is not None] for split in SPLITS)
+    notes = []
+    if test:
+        notes.append(f"splits: {stated.split_rule}")
+    elif val:
+        test = val
+        notes.append(f"splits: {stated.split_rule}; there are no test views, those of val are taken")
+    else:
+        if listed["test"] or listed["val"]:
+            notes.append("warning: none of the test images exists, so some training views are held out")
+        if len(train) < 2:
+            raise DataError(
+                f"{stated.data_file}: {len(train)} usable view, but at least two are needed: one is held out for "
+                "testing"
+            )
+        test = train[::HOLD_OUT_EVERY]
+        notes.append(
+            f"splits: every {HOLD_OUT_EVERY}th view in {stated.order} is held out for testing, {len(test)} of "
+            f"{len(train)}"
+        )
+        train = [view for index, view in enumerate(train) if index % HOLD_OUT_EVERY]
+    held_out = {view.path for view in test}
+    kept = [view for view in train if view.path not in held_out]
+    both = [view.name for view in train if view.path in held_out]
+    if both:
+        notes.append(f"warning: listed for training and for testing, used for testing only: {some(both)}")
+    if not kept:
+        raise DataError(f"{stated.data_file}: no view is left for training")
+    return {"train": kept, "test": test, **({"val": val} if val else {})}, notes
+
+
+# --- sizes, memory, cameras
+
+
+def _headers(views: Iterable[StatedView], tally: Tally) -> list[ImageHeader]:
+    headers = []
+    for view in views:
+        try:
+            headers.append(read_header(view.path))
+        except DataError as error:
+            raise view.fail(str(error)) from error
+        reduction = headers[-1].reduction
+        if reduction:
+            tally.reduced.setdefault(reduction, []).append(view.name)
+    return headers
+
+
+def _check_memory(data_file: Path, headers: list[ImageHeader], options: ReadOptions) -> None:
+    """Raise before anything is decoded where the pixels would not fit the budget."""
+
+    def size_bytes(factor: int) -> int:
+        return sum(4 * (header.width // factor) * (header.height // factor) for header in headers)
+
+    needed, budget = size_bytes(options.downscale), options.max_image_memory
+    if needed <= budget:
+        return
+    factor, largest = options.downscale + 1, min(min(header.width, header.height) for header in headers)
+    while factor < largest and size_bytes(factor) > budget:
+        factor += 1
+    advice = "raise --max-image-memory"
+    if factor <= largest and size_bytes(factor) <= budget:
+        advice = f"use --downscale {factor} ({_memory(size_bytes(factor))}) or {advice}"
+    else:
+        advice = f"--downscale cannot help, {advice}"
+    now = f" at --downscale {options.downscale}" if options.downscale > 1 else ""
+    raise DataError(
+        f"{data_file}: {len(headers)} images take {_memory(needed)} as 8-bit RGBA{now}, more than "
+        f"--max-image-memory ({_memory(budget)}): {advice}"
+    )
+
+
+def _check_decoding(views: list[StatedView], headers: list[ImageHeader], options: ReadOptions) -> int:
+    """Memory that the largest photo takes while it is decoded; raises where that alone is more than the budget."""
+    sizes = [decoding_bytes(header, options.downscale) for header in headers]
+    largest = int(np.argmax(sizes))
+    if sizes[largest] > options.max_image_memory:
+        raise views[largest].fail(
+            f"{headers[largest].width}x{headers[largest].height} takes {_memory(sizes[largest])} while it is decoded, "
+            f"more than --max-image-memory ({_memory(options.max_image_memory)}), which can be raised"
+        )
+    return max(1, sizes[largest])
+
+
+def _memory(size_bytes: int) -> str:
+    for unit, name in ((GIB, "GiB"), (1024**2, "MiB")):
+        if size_bytes >= unit / 10:
+            return f"{size_bytes / unit:.2f} {name}"
+    return f"{size_bytes / 1024:.2f} KiB"
+
+
+def _camera(view: StatedView, header: ImageHeader, options: ReadOptions, tally: Tally) -> Camera:
+    """The view's camera for its photo as it will lie in memory, divided by options.downscale."""
+    try:
+        camera = view.make_camera(header, tally)
+        if float(camera.position.abs().max()) > LARGEST:
+            shown = ", ".join(f"{value:.3g}" for value in camera.position.tolist())
+            raise DataError(one_line(f"{view.place}: the camera's position ({shown}) is out of all proportion"))
+        factor = options.downscale
+        width, height = header.width // factor, header.height // factor
+        if min(width, height) < 1:
+            raise view.fail(f"{header.width}x{header.height} is too small for --downscale {factor}")
+        if min(width, height) < options.least_side:
+            shrunk = f" after --downscale {factor}" if factor > 1 else ""
+            raise view.fail(
+                f"{width}x{height}{shrunk} is too small: every side must have {options.least_side} pixels for the "
+                "figures of quality (SSIM)"
+            )
+        _check_principal_point(view, camera, tally)
+        return Camera(
+            camera.camera_to_world,
+            width,
+            height,
+            fx=camera.fx / factor,
+            fy=camera.fy / factor,
+            cx=camera.cx / factor,
+            cy=camera.cy / factor,
+            lens=camera.lens,
+            distortion=camera.distortion,
+        )
+    except ConfigError as error:
+        raise DataError(one_line(f"{view.place}: {error}")) from error
+
+
+_MIDDLE: Final = (0.25, 0.75)  # where principal points lie, in fractions of the picture; beyond, it is cropped or wrong
+
+
+def _check_principal_point(view: StatedView, camera: Camera, tally: Tally) -> None:
+    """Raise where the principal point lies outside the picture, tally where it is far from the middle."""
+    shares = (camera.cx / camera.width, camera.cy / camera.height)
+    told = f"({camera.cx:.4g}, {camera.cy:.4g}) of {camera.width}x{camera.height} pixels"
+    if not all(0 < share < 1 for share in shares):
+        raise view.fail(f"the principal point {told} is not inside the picture: it is measured in pixels", "cx, cy")
+    if not all(_MIDDLE[0] <= share <= _MIDDLE[1] for share in shares):
+        tally.doubtful.setdefault("the principal point is far from the middle of the picture", []).append(
+            f"{view.name} {told}"
+        )
+
+
+_SILHOUETTE: Final = 0.25
+"""Share of transparent pixels from which on photos are cut-outs of an object. NeRF-synthetic's have 0.6 and more;
+corners that undistortion left empty have some hundredths."""
+
+
+def _alpha(images: Sequence[np.ndarray]) -> tuple[bool, list[str]]:
+    """Whether the photos are cut-outs of an object by their alpha, and a note where they have some alpha but are
+    not."""
+    n_pixels = sum(image.shape[0] * image.shape[1] for image in images)
+    translucent = [image[..., 3] for image in images if image[..., 3].min() < 255]
+    if not translucent:
+        return False, []
+    if sum(int((alpha < 128).sum()) for alpha in translucent) >= _SILHOUETTE * n_pixels:
+        return True, []
+    n_translucent = sum(int((alpha < 255).sum()) for alpha in translucent)
+    return False, [
+        f"warning: {n_translucent} of {n_pixels} pixels ({100 * n_translucent / n_pixels:.2g} %) are not opaque, too "
+        "few to be the background of a cut-out object: the photos are read as ordinary ones, without these pixels"
+    ]
+
+
+def _masks(
+    views: list[StatedView],
+    headers: list[ImageHeader],
+    images: Sequence[np.ndarray],
+    has_alpha: bool,
+    downscale: int,
+) -> list[np.ndarray] | None:
+    """Which pixels of each photo show the scene, None where all of them do.
+
+    Where alpha does not cut an object out, a pixel that is not opaque says nothing about the scene either.
+    """
+    masks = []
+    for view, header, image in zip(views, headers, images, strict=True):
+        mask = np.ones(image.shape[:2], np.bool_) if has_alpha else image[..., 3] == 255
+        for stated in view.masks:
+            try:
+                is_set = decode_mask(stated.path)
+            except DataError as error:
+                raise view.fail(str(error), stated.field) from error
+            if is_set.shape != (header.height, header.width):
+                size = f"{is_set.shape[1]}x{is_set.shape[0]}"
+                raise view.fail(
+                    f"{stated.path}: the mask is {size}, the image {header.width}x{header.height}", stated.field
+                )
+            mask &= downscale_mask(is_set != stated.keeps_black, downscale)
+        masks.append(mask)
+    return None if all(bool(mask.all()) for mask in masks) else masks
+
+
+_MOST_MASKED: Final = 0.9
+"""Share of the pixels beyond which a mask may have black and white exchanged."""
+
+
+def _mask_notes(masks: list[np.ndarray] | None, training: list[int], stated: StatedScene) -> list[str]:
+    """What the masks leave; raises where nothing is left to learn from."""
+    if masks is None or not training:
+        return []
+    n_views = sum(1 for index in training if not masks[index].all())
+    n_pixels = sum(masks[index].size for index in training)
+    n_left = sum(int(masks[index].sum()) for index in training)
+    polarity = "mask_path leaves out what is black, dynamic_mask_* what is not"
+    if not n_left:
+        raise DataError(f"{stated.data_file}: the masks leave no pixel to learn from ({polarity})")
+    share = 1 - n_left / n_pixels
+    text = f"masks leave out {100 * share:.2g} % of the training pixels, in {n_views} of {len(training)} views"
+    return [f"warning: {text} ({polarity})" if share > _MOST_MASKED else text]
+
+
+# --- spaces
+
+
+def _strays(views: list[StatedView], cameras: list[Camera], noun: str) -> tuple[set[int], list[str]]:
+    """Cameras that are left out of the choice of the box, and a note about them."""
+    strays, distance = stray_cameras(cameras)
+    if not strays:
+        return set(), []
+    rest = np.delete(distance, strays).max()
+    listed = some([f"{views[index].name} ({distance[index]:.3g} units)" for index in strays])
+    return set(strays), [
+        f"warning: {len(strays)} of {len(cameras)} {noun} stand far from the middle of all others (within "
+        f"{rest:.3g} units): {listed}; probably wrong poses, left out of the choice of the box"
+    ]
+
+
+def _choose_spaces(
+    stated: StatedScene, options: ReadOptions, has_alpha: bool, cameras: list[Camera]
+) -> tuple[Spaces, dict[str, str]]:
+    """The spaces, and where each of their values comes from; the cameras are those without strays."""
+    scale, offset, aabb_scale, origin = (
+        stated.spaces.scale,
+        stated.spaces.offset,
+        stated.spaces.aabb_scale,
+        dict(stated.spaces.origin),
+    )
+    if scale is None or offset is None:
+        try:
+            box = choose_box(cameras, stated.points, stated.points_origin, has_alpha)
+        except ConfigError as error:
+            raise DataError(f"{stated.data_file}: no training box for these cameras and points: {error}") from error
+        scale, offset, aabb_scale = box.spaces.scale, box.spaces.offset, box.spaces.aabb_scale
+        origin = {"scale": "fits the box", "offset": box.center_reason, "aabb_scale": box.size_reason}
+    if options.aabb_scale is not None:
+        aabb_scale, origin["aabb_scale"] = options.aabb_scale, "--aabb-scale"
+    elif aabb_scale is None and has_alpha:
+        aabb_scale, origin["aabb_scale"] = 1, "images have alpha"
+    elif aabb_scale is None:
+        aabb_scale = choose_aabb_scale(cameras, Spaces(scale, offset))
+        origin["aabb_scale"] = "from the cameras, as images have no alpha"
+    return Spaces(scale, offset, aabb_scale), origin
+
+
+# --- notes
+
+
+def _describe(cameras: list[Camera], has_alpha: bool, options: ReadOptions) -> str:
+    sizes = sorted({(camera.width, camera.height) for camera in cameras})
+    first, last = ("x".join(map(str, size)) for size in (sizes[0], sizes[-1]))
+    size = first if len(sizes) == 1 else f"{len(sizes)} sizes from {first} to {last}"
+    shrunk = f" after --downscale {options.downscale}" if options.downscale > 1 else ""
+    lenses = " and ".join(sorted({camera.lens for camera in cameras}))
+    memory = _memory(sum(4 * camera.width * camera.height for camera in cameras))
+    return f"{size}{shrunk}, {'with' if has_alpha else 'without'} alpha, lens {lenses}, {memory}"
+
+
+def _tally_notes(tally: Tally, n_views: int, noun: str) -> list[str]:
+    notes = []
+    if tally.scaled:
+        notes.append(
+            f"warning: a uniform scale was removed from the rotation of {len(tally.scaled)} of {n_views} "
+            f"{noun}: {some(tally.scaled, 3)}"
+        )
+    for text, names in tally.doubtful.items():
+        notes.append(f"warning: {text} in {len(names)} of {n_views} {noun}: {some(names, 3)}")
+    for text, names in tally.damaged.items():
+        notes.append(f"warning: {text} in {len(names)} of {n_views} images: {some(sorted(names), 3)}")
+    if tally.resized:
+        name, sizes = tally.resized[0]
+        notes.append(
+            f"intrinsics rescaled to the image's real size in {len(tally.resized)} of {n_views} {noun} "
+            f"({name}: {sizes})"
+        )
+    for reduction, reduced in tally.reduced.items():
+        notes.append(f"{reduction} in {len(reduced)} of {n_views} images")
+    return [one_line(note) for note in notes]
+
+
+_UNEVEN_BRIGHTNESS: Final = 2.0  # ratio of the 90 % to the 10 % image's mean; instant-ngp's fox has 1.3
+
+
+def _brightness_notes(images: Sequence[np.ndarray]) -> list[str]:
+    """A warning where photos differ so much in brightness that exposure must have changed between them."""
+    # every 64th pixel or so tells a mean well enough
+    step = [max(1, min(image.shape[:2]) // 100) for image in images]
+    means = [float(image[::n, ::n, :3].mean()) for image, n in zip(images, step, strict=True)]
+    dark, bright = np.quantile(means, (0.1, 0.9))
+    if bright <= _UNEVEN_BRIGHTNESS * max(dark, 1.0):
+        return []
+    return [
+        f"warning: brightness differs between images (means {dark:.0f} to {bright:.0f} of 255): varying "
+        "exposure or white balance leaves haze and floating blobs"
+    ]
+
+
+def _other_axes(stated: StatedScene, options: ReadOptions) -> str | None:
+    """Camera axes that the poses may have instead of those they were read with."""
+    if stated.has_fixed_axes:
+        return None
+    return "opencv" if options.camera_axes == "opengl" else "opengl"
+
+
+def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera], other_axes: str | None) -> list[str]:
+    offset = " ".join(f"{value:.6g}" for value in spaces.offset)
+    position = torch.stack([camera.position for camera in cameras])
+    distance = float((position - spaces.box_center_world).norm(dim=1).mean())
+    half = spaces.distance_scene_to_world(0.5 * spaces.aabb_scale)
+    share = share_of_rays_meeting_box(cameras, spaces)
+    notes = [
+        f"spaces: scale {spaces.scale:.6g} ({origin['scale']}), offset {offset} ({origin['offset']}), "
+        f"aabb_scale {spaces.aabb_scale} ({origin['aabb_scale']})",
+        f"box: half side {half:.3g} in the file's units; cameras {distance:.3g} from its centre on average; "
+        f"{100 * share:.0f} % of view rays meet it",
+    ]
+    if share < 0.5:
+        notes.append(
+            f"warning: only {100 * share:.0f} % of view rays meet the training box; if the scene does not "
+            "lie inside it, state scale and offset in the data file or use --aabb-scale"
+        )
+    to_focus = focus_point(cameras) - position
+    forward = torch.stack([camera.forward for camera in cameras])
+    # behind a camera counts only where it lies clearly along the axis
+    is_behind = (to_focus * forward).sum(dim=1) < -0.5 * to_focus.norm(dim=1)
+    away = float(is_behind.double().mean())
+    if len(cameras) > 2 and away > 0.8 and other_axes:
+        notes.append(
+            f"warning: {100 * away:.0f} % of the cameras look away from the point their axes share; right "
+            "for views outwards from one place, else the poses may have the other camera axes: --camera-axes "
+            f"{other_axes}"
+        )
+    return notes

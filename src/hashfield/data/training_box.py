@@ -1,0 +1,95 @@
+"""Where the training box stands when the data do not say it."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from hashfield.geometry.cameras import Camera
+from hashfield.geometry.paths import focus_point
+from hashfield.geometry.spaces import DEFAULT_SCALE, MAX_AABB_SCALE, REACH_INWARD, Spaces, choose_aabb_scale
+
+_CAMERA_DISTANCE: Final = 4 * DEFAULT_SCALE
+"""Distance of an ordinary camera from the box centre in scene units: instant-ngp's colmap2nerf makes it 4 units of
+its file, which its default scale multiplies."""
+_INSIDE: Final = 0.98
+"""Share of the points, and of the cameras, that the box holds: a few points of every model are wrong."""
+
+_FAR: Final = 10.0
+"""A camera is a stray if it is this many times farther from the middle than three quarters of the others."""
+_MOST_STRAYS: Final = 0.1
+"""Share of cameras that can be strays, of few cameras one: more of them are a part of the scene."""
+
+
+class ChosenBox(NamedTuple):
+    """Spaces, and why."""
+
+    spaces: Spaces
+    center_reason: str
+    size_reason: str
+
+
+def choose_box(
+    cameras: Sequence[Camera], points: Float64[np.ndarray, "n_points 3"] | None, points_origin: str, has_alpha: bool
+) -> ChosenBox:
+    """The training box of a capture in arbitrary units.
+
+    Its centre is the point that the cameras look at, or, where most look away from it (outwards), the middle of the
+    points. It reaches as far as 98 % of the points, whatever else lies beyond, and, unless the pictures are cut out by
+    alpha, twice as far as the cameras: people walk around a subject inside a room, and its plain walls give no points.
+    The scale is such that an ordinary camera is 1.32 scene units from the centre, give or take a factor of 1.42 by
+    which the box fits exactly.
+
+    Args:
+        cameras: in the world; without strays.
+        points: of the world, see `StatedScene`; None: the box is made from the cameras alone.
+        points_origin: what the points are, for the reason.
+        has_alpha: whether the pictures show an object without its background.
+    """
+    position = torch.stack([camera.position for camera in cameras]).numpy()
+    forward = torch.stack([camera.forward for camera in cameras]).numpy()
+    center, center_reason = focus_point(cameras).numpy(), "what the cameras look at"
+    looks_inward = 2 * int((((center - position) * forward).sum(axis=1) > 0).sum()) >= len(cameras)
+    if not looks_inward:
+        center = np.median(position if points is None else points, axis=0)
+        center_reason = f"middle of the {'cameras' if points is None else points_origin}, as they look outwards"
+    arms = position - center if looks_inward or points is None else points - center
+    distance = float(np.median(np.linalg.norm(arms, axis=1)))
+    scale = _CAMERA_DISTANCE / distance if distance > 0 else DEFAULT_SCALE
+
+    def spaces_of(scale: float, aabb_scale: int) -> Spaces:
+        x, y, z = (0.5 - center * scale).tolist()
+        return Spaces(scale, (x, y, z), aabb_scale)
+
+    if points is None:
+        aabb_scale = 1 if has_alpha else choose_aabb_scale(cameras, spaces_of(scale, 1))
+        return ChosenBox(spaces_of(scale, aabb_scale), center_reason, "from the cameras")
+    reach, size_reason = _reach(points, center), f"holds {100 * _INSIDE:g} % of {points_origin}"
+    around_cameras = REACH_INWARD * _reach(position, center)
+    if not has_alpha and around_cameras > reach:
+        reach, size_reason = around_cameras, f"twice as far as the cameras; {points_origin} reach less far"
+    if not reach > 0:
+        return ChosenBox(spaces_of(scale, 1), center_reason, "from the cameras")
+    size = float(np.log2(2 * reach * scale))
+    if not size < np.log2(MAX_AABB_SCALE) + 0.5:
+        return ChosenBox(spaces_of(scale, MAX_AABB_SCALE), center_reason, f"the largest; {points_origin} reach farther")
+    aabb_scale = 2 ** max(0, round(size))
+    return ChosenBox(spaces_of(aabb_scale / (2 * reach), aabb_scale), center_reason, size_reason)
+
+
+def _reach(points: Float64[np.ndarray, "n_points 3"], center: Float64[np.ndarray, " 3"]) -> float:
+    """Half the side of the cube around the centre that holds all but a few points."""
+    return float(np.quantile(np.abs(points - center).max(axis=1), _INSIDE))
+
+
+def stray_cameras(cameras: Sequence[Camera]) -> tuple[list[int], Float64[np.ndarray, " n_cameras"]]:
+    """Which cameras stand so far from all others that they must be wrong, and every camera's distance from the middle.
+
+    Structure from motion places a photo it does not understand anywhere.
+    """
+    position = torch.stack([camera.position for camera in cameras]).numpy()
+    distance = np.linalg.norm(position - np.median(position, axis=0), axis=1)
+    far = np.flatnonzero(distance > _FAR * np.quantile(distance, 0.75))
+    return (far.tolist() if len(far) <= max(1, _MOST_STRAYS * len(cameras)) else []), distance
