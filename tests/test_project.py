@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 import hashfield
 
 ROOT = Path(__file__).parent.parent
@@ -27,13 +29,23 @@ def test_public_names_resolve():
         assert getattr(hashfield, name) is not None
 
 
+NAMES_A_KIND = re.compile(r"\b(Nerf|Image|Sdf)(Task|Model|Config|TrainConfig)\b|== ?[\"'](nerf|image|sdf)[\"']")
+
+
 def test_no_task_is_named_outside_tasks_and_cli():
     source = ROOT / "src" / "hashfield"
     for path in source.rglob("*.py"):
         part = path.relative_to(source).parts[0]
         if part in ("tasks", "cli", "api.py", "__init__.py"):
             continue
-        assert not re.search(r"\bNerfTask\b|== ?[\"']nerf[\"']", path.read_text()), path
+        assert not NAMES_A_KIND.search(path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    "text", ["NerfTask(", "x: NerfModel", "ImageTask", "SdfConfig", "kind == 'sdf'", 'task=="image"']
+)
+def test_the_names_of_kinds_are_known(text: str):
+    assert NAMES_A_KIND.search(text)
 
 
 def test_the_page_of_gpu_limits_is_what_its_program_computes():

@@ -20,7 +20,7 @@ def cameras(n: int) -> list[Camera]:
 class FakeModel(SimpleNamespace):
     """Half opaque red, 2 away, facing up; remembers what it was asked."""
 
-    def render(self, camera, outputs, background):
+    def frame(self, camera, outputs, background):
         self.asked.append((tuple(outputs), background))
         shape = (camera.height, camera.width)
         premultiplied = np.broadcast_to(np.float32([0.5, 0.0, 0.0]), (*shape, 3))

@@ -1,52 +1,57 @@
-"""`hashfield demo [nerf]`: a scene made by formula, trained, judged and shown."""
+"""`hashfield demo [KIND]`: something made by formula, trained, judged and shown, by one driver for all kinds."""
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from hashfield.cli.outcome import finish
-from hashfield.cli.shared import DeviceName, kind_from_name, parse, run_command, say, set_up
-from hashfield.cli.train import demo_ended, run_training, say_what_a_demo_left, write_config
-from hashfield.data.dataset import Scene
-from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from hashfield.cli.shared import kind_from_name, memory_advice, parse, run_command, say, set_up
+from hashfield.cli.train import TrainKind, run_training, write_config
 from hashfield.errors import ConfigError
-from hashfield.export.images import over
 from hashfield.export.video import check_video
 from hashfield.ops.machine import is_kernel_cache_warm
-from hashfield.tasks.nerf import NerfTask
-from hashfield.tasks.nerf_config import PRESETS
-from hashfield.tasks.nerf_model import NerfModel
-from hashfield.train.loop import TrainOptions
-from hashfield.train.metrics import psnr
+from hashfield.train.loop import TrainOptions, TrainResult
 from hashfield.train.run_folder import RunFolder
+from hashfield.train.task import Task
 
 
 @dataclass(frozen=True)
-class Demo:
-    """Make a small scene by formula, train on it, and write pictures, a video, a checkpoint and a report."""
+class DemoCommand:
+    """What can be said of any kind of demo; the kinds add more."""
 
     out: Path | None = None
-    """Run folder; default runs/demo-<n>."""
+    """Run folder; default: runs/demo-<kind>-<n>."""
     overwrite: bool = False
     """Allow --out to hold a run already."""
-    seconds: float = 60.0
-    """Of training."""
+    seconds: float = 20.0
+    """Seconds to train for."""
     seed: int = 0
-    """Of cameras and training."""
-    size: int = 400
-    """Width and height of the views."""
-    n_frames: int = 60
-    """Of the turntable video; 0 for none."""
-    save_photos: bool = False
-    """Also write the views in NeRF-synthetic form into the run folder, to see what such data look like."""
+    """Seed of what is made and of its training."""
     threads: int | None = None
-    """Threads of the kernels."""
-    device: DeviceName = "auto"
-    """Where to train; auto takes a GPU where one is."""
+    """Threads of the kernels; default: as many as torch takes."""
+
+
+@dataclass(frozen=True)
+class DemoKind:
+    """What a kind of task tells the driver of `demo`."""
+
+    train: TrainKind
+    """The kind's training."""
+    command: type[Any]
+    """The options: a `DemoCommand`; with `n_frames` where a turntable is filmed, `device` where it may be chosen."""
+    words: str
+    """What the user typed after `hashfield`."""
+    name: str
+    """Names the default run folder."""
+    sizes: tuple[int, int] | None
+    """Least and largest --size; None where there is no such option."""
+    make: Callable[[Any, torch.device, RunFolder], AbstractContextManager[tuple[Task, Callable[[TrainResult], Any]]]]
+    """(options, device, run) -> the task of what was made, for as long as it is open, and what to do when it is
+    trained: report and pictures lie in the run folder afterwards."""
 
 
 def main(arguments: list[str]) -> int:
@@ -55,82 +60,38 @@ def main(arguments: list[str]) -> int:
     return run_command(kind, "demo", rest)
 
 
-def demo_nerf(arguments: list[str]) -> int:
-    """`demo` of a radiance field."""
-    options = parse(Demo, arguments, "demo")
-    device = set_up(options.device, options.threads)
-    if not 32 <= options.size <= 4096:
-        raise ConfigError(f"--size: expected 32 to 4096, got {options.size}")
-    if options.seed < 0:
-        raise ConfigError(f"--seed: expected a whole number >= 0, got {options.seed}")
-    if not 0 <= options.n_frames <= 100_000:
-        raise ConfigError(f"--n-frames: expected 0 to 100000, got {options.n_frames}")
-    if options.n_frames:
-        check_video()  # now, not after the training
+def demo_kind(kind: DemoKind, arguments: list[str]) -> int:
+    """`demo KIND` with its arguments: the exit code."""
+    options = parse(kind.command, arguments, kind.words)
+    device = set_up(getattr(options, "device", "cpu"), options.threads)
+    _check(options, kind)
     started = time.perf_counter()
     length = TrainOptions(max_seconds=options.seconds)
-    run = RunFolder.create(options.out, "demo", options.overwrite)
-    say("making the scene ...")
-    scene, depths = make_demo_scene(options.seed, size=options.size)
-    for note in scene.notes:
-        say(note)
-    if options.save_photos:
-        save_nerf_synthetic(scene, run.path / "photos")
-    if not is_kernel_cache_warm():
-        say("first start: the kernels are compiled now, which takes about a minute and is kept for the next time")
-    task = NerfTask(PRESETS["gpu" if device.type == "cuda" else "fast"], scene, seed=options.seed, device=device)
-    write_config(run, task, length)
-    result = run_training(task, run, length)
-    ended = demo_ended(result, run)
-    if ended is not None:
-        return ended
-    extra = comparisons(task.model(), scene, depths["test"])
-    finish(task, scene, run, result, extra, video_frames=options.n_frames, by_clock=True)
-    for name, value in extra:
-        say(f"{name}: {value}")
-    say_what_a_demo_left(run, started)
+    run = RunFolder.create(options.out, kind.name, options.overwrite)
+    with memory_advice(kind.train.smaller), kind.make(options, device, run) as (task, finish):
+        if not is_kernel_cache_warm():
+            say("first start: the kernels are compiled now, which takes about a minute and is kept for the next time")
+        write_config(run, task, length)
+        on_progress = None if kind.train.on_progress is None else kind.train.on_progress(task, run)
+        result = run_training(task, run, length, on_progress=on_progress)
+        if result.stopped_by != "done":
+            say(f"ended early ({result.stopped_by}) after step {result.step}; {run.checkpoint} holds what there is")
+            return 130 if result.stopped_by == "interrupted" else 2
+        finish(result)
+    say(f"checkpoint: {run.checkpoint}")
+    say(f"report: {run.report} (open it in a browser)")
+    say(f"all in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
     return 0
 
 
-def comparisons(model: NerfModel, scene: Scene, depths: list[np.ndarray]) -> list[tuple[str, str]]:
-    """Foreground PSNR and depth error of the held-out views, and what a blur of each view would reach."""
-    views = scene.splits["test"]
-    found: dict[str, list[Any]] = {"whole": [], "front": [], "blur": [], "blur_front": [], "depth": []}
-    for camera, image, truth in zip(views.cameras, views.images, depths, strict=True):
-        out = model.render(camera, ("color", "depth", "opacity"), model.background)
-        photo = over(image, model.background)
-        color = np.clip(out["color"], 0.0, 1.0)
-        blurred = blur(photo)
-        front = image[..., 3] > 127
-        found["front"].append(masked_psnr(color, photo, front))
-        found["blur"].append(psnr(blurred, photo))
-        found["blur_front"].append(masked_psnr(blurred, photo, front))
-        both = (truth > 0) & (out["opacity"] > 0.5)
-        found["depth"].append(np.median(np.abs(out["depth"][both] - truth[both])) if both.any() else np.nan)
-    mean = {name: float(np.mean(values)) for name, values in found.items() if values}
-    return [
-        ("foreground PSNR", f"{mean['front']:.2f} dB"),
-        (
-            "for comparison, each held-out view itself blurred (Gaussian, 4 px)",
-            f"{mean['blur']:.2f} dB, foreground {mean['blur_front']:.2f} dB",
-        ),
-        ("median depth error", f"{mean['depth']:.4f} world units (cameras are about 4 away)"),
-    ]
-
-
-def masked_psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
-    """PSNR over the pixels of a mask."""
-    error = float(np.square(a[mask].astype(np.float64) - b[mask]).mean())
-    return float("inf") if error == 0 else -10 * float(np.log10(error))
-
-
-def blur(image: np.ndarray, sigma: float = 4.0) -> np.ndarray:
-    """Gaussian blur of [h, w, 3], borders reflected."""
-    reach = round(3 * sigma)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[:, None].float()
-    x = torch.nn.functional.pad(x, (reach,) * 4, mode="reflect")
-    x = torch.nn.functional.conv2d(x, kernel.view(1, 1, 1, -1))
-    x = torch.nn.functional.conv2d(x, kernel.view(1, 1, -1, 1))
-    return x[:, 0].permute(1, 2, 0).numpy()
+def _check(options: Any, kind: DemoKind) -> None:
+    """Refuse what is wrong before anything is made."""
+    if kind.sizes is not None and not kind.sizes[0] <= options.size <= kind.sizes[1]:
+        raise ConfigError(f"--size: expected {kind.sizes[0]} to {kind.sizes[1]}, got {options.size}")
+    if options.seed < 0:
+        raise ConfigError(f"--seed: expected a whole number >= 0, got {options.seed}")
+    n_frames = getattr(options, "n_frames", 0)
+    if not 0 <= n_frames <= 100_000:
+        raise ConfigError(f"--n-frames: expected 0 to 100000, got {n_frames}")
+    if n_frames:
+        check_video()  # now, not after the training

@@ -28,11 +28,11 @@ class Evaluate:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint file."""
     data: Path | None = None
-    """The photos; default where they lay during training."""
+    """The photos to compare with; default: where they lay during training."""
     split: Literal["test", "train", "val"] = "test"
-    """Which views."""
+    """Which of the data's views to judge."""
     background: str | None = None
-    """white, black or #rrggbb behind photo and rendering; default that of the run."""
+    """Colour behind photo and rendering (white, black or #rrggbb); default: that of the run."""
     json: Path | None = None
     """Also write the figures here."""
     downscale: int = 1
@@ -42,7 +42,7 @@ class Evaluate:
     threads: int | None = None
     """Threads of the kernels."""
     device: DeviceName = "auto"
-    """Where to render; auto takes a GPU where one is."""
+    """Where to render; auto takes a supported GPU if there is one, else the CPU."""
 
 
 def main(arguments: list[str]) -> int:

@@ -20,7 +20,7 @@ class Export:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint file."""
     out: Path | None = None
-    """File to write; default <run folder>/model.safetensors."""
+    """File to write; default: <run folder>/model.safetensors."""
     overwrite: bool = False
     """Replace a file that is there."""
 

@@ -1,10 +1,10 @@
 """The verbs for pictures: `train image FILE`, `demo image`, and `render` and `evaluate` of such runs."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,23 +12,12 @@ import torch
 import tyro
 
 from hashfield.api import load
+from hashfield.cli.demo import DemoCommand, DemoKind, demo_kind
 from hashfield.cli.evaluate import write_figures
+from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
-from hashfield.cli.shared import DeviceName, parse, place_of, say, set_up, uses_gpu, value_of
-from hashfield.cli.train import (
-    TrainCommand,
-    demo_ended,
-    ended_early,
-    make_plan,
-    memory_for_run,
-    new_run,
-    preset_of,
-    run_training,
-    say_memory,
-    say_what_a_demo_left,
-    write_config,
-    write_tensorboard,
-)
+from hashfield.cli.shared import DeviceName, parse, say, set_up
+from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, memory_for_run, say_memory, train_kind
 from hashfield.data.demo_picture import save_demo_picture
 from hashfield.data.pictures import MAX_PIXELS, Picture, read_picture, read_picture_header
 from hashfield.errors import ConfigError, DataError
@@ -41,14 +30,12 @@ from hashfield.export.images import (
     to_uint8,
     write_png,
 )
-from hashfield.export.report import write_report
-from hashfield.ops.machine import is_kernel_cache_warm
 from hashfield.tasks.image import ImageTask, gpu_memory
 from hashfield.tasks.image_config import PRESETS, ImageConfig, preset_for
 from hashfield.tasks.image_model import ImageModel, compare, to_linear
 from hashfield.tasks.shared import parse_background, stored
 from hashfield.train.checkpoint import exported_size
-from hashfield.train.loop import Progress, TrainOptions, TrainResult
+from hashfield.train.loop import Progress, TrainResult
 from hashfield.train.run_folder import RunFolder
 
 PROGRESS_AT = (0.02, 0.05, 0.1, 0.2, 0.5)  # fractions of the run after which a picture is written
@@ -64,28 +51,23 @@ class TrainImage(TrainCommand):
     """Train a picture as a function from position to colour."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """PNG, JPEG, WebP, TIFF, EXR, HDR: grey or RGB, with or without alpha, 8 or 16 bits or floats."""
-    max_gpu_memory: float | None = None
-    """GiB of GPU memory that the run may take; default all there is. A picture for which there is no room stays on the
-    host, which is slower."""
+    """PNG, JPEG, WebP, TIFF, EXR or HDR file: grey or RGB, with or without alpha, 8 or 16 bits or floats."""
     max_pixels: int = MAX_PIXELS
     """Pictures of more pixels are refused before they are decoded."""
     scratch: Path | None = None
-    """Folder for the scratch file that a large picture is decoded into; default the run's. It is removed at the end."""
+    """Folder for the scratch file that a large picture is decoded into; default: the run's. It is removed at the
+    end."""
     config: Annotated[ImageConfig, tyro.conf.arg(name="")] = ImageConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
 
-def train_image(arguments: list[str]) -> int:
-    """`train image` with its arguments."""
-    defaults = _defaults(arguments)
-    options = parse(TrainImage, arguments, "train image", defaults)
-    device = set_up(options.device, options.threads, options.max_gpu_memory)
-    plan = make_plan(options, defaults.config, value_of(arguments, "--preset"))
-    if plan.resumed is not None:
-        options = replace(options, seed=stored(plan.metadata, "seed", int, plan.resumed.checkpoint))
+@contextmanager
+def prepare_image(
+    options: TrainImage, plan: Plan, device: torch.device, folder: Callable[[str], RunFolder]
+) -> Iterator[Training]:
+    """The training of a picture: see `hashfield.cli.train.TrainKind`."""
     header = read_picture_header(options.path, max_pixels=options.max_pixels)  # refused before anything is made
-    run = plan.resumed or new_run(options, options.path.stem)
+    run = folder(options.path.stem)
     say(f"reading {options.path}: {header.width}x{header.height}, {header.form}, {header.dtype} ...")
     try:
         picture = read_picture(options.path, max_pixels=options.max_pixels, scratch=options.scratch or run.path)
@@ -99,20 +81,7 @@ def train_image(arguments: list[str]) -> int:
         task = ImageTask(plan.config, picture, seed=options.seed, device=device, is_picture_on_device=fits)
         if plan.resumed is not None and plan.metadata.get("image") != task.describe()["image"]:
             raise ConfigError(f"{run.path}: was begun with {plan.metadata.get('image')}, this picture is {task.shape}")
-        say(f"run folder: {run.path}; preset {task.config.preset}; {sizes(task)}")
-        write_config(run, task, plan.length)
-        resume_command = f"hashfield train image {quote(str(options.path))} --out {quote(str(run.path))} --resume"
-        result = run_training(
-            task, run, plan.length, plan.resumed is not None, resume_command, progress_pictures(task, run)
-        )
-        if options.tensorboard:
-            write_tensorboard(run, result)
-        if result.stopped_by != "done":
-            return ended_early(result, run, resume_command)
-        finish_image(task, run, result, by_clock=plan.length.max_seconds is not None)
-    say(f"report: {run.report}")
-    say(f"render it: hashfield render {quote(str(run.path))}")
-    return 0
+        yield Training(task, run, sizes(task))
 
 
 def place_picture(config: ImageConfig, picture: Picture, device: torch.device, budget: float | None) -> bool:
@@ -123,21 +92,12 @@ def place_picture(config: ImageConfig, picture: Picture, device: torch.device, b
 
     fits = needed(picture.pixels.nbytes) <= memory_for_run(device, budget)[0] * 2**30
     say_memory(
-        needed(picture.pixels.nbytes if fits else 0), device, budget,
-        "--train.batch, --encoding.log2-hashmap-size or --max-numbers",
+        needed(picture.pixels.nbytes if fits else 0), device, budget, SMALLER
     )  # fmt: skip
     if not fits:
         size = picture.pixels.nbytes / 2**30
         say(f"the picture's {size:.1f} GiB do not fit beside that: batches are drawn on the host and copied")
     return fits
-
-
-def _defaults(arguments: list[str]) -> TrainImage:
-    """The options' defaults: those of the preset that the arguments name, or that suits the device."""
-    on_gpu = value_of(arguments, "--device") in (None, "auto", "cuda") and uses_gpu()
-    return TrainImage(
-        path=tyro.MISSING, config=preset_of(arguments, PRESETS, lambda seconds, steps: preset_for(on_gpu))
-    )
 
 
 def sizes(task: ImageTask) -> str:
@@ -177,18 +137,19 @@ def shown(values: np.ndarray) -> np.ndarray:
     return to_uint8(np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values)
 
 
-def finish_image(
-    task: ImageTask,
-    run: RunFolder,
-    result: TrainResult,
-    extra: Sequence[tuple[str, str]] = (),
-    *,
-    by_clock: bool = False,
-) -> dict[str, Any]:
-    """Figures over the whole picture; pictures and report lie in the run folder afterwards."""
-    model, picture = task.model(), task.picture
+def finish_image(task: ImageTask, run: RunFolder, result: TrainResult, *, by_clock: bool = False) -> dict[str, Any]:
+    """Figures over the whole picture; pictures and report lie in the run folder afterwards.
+
+    Args:
+        task: Trained.
+        run: Where its checkpoint lies.
+        result: How training ended.
+        by_clock: Whether the schedule followed the clock.
+    """
+    model, picture, config = task.model(), task.picture, task.config
+    pixels = picture.width * picture.height
     before = time.perf_counter()
-    if picture.width * picture.height > LONG_TO_JUDGE:
+    if pixels > LONG_TO_JUDGE:
         say("judging every pixel ...")
     figures = judged(model, picture, run)
     say(
@@ -198,18 +159,35 @@ def finish_image(
     sheets = comparisons(model, picture)
     for name, sheet in sheets:
         write_png(run.renders / f"compare_{name.partition(',')[0].replace(' ', '_')}.png", sheet)
-    curves = {
-        "batch PSNR (dB)": [(line["elapsed_s"], line["psnr"]) for line in result.history],
-        "loss": [(line["elapsed_s"], line["loss"]) for line in result.history],
-        "pixels per second": [(line["elapsed_s"], line["samples_per_s"]) for line in result.history],
-    }
-    write_report(
-        run.report, f"{picture.name}: picture", [*facts(task, result, figures, by_clock), *extra], curves=curves,
-        images=sheets, x_label="seconds of training",
-        headline=[("PSNR", f"{figures['psnr']:.2f} dB"), ("bits a pixel", f"{figures['bits_per_pixel']:.2f}"),
-                  ("training", f"{result.train_seconds:.0f} s")],
-    )  # fmt: skip
+    outcome = Outcome(
+        title=f"{picture.name}: picture",
+        data=[
+            ("picture", f"{picture.path} ({picture.header.form}, {picture.header.dtype})"),
+            ("size", f"{picture.width}x{picture.height}, {picture.n_channels} channels"),
+            ("preset", config.preset),
+            ("grid", sizes(task)),
+            ("network", f"{config.n_hidden_layers} hidden layers of {config.n_neurons}, {task.steps.precision}"),
+        ],
+        figures=figure_rows(figures),
+        headline=[("PSNR", f"{figures['psnr']:.2f} dB"), ("bits a pixel", f"{figures['bits_per_pixel']:.2f}")],
+        sheets=sheets,
+        curves=[("batch PSNR (dB)", "psnr"), ("loss", "loss"), ("pixels per second", "samples_per_s")],
+        trained=f"{result.n_samples / 1e6:.1f} M pixels ({result.n_samples / pixels:.1f} times the picture)",
+    )
+    write_outcome(run, result, outcome, device=task.device, seed=task.seed, by_clock=by_clock)
     return figures
+
+
+def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """Figures of the whole picture, for people."""
+    rows = [("PSNR", f"{figures['psnr']:.2f} dB: {figures['psnr_of']}")]
+    if "psnr_clipped" in figures:
+        rows += [
+            ("PSNR, clipped", f"{figures['psnr_clipped']:.2f} dB: {figures['psnr_clipped_of']}"),
+            ("PSNR of the peak", f"{figures['psnr_of_peak']:.2f} dB: not clipped, peak {figures['peak']:.2f}"),
+        ]
+    size = f"{figures['exported_bytes'] / 1e6:.2f} MB, {figures['bits_per_pixel']:.3f} bits a pixel"
+    return [*rows, ("model as exported", size)]
 
 
 def judged(model: ImageModel, picture: Picture, run: RunFolder) -> dict[str, Any]:
@@ -248,35 +226,6 @@ def comparisons(model: ImageModel, picture: Picture) -> list[tuple[str, np.ndarr
     return sheets
 
 
-def facts(task: ImageTask, result: TrainResult, figures: dict[str, Any], by_clock: bool) -> list[tuple[str, str]]:
-    """Rows of the report's table."""
-    picture, config = task.picture, task.config
-    pixels = picture.width * picture.height
-    rows = [
-        ("picture", f"{picture.path} ({picture.header.form}, {picture.header.dtype})"),
-        ("size", f"{picture.width}x{picture.height}, {picture.n_channels} channels"),
-        ("preset", config.preset),
-        ("grid", sizes(task)),
-        ("network", f"{config.n_hidden_layers} hidden layers of {config.n_neurons}, {task.steps.precision}"),
-        ("training", f"{result.train_seconds:.1f} s, {result.step} steps, {result.n_samples / 1e6:.1f} M pixels "
-                     f"({result.n_samples / pixels:.1f} times the picture) on {place_of(task.device)}"),
-        ("schedule", "follows the clock, so a second run differs a little" if by_clock else "follows the steps"),
-        ("kernels compiled or loaded in", f"{result.compile_seconds:.1f} s"),
-        ("ended", result.stopped_by),
-        ("seed", str(task.seed)),
-        ("PSNR", f"{figures['psnr']:.2f} dB: {figures['psnr_of']}"),
-    ]  # fmt: skip
-    if "psnr_clipped" in figures:
-        rows += [
-            ("PSNR, clipped", f"{figures['psnr_clipped']:.2f} dB: {figures['psnr_clipped_of']}"),
-            ("PSNR of the peak", f"{figures['psnr_of_peak']:.2f} dB: not clipped, peak {figures['peak']:.2f}"),
-        ]
-    rows.append(
-        ("model as exported", f"{figures['exported_bytes'] / 1e6:.2f} MB, {figures['bits_per_pixel']:.3f} bits a pixel")
-    )
-    return rows
-
-
 # --- evaluate
 
 
@@ -287,7 +236,7 @@ class EvaluateImage:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint file."""
     data: Path | None = None
-    """The picture; default where it lay during training."""
+    """The picture to compare with; default: where it lay during training."""
     json: Path | None = None
     """Also write the figures here."""
     max_pixels: int = MAX_PIXELS
@@ -295,7 +244,7 @@ class EvaluateImage:
     threads: int | None = None
     """Threads of the kernels."""
     device: DeviceName = "auto"
-    """Where to ask the model; auto takes a GPU where one is."""
+    """Where to ask the model; auto takes a supported GPU if there is one, else the CPU."""
 
 
 def evaluate_image(arguments: list[str]) -> int:
@@ -327,25 +276,25 @@ class RenderImage:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint file."""
     crop: tuple[float, float, float, float] | None = None
-    """Part to show: left, top, width, height in pixels of the picture."""
+    """Part to show: left, top, width and height in pixels of the picture."""
     width: int | None = None
-    """Of the result, pixels; default one to one. Alone it keeps the shape."""
+    """Width of the result in pixels; default: that of the crop. Given alone, it keeps the shape."""
     height: int | None = None
-    """The same for the height."""
+    """Height of the result in pixels; default: that of the crop. Given alone, it keeps the shape."""
     format: Literal["png", "exr"] = "png"
-    """png: sRGB, clipped to what it can hold; exr: linear light, half floats."""
+    """Form of the file: png is sRGB, clipped to what it can hold; exr is linear light in half floats."""
     bits: Literal[8, 16] = 8
-    """Of a PNG's channels."""
+    """Bits of each channel of a PNG."""
     out: Path | None = None
-    """File; default renders/image.<format> in the run folder."""
+    """File to write; default: renders/image.<format> in the run folder."""
     background: str | None = None
-    """white, black or #rrggbb behind a picture with alpha; default none, the file then has alpha."""
+    """Colour behind a picture with alpha (white, black or #rrggbb); default: none, and the file has alpha."""
     overwrite: bool = False
     """Replace a file that is there."""
     threads: int | None = None
     """Threads of the kernels."""
     device: DeviceName = "auto"
-    """Where to ask the model; auto takes a GPU where one is."""
+    """Where to ask the model; auto takes a supported GPU if there is one, else the CPU."""
 
 
 def render_image(arguments: list[str]) -> int:
@@ -397,45 +346,43 @@ def encoded(
 
 
 @dataclass(frozen=True)
-class DemoImage:
+class DemoImage(DemoCommand):
     """Make a picture by formula, train on it, and write pictures, a checkpoint and a report."""
 
-    out: Path | None = None
-    """Run folder; default runs/demo-image-<n>."""
-    overwrite: bool = False
-    """Allow --out to hold a run already."""
     seconds: float = 15.0
-    """Of training."""
-    seed: int = 0
-    """Of the picture and of training."""
+    """Seconds to train for."""
     size: int = 1024
-    """Width of the picture; its height is three quarters of that."""
-    threads: int | None = None
-    """Threads of the kernels."""
+    """Width of the picture in pixels; its height is three quarters of that."""
+
+
+@contextmanager
+def make_demo(
+    options: DemoImage, device: torch.device, run: RunFolder
+) -> Iterator[tuple[ImageTask, Callable[[TrainResult], Any]]]:
+    """The task of a picture made by formula."""
+    say("making the picture ...")
+    path = save_demo_picture(run.path / "picture.png", options.seed, options.size, 3 * options.size // 4)
+    with read_picture(path, scratch=run.path) as picture:
+        task = ImageTask(PRESETS["default"], picture, seed=options.seed, device=device)
+        yield task, lambda result: finish_image(task, run, result, by_clock=True)
+
+
+SMALLER = "--train.batch, --encoding.log2-hashmap-size or --max-numbers"
+TRAIN = TrainKind(
+    name="image", command=TrainImage, presets=PRESETS, suits=lambda seconds, steps, on_gpu: preset_for(on_gpu),
+    prepare=prepare_image, finish=finish_image, smaller=f"{SMALLER} (or --preset small)", on_progress=progress_pictures,
+    resumed=lambda run, metadata: {"seed": stored(metadata, "seed", int, run.checkpoint)},
+)  # fmt: skip
+DEMO = DemoKind(
+    train=TRAIN, command=DemoImage, words="demo image", name="demo-image", sizes=(32, 8192), make=make_demo,
+)  # fmt: skip
+
+
+def train_image(arguments: list[str]) -> int:
+    """`train image` with its arguments."""
+    return train_kind(TRAIN, arguments)
 
 
 def demo_image(arguments: list[str]) -> int:
     """`demo image` with its arguments."""
-    options = parse(DemoImage, arguments, "demo image")
-    set_up(threads=options.threads)
-    if not 32 <= options.size <= 8192:
-        raise ConfigError(f"--size: expected 32 to 8192, got {options.size}")
-    if options.seed < 0:
-        raise ConfigError(f"--seed: expected a whole number >= 0, got {options.seed}")
-    started = time.perf_counter()
-    length = TrainOptions(max_seconds=options.seconds)
-    run = RunFolder.create(options.out, "demo-image", options.overwrite)
-    say("making the picture ...")
-    path = save_demo_picture(run.path / "picture.png", options.seed, options.size, 3 * options.size // 4)
-    if not is_kernel_cache_warm():
-        say("first start: the kernels are compiled now, which takes about a minute and is kept for the next time")
-    with read_picture(path, scratch=run.path) as picture:
-        task = ImageTask(PRESETS["default"], picture, seed=options.seed)
-        write_config(run, task, length)
-        result = run_training(task, run, length, on_progress=progress_pictures(task, run))
-        ended = demo_ended(result, run)
-        if ended is not None:
-            return ended
-        finish_image(task, run, result, by_clock=True)
-    say_what_a_demo_left(run, started)
-    return 0
+    return demo_kind(DEMO, arguments)

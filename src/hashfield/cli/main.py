@@ -12,17 +12,26 @@ from hashfield._version import __version__
 from hashfield.errors import HashfieldError
 
 VERBS = {
-    "demo": ("hashfield.cli.demo", "make a small scene (or: demo image, demo sdf), train on it, show what comes out"),
+    "demo": (
+        "hashfield.cli.demo",
+        "make a small scene (or: demo image, demo sdf), train on it and show what comes out",
+    ),
     "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH, train image FILE, train sdf MESH"),
-    "evaluate": ("hashfield.cli.evaluate", "figures of a run: on views it has not seen, a whole picture, a mesh"),
+    "evaluate": (
+        "hashfield.cli.evaluate",
+        "judge a run: on views it has not seen, on the whole picture, against the mesh",
+    ),
     "render": (
         "hashfield.cli.render",
-        "what a run has learned: test views, an orbit, a camera path; a picture at any size",
+        "show what a run has learned: test views, an orbit, a camera path; a picture at any size",
     ),
-    "mesh": ("hashfield.cli.mesh", "a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
-    "sweep": ("hashfield.cli.sweep", "a matrix of settings on one input: tables and plots of the paper's comparison"),
-    "export": ("hashfield.cli.export", "the small form of a checkpoint: half precision, no optimiser"),
-    "info": ("hashfield.cli.info", "versions, CPU, kernels; or what a run or checkpoint holds"),
+    "mesh": ("hashfield.cli.mesh", "write a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
+    "sweep": (
+        "hashfield.cli.sweep",
+        "train a matrix of settings on one input: tables and plots of the paper's comparison",
+    ),
+    "export": ("hashfield.cli.export", "write a checkpoint in its small form: half precision, no optimiser"),
+    "info": ("hashfield.cli.info", "tell versions, CPU and kernels, or what a run or checkpoint holds"),
 }
 
 # Modules whose absence has a remedy: what to install.
@@ -102,12 +111,9 @@ def run(arguments: list[str]) -> int:
     except RuntimeError as error:
         if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for its name's sake
             raise
-        return _fail(
-            "out of GPU memory: raise --max-gpu-memory if it was given, or try a smaller --train.batch, "
-            "--encoding.log2-hashmap-size or --downscale, or --device cpu"
-        )
+        return _fail("out of GPU memory: try --device cpu, or smaller pictures")
     except MemoryError:
-        return _fail("out of memory: try --downscale, a smaller --train.batch or --preset fast")
+        return _fail("out of memory: close other programs, or try smaller pictures or a smaller part of them")
 
 
 def _say(text: str) -> None:

@@ -24,13 +24,13 @@ class MeshOptions:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint file."""
     out: Path | None = None
-    """File to write, .obj, .ply, .glb or .stl; default mesh.ply in the run folder."""
+    """File to write (.obj, .ply, .glb or .stl); default: mesh.ply in the run folder."""
     resolution: int = 256
     """Cells of the marching cubes along the longest side of the box."""
     level: float | None = None
     """Value of the surface: density per world unit, or signed distance. Default: chosen from rendered depth, or 0."""
     box: Box | None = None
-    """Crop to x0 y0 z0 x1 y1 z1, world units; default all that the model holds."""
+    """Crop to x0 y0 z0 x1 y1 z1 in world units; default: all that the model holds."""
     components: int = 0
     """Keep this many of the largest connected pieces; 0 keeps all."""
     overwrite: bool = False

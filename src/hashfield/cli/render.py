@@ -40,31 +40,31 @@ class Render:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint file."""
     views: str = "test"
-    """test, train, orbit, or a camera-path file (docs/camera_path.md)."""
+    """What to show: test, train, orbit, or a camera-path file (docs/camera_path.md)."""
     output: tuple[Output, ...] = ("color",)
     """What to show; several give several files."""
     format: Literal["png", "mp4"] = "png"
-    """One picture a frame, or a video."""
+    """Write one PNG for each frame, or one video."""
     out: Path | None = None
-    """Folder; default renders/<views> in the run folder."""
+    """Folder of the files; default: renders/<views> in the run folder."""
     width: int | None = None
-    """Of the pictures, pixels; default the cameras' own. Alone it keeps the shape."""
+    """Width of the pictures in pixels; default: the cameras' own. Given alone, it keeps the shape."""
     height: int | None = None
-    """The same for the height."""
+    """Height of the pictures in pixels; default: the cameras' own. Given alone, it keeps the shape."""
     n_frames: int = 60
-    """Of an orbit."""
+    """Frames of an orbit."""
     fps: float = 20.0
     """Frames per second of a video; a camera path brings its own."""
     transparent: bool = False
-    """PNGs with an alpha channel instead of a background."""
+    """Write PNGs with an alpha channel instead of a background."""
     background: str | None = None
-    """white, black or #rrggbb; default that of the run."""
+    """Colour behind the scene (white, black or #rrggbb); default: that of the run."""
     overwrite: bool = False
     """Replace files that are there."""
     threads: int | None = None
     """Threads of the kernels."""
     device: DeviceName = "auto"
-    """Where to render; auto takes a GPU where one is."""
+    """Where to render; auto takes a supported GPU if there is one, else the CPU."""
 
 
 def main(arguments: list[str]) -> int:

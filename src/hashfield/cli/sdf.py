@@ -1,46 +1,38 @@
 """The commands of signed distances: `train sdf`, `demo sdf`, and `render` and `evaluate` of such runs."""
 
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 
 from hashfield.api import load
+from hashfield.cli.demo import DemoCommand, DemoKind, demo_kind
 from hashfield.cli.evaluate import write_figures
+from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.render import Render, render
-from hashfield.cli.shared import DeviceName, parse, place_of, say, set_up, uses_gpu, value_of
-from hashfield.cli.train import (
-    TrainCommand,
-    demo_ended,
-    ended_early,
-    make_plan,
-    new_run,
-    preset_of,
-    run_training,
-    say_memory,
-    say_what_a_demo_left,
-    write_config,
-    write_tensorboard,
-)
-from hashfield.data.demo_mesh import DEMO, demo_mesh
+from hashfield.cli.shared import DeviceName, parse, say, set_up
+from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory, train_kind
+from hashfield.data.demo_mesh import DEMO as DEMO_PATH
+from hashfield.data.demo_mesh import demo_mesh
 from hashfield.data.meshes import SourceMesh, check_mesh_packages, read_mesh
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import colorize_normals, comparison_sheet, to_uint8, write_png
 from hashfield.export.meshes import extract_mesh
-from hashfield.export.report import write_report
-from hashfield.export.video import check_video, write_mp4
+from hashfield.export.video import write_mp4
 from hashfield.geometry.paths import orbit_path
+from hashfield.nn.encodings import table_of
 from hashfield.tasks.evaluate_surface import evaluate_distance
 from hashfield.tasks.sdf import MeshInUnitSpace, SdfTask, gpu_memory
 from hashfield.tasks.sdf_config import PRESETS, SdfConfig, preset_for
 from hashfield.tasks.sdf_model import SdfModel
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
-from hashfield.train.checkpoint import config_from_dict, read_metadata
-from hashfield.train.loop import TrainOptions, TrainResult
+from hashfield.train.checkpoint import config_from_dict
+from hashfield.train.loop import TrainResult
 from hashfield.train.run_folder import RunFolder
 
 
@@ -51,56 +43,28 @@ class TrainSdf(TrainCommand):
     path: Annotated[Path, tyro.conf.Positional]
     """OBJ, PLY, STL, GLB or GLTF file."""
     background: str = "white"
-    """Behind the surface in pictures: white, black or #rrggbb."""
-    max_gpu_memory: float | None = None
-    """GiB of GPU memory that the run may take; default all there is. Exact distances are made on the host."""
+    """Colour behind the surface in pictures: white, black or #rrggbb."""
     config: Annotated[SdfConfig, tyro.conf.arg(name="")] = SdfConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
 
-def train_sdf(arguments: list[str]) -> int:
-    """`train sdf` with its arguments."""
-    options = parse(TrainSdf, arguments, "train sdf", _defaults(arguments))
-    check_mesh_packages()  # now, not after the training
-    device = set_up(options.device, options.threads, options.max_gpu_memory)
-    plan = make_plan(options, _defaults(arguments).config, value_of(arguments, "--preset"))
-    if plan.resumed is not None:
-        options = replace(options, **_stored_options(plan.resumed, plan.metadata))
+@contextmanager
+def prepare_sdf(
+    options: TrainSdf, plan: Plan, device: torch.device, folder: Callable[[str], RunFolder]
+) -> Iterator[Training]:
+    """The training of a signed distance: see `hashfield.cli.train.TrainKind`."""
     background = parse_background(options.background)
+    check_mesh_packages()  # now, not after the training
     mesh = read_mesh(options.path)
     say(f"{mesh.name}: {len(mesh.vertices)} vertices, {len(mesh.faces)} triangles")
     if plan.resumed is not None:
         _check_same_mesh(plan.resumed, plan.metadata, mesh)
     if device.type == "cuda":
-        say_memory(
-            gpu_memory(plan.config), device, options.max_gpu_memory,
-            "--train.batch, --train.n-chunks or --encoding.log2-hashmap-size",
-        )  # fmt: skip
+        say_memory(gpu_memory(plan.config), device, options.max_gpu_memory, SMALLER)
     task = SdfTask(plan.config, mesh, seed=options.seed, background=background, device=device)
     for note in (*mesh.notes, *task.truth.notes()):
         say(note)
-    run = plan.resumed or new_run(options, mesh.name)
-    say(f"run folder: {run.path}; preset {plan.config.preset}")
-    write_config(run, task, plan.length)
-    resume_command = f"hashfield train sdf {quote(str(options.path))} --out {quote(str(run.path))} --resume"
-    result = run_training(task, run, plan.length, options.resume, resume_command)
-    if options.tensorboard:
-        write_tensorboard(run, result)
-    if result.stopped_by != "done":
-        return ended_early(result, run, resume_command)
-    finish_sdf(task, run, result, by_clock=plan.length.max_seconds is not None)
-    say(f"report: {run.report}")
-    say(f"render it: hashfield render {quote(str(run.path))} --views orbit --format mp4")
-    return 0
-
-
-def _defaults(arguments: list[str]) -> TrainSdf:
-    """The options' defaults: those of the preset that the arguments name, or that suits their length."""
-    on_gpu = value_of(arguments, "--device") in (None, "auto", "cuda") and uses_gpu()
-    return TrainSdf(
-        path=tyro.MISSING,
-        config=preset_of(arguments, PRESETS, lambda seconds, steps: preset_for(seconds, steps, on_gpu)),
-    )
+    yield Training(task, folder(mesh.name))
 
 
 def _stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -129,14 +93,22 @@ def _check_same_mesh(run: RunFolder, metadata: dict[str, Any], mesh: SourceMesh)
 def finish_sdf(
     task: SdfTask, run: RunFolder, result: TrainResult, *, video_frames: int = 0, by_clock: bool = False
 ) -> dict[str, Any]:
-    """Figures; pictures, video and report lie in the run folder afterwards."""
+    """Figures; pictures, video and report lie in the run folder afterwards.
+
+    Args:
+        task: Trained.
+        run: Where its checkpoint lies.
+        result: How training ended.
+        video_frames: Frames of a turntable; 0 makes none.
+        by_clock: Whether the schedule followed the clock.
+    """
     model = task.model()
     figures = evaluate_distance(model, task.truth, n_points=2**18, n_surface=2**16, surface=extracted(model, 256))
-    say("; ".join(f"{name} {value}" for name, value in shown(figures)))
+    say("; ".join(f"{name} {value}" for name, value in table_rows(figures)))
     sheets = []
     for k in (0, 3):
         camera = task.cameras["orbit"][k].resized(480, 480)
-        found = model.render(camera, ("color", "normals", "opacity"), model.background)
+        found = model.frame(camera, ("color", "normals", "opacity"), model.background)
         exact = task.truth.normals_seen(camera)
         row = [
             ("shaded", to_uint8(found["color"])),
@@ -152,36 +124,33 @@ def finish_sdf(
         write_mp4(video, _turntable(model, video_frames), fps=20)
     encoding = task.config.encoding
     query = task.truth.query
-    facts = [
-        ("mesh", f"{task.mesh.path}: {len(task.mesh.vertices)} vertices, {len(task.mesh.faces)} triangles"),
-        *(("about the mesh", note) for note in task.mesh.notes),
-        *(("inside" if k == 0 else "about inside", note) for k, note in enumerate(task.truth.notes())),
-        ("preset", task.config.preset),
-        ("encoding", f"{encoding.otype}, L {encoding.n_levels}, F {encoding.n_features_per_level}, "
-                     f"T 2^{encoding.log2_hashmap_size}, {task.steps.values().table.numel():,} numbers"),
-        ("training", f"{result.train_seconds:.1f} s, {result.step} steps, {result.n_samples / 1e6:.1f} M points on "
-                     f"{place_of(task.device)}"),
-        ("schedule", "follows the clock, so a second run differs a little" if by_clock else "follows the steps"),
-        ("kernels compiled or loaded in", f"{result.compile_seconds:.1f} s"),
-        ("ended", result.stopped_by),
-        ("seed", str(task.seed)),
-        *shown(figures),
-        *((name.removesuffix("_of"), str(text)) for name, text in figures.items() if name.endswith("_of")),
-        ("sign of the exact distance", query.rule),
-    ]  # fmt: skip
-    write_report(
-        run.report, f"{task.mesh.name}: signed distance", facts,
-        curves={
-            "relative error of the distance": [(line["elapsed_s"], line["loss"]) for line in result.history],
-            "trained points per second": [(line["elapsed_s"], line["samples_per_s"]) for line in result.history],
-        },
-        images=sheets, video=video, x_label="seconds of training",
-        headline=[*shown(figures)[:2], ("training", f"{result.train_seconds:.0f} s")],
+    rows = table_rows(figures)
+    outcome = Outcome(
+        title=f"{task.mesh.name}: signed distance",
+        data=[
+            ("mesh", f"{task.mesh.path}: {len(task.mesh.vertices)} vertices, {len(task.mesh.faces)} triangles"),
+            *(("about the mesh", note) for note in task.mesh.notes),
+            *(("inside" if k == 0 else "about inside", note) for k, note in enumerate(task.truth.notes())),
+            ("preset", task.config.preset),
+            ("encoding", f"{encoding.otype}, L {encoding.n_levels}, F {encoding.n_features_per_level}, "
+                         f"T 2^{encoding.log2_hashmap_size}, {table_of(task.field.encoding).numel():,} numbers"),
+        ],
+        figures=[
+            *rows,
+            *((name.removesuffix("_of"), str(text)) for name, text in figures.items() if name.endswith("_of")),
+            ("sign of the exact distance", query.rule),
+        ],
+        headline=rows[:2],
+        sheets=sheets,
+        curves=[("relative error of the distance", "loss"), ("trained points per second", "samples_per_s")],
+        trained=f"{result.n_samples / 1e6:.1f} M points",
+        video=video,
     )  # fmt: skip
+    write_outcome(run, result, outcome, device=task.device, seed=task.seed, by_clock=by_clock)
     return figures
 
 
-def shown(figures: dict[str, Any]) -> list[tuple[str, str]]:
+def table_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and values of the figures, for people."""
 
     def text(value: float | None, form: str) -> str:
@@ -209,7 +178,7 @@ def extracted(model: SdfModel, resolution: int) -> tuple[np.ndarray, np.ndarray]
     return mesh.vertices, mesh.faces
 
 
-def _turntable(model: SdfModel, n_frames: int):
+def _turntable(model: SdfModel, n_frames: int) -> Iterator[np.ndarray]:
     for camera in orbit_path(model.cameras["orbit"], n_frames, width=400, height=400):
         yield to_uint8(model.render(camera, ("color",), model.background, oversample=1)["color"])
 
@@ -229,7 +198,7 @@ class EvaluateSdf:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint file."""
     data: Path | None = None
-    """The mesh; default where it lay during training."""
+    """The mesh to compare with; default: where it lay during training."""
     n_points: int = 2**20
     """Uniform points for the IoU."""
     n_surface: int = 2**17
@@ -237,25 +206,23 @@ class EvaluateSdf:
     resolution: int = 512
     """Cells along the longest side of the box of the extracted surface."""
     seed: int = 1
-    """Of the points."""
+    """Seed of the points."""
     json: Path | None = None
     """Also write the figures here."""
     threads: int | None = None
     """Threads of the kernels."""
     device: DeviceName = "auto"
-    """Where to ask the model; auto takes a GPU where one is."""
+    """Where to ask the model; auto takes a supported GPU if there is one, else the CPU."""
 
 
 def evaluate_sdf(arguments: list[str]) -> int:
     """`evaluate` for a signed distance."""
     options = parse(EvaluateSdf, arguments, "evaluate")
-    check_mesh_packages()
     device = set_up(options.device, options.threads)
     if not 8 <= options.resolution <= 4096:
         raise ConfigError(f"--resolution: expected 8 to 4096, got {options.resolution}")
     model = load(options.run, device)
-    metadata = read_metadata(RunFolder.open(options.run).checkpoint)
-    config = config_from_dict(SdfConfig, metadata.get("config"), f"{options.run}: config")
+    config = config_from_dict(SdfConfig, model.info.get("config"), f"{options.run}: config")
     mesh = _mesh_of(model, options)
     truth = MeshInUnitSpace(mesh, config.inside)
     if not np.allclose(truth.box, model.box.cpu().numpy(), atol=1e-6):
@@ -264,7 +231,7 @@ def evaluate_sdf(arguments: list[str]) -> int:
         model, truth, n_points=options.n_points, n_surface=options.n_surface, seed=options.seed,
         surface=extracted(model, options.resolution),
     )  # fmt: skip
-    for name, value in shown(figures):
+    for name, value in table_rows(figures):
         say(f"{name}: {value}")
     say(f"inside: {figures['inside']}; {options.n_points} uniform points, {options.n_surface} on each surface, "
         f"seed {options.seed}, surface extracted with {options.resolution} cells")  # fmt: skip
@@ -276,7 +243,8 @@ def evaluate_sdf(arguments: list[str]) -> int:
 def _mesh_of(model: SdfModel, options: EvaluateSdf) -> SourceMesh:
     """The mesh to compare with."""
     stored = model.info.get("scene", {})
-    if options.data is None and stored.get("path") == DEMO:
+    if options.data is None and stored.get("path") == DEMO_PATH:
+        check_mesh_packages()
         return demo_mesh()
     path = options.data or Path(stored.get("path", ""))
     if not path.is_file():
@@ -285,43 +253,38 @@ def _mesh_of(model: SdfModel, options: EvaluateSdf) -> SourceMesh:
 
 
 @dataclass(frozen=True)
-class DemoSdf:
+class DemoSdf(DemoCommand):
     """Make a mesh by formula, train on it, and write pictures, a video, a checkpoint and a report."""
 
-    out: Path | None = None
-    """Run folder; default runs/demo-sdf-<n>."""
-    overwrite: bool = False
-    """Allow --out to hold a run already."""
-    seconds: float = 20.0
-    """Of training."""
-    seed: int = 0
-    """Of training."""
     n_frames: int = 24
-    """Of the turntable video; 0 for none."""
-    threads: int | None = None
-    """Threads of the kernels."""
+    """Frames of the turntable video; 0 makes none."""
+
+
+@contextmanager
+def make_demo(
+    options: DemoSdf, device: torch.device, run: RunFolder
+) -> Iterator[tuple[SdfTask, Callable[[TrainResult], Any]]]:
+    """The task of a mesh made by formula."""
+    check_mesh_packages()
+    mesh = demo_mesh()
+    say(f"made a mesh of {len(mesh.vertices)} vertices and {len(mesh.faces)} triangles")
+    task = SdfTask(PRESETS["fast"], mesh, seed=options.seed, device=device)
+    yield task, lambda result: finish_sdf(task, run, result, video_frames=options.n_frames, by_clock=True)
+
+
+SMALLER = "--train.batch, --train.n-chunks or --encoding.log2-hashmap-size"
+TRAIN = TrainKind(
+    name="sdf", command=TrainSdf, presets=PRESETS, suits=preset_for, prepare=prepare_sdf, finish=finish_sdf,
+    resumed=_stored_options, smaller=f"{SMALLER} (or --preset fast)", render_options="--views orbit --format mp4",
+)  # fmt: skip
+DEMO = DemoKind(train=TRAIN, command=DemoSdf, words="demo sdf", name="demo-sdf", sizes=None, make=make_demo)
+
+
+def train_sdf(arguments: list[str]) -> int:
+    """`train sdf` with its arguments."""
+    return train_kind(TRAIN, arguments)
 
 
 def demo_sdf(arguments: list[str]) -> int:
-    """`demo sdf`."""
-    options = parse(DemoSdf, arguments, "demo sdf")
-    set_up(threads=options.threads)
-    if not 0 <= options.n_frames <= 100_000:
-        raise ConfigError(f"--n-frames: expected 0 to 100000, got {options.n_frames}")
-    if options.n_frames:
-        check_video()  # now, not after the training
-    check_mesh_packages()
-    started = time.perf_counter()
-    length = TrainOptions(max_seconds=options.seconds)
-    run = RunFolder.create(options.out, "demo-sdf", options.overwrite)
-    mesh = demo_mesh()
-    say(f"made a mesh of {len(mesh.vertices)} vertices and {len(mesh.faces)} triangles")
-    task = SdfTask(PRESETS["fast"], mesh, seed=options.seed)
-    write_config(run, task, length)
-    result = run_training(task, run, length)
-    ended = demo_ended(result, run)
-    if ended is not None:
-        return ended
-    finish_sdf(task, run, result, video_frames=options.n_frames, by_clock=True)
-    say_what_a_demo_left(run, started)
-    return 0
+    """`demo sdf` with its arguments."""
+    return demo_kind(DEMO, arguments)

@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -179,3 +180,23 @@ def is_terminal() -> bool:
 def say(text: str) -> None:
     """One line for the user."""
     console.print(text, markup=False)
+
+
+@contextmanager
+def memory_advice(smaller: str) -> Iterator[None]:
+    """Within the block, running out of memory becomes one line that says what helps.
+
+    Args:
+        smaller: What to make smaller, by option: "--train.batch or --downscale".
+
+    Raises:
+        ConfigError: memory ran out.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise ConfigError(f"out of memory: try a smaller {smaller}") from error
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"out of GPU memory: raise --max-gpu-memory if it was given, or try a smaller {smaller}, or --device cpu"
+        ) from error

@@ -48,29 +48,30 @@ class SweepOptions:
     path: Annotated[Path, tyro.conf.Positional]
     """What to train on, as for `hashfield train`."""
     study: Literal["encodings", "grid"] = "encodings"
-    """encodings: the six rows of the paper's figure 2. grid: every F x L x T of the lists below."""
+    """What to compare: encodings is the six rows of the paper's figure 2, grid every F x L x T of the lists below."""
     out: Path | None = None
-    """Folder of tables, plots and cells; default sweeps/<kind>-<study>. A stopped sweep goes on there."""
+    """Folder of tables, plots and cells; default: sweeps/<kind>-<study>. A stopped sweep goes on there."""
     overwrite: bool = False
     """Begin anew where --out holds another sweep."""
     max_samples: int | None = None
-    """Points that each cell is trained on: the budget that all share. Default 2^22, of a picture 2^24, a mesh 2^23."""
+    """Points that each cell is trained on, the budget that all share; default: 2^22 for photos, 2^24 for a picture,
+    2^23 for a mesh."""
     max_seconds: float | None = None
-    """Seconds of training of each cell instead."""
+    """Seconds of training of each cell, instead of a number of points."""
     cells: tuple[str, ...] = ()
     """Run these cells only, by name."""
     features: tuple[int, ...] = (2, 4)
-    """F of the study grid."""
+    """Values of F in the study grid."""
     levels: tuple[int, ...] = (8, 16)
-    """L of the study grid."""
+    """Values of L in the study grid."""
     log2_hashmap_sizes: tuple[int, ...] = (14, 17, 19)
-    """log2 T of the study grid."""
+    """Values of log2 T in the study grid."""
     batch: int | None = None
-    """Points per step; default 2^14, of a picture 2^16, a mesh 2^15."""
+    """Points per step; default: 2^14 for photos, 2^16 for a picture, 2^15 for a mesh."""
     seed: int = 0
-    """Of every random choice."""
+    """Seed of every random choice."""
     threads: int | None = None
-    """Threads of the kernels; default as many as torch takes."""
+    """Threads of the kernels; default: as many as torch takes."""
 
 
 @dataclass(frozen=True)

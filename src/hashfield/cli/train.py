@@ -1,31 +1,35 @@
-"""`hashfield train KIND PATH`, with what all kinds share, and `hashfield train nerf PATH`."""
+"""`hashfield train KIND PATH`: the driver of every kind's training. What is particular to a kind is in its own file."""
 
 import importlib
 import json
 import math
-import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 from hashfield._version import __version__
-from hashfield.cli.outcome import finish
 from hashfield.cli.progress import ProgressView
-from hashfield.cli.shared import DeviceName, kind_from_name, parse, run_command, say, set_up, uses_gpu, value_of
-from hashfield.data import ReadOptions, Scene, load_scene
+from hashfield.cli.shared import (
+    DeviceName,
+    kind_from_name,
+    memory_advice,
+    parse,
+    run_command,
+    say,
+    set_up,
+    uses_gpu,
+    value_of,
+)
 from hashfield.errors import ConfigError
 from hashfield.tasks import KINDS
-from hashfield.tasks.nerf import NerfTask, gpu_memory
-from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
-from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.train.checkpoint import config_from_dict, read_metadata, write_aside
 from hashfield.train.loop import Progress, TrainOptions, TrainResult, planned_length, train
-from hashfield.train.metrics import SSIM_WINDOW
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
 from hashfield.train.sweep import is_cell
 from hashfield.train.task import Task
@@ -40,45 +44,25 @@ class TrainCommand:
     path: Annotated[Path, tyro.conf.Positional]
     """What to train on."""
     out: Path | None = None
-    """Run folder; default runs/<name of the data>-<n>."""
+    """Run folder; default: runs/<name of the data>-<n>."""
     overwrite: bool = False
     """Allow --out to hold a run already; it is replaced."""
     resume: bool = False
-    """Go on with the run in --out from its checkpoint, on the length it was planned for."""
+    """Go on with the run in --out from its checkpoint, with the length it was planned for."""
     n_steps: int | None = None
-    """Length of the run in steps; then the same seed gives the same bits on CPUs, nearly the same on GPUs."""
+    """Length of the run in steps. The same seed then gives the same bits on CPUs, and nearly the same on GPUs."""
     max_seconds: float | None = None
-    """Length of the run in seconds of training; the clock enters the schedule. Default 60."""
+    """Length of the run in seconds of training; the clock enters the schedule. Default: 60."""
     seed: int = 0
-    """Of every random choice."""
+    """Seed of every random choice."""
     device: DeviceName = "auto"
-    """Where to train; auto takes a GPU where one is that can."""
+    """Where to train; auto takes a supported GPU if there is one, else the CPU."""
     threads: int | None = None
-    """Threads of the kernels; default as many as torch takes."""
+    """Threads of the kernels; default: as many as torch takes."""
+    max_gpu_memory: float | None = None
+    """GiB of GPU memory that the run may take; default: all there is."""
     tensorboard: bool = False
     """Also write the figures for TensorBoard (extra: hashfield[tensorboard])."""
-
-
-@dataclass(frozen=True)
-class TrainNerf(TrainCommand):
-    """Train a radiance field on photos with camera poses."""
-
-    path: Annotated[Path, tyro.conf.Positional]
-    """Folder with photos and transforms.json, a COLMAP model or LLFF's poses_bounds.npy, or the data file itself."""
-    background: str = "white"
-    """Behind the scene in evaluation and rendering: white, black or #rrggbb."""
-    max_gpu_memory: float | None = None
-    """GiB of GPU memory that the run may take; default all there is."""
-    downscale: int = 1
-    """Divide widths and heights of the photos by this whole number."""
-    max_image_memory: float = 4.0
-    """GiB that the decoded photos may take."""
-    aabb_scale: int | None = None
-    """Side of the training box, a power of two up to 128; default the file's, or chosen and printed."""
-    camera_axes: Literal["opengl", "opencv"] = "opengl"
-    """Of the file's poses: opengl looks along -z, as the formats have it; opencv along +z, as some exporters do."""
-    config: Annotated[NerfConfig, tyro.conf.arg(name="")] = NerfConfig()
-    """Model and recipe; --preset chooses the defaults of what follows."""
 
 
 def main(arguments: list[str]) -> int:
@@ -90,49 +74,6 @@ def main(arguments: list[str]) -> int:
         return 0
     kind, rest = kind_from_name("train", arguments)
     return run_command(kind, "train", rest)
-
-
-def train_nerf(arguments: list[str]) -> int:
-    """`train nerf` with its arguments."""
-    options = parse(TrainNerf, arguments, "train nerf", _defaults(arguments))
-    device = set_up(options.device, options.threads, options.max_gpu_memory)
-    plan = make_plan(options, _defaults(arguments).config, value_of(arguments, "--preset"))
-    config, length, metadata = plan.config, plan.length, plan.metadata
-    if plan.resumed is not None:
-        options = replace(options, **stored_options(plan.resumed, metadata))
-    # What can be refused is refused before minutes of decoding, not after.
-    parse_background(options.background)
-    if not options.max_image_memory > 0:
-        raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
-    read = ReadOptions(
-        downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
-        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
-    )  # fmt: skip
-    scene = load_scene(options.path, read)
-    for note in scene.notes:
-        say(note)
-    if device.type == "cuda" and config.trains_on_device:
-        say_memory(
-            gpu_memory(config, scene), device, options.max_gpu_memory,
-            "--train.batch, --encoding.log2-hashmap-size or --downscale",
-        )  # fmt: skip
-    task = NerfTask(config, scene, seed=options.seed, background=options.background, device=device)
-    if plan.resumed is not None:
-        check_same_photos(plan.resumed, metadata, scene)
-    run = plan.resumed or new_run(options, scene.name)
-    say(f"run folder: {run.path}; preset {config.preset}")
-    write_config(run, task, length)
-    # Quoted, so that a path with spaces can be copied too.
-    resume_command = f"hashfield train nerf {quote(str(options.path))} --out {quote(str(run.path))} --resume"
-    result = run_training(task, run, length, options.resume, resume_command)
-    if options.tensorboard:
-        write_tensorboard(run, result)
-    if result.stopped_by == "done":
-        finish(task, scene, run, result, by_clock=length.max_seconds is not None)
-        say(f"report: {run.report}")
-        say(f"render it: hashfield render {quote(str(run.path))} --views orbit --format mp4")
-        return 0
-    return ended_early(result, run, resume_command)
 
 
 @dataclass(frozen=True)
@@ -147,6 +88,76 @@ class Plan:
     """The run to go on with."""
     metadata: dict[str, Any]
     """Of its checkpoint; empty for a new run."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A task that is ready to be trained, and where."""
+
+    task: Task
+    run: RunFolder
+    about: str = ""
+    """What else the user is told of it before it starts."""
+
+
+@dataclass(frozen=True)
+class TrainKind:
+    """What a kind of task tells the driver of `train` (and, in part, that of `demo`)."""
+
+    name: str
+    """As the command line has it."""
+    command: type[Any]
+    """The options: a `TrainCommand` with `config`."""
+    presets: Mapping[str, Any]
+    """Configurations by name."""
+    suits: Callable[[float | None, int | None, bool], str]
+    """(seconds, steps, is on a GPU) -> name of the preset where none is given."""
+    prepare: Callable[[Any, Plan, torch.device, Callable[[str], RunFolder]], AbstractContextManager[Training]]
+    """(options, plan, device, run folder for data of this name) -> the training, for as long as it is open. Reads the
+    data, and refuses what can be refused before that."""
+    finish: Callable[..., dict[str, Any]]
+    """(task, run, result, by_clock=...) -> figures; report and pictures lie in the run folder afterwards."""
+    resumed: Callable[[RunFolder, dict[str, Any]], dict[str, Any]]
+    """(run, its metadata) -> the options that a resumed run takes from its checkpoint."""
+    smaller: str
+    """What to make smaller where memory runs out."""
+    render_options: str = ""
+    """What a first `hashfield render RUN` is given."""
+    on_progress: Callable[[Any, RunFolder], Callable[[Progress], None]] | None = None
+    """(task, run) -> what else sees the progress."""
+
+
+def train_kind(kind: TrainKind, arguments: list[str]) -> int:
+    """`train KIND` with its arguments: the exit code."""
+    on_gpu = value_of(arguments, "--device") in (None, "auto", "cuda") and uses_gpu()
+    preset = preset_of(arguments, kind.presets, lambda seconds, steps: kind.suits(seconds, steps, on_gpu))
+    defaults = kind.command(path=tyro.MISSING, config=preset)
+    options = parse(kind.command, arguments, f"train {kind.name}", defaults)
+    device = set_up(options.device, options.threads, options.max_gpu_memory)
+    plan = make_plan(options, preset, value_of(arguments, "--preset"))
+    if plan.resumed is not None:
+        options = replace(options, **kind.resumed(plan.resumed, plan.metadata))
+
+    def folder(name: str) -> RunFolder:
+        return plan.resumed or new_run(options, name)
+
+    with memory_advice(kind.smaller), kind.prepare(options, plan, device, folder) as training:
+        task, run = training.task, training.run
+        about = f"; {training.about}" if training.about else ""
+        say(f"run folder: {run.path}; preset {plan.config.preset}{about}")
+        write_config(run, task, plan.length)
+        # Quoted, so that a path with spaces can be copied too.
+        resume = f"hashfield train {kind.name} {quote(str(options.path))} --out {quote(str(run.path))} --resume"
+        on_progress = None if kind.on_progress is None else kind.on_progress(task, run)
+        result = run_training(task, run, plan.length, plan.resumed is not None, resume, on_progress)
+        if options.tensorboard:
+            write_tensorboard(run, result)
+        if result.stopped_by != "done":
+            return ended_early(result, run, resume)
+        kind.finish(task, run, result, by_clock=plan.length.max_seconds is not None)
+    say(f"report: {run.report}")
+    say(f"render it: hashfield render {quote(str(run.path))} {kind.render_options}".rstrip())
+    return 0
 
 
 def preset_of(
@@ -247,21 +258,6 @@ def ended_early(result: TrainResult, run: RunFolder, resume_command: str) -> int
     )
 
 
-def demo_ended(result: TrainResult, run: RunFolder) -> int | None:
-    """The exit code of a demo whose training did not come to its end, after a line about it; None where it did."""
-    if result.stopped_by == "done":
-        return None
-    say(f"ended early ({result.stopped_by}) after step {result.step}; {run.checkpoint} holds what there is")
-    return 130 if result.stopped_by == "interrupted" else 2
-
-
-def say_what_a_demo_left(run: RunFolder, started: float) -> None:
-    """Say where the demo's results lie, and how long it took since `started` (of `time.perf_counter`)."""
-    say(f"checkpoint: {run.checkpoint}")
-    say(f"report: {run.report} (open it in a browser)")
-    say(f"all in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
-
-
 def memory_for_run(device: torch.device, budget: float | None) -> tuple[float, str]:
     """GiB of GPU memory that a run may take, and what sets that."""
     free = torch.cuda.mem_get_info(device)[0] / 2**30
@@ -280,36 +276,6 @@ def say_memory(n_bytes: int, device: torch.device, budget: float | None, smaller
             f"the run needs about {needed:.1f} GiB of GPU memory and {limit}: raise --max-gpu-memory, or try a smaller "
             f"{smaller}"
         )
-
-
-def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
-    """What a resumed run takes from its checkpoint rather than from the command line."""
-    path = run.checkpoint
-    spaces, scene = stored(metadata, "spaces", dict, path), stored(metadata, "scene", dict, path)
-    return {
-        "seed": stored(metadata, "seed", int, path),
-        "aabb_scale": stored(spaces, "aabb_scale", int, path),
-        "background": background_text(stored_background(metadata, path)),
-        "camera_axes": scene.get("camera_axes", "opengl"),
-    }
-
-
-def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) -> None:
-    """Raise unless the photos read are as many and as large as those the run was begun with."""
-    stored = [(view.get("width"), view.get("height")) for view in metadata.get("cameras", {}).get("train", [])]
-    found = [(camera.width, camera.height) for camera in scene.splits["train"].cameras]
-    if stored != found:
-        raise ConfigError(
-            f"{run.path}: was begun with {len(stored)} training photos, the first {stored[:1]}, here are "
-            f"{len(found)}, the first {found[:1]}: other data, or another --downscale"
-        )
-
-
-def _defaults(arguments: list[str]) -> TrainNerf:
-    """The options' defaults: those of the preset that the arguments name, or that suits their length."""
-    on_gpu = value_of(arguments, "--device") in (None, "auto", "cuda") and uses_gpu()
-    config = preset_of(arguments, PRESETS, lambda seconds, steps: preset_for(seconds, steps, on_gpu))
-    return TrainNerf(path=tyro.MISSING, config=config)
 
 
 def write_config(run: RunFolder, task: Task, length: TrainOptions) -> None:

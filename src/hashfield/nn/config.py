@@ -16,19 +16,20 @@ class GridConfig:
     """A multiresolution grid encoding, under tiny-cuda-nn's names. Any number of dimensions."""
 
     type: GridType = "Hash"
-    """Hash: levels above 2^log2_hashmap_size entries share them; Dense: none does; Tiled: they repeat."""
+    """How levels are stored. Hash: levels above 2^log2_hashmap_size entries share them; Dense: none does; Tiled: they
+    repeat."""
     n_levels: int = 8
-    """L, number of resolutions."""
+    """Number of resolutions, the paper's L."""
     n_features_per_level: int = 4
-    """F: 1, 2, 4 or 8."""
+    """Numbers of an entry, the paper's F: 1, 2, 4 or 8."""
     log2_hashmap_size: int = 19
-    """log2 T, T being the most entries of a level."""
+    """Logarithm to base 2 of the most entries of a level, the paper's T."""
     base_resolution: int = 16
-    """N_min, vertices per axis of the coarsest level."""
+    """Vertices per axis of the coarsest level, the paper's N_min."""
     per_level_scale: float = 2.0
-    """b, growth of the resolution from level to level."""
+    """Growth of the resolution from level to level, the paper's b."""
     interpolation: Literal["linear", "smoothstep", "nearest"] = "linear"
-    """Between the corners of a cell; smoothstep has continuous first derivatives."""
+    """How a value follows from the corners of its cell; smoothstep has continuous first derivatives."""
 
     def __post_init__(self) -> None:
         if self.interpolation not in ("linear", "smoothstep", "nearest"):
@@ -72,7 +73,7 @@ class EncodingConfig(GridConfig):
     n_frequencies: int = 12
     """Octaves of Frequency (sine and cosine each) and TriangleWave, per dimension."""
     n_bins: int = 16
-    """Of OneBlob, per dimension."""
+    """Bins of OneBlob, per dimension."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

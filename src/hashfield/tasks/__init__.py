@@ -1,7 +1,8 @@
 """The kinds of things that can be learned, and where each one's parts are. Nothing is imported until it is asked for.
 
-A new task is a file here (the largest has four: `nerf`, `nerf_config`, `nerf_model`, `nerf_surface`), a file of
-commands in `cli`, and a line in `KINDS`; no other code names it.
+A new kind is three files here (as `sdf_config`, `sdf_model` and `sdf`), a file of commands in `cli` (as
+`cli/sdf.py`), and an entry of `KINDS`. Below `tasks` no code names a kind, and in `cli` only
+that file and `cli/sweep.py` do.
 """
 
 import importlib
@@ -50,8 +51,8 @@ KINDS: Final = (
         "a radiance field from photos with camera poses",
         "hashfield.tasks.nerf_model",
         {
-            "train": "hashfield.cli.train:train_nerf",
-            "demo": "hashfield.cli.demo:demo_nerf",
+            "train": "hashfield.cli.nerf:train_nerf",
+            "demo": "hashfield.cli.nerf:demo_nerf",
             "render": "hashfield.cli.render:render_nerf",
             "evaluate": "hashfield.cli.evaluate:evaluate_nerf",
             "sweep": "hashfield.cli.sweep:sweep_nerf",

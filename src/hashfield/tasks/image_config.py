@@ -18,15 +18,15 @@ class ImageTrainConfig:
     """How an image is trained. Every schedule is a fraction of the planned run."""
 
     batch: int = 2**16
-    """Pixels per step, about: the lattice they are drawn from has whole cells."""
+    """Pixels in a step, about: the lattice they are drawn from has whole cells."""
     learning_rate: float = 1e-2
-    """Of table and network until `flat_until`."""
+    """Adam's rate until `flat_until` of the run."""
     final_learning_rate: float = 1e-4
-    """At the end of the run, reached by half a cosine."""
+    """Adam's rate at the end of the run, which is reached by half a cosine."""
     flat_until: float = 0.3
     """Fraction of the run with the full learning rate."""
     l2: float = 1e-6
-    """L2 on the network's matrices."""
+    """Weight of the L2 penalty on the network's matrices."""
     touches_per_update: float = 0.5
     """A level is updated once the batches since have touched its entries this often on average, at most after
     `LONGEST_INTERVAL` steps; 0 updates every level at every step."""
@@ -48,29 +48,33 @@ class ImageConfig:
     """Everything that decides how a picture becomes a model. What is None follows from the picture's size."""
 
     preset: str = "default"
-    """default, small, paper or gpu: where the other values start from. Not named, the device chooses."""
+    """Where the other values start from: default, small, paper or gpu. Default: chosen by the device."""
     encoding: EncodingConfig = EncodingConfig(n_levels=6, n_features_per_level=4, log2_hashmap_size=24)
-    """Of positions. Its log2_hashmap_size is the most T may be; per_level_scale follows from finest_resolution."""
+    """Encoding of positions. Its log2_hashmap_size is the most that T may be; its per_level_scale follows from
+    finest_resolution."""
     finest_resolution: int | None = None
-    """Vertices per axis of the last level (N_max). None: `finest_per_pixel` of the longer side."""
+    """Vertices per axis of the last level (N_max); default: `finest_per_pixel` times the longer side."""
     finest_per_pixel: float = 1.0
-    """N_max as a share of the longer side in pixels. The paper has half; a cell for every pixel follows the picture
-    more closely, in up to four times the numbers..."""
+    """Share of the longer side in pixels that N_max is. The paper has half; a cell for every pixel follows the picture
+    more closely, in up to four times the numbers."""
     least_resolution: int = 512
-    """...but no less than this or the longer side, whichever is less: small ones can have a cell for every pixel."""
+    """Least N_max that is chosen, unless the longer side has fewer pixels: small pictures can have a cell for every
+    pixel."""
     numbers_per_pixel: float = 2.5
-    """T is lowered until the table has no more numbers than this a pixel (but `least_numbers` it may have)..."""
+    """Most numbers of the table for each pixel; T is lowered until that holds, but not below `least_numbers`."""
     least_numbers: int = 2**21
-    """...whatever the size of the picture..."""
+    """Numbers that the table may have however small the picture is."""
     max_numbers: int = 2**25
-    """...nor more than this; each costs 18 bytes of memory in training, and 2 in an export."""
+    """Most numbers of the table however large the picture is. Each costs 18 bytes of memory in training and 2 in an
+    export."""
     n_neurons: int = 32
     """Width of the hidden layers, a multiple of 16."""
     n_hidden_layers: int = 1
     """Hidden layers. On a CPU a small network, and so more steps, beats the paper's two of 64."""
     precision: RunPrecision = "auto"
-    """Of lookups and network; sums and parameters are float32 always. auto: on GPUs float16; on CPUs bfloat16 lookups,
-    and a bfloat16 network where the CPU has instructions for it. float16 means auto where there is no GPU."""
+    """Number type of lookups and network; sums and parameters are float32 always. auto means float16 on GPUs, and on
+    CPUs bfloat16 lookups and, where the CPU has instructions for it, a bfloat16 network. float16 means auto where
+    there is no GPU."""
     train: ImageTrainConfig = ImageTrainConfig()
     """Batches, loss, schedule."""
 

@@ -15,17 +15,17 @@ class NerfTrainConfig:
     """How a radiance field is trained. Every schedule is a fraction of the planned run."""
 
     batch: int = 2**16
-    """Samples kept (trained on) per step; the number of rays adapts to it."""
+    """Samples trained on in a step; the number of rays adapts to it."""
     learning_rate: float = 2e-2
-    """Of table and networks until `flat_until`."""
+    """Adam's rate until `flat_until` of the run."""
     final_learning_rate: float = 5e-4
-    """At the end of the run, reached by half a cosine."""
+    """Adam's rate at the end of the run, which is reached by half a cosine."""
     flat_until: float = 0.4
     """Fraction of the run with the full learning rate."""
     l2: float = 1e-6
-    """L2 on the networks' matrices."""
+    """Weight of the L2 penalty on the networks' matrices."""
     huber_delta: float = 0.0
-    """0: squared error; else the delta of instant-ngp's Huber loss (0.1 in the paper preset)."""
+    """Delta of instant-ngp's Huber loss (0.1 in the paper preset); 0 takes the squared error."""
     sparsity: float = 0.0
     """Weight of the entropy of a ray's sample weights in the loss, which is the squared error summed over channels.
     HashNeRF's 1e-10 is 3e-7 here."""
@@ -75,13 +75,13 @@ class OccupancyConfig:
     pixel_margin_px: int = 14
     """Rays are drawn within silhouettes grown by this; pixels farther out practically never meet anything."""
     decay: float | None = None
-    """Of a cell's old value at each refresh; None: 0.6 carved, 0.95 not."""
+    """What a cell's old value is multiplied by at each refresh; default: 0.6 in carved scenes, 0.95 in others."""
     most_steps: int = 32
     """Steps between refreshes, at most; an eighth of the steps so far, at least 4, is taken if that is less."""
     full_sweeps: int = 8
     """Refreshes that ask every living cell, at the start of an uncarved run."""
     max_cells: int = 2**18
-    """Cells asked by later refreshes of a grid with more living cells than this."""
+    """Cells asked by later refreshes of a grid that has more living cells than this."""
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 < self.decay < 1:
@@ -99,10 +99,10 @@ class NerfConfig:
     """Everything that decides how a scene becomes a model."""
 
     preset: str = "default"
-    """fast, default, quality, paper, hashnerf, gpu-fast, gpu or gpu-quality: where the other values start from. Not
-    named, the run's length and the device choose."""
+    """Where the other values start from: fast, default, quality, paper, hashnerf, gpu-fast, gpu or gpu-quality.
+    Default: chosen from the run's length and the device."""
     encoding: EncodingConfig = EncodingConfig()
-    """Of positions. per_level_scale is not set here: it follows from finest_resolution."""
+    """Encoding of positions; its per_level_scale is not set but follows from finest_resolution."""
     finest_resolution: int = 2048
     """Vertices per axis and unit of aabb_scale at the last level (N_max)."""
     density_bias: float | None = None
@@ -120,12 +120,13 @@ class NerfConfig:
     color_sees_density: bool = True
     """Whether that output also feeds the colour network, as in instant-ngp; not in HashNeRF."""
     precision: RunPrecision = "auto"
-    """Of lookups and networks; sums and parameters are float32 always. auto: on GPUs float16; on CPUs bfloat16 lookups,
-    and bfloat16 networks where the CPU has instructions for them. float16 means auto where there is no GPU."""
+    """Number type of lookups and networks; sums and parameters are float32 always. auto means float16 on GPUs, and on
+    CPUs bfloat16 lookups and, where the CPU has instructions for it, bfloat16 networks. float16 means auto where there
+    is no GPU."""
     train: NerfTrainConfig = NerfTrainConfig()
-    """Batches, loss, schedules."""
+    """Batches, loss and schedules."""
     occupancy: OccupancyConfig = OccupancyConfig()
-    """Empty-space skipping."""
+    """How empty space is skipped."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do

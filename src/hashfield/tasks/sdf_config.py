@@ -19,24 +19,24 @@ class SdfTrainConfig:
     batch: int = 2**16
     """Points per step."""
     learning_rate: float = 3e-3
-    """Of table and network until `flat_until`."""
+    """Adam's rate until `flat_until` of the run."""
     final_learning_rate: float = 3e-5
-    """At the end of the run, reached by half a cosine."""
+    """Adam's rate at the end of the run, which is reached by half a cosine."""
     flat_until: float = 0.2
     """Fraction of the run with the full learning rate."""
     l2: float = 1e-6
-    """L2 on the network's matrices."""
+    """Weight of the L2 penalty on the network's matrices."""
     surface_share: float = 0.25
-    """Of a batch: points on the surface."""
+    """Share of a batch that lies on the surface."""
     near_share: float = 0.6
-    """Of a batch: points near the surface; the rest is uniform in the box."""
+    """Share of a batch that lies near the surface; the rest is uniform in the box."""
     noise: float = 3.0
     """Standard deviation of the points near the surface, in 1/1024 of half the unit cube's diagonal. The paper's mix,
     0.5, 0.375 and 1, knows too little about space: in a short run its field changes sign far from the surface."""
     steps_per_chunk: int = 16
     """Steps from one fresh set of exact distances to the next; between them older sets serve again."""
     n_chunks: int = 48
-    """Sets kept."""
+    """Sets of exact distances that are kept."""
 
     def __post_init__(self) -> None:
         if not 256 <= self.batch <= 2**24:
@@ -57,10 +57,10 @@ class SdfConfig:
     """Everything that decides how a mesh becomes a model."""
 
     preset: str = "default"
-    """fast, default, quality, paper or gpu: where the other values start from. Not named, the run's length and the
-    device choose."""
+    """Where the other values start from: fast, default, quality, paper or gpu. Default: chosen from the run's length
+    and the device."""
     encoding: EncodingConfig = EncodingConfig()
-    """Of positions. per_level_scale is not set here: it follows from finest_resolution."""
+    """Encoding of positions; its per_level_scale is not set but follows from finest_resolution."""
     finest_resolution: int = 2048
     """Vertices per axis at the last level (N_max)."""
     n_neurons: int = 64
@@ -68,11 +68,11 @@ class SdfConfig:
     n_hidden_layers: int = 2
     """Hidden layers."""
     precision: RunPrecision = "float32"
-    """Of the network; lookups are of half as many bits too unless it is float32. Sums and parameters are float32
-    always. auto: on GPUs float16; on CPUs bfloat16 where they have instructions for it. float16 means auto where there
-    is no GPU. A surface needs more digits than a colour."""
+    """Number type of the network; unless it is float32, lookups have half as many bits too. Sums and parameters are
+    float32 always. auto means float16 on GPUs, and bfloat16 on CPUs that have instructions for it. float16 means auto
+    where there is no GPU. A surface needs more digits than a colour."""
     inside: Literal["auto", "normals", "winding"] = "auto"
-    """What tells inside from outside: normals of the nearest point, or the winding number being above a half. auto:
+    """What tells inside from outside: the normal of the nearest point, or a winding number above a half. auto takes
     normals where the mesh is closed and does not pass through itself."""
     train: SdfTrainConfig = SdfTrainConfig()
     """Points, rates, schedules."""

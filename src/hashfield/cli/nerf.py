@@ -1,0 +1,304 @@
+"""The commands of radiance fields that are theirs alone: `train nerf PATH` and `demo`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from hashfield.cli.demo import DemoCommand, DemoKind, demo_kind
+from hashfield.cli.outcome import Outcome, write_outcome
+from hashfield.cli.shared import DeviceName, say
+from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory, train_kind
+from hashfield.data import ReadOptions, Scene, load_scene
+from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from hashfield.errors import ConfigError
+from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
+from hashfield.export.video import write_mp4
+from hashfield.geometry.paths import orbit_path
+from hashfield.nn.config import RadianceFieldConfig
+from hashfield.tasks.evaluate import evaluate_views
+from hashfield.tasks.frames import HasFrames
+from hashfield.tasks.nerf import NerfTask, gpu_memory
+from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
+from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
+from hashfield.train.loop import TrainResult
+from hashfield.train.metrics import SSIM_WINDOW, psnr
+from hashfield.train.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class TrainNerf(TrainCommand):
+    """Train a radiance field on photos with camera poses."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """Folder with photos and transforms.json, a COLMAP model or LLFF's poses_bounds.npy, or the data file itself."""
+    background: str = "white"
+    """Colour behind the scene in evaluation and rendering: white, black or #rrggbb."""
+    downscale: int = 1
+    """Divide widths and heights of the photos by this whole number."""
+    max_image_memory: float = 4.0
+    """GiB that the decoded photos may take."""
+    aabb_scale: int | None = None
+    """Side of the training box, a power of two up to 128; default: the file's, or chosen and printed."""
+    camera_axes: Literal["opengl", "opencv"] = "opengl"
+    """Axes of the cameras in the file: opengl looks along -z, as the formats have it; opencv along +z, as some
+    exporters do."""
+    config: Annotated[NerfConfig, tyro.conf.arg(name="")] = NerfConfig()
+    """Model and recipe; --preset chooses the defaults of what follows."""
+
+
+@contextmanager
+def prepare_nerf(
+    options: TrainNerf, plan: Plan, device: torch.device, folder: Callable[[str], RunFolder]
+) -> Iterator[Training]:
+    """The training of a radiance field: see `hashfield.cli.train.TrainKind`."""
+    # What can be refused is refused before minutes of decoding, not after.
+    parse_background(options.background)
+    if not options.max_image_memory > 0:
+        raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
+    read = ReadOptions(
+        downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
+        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
+    )  # fmt: skip
+    scene = load_scene(options.path, read)
+    for note in scene.notes:
+        say(note)
+    if device.type == "cuda" and plan.config.trains_on_device:
+        say_memory(gpu_memory(plan.config, scene), device, options.max_gpu_memory, SMALLER)
+    task = NerfTask(plan.config, scene, seed=options.seed, background=options.background, device=device)
+    if plan.resumed is not None:
+        check_same_photos(plan.resumed, plan.metadata, scene)
+    yield Training(task, folder(scene.name))
+
+
+def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run takes from its checkpoint rather than from the command line."""
+    path = run.checkpoint
+    spaces, scene = stored(metadata, "spaces", dict, path), stored(metadata, "scene", dict, path)
+    return {
+        "seed": stored(metadata, "seed", int, path),
+        "aabb_scale": stored(spaces, "aabb_scale", int, path),
+        "background": background_text(stored_background(metadata, path)),
+        "camera_axes": scene.get("camera_axes", "opengl"),
+    }
+
+
+def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) -> None:
+    """Raise unless the photos read are as many and as large as those the run was begun with."""
+    stored = [(view.get("width"), view.get("height")) for view in metadata.get("cameras", {}).get("train", [])]
+    found = [(camera.width, camera.height) for camera in scene.splits["train"].cameras]
+    if stored != found:
+        raise ConfigError(
+            f"{run.path}: was begun with {len(stored)} training photos, the first {stored[:1]}, here are "
+            f"{len(found)}, the first {found[:1]}: other data, or another --downscale"
+        )
+
+
+# --- what follows a run
+
+SHEETS = 4  # views whose comparison is written as a picture
+
+
+def finish(
+    task: NerfTask,
+    run: RunFolder,
+    result: TrainResult,
+    extra: Sequence[tuple[str, str]] = (),
+    *,
+    video_frames: int = 0,
+    by_clock: bool = False,
+) -> dict[str, Any]:
+    """Figures on the held-out views; pictures, video and report lie in the run folder afterwards."""
+    model, scene = task.model(), task.scene
+    figures: dict[str, Any] = {}
+    sheets: list[tuple[str, np.ndarray]] = []
+    if "test" in scene.splits and len(scene.splits["test"]):
+        views = scene.splits["test"]
+        chosen = set(np.linspace(0, len(views) - 1, min(SHEETS, len(views))).round().astype(int).tolist())
+
+        def keep(k: int, rendering: np.ndarray, photo: np.ndarray) -> None:
+            if k in chosen:
+                found = model.frame(views.cameras[k], ("depth", "opacity"))
+                row = [
+                    ("photo", to_uint8(photo)), (f"rendering of {views.names[k]}", to_uint8(rendering)),
+                    ("error x 5", error_picture(rendering, photo)),
+                    ("depth", colorize_depth(found["depth"], found["opacity"])),
+                ]  # fmt: skip
+                sheet = comparison_sheet([[(name, shrunk(picture, 640)) for name, picture in row]])
+                write_png(run.renders / f"compare_{k:03d}.png", sheet)
+                sheets.append((f"held-out view {views.names[k]}", sheet))
+
+        figures = evaluate_views(model, views, on_view=keep)
+        say(
+            f"held-out: {figures['n_views']} views, PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}, "
+            f"{np.median([v['seconds'] for v in figures['views']]):.2f} s a frame"
+        )
+    video = None
+    if video_frames:
+        video = run.renders / "turntable.mp4"
+        write_mp4(video, turntable(model, scene, video_frames), fps=20)
+    sizes = task.field.config
+    outcome = Outcome(
+        title=f"{scene.name}: radiance field",
+        data=[
+            ("data", f"{scene.path} ({scene.form})"),
+            ("views", ", ".join(f"{len(views)} {split}" for split, views in scene.splits.items())),
+            ("preset", task.config.preset),
+            ("encoding", encoding_text(sizes)),
+            ("networks", ", ".join(" -> ".join(map(str, [shapes[0][1], *[n for n, _ in shapes]]))
+                                   for shapes in sizes.network_shapes())),
+            ("carved from alpha", "yes" if task.is_carved else "no"),
+        ],
+        figures=[*figure_rows(figures), *extra],
+        headline=[("held-out PSNR", f"{figures['psnr']:.2f} dB"), ("SSIM", f"{figures['ssim']:.3f}")]
+                 if figures else [],
+        sheets=sheets,
+        curves=[("batch PSNR (dB)", "psnr"), ("loss", "loss"), ("trained samples per second", "samples_per_s")],
+        trained=f"{result.n_rays / 1e6:.1f} M rays, {result.n_samples / 1e6:.1f} M samples",
+        video=video,
+    )  # fmt: skip
+    write_outcome(run, result, outcome, device=task.device, seed=task.seed, by_clock=by_clock)
+    return figures
+
+
+def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """Figures on the held-out views, for people; nothing where there are no such views."""
+    if not figures:
+        return []
+    return [
+        ("held-out PSNR", f"{figures['psnr']:.2f} dB, mean over {figures['n_views']} views on background "
+                          f"{tuple(round(v, 3) for v in figures['background'])}"),
+        ("held-out SSIM", f"{figures['ssim']:.4f} (11x11 Gaussian, RGB)"),
+        ("colour", figures["color"]),
+    ]  # fmt: skip
+
+
+def turntable(model: HasFrames, scene: Scene, n_frames: int):
+    """Frames of one turn around the scene, uint8 [h, w, 3]."""
+    first = scene.splits["train"].cameras[0]
+    side = min(1.0, 480 / max(first.width, first.height))
+    size = (max(2, round(first.width * side)), max(2, round(first.height * side)))
+    for camera in orbit_path(scene.splits["train"].cameras, n_frames, width=size[0], height=size[1]):
+        yield to_uint8(model.frame(camera, ("color",), model.background)["color"])
+
+
+def encoding_text(config: RadianceFieldConfig) -> str:
+    """The encoding of positions in words."""
+    encoding = config.encoding
+    if not config.n_grid_parameters:
+        return f"{getattr(encoding, 'otype', '')}, {config.n_encoded} features"
+    return (
+        f"{encoding.type} grid, L {encoding.n_levels}, F {encoding.n_features_per_level}, "
+        f"T 2^{encoding.log2_hashmap_size}, {config.n_grid_parameters:,} numbers"
+    )
+
+
+# --- demo
+
+
+@dataclass(frozen=True)
+class Demo(DemoCommand):
+    """Make a small scene by formula, train on it, and write pictures, a video, a checkpoint and a report."""
+
+    out: Path | None = None
+    """Run folder; default: runs/demo-<n>."""
+    seconds: float = 60.0
+    """Seconds to train for."""
+    size: int = 400
+    """Width and height of the views in pixels."""
+    n_frames: int = 60
+    """Frames of the turntable video; 0 makes none."""
+    save_photos: bool = False
+    """Also write the views in NeRF-synthetic form into the run folder, to see what such data look like."""
+    device: DeviceName = "auto"
+    """Where to train; auto takes a supported GPU if there is one, else the CPU."""
+
+
+@contextmanager
+def make_demo(
+    options: Demo, device: torch.device, run: RunFolder
+) -> Iterator[tuple[NerfTask, Callable[[TrainResult], Any]]]:
+    """The task of a scene made by formula."""
+    say("making the scene ...")
+    scene, depths = make_demo_scene(options.seed, size=options.size)
+    for note in scene.notes:
+        say(note)
+    if options.save_photos:
+        save_nerf_synthetic(scene, run.path / "photos")
+    preset = PRESETS["gpu" if device.type == "cuda" else "fast"]
+    task = NerfTask(preset, scene, seed=options.seed, device=device)
+
+    def finish_demo(result: TrainResult) -> None:
+        extra = comparisons(task.model(), scene, depths["test"])
+        finish(task, run, result, extra, video_frames=options.n_frames, by_clock=True)
+        for name, value in extra:
+            say(f"{name}: {value}")
+
+    yield task, finish_demo
+
+
+def comparisons(model: HasFrames, scene: Scene, depths: list[np.ndarray]) -> list[tuple[str, str]]:
+    """Foreground PSNR and depth error of the held-out views, and what a blur of each view would reach."""
+    views = scene.splits["test"]
+    found: dict[str, list[Any]] = {"whole": [], "front": [], "blur": [], "blur_front": [], "depth": []}
+    for camera, image, truth in zip(views.cameras, views.images, depths, strict=True):
+        out = model.frame(camera, ("color", "depth", "opacity"), model.background)
+        photo = over(image, model.background)
+        color = np.clip(out["color"], 0.0, 1.0)
+        blurred = blur(photo)
+        front = image[..., 3] > 127
+        found["front"].append(masked_psnr(color, photo, front))
+        found["blur"].append(psnr(blurred, photo))
+        found["blur_front"].append(masked_psnr(blurred, photo, front))
+        both = (truth > 0) & (out["opacity"] > 0.5)
+        found["depth"].append(np.median(np.abs(out["depth"][both] - truth[both])) if both.any() else np.nan)
+    mean = {name: float(np.mean(values)) for name, values in found.items() if values}
+    return [
+        ("foreground PSNR", f"{mean['front']:.2f} dB"),
+        (
+            "for comparison, each held-out view itself blurred (Gaussian, 4 px)",
+            f"{mean['blur']:.2f} dB, foreground {mean['blur_front']:.2f} dB",
+        ),
+        ("median depth error", f"{mean['depth']:.4f} world units (cameras are about 4 away)"),
+    ]
+
+
+def masked_psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
+    """PSNR over the pixels of a mask."""
+    error = float(np.square(a[mask].astype(np.float64) - b[mask]).mean())
+    return float("inf") if error == 0 else -10 * float(np.log10(error))
+
+
+def blur(image: np.ndarray, sigma: float = 4.0) -> np.ndarray:
+    """Gaussian blur of [h, w, 3], borders reflected."""
+    reach = round(3 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[:, None].float()
+    x = torch.nn.functional.pad(x, (reach,) * 4, mode="reflect")
+    x = torch.nn.functional.conv2d(x, kernel.view(1, 1, 1, -1))
+    x = torch.nn.functional.conv2d(x, kernel.view(1, 1, -1, 1))
+    return x[:, 0].permute(1, 2, 0).numpy()
+
+
+SMALLER = "--train.batch, --encoding.log2-hashmap-size or --downscale"
+TRAIN = TrainKind(
+    name="nerf", command=TrainNerf, presets=PRESETS, suits=preset_for, prepare=prepare_nerf, finish=finish,
+    resumed=stored_options, smaller=f"{SMALLER} (or --preset fast)", render_options="--views orbit --format mp4",
+)  # fmt: skip
+DEMO = DemoKind(train=TRAIN, command=Demo, words="demo", name="demo", sizes=(32, 4096), make=make_demo)
+
+
+def train_nerf(arguments: list[str]) -> int:
+    """`train nerf` with its arguments."""
+    return train_kind(TRAIN, arguments)
+
+
+def demo_nerf(arguments: list[str]) -> int:
+    """`demo` of a radiance field."""
+    return demo_kind(DEMO, arguments)
