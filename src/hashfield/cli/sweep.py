@@ -306,7 +306,10 @@ def sweep_nerf(arguments: list[str]) -> int:
         raise ConfigError(f"{options.path}: no held-out views to judge by")
     test = scene.splits["test"]
     chosen = np.unique(np.linspace(0, len(test) - 1, options.n_views).round().astype(int)).tolist()
-    views = PosedImages(*(tuple(part[k] for k in chosen) for part in (test.cameras, test.images, test.names)))
+    views = PosedImages(
+        cameras=tuple(test.cameras[k] for k in chosen), images=tuple(test.images[k] for k in chosen),
+        names=tuple(test.names[k] for k in chosen),
+    )  # fmt: skip
     box = scene.spaces.aabb_scale
     batch = options.batch or 2**14
 

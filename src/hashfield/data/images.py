@@ -165,7 +165,8 @@ def downscale_mask(mask: Bool[np.ndarray, "height width"], factor: int) -> Bool[
     """Blocks of factor x factor pixels that are set as a whole, in the arrangement of `downscale_rgba`: the mean of a
     block is not wanted if a part of it is not."""
     height, width = mask.shape[0] // factor, mask.shape[1] // factor
-    return mask[: height * factor, : width * factor].reshape(height, factor, width, factor).all(axis=(1, 3))
+    blocks = mask[: height * factor, : width * factor].reshape(height, factor, width, factor)
+    return np.asarray(blocks.all(axis=(1, 3)))
 
 
 def decode_all(

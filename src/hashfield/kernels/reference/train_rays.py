@@ -125,8 +125,8 @@ def _that_fit(samples: LitSamples, max_samples: int) -> tuple[LitSamples, int]:
     before = torch.nn.functional.pad(torch.cumsum(samples.is_kept, 0), (1, 0))
     n = int((before[samples.ray_offsets] <= max_samples).sum()) - 1
     m = int(samples.ray_offsets[n])
-    fewer = (x[:m] for x in (samples.t, samples.dt))
-    return (
-        LitSamples(*fewer, samples.ray_offsets[: n + 1], samples.density[:m], samples.is_kept[:m], samples.n_asked),
-        n,
-    )
+    fewer = LitSamples(
+        t=samples.t[:m], dt=samples.dt[:m], ray_offsets=samples.ray_offsets[: n + 1], density=samples.density[:m],
+        is_kept=samples.is_kept[:m], n_asked=samples.n_asked,
+    )  # fmt: skip
+    return fewer, n
