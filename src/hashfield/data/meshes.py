@@ -247,7 +247,7 @@ def _is_contradicted(faces: np.ndarray) -> np.ndarray:
     edges = faces[:, [[0, 1], [1, 2], [2, 0]]]
     keys = edges[..., 0] * (edges.max() + 1) + edges[..., 1]
     _, inverse, count = np.unique(keys, return_inverse=True, return_counts=True)
-    return (count[inverse.reshape(-1, 3)] > 1).any(1)
+    return np.asarray((count[inverse.reshape(-1, 3)] > 1).any(1))
 
 
 def _volume(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -52,9 +52,9 @@ def _cut(vertices: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Triangles of polygons [m, n] of the same number of corners, and the row that each belongs to."""
     m, n = table.shape
     start = np.zeros(m, np.int64)
-    exists = ((table >= 0) & (table < len(vertices))).all(1)
+    exists = np.asarray(((table >= 0) & (table < len(vertices))).all(1))
     points = vertices[np.where(exists[:, None], table, 0)]
-    known = exists & np.isfinite(points).all((1, 2))
+    known = np.asarray(exists & np.isfinite(points).all((1, 2)))
     points = np.where(known[:, None, None], points, 0.0)
     points = points - points.mean(1, keepdims=True)
     normal = _fan_normals(points).sum(1)
