@@ -126,14 +126,13 @@ def test_unfused_field_is_the_same_function(options: MarchOptions, activation: s
     twin = unfused_twin(parameters)
     assert parameters.is_fused and not twin.is_fused
     rays, bits, target, background, jitter = batch(150, options.aabb_scale)
-    # Both stop where no more than this is left, one before the sample that would fall short, one after it.
-    careful = replace(options, min_transmittance=1e-5)
+    options = replace(options, min_weight=1e-2)
     for mine, theirs in zip(
-        render_rays(twin, rays, bits, careful, jitter=jitter),
-        render_rays(parameters, rays, bits, careful, jitter=jitter),
+        render_rays(twin, rays, bits, options, jitter=jitter),
+        render_rays(parameters, rays, bits, options, jitter=jitter),
         strict=True,
     ):
-        assert torch.allclose(mine, theirs, atol=tolerances.CUT_APART, rtol=0)
+        assert torch.allclose(mine, theirs, atol=tolerances.RENDER_ELEMENT, rtol=0)
     results = []
     for one in (twin, parameters):
         workspace = TrainWorkspace(one, 2**16)
@@ -142,14 +141,15 @@ def test_unfused_field_is_the_same_function(options: MarchOptions, activation: s
                 one,
                 RayBatch(rays, target, background, jitter),
                 bits,
-                careful,
+                options,
                 workspace,
                 huber_delta=0.1,
                 sparsity=0.05,
             )
         )
     unfused, fused = results
-    assert unfused.n_rays == fused.n_rays and unfused.n_marched >= fused.n_kept
+    assert unfused.n_rays == fused.n_rays
+    assert abs(unfused.n_kept - fused.n_kept) <= 3 and 100 < unfused.n_kept < unfused.n_marched
     assert unfused.loss == pytest.approx(fused.loss, rel=tolerances.FAST_OUTPUT)
     assert unfused.squared_error == pytest.approx(fused.squared_error, rel=tolerances.FAST_OUTPUT)
     pairs = zip(

@@ -200,17 +200,21 @@ def _adam(short: torch.dtype | None) -> None:
         )
 
 
-def _train_rays(aabb_scale: int, has_cone: bool, huber_delta: float) -> None:
+def _train_rays(aabb_scale: int, has_cone: bool, huber_delta: float, per_ray: bool = False) -> None:
     from hashfield.kernels.triton_gpu import train_rays
     from hashfield.kernels.triton_gpu.march import as_words
 
     field, n = _field(L8_F4, HALF), 1024
     a, v = torch.zeros(n), torch.zeros(n, 3)
-    batch = train_rays.Batch(v, v, a, a, a, torch.zeros(n, 4), v, torch.zeros(1, dtype=torch.int32))
+    batch = train_rays.Batch(
+        v, v, a, a, a, torch.zeros(n, 4), v, torch.zeros(1, dtype=torch.int32), a if per_ray else None
+    )
+    room = train_rays.RayGradientBuffers(a.device, n, n) if per_ray else None
     train_rays.enqueue(
         field, batch, *as_words(torch.zeros(aabb_scale.bit_length() * 128**3 // 8, dtype=torch.uint8)), aabb_scale,
         has_cone, train_rays.Buffers(field, n, n), torch.zeros(field.table.shape), min_transmittance=1e-3,
-        min_weight=1e-3, huber_delta=huber_delta, loss_scale=4.0, target_samples=n,
+        min_weight=1e-3, huber_delta=huber_delta, loss_scale=4.0, target_samples=n, fewest_rays=16, growth=2.0,
+        most_rays=n, per_ray=room,
     )  # fmt: skip
 
 
@@ -311,6 +315,7 @@ SHIPPED: dict[str, Callable[[], None]] = {
     "adam-float32": lambda: _adam(None),
     "train-object": lambda: _train_rays(1, False, 0.0),
     "train-capture": lambda: _train_rays(4, True, 0.1),
+    "train-capture-per_ray": lambda: _train_rays(4, True, 0.1, per_ray=True),
 }
 
 

@@ -32,7 +32,7 @@ class Rays:
         return self.origin.shape[0]
 
     def to(self, device: torch.device | str) -> "Rays":
-        """The same rays on another device."""
+        """A copy of the rays on another device."""
         return _moved(self, device)
 
 
@@ -67,7 +67,7 @@ class RaySamples:
         return torch.repeat_interleave(rays, counts, output_size=self.n_samples)
 
     def to(self, device: torch.device | str) -> "RaySamples":
-        """The same samples on another device."""
+        """A copy of the samples on another device."""
         return _moved(self, device)
 
 
@@ -92,7 +92,7 @@ class RayBatch:
         return self.rays.n_rays
 
     def to(self, device: torch.device | str) -> "RayBatch":
-        """The same batch on another device."""
+        """A copy of the batch on another device."""
         return _moved(self, device)
 
 
@@ -121,7 +121,7 @@ class PixelPool:
         return int(self.span_ends[-1]) if len(self.span_ends) else 0
 
     def to(self, device: torch.device | str) -> "PixelPool":
-        """The same pool on another device."""
+        """A copy of the pool on another device."""
         return _moved(self, device)
 
 

@@ -141,25 +141,25 @@ def choose(op: str, backend: Backend | None, *tensors: Tensor, limit: Limit | No
         BackendError: a backend asked for by name cannot take the call; the text says why.
     """
     if backend is not None:
-        return _insist(op, _known(backend, "backend"), tensors, limit)
+        return _require_support(op, _known(backend, "backend"), tensors, limit)
     requested = requested_backend()
     if requested is not None:
         # A whole program run under one backend must still get through the ops that exist in torch only.
         name: Backend = requested if _FAST[op] else "reference"
-        return _insist(op, name, tensors, limit)
+        return _require_support(op, name, tensors, limit)
     name = _AUTOMATIC.get(tensors[0].device.type, "reference")
     if name not in _FAST[op]:
         name = "reference"
     if name == "reference":
-        return _insist(op, name, tensors, limit)
+        return _require_support(op, name, tensors, limit)
     reason = why_not(op, name, *tensors, limit=limit)
     if reason is not None:
         warn_once(f"{op}: {name} does not take this call ({reason}); using the torch reference, which is slower")
-        return _insist(op, "reference", tensors, limit)
+        return _require_support(op, "reference", tensors, limit)
     return Choice(name, _load(op, name))
 
 
-def fused(op: str, backend: Backend | None, *tensors: Tensor, limit: Limit | None = None) -> Choice | None:
+def fused_choice(op: str, backend: Backend | None, *tensors: Tensor, limit: Limit | None = None) -> Choice | None:
     """The implementation that takes all stages of a composed op at once, or None where the stages run one by one.
 
     Args:
@@ -209,7 +209,7 @@ def ops() -> tuple[str, ...]:
     return tuple(_FAST)
 
 
-def _insist(op: str, name: Backend, tensors: tuple[Tensor, ...], limit: Limit | None) -> Choice:
+def _require_support(op: str, name: Backend, tensors: tuple[Tensor, ...], limit: Limit | None) -> Choice:
     reason = why_not(op, name, *tensors, limit=limit)
     if reason is not None:
         raise BackendError(f"{op}: backend {name!r} cannot take this call: {reason}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hashfield.geometry.grid_layout import GridLayout
-from hashfield.ops.backend import Backend, Choice, fused, requested_backend, why_not
+from hashfield.ops.backend import Backend, Choice, fused_choice, requested_backend, why_not
 from hashfield.ops.checks import Checker, one_of
 from hashfield.ops.eval_points import EncodedNetwork, eval_points
 from hashfield.ops.grid_encode import Interpolation, Precision, grid_encode
@@ -35,10 +35,10 @@ def encoded_mlp(
         table: As for `grid_encode`.
         weights: As for `mlp`; the first matrix takes `layout.n_output` features.
         layout: Sizes of the levels.
-        interpolation: Of the grid.
+        interpolation: How features lie between the grid's vertices.
         activation: Between the layers.
         output_activation: After the last layer.
-        precision: Of the lookup and of the network, as the two ops describe it.
+        precision: Number type of the lookup and of the network, as the two ops describe it.
         backend: Implementation of both stages; each is chosen by device if None. Where no gradient is wanted and the
             fused `eval_points` fits, it is taken.
 
@@ -58,7 +58,7 @@ def encoded_mlp(
             return f"activations {activation!r} and {output_activation!r}"
         return too_wide(weights)
 
-    whole = fused("encoded_mlp", backend, positions_unit, table, *weights, limit=limit)
+    whole = fused_choice("encoded_mlp", backend, positions_unit, table, *weights, limit=limit)
     if whole is not None:
         check = Checker("grid_encode")  # whose arguments these are
         check("positions_unit", positions_unit, ("n", layout.n_dims))

@@ -17,7 +17,7 @@ from hashfield.ops.grid_encode import Interpolation
 from hashfield.ops.mlp import mlp, too_wide
 
 PointsPrecision = Literal["float32", "bfloat16", "float16"]
-"""Of a network in the fused ops on points."""
+"""Number types in which a network can run in the fused ops on points."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,11 @@ class EncodedNetwork:
     table_bf16: Tensor | None = None
     """The table rounded to bfloat16; where given, lookups read it (half the memory traffic)."""
     precision: PointsPrecision = "float32"
-    """Of the network: "bfloat16" rounds matrices and layer inputs, and in training the gradients that layers pass on;
-    sums and outputs stay float32. Lookups then are bfloat16 too. "float16" is the same with that type; GPUs only."""
+    """Number type of the network: "bfloat16" rounds matrices and layer inputs, and in training the gradients that
+    layers pass on; sums and outputs stay float32. Lookups then are bfloat16 too. "float16" is the same with that type;
+    GPUs only."""
     interpolation: Interpolation = "linear"
-    """Of the grid."""
+    """How features lie between the grid's vertices."""
     encode: Callable[[Tensor], Tensor] | None = None
     """Features of positions in unit space where they are not the grid's: an encoding without parameters. The table then
     has no entries, and of the layout only the dimensions count."""

@@ -56,9 +56,9 @@ def radiance_field(
         layout: Sizes of the levels.
         density_activation: "exp" is instant-ngp's, "relu" HashNeRF's.
         density_bias: Added to h_0; with "exp", 3 starts an object's hull opaque, 0 is instant-ngp's start.
-        degree: Of the spherical harmonics, 1 to 4.
-        interpolation: Of the grid.
-        precision: Of lookup and networks. The log-density is never rounded.
+        degree: Degree of the spherical harmonics, 1 to 4.
+        interpolation: How features lie between the grid's vertices.
+        precision: Number type of lookup and networks. The log-density is never rounded.
         backend: Implementation of every stage; each is chosen by device if None.
 
     Raises:

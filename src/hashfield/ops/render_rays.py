@@ -23,7 +23,7 @@ from hashfield.ops.mlp import mlp
 from hashfield.ops.radiance_field import DensityActivation, RadianceFieldResult, density_of
 
 FieldPrecision = Literal["float32", "bfloat16", "float16"]
-"""Of a field's networks in the fused ops."""
+"""Number types in which a field's networks can run in the fused ops."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class FieldParameters:
     the colour network of [h | 16 spherical harmonics of the direction].
 
     The fused kernels take a linearly interpolated grid and the shapes below. Any other field (`is_fused` tells) goes
-    through the small ops, one after another: slower, and the same function of its numbers.
+    through the small ops, one after another, put together as the reference is: slower, and the same function of its
+    numbers, min_weight and the cut of rays included.
     """
 
     layout: GridLayout
@@ -50,15 +51,15 @@ class FieldParameters:
     table_bf16: Tensor | None = None
     """The table rounded to bfloat16; where given, lookups read it (half the memory traffic)."""
     precision: FieldPrecision = "float32"
-    """Of both networks: "bfloat16" rounds matrices and layer inputs, and in training the gradients that layers pass
-    on; sums stay float32 and the log-density is not rounded. Lookups then are bfloat16 too. "float16" is the same
-    with that type; GPUs only. Unfused: float32 only."""
+    """Number type of both networks: "bfloat16" rounds matrices and layer inputs, and in training the gradients that
+    layers pass on; sums stay float32 and the log-density is not rounded. Lookups then are bfloat16 too. "float16" is
+    the same with that type; GPUs only. Unfused: float32 only."""
     table_fp16: Tensor | None = None
     """The table rounded to float16, for lookups in precision "float16"."""
     density_activation: DensityActivation = "exp"
-    """Or "relu": density = max(0, h_0 + density_bias)."""
+    """How h_0 becomes density; "relu": density = max(0, h_0 + density_bias)."""
     interpolation: Interpolation = "linear"
-    """Of the grid."""
+    """How features lie between the grid's vertices."""
     encode: Callable[[Tensor], Tensor] | None = None
     """Features of positions in unit space where they are not a grid's: an encoding without parameters."""
 
@@ -149,8 +150,8 @@ class MarchOptions:
     min_transmittance: float = 1e-4
     """A ray ends once less light than this passes; the background is then not added."""
     min_weight: float = 0.0
-    """Training only: samples that weigh less in their pixel add no colour and get no gradient, though they still
-    shade what lies behind them. Near a surface half of the samples are of this kind."""
+    """Training only, rendering shows every sample: those that weigh less in their pixel add no colour and get no
+    gradient, though they still shade what lies behind them. Near a surface half of the samples are of this kind."""
 
 
 class RenderResult(NamedTuple):
@@ -265,9 +266,7 @@ def _render_unfused(
     for begin in range(0, max(rays.n_rays, 1), _UNFUSED_RAYS):
         part = slice(begin, begin + _UNFUSED_RAYS)
         some = Rays(rays.origin[part], rays.direction[part], rays.t_min[part], rays.t_max[part])
-        samples = kernels.lit_samples(functions, some, bits, options, jitter[part], densities_in_waves)
-        seen = kernels.shade_rays(functions, some, samples, torch.zeros_like(some.origin), options)
-        parts.append((seen.color, seen.opacity, seen.depth))
+        parts.append(kernels.composed_rendering(functions, some, bits, options, jitter[part], densities_in_waves))
     return RenderResult(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hashfield.errors import ShapeError
 from hashfield.geometry.rays import Rays
 from hashfield.kernels.reference import sphere_trace as reference
-from hashfield.ops.backend import Backend, fused
+from hashfield.ops.backend import Backend, fused_choice
 from hashfield.ops.checks import Checker, at_least
 from hashfield.ops.eval_points import EncodedNetwork, eval_points
 
@@ -118,7 +118,7 @@ def sphere_trace(
         def limit(name: Backend) -> str | None:
             return network.limit(name) if network.is_fused else "another encoding than a grid"
 
-        whole = fused("sphere_trace", backend, network.table, rays.origin, limit=limit)
+        whole = fused_choice("sphere_trace", backend, network.table, rays.origin, limit=limit)
         if whole is not None:
             t, is_hit = whole.kernels.sphere_trace(network, distance.box, rays, max_steps, hit_distance, step)
             return _result(rays, t, is_hit)

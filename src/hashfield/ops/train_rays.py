@@ -158,6 +158,6 @@ def _lacking(backend: Backend, batch: RayBatch, sparsity: float, ray_gradients: 
     """What a call asks for that a backend does not have, or None."""
     if backend == "triton" and sparsity > 0.0:
         return "a sparsity loss"
-    if backend != "reference" and batch.weight is not None:
+    if backend == "numba" and batch.weight is not None:
         return "ray weights"
-    return "ray gradients" if backend != "reference" and ray_gradients else None
+    return "ray gradients" if backend == "numba" and ray_gradients else None

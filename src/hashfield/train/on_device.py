@@ -350,7 +350,8 @@ class DeviceTraining(DeviceSteps):
         enqueue(
             self.field, self.batch, self.words, self.coarse, r.aabb_scale, r.cone_angle > 0.0, self.buffers,
             self.optimizer.grad_table, min_transmittance=r.min_transmittance, min_weight=r.min_weight,
-            huber_delta=r.huber_delta, loss_scale=RAY_GRADIENT, target_samples=r.batch_samples,
+            huber_delta=r.huber_delta, loss_scale=RAY_GRADIENT, target_samples=r.batch_samples, fewest_rays=16,
+            growth=2.0, most_rays=self.max_rays,
         )  # fmt: skip
         self.optimizer.enqueue(self.buffers.grad_weights, self.buffers.hyper)
 

@@ -47,8 +47,8 @@ def shade(
                 break
             w = light * alpha[j]
             light *= np.float32(1.0) - alpha[j]
-            if w <= np.float32(1e-5):
-                continue  # too faint to be worth the colour network; its light still passes on
+            if w <= np.float32(0.0):
+                continue  # nothing there
             put(geometry, j * N_GEOMETRY, color_in, kept * N_COLOR_IN, N_GEOMETRY)
             put(harmonic, r * N_DIRECTION, color_in, kept * N_COLOR_IN + N_GEOMETRY, N_DIRECTION)
             ray_of[kept], weight_of[kept] = ray, w

@@ -5,7 +5,7 @@ references (`FieldFunctions`): there is one definition of what rays see.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +55,7 @@ class SeenRays(NamedTuple):
     opacity: Float[Tensor, " n_rays"]
     depth: Float[Tensor, " n_rays"]
     weight: Float[Tensor, " n_samples"]
-    """Of each sample, 0 where it is not kept."""
+    """Weight of each sample in its pixel, 0 where it is not kept."""
     transmittance: Float[Tensor, " n_rays"]
     """Light that passes all samples of a ray, faint ones too, whether or not the background is still added."""
 
@@ -168,7 +168,20 @@ def shade_rays(
 
 def render_rays(field: Any, rays: Rays, bits: Tensor, options: Any, jitter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(color, opacity, depth) of rays, without background."""
-    functions = small_references(field)
-    samples = lit_samples(functions, rays, bits, options, jitter)
+    return composed_rendering(small_references(field), rays, bits, options, jitter)
+
+
+def composed_rendering(
+    functions: FieldFunctions, rays: Rays, bits: Tensor, options: Any, jitter: Tensor, densities: Any = all_densities
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`render_rays` put together from small functions; every sample that light reaches is seen, faint as it may be.
+
+    Args:
+        functions: How to march and to ask.
+        rays, bits, options, jitter: See `hashfield.ops.render_rays`.
+        densities: See `lit_samples`.
+    """
+    options = replace(options, min_weight=0.0)  # which is for training only
+    samples = lit_samples(functions, rays, bits, options, jitter, densities)
     seen = shade_rays(functions, rays, samples, torch.zeros_like(rays.origin), options)
     return seen.color, seen.opacity, seen.depth

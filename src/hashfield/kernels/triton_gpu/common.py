@@ -63,7 +63,7 @@ def atomics_of(arch: int, dtype: torch.dtype, n_features: int) -> int:
 
     Args:
         arch: Compute capability, see `capability`.
-        dtype: Of the gradient table, float32 or float16.
+        dtype: Number type of the gradient table, float32 or float16.
         n_features: F.
     """
     if n_features == 1 or arch < 80:
@@ -168,7 +168,7 @@ def fixed_factor(scale):
 
 @triton.jit
 def _cell_and_fraction_fixed(x, FACTOR: tl.constexpr, SHIFT: tl.constexpr):
-    """The same for a position k / 2^32 in fixed point, in whole numbers: the fraction is good to 2^-23 of a cell on
+    """`cell_and_fraction` of a position k / 2^32 in fixed point, in whole numbers: the fraction is good to 2^-23 of a cell on
     every level."""
     k = x.to(tl.uint32, bitcast=True).to(tl.uint64)
     q = k * tl.full(x.shape, FACTOR, tl.uint64) + tl.full(x.shape, 1 << (SHIFT - 1), tl.uint64)

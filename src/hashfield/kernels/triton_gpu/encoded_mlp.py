@@ -60,9 +60,9 @@ class DeviceNetwork:
     weights: torch.Tensor
     """Flat, in the compute type; see `mlp.flat`."""
     shape: dict[str, Any]
-    """Of the matrices; see `mlp.shape_of`."""
+    """Sizes of the matrices; see `mlp.shape_of`."""
     interpolation: str = "linear"
-    """Of the grid."""
+    """How features lie between the grid's vertices."""
     is_rounded: bool = False
     """Whether lookups round a float32 table to bfloat16."""
 

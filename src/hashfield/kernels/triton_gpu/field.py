@@ -52,7 +52,7 @@ from hashfield.kernels.triton_gpu.common import (
     spherical_harmonics_of,
     spherical_harmonics_tile,
 )
-from hashfield.kernels.triton_gpu.grid_encode import encode_into, scatter_features
+from hashfield.kernels.triton_gpu.grid_encode import encode_into, position_gradients, scatter_features
 from hashfield.kernels.triton_gpu.mlp import (
     add_matrix,
     layer,
@@ -83,10 +83,10 @@ class DeviceField:
     density_bias: float = 0.0
     """Added to the log-density."""
     interpolation: str = "linear"
-    """Of the grid."""
+    """How features lie between the grid's vertices."""
 
     def shapes(self) -> list[tuple[int, int]]:
-        """Of the five matrices, in the order in which they lie."""
+        """(rows, columns) of the five matrices, in the order in which they lie."""
         w, v = self.width, self.color_width
         return [(w, self.layout.n_output), (16, w), (v, 32), (v, v), (3, v)]
 
@@ -174,11 +174,12 @@ def _forward(
 
 @triton.jit
 def _color_backward(
-    directions, n_live, features, weights, grad_log_density, grad_rgb, grad_h, grad_weights,
+    directions, n_live, features, weights, grad_log_density, grad_rgb, grad_h, grad_weights, grad_harmonics,
     N_FEATURES: tl.constexpr, C: tl.constexpr, ROW: tl.constexpr, W: tl.constexpr, PW: tl.constexpr, V: tl.constexpr,
-    PV: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    PV: tl.constexpr, HARMONICS: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # Leaves the cotangent of h in the first 16 columns of grad_h [capacity, ROW].
+    # Leaves the cotangent of h in the first 16 columns of grad_h [capacity, ROW], and where HARMONICS, that of the
+    # direction's spherical harmonics in grad_harmonics [capacity, 16].
     n = tl.load(n_live)
     if tl.program_id(0) * BLOCK < n:
         DTYPE: tl.constexpr = weights.dtype.element_ty
@@ -211,6 +212,10 @@ def _color_backward(
             g = as_type(activation_gradient(g, first, "relu"), DTYPE)
             sum_h = matrix_gradient(sum_h, g, h, PRECISION)
             sum_direction = matrix_gradient(sum_direction, g, harmonics, PRECISION)
+            if HARMONICS:
+                matrix = load_matrix(weights + FIRST + N_GEOMETRY, V, N_DIRECTION, PV, N_DIRECTION, N_COLOR_IN)
+                to = grad_harmonics + rows[:, None] * N_DIRECTION + columns
+                tl.store(to, product(g, matrix, PRECISION), inside[:, None])
             from_h = load_matrix(weights + FIRST, V, N_GEOMETRY, PV, N_GEOMETRY, N_COLOR_IN)
             g = product(g, from_h, PRECISION)
             direct = tl.load(grad_log_density + rows, inside, other=0.0)
@@ -261,7 +266,7 @@ FORWARD_TILE = {torch.float16: (128, 4), torch.bfloat16: (128, 4), torch.float32
 cross-compiled kernels need, tests/ops/triton_budget.json."""
 BACKWARD_TILE = {torch.float16: (64, 4), torch.bfloat16: (64, 4), torch.float32: (16, 4)}
 WIDE_FORWARD_TILE, WIDE_BACKWARD_TILE = (64, 4), (16, 8)
-"""The same for wider networks."""
+"""(samples, warps) of a tile for wider networks."""
 
 
 def _tile(field: DeviceField, *, backward: bool) -> tuple[int, int]:
@@ -347,8 +352,9 @@ def field_backward(
     field: DeviceField, positions_unit: torch.Tensor, directions: torch.Tensor, n_live: torch.Tensor,
     grad_log_density: torch.Tensor, grad_rgb: torch.Tensor, grad_table: torch.Tensor, grad_weights: torch.Tensor, *,
     features: torch.Tensor | None = None, grad_features: torch.Tensor | None = None,
+    grad_positions: torch.Tensor | None = None, grad_harmonics: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Add the gradients of table and weights for the first n_live samples.
+    """Add the gradients of table and weights for the first n_live samples; where asked, write those of their inputs.
 
     Args:
         field: The numbers.
@@ -361,6 +367,8 @@ def field_backward(
         grad_weights: float32, flat like `field.weights`.
         features: What `field_forward` kept for these samples; encoded again if None.
         grad_features: Scratch [capacity, scratch_width(layout)] in the compute type (or float32).
+        grad_positions: float32 [capacity, 3], where given filled with the gradients of positions_unit.
+        grad_harmonics: float32 [capacity, 16], where given filled with those of the directions' spherical harmonics.
     """
     capacity, dtype, layout = positions_unit.shape[0], field.weights.dtype, field.layout
     device = positions_unit.device
@@ -376,14 +384,19 @@ def field_backward(
     block, warps = _tile(field, backward=True)
     launch(
         _color_backward, (_programs(capacity, block, 2, device),), directions, n_live, features, field.weights,
-        grad_log_density, grad_rgb, grad_features, grad_weights, **constants, V=field.color_width,
-        PV=padded(field.color_width), BLOCK=block, num_warps=warps,
+        grad_log_density, grad_rgb, grad_features, grad_weights,
+        grad_weights if grad_harmonics is None else grad_harmonics, **constants, V=field.color_width,
+        PV=padded(field.color_width), HARMONICS=grad_harmonics is not None, BLOCK=block, num_warps=warps,
     )  # fmt: skip
     launch(
         _density_backward, (_programs(capacity, block, 4, device),), n_live, features, field.weights, grad_features,
         grad_features, grad_weights, **constants, BLOCK=block, num_warps=warps,
     )  # fmt: skip
     scatter_features(positions_unit, n_live, grad_features, grad_table, layout, field.interpolation)
+    if grad_positions is not None:
+        position_gradients(
+            positions_unit, n_live, field.table, grad_features, grad_positions, layout, field.interpolation
+        )
 
 
 def scratch_width(layout: GridLayout) -> int:

@@ -146,8 +146,8 @@ def _level_slopes(
 
 @triton.jit
 def _backward_positions(
-    positions, n_live, table, grad_features, grad_positions, LEVELS: tl.constexpr, L: tl.constexpr, D: tl.constexpr,
-    F: tl.constexpr, INTERPOLATION: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr,
+    positions, n_live, table, grad_features, grad_positions, LEVELS: tl.constexpr, L: tl.constexpr, ROW: tl.constexpr,
+    D: tl.constexpr, F: tl.constexpr, INTERPOLATION: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     n = tl.load(n_live)
     if tl.program_id(0) * BLOCK < n:
@@ -158,7 +158,7 @@ def _backward_positions(
         # Registers: 37 to 53 before sm_89, up to 176 from there on. LLVM then pairs the arithmetic of several levels,
         # and so does it ahead of their loads; nothing spills, and more loads are in flight.
         for level in tl.static_range(L):
-            at = (rows * (L * F) + level * F)[:, None] + tl.arange(0, F)[None, :]
+            at = (rows * ROW + level * F)[:, None] + tl.arange(0, F)[None, :]
             cotangent = tl.load(grad_features + at, inside[:, None], other=0.0).to(tl.float32)
             dx, dy, dz = _level_slopes(table, x, y, z, cotangent, level, LEVELS, D, F, INTERPOLATION, ROUND)
             gx += dx
@@ -185,7 +185,7 @@ def scatter_features(
         grad_features: [capacity, at least L*F], level-major.
         grad_table: [n_entries, F].
         layout: Sizes of the levels.
-        interpolation: Of the grid.
+        interpolation: How features lie between the grid's vertices.
     """
     capacity = positions.shape[0]
     form = atomics_of(capability(positions.device), grad_table.dtype, layout.n_features_per_level)
@@ -193,6 +193,29 @@ def scatter_features(
         scatter, (triton.cdiv(capacity, BLOCK), layout.n_levels), positions, n_live, grad_features, grad_table,
         LEVELS=levels_of(layout), L=layout.n_levels, ROW=grad_features.shape[1], D=layout.n_dims,
         F=layout.n_features_per_level, INTERPOLATION=interpolation, FORM=form, BLOCK=BLOCK,
+    )  # fmt: skip
+
+
+def position_gradients(
+    positions: torch.Tensor, n_live: torch.Tensor, table: torch.Tensor, grad_features: torch.Tensor,
+    out: torch.Tensor, layout: GridLayout, interpolation: str, precision: str = "float32",
+) -> None:  # fmt: skip
+    """Write the gradients of positions to `out`, for cotangents of the encoded features.
+
+    Args:
+        positions: [capacity, D], of which the first n_live count.
+        n_live: int32 [1] on the device.
+        table: [n_entries, F].
+        grad_features: [capacity, at least L*F], level-major.
+        out: float32 [capacity, D].
+        layout: Sizes of the levels.
+        interpolation: How features lie between the grid's vertices; not "nearest", which has no slope.
+        precision: "bfloat16" rounds the table's entries as the lookup does.
+    """
+    launch(
+        _backward_positions, (triton.cdiv(positions.shape[0], BLOCK),), positions, n_live, table, grad_features, out,
+        LEVELS=levels_of(layout), L=layout.n_levels, ROW=grad_features.shape[1], D=layout.n_dims,
+        F=layout.n_features_per_level, INTERPOLATION=interpolation, ROUND=precision == "bfloat16", BLOCK=BLOCK,
     )  # fmt: skip
 
 
@@ -223,7 +246,7 @@ def grid_encode_backward(
     grad_output: torch.Tensor, needs_table: bool, needs_positions: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
     """Gradients to the table and the positions for the cotangent [n, L*F]."""
-    n, n_live = positions.shape[0], count_of(positions.shape[0], positions.device)
+    n_live = count_of(positions.shape[0], positions.device)
     grad_table = grad_positions = None
     if needs_table:
         grad_table = torch.zeros(table.shape, dtype=torch.float32, device=table.device)
@@ -231,9 +254,7 @@ def grid_encode_backward(
     if needs_positions:
         grad_positions = torch.zeros_like(positions)
         if interpolation != "nearest":
-            launch(
-                _backward_positions, (triton.cdiv(n, BLOCK),), positions, n_live, table, grad_output, grad_positions,
-                LEVELS=levels_of(layout), L=layout.n_levels, D=layout.n_dims, F=layout.n_features_per_level,
-                INTERPOLATION=interpolation, ROUND=precision == "bfloat16", BLOCK=BLOCK,
-            )  # fmt: skip
+            position_gradients(
+                positions, n_live, table, grad_output, grad_positions, layout, interpolation, precision
+            )
     return grad_table, grad_positions

@@ -59,7 +59,7 @@ def draw_pixels(
         random: int64 [n].
         lattice: Cells in x and in y.
         values: float32 [2, n_codes].
-        positions, target: Of the same device.
+        positions, target: Filled; on the same device.
         has_alpha, is_premultiplied: As `pixel_batch` has them.
     """
     height, width, n_stored = pixels.shape

@@ -103,7 +103,7 @@ def _march_some(
         )
         tl.store(points + found * n_alive + k, n, mask=occupied)
         found = tl.where(occupied, found + 1, found)
-        n = tl.where(alive, tl.where(occupied, n + 1.0, n_far), n)  # who has enough stays where it goes on
+        n = tl.where(alive, tl.where(occupied, n + 1.0, n_far), n)  # a finished ray resumes there in the next wave
         t_near = tl.maximum(t_from_steps(n, lattice, HAS_CONE), 0.0)
         t = tl.where(alive, tl.where(occupied, t_near, t_far), t)
         alive = alive & (t < end) & (found < quota)
@@ -153,25 +153,25 @@ def _shade(
     ray = tl.load(alive_rays + k, mask=mask, other=0)
     count = tl.load(counts + k, mask=mask, other=0)
     first = tl.load(ends + k, mask=mask, other=0) - count
-    shine = tl.load(light + ray, mask=mask, other=0.0)
+    transmittance = tl.load(light + ray, mask=mask, other=0.0)
     r, g, b = load3(color, ray, mask)
     opaque, distance = tl.load(opacity + ray, mask=mask, other=0.0), tl.load(depth + ray, mask=mask, other=0.0)
     for j in range(tl.max(count, axis=0)):
-        here = mask & (j < count) & (shine >= min_transmittance)
+        here = mask & (j < count) & (transmittance >= min_transmittance)
         density = tl.exp(tl.load(log_density + first + j, mask=here, other=0.0))
         alpha = opaque_share(density * tl.load(dts + first + j, mask=here, other=0.0))
-        w = tl.where(here, shine * alpha, 0.0)
+        w = tl.where(here, transmittance * alpha, 0.0)
         x, y, z = load3(rgb, first + j, here)
         r, g, b = r + w * x, g + w * y, b + w * z
         opaque += w
         distance += w * tl.load(ts + first + j, mask=here, other=0.0)
-        shine = tl.where(here, shine * (1.0 - alpha), shine)
+        transmittance = tl.where(here, transmittance * (1.0 - alpha), transmittance)
     store3(color, ray, r, g, b, mask)
     tl.store(opacity + ray, opaque, mask=mask)
     tl.store(depth + ray, distance, mask=mask)
-    tl.store(light + ray, shine, mask=mask)
+    tl.store(light + ray, transmittance, mask=mask)
     n = tl.load(next_n + ray, mask=mask, other=0.0)
-    goes_on = mask & (shine >= min_transmittance) & (n < float("inf"))
+    goes_on = mask & (transmittance >= min_transmittance) & (n < float("inf"))
     tl.store(living + k, goes_on.to(tl.int32), mask=k < n_rays)
 
 
@@ -183,7 +183,7 @@ class Frame:
         like: A field of the same sizes and types.
         n_rays: Given each time.
         options: MarchOptions.
-        n_bytes: Of the occupied bits.
+        n_bytes: Size of the occupied bits.
         """
         device = like.weights.device
         self.n_rays, self.options, self.is_cuda = n_rays, options, device.type == "cuda"

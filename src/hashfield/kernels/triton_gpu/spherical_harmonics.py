@@ -91,8 +91,22 @@ def spherical_harmonics_forward(directions: torch.Tensor, degree: int) -> torch.
 
 def spherical_harmonics_backward(directions: torch.Tensor, degree: int, grad_output: torch.Tensor) -> torch.Tensor:
     """Gradient [n, 3] to the directions for the cotangent [n, degree^2]."""
-    n = directions.shape[0]
     grad = torch.empty_like(directions)
-    live = count_of(n, directions.device)
-    launch(_backward, (triton.cdiv(n, BLOCK),), directions, live, grad_output, grad, DEGREE=degree, BLOCK=BLOCK)
+    direction_gradients(directions, count_of(directions.shape[0], directions.device), grad_output, grad, degree)
     return grad
+
+
+def direction_gradients(
+    directions: torch.Tensor, n_live: torch.Tensor, grad_output: torch.Tensor, out: torch.Tensor, degree: int
+) -> None:
+    """Write the gradients of the first n_live directions to `out`.
+
+    Args:
+        directions: float32 [capacity, 3].
+        n_live: int32 [1] on the device.
+        grad_output: float32 [capacity, degree^2], cotangent of the harmonics.
+        out: float32 [capacity, 3].
+        degree: 1 to 4.
+    """
+    grid = (triton.cdiv(directions.shape[0], BLOCK),)
+    launch(_backward, grid, directions, n_live, grad_output, out, DEGREE=degree, BLOCK=BLOCK)

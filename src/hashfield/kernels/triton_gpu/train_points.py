@@ -98,7 +98,7 @@ class Buffers:
     def __init__(self, net: DeviceNetwork, max_points: int, cotangents: torch.dtype) -> None:
         """Args:
         net: The network, for its sizes.
-        max_points: Of a step.
+        max_points: Points that a step has room for.
         cotangents: Type in which the features' cotangents go to the table.
         """
         weights, width = net.weights, net.layout.n_output

@@ -17,6 +17,7 @@ that is not fixed.
 | | `field_forward` | a sample | positions, directions | colours |
 | | `_composite_loss` | a ray | colours, weights, photos | loss, gradients at the samples |
 | | `field_backward` | a sample | gradients | gradients of table and matrices |
+| asked | `_sum_over_rays` | a ray | gradients of positions, harmonics | gradients of origin, direction |
 | | `_finish` | | sums | loss, counts, rays of the next step |
 """
 
@@ -45,6 +46,7 @@ from hashfield.kernels.triton_gpu.march import (
     t_from_steps,
 )
 from hashfield.kernels.triton_gpu.render_rays import device_field
+from hashfield.kernels.triton_gpu.spherical_harmonics import direction_gradients
 
 WAVES = (16, 32, 0)
 """Samples of each ray that a wave takes at most; 0: all that are left, counted first and then marched again."""
@@ -58,11 +60,11 @@ NOWHERE = tl.constexpr(float("inf"))  # stepping coordinate of a ray that has le
 @triton.jit
 def _wave_march(
     origin, direction, t_min, t_max, jitter, words, coarse, lattice_pointer, n_rays, min_transmittance, box_min,
-    inverse_side, next_n, light, counts, ends, points, positions, dts, n_live, kept, max_rays, capacity,
+    inverse_side, next_n, light, counts, ends, points, positions, dts, n_live, kept, ray_weight, max_rays, capacity,
     N_CASCADES: tl.constexpr, HAS_CONE: tl.constexpr, FIRST: tl.constexpr, QUOTA: tl.constexpr, FILL: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The next samples of every ray that still sees light.
+    """The next samples of every ray that still sees light; where WEIGHTED, rays of weight 0 are dropped at once.
 
     With a QUOTA: at most so many, their lattice points left in points [QUOTA, max_rays]. Without: all, only counted,
     or where FILL, marched again and written from the ray's place on.
@@ -83,7 +85,12 @@ def _wave_march(
         if FIRST:
             n = steps_from_t(begin, lattice, HAS_CONE) + tl.load(jitter + ray, mask=mask, other=0.0)
             alive = mask & (end > begin)
-            tl.store(light + ray, tl.full([BLOCK], 1.0, tl.float32), mask=mask)
+            if WEIGHTED:
+                counts_for = mask & (tl.load(ray_weight + ray, mask=mask, other=0.0) > 0.0)
+                alive = alive & counts_for
+                tl.store(light + ray, tl.where(counts_for, 1.0, DROPPED), mask=mask)
+            else:
+                tl.store(light + ray, tl.full([BLOCK], 1.0, tl.float32), mask=mask)
         else:
             n = tl.load(next_n + ray, mask=mask, other=NOWHERE)
             alive = mask & (tl.load(light + ray, mask=mask, other=0.0) >= min_transmittance) & (n < NOWHERE)
@@ -115,7 +122,7 @@ def _wave_march(
                 store3(positions, to, x * inverse_side, y * inverse_side, z * inverse_side, occupied)
                 tl.store(dts + to, dt, mask=occupied)
             found = tl.where(occupied, found + 1, found)
-            n = tl.where(alive, tl.where(occupied, n + 1.0, n_far), n)  # who has enough stays where it goes on
+            n = tl.where(alive, tl.where(occupied, n + 1.0, n_far), n)  # a finished ray resumes there in the next wave
             t_near = tl.maximum(t_from_steps(n, lattice, HAS_CONE), 0.0)
             t = tl.where(alive, tl.where(occupied, t_near, t_far), t)
             alive = alive & (t < end)
@@ -173,20 +180,20 @@ def _wave_cut(
         mask = ray < n_given
         count = tl.load(counts + ray, mask=mask, other=0)
         first = tl.load(ends + ray, mask=mask, other=0) - count
-        shine = tl.load(light + ray, mask=mask, other=0.0)
+        transmittance = tl.load(light + ray, mask=mask, other=0.0)
         own = tl.load(kept + ray, mask=mask, other=0)
         for j in range(tl.max(count, axis=0)):
             here = mask & (j < count)
             thickness = tl.exp(tl.load(log_density + first + j, mask=here, other=0.0))
             alpha = opaque_share(thickness * tl.load(dts + first + j, mask=here, other=0.0))
-            lit = here & (shine >= min_transmittance)
-            w = shine * alpha
+            lit = here & (transmittance >= min_transmittance)
+            w = transmittance * alpha
             keeps = lit & (w >= min_weight)
-            shine = tl.where(lit, shine * (1.0 - alpha), shine)
+            transmittance = tl.where(lit, transmittance * (1.0 - alpha), transmittance)
             own = tl.where(keeps, own + 1, own)
             tl.store(weights + first + j, tl.where(keeps, w, -1.0), mask=here)
-            tl.store(afters + first + j, shine, mask=here)
-        tl.store(light + ray, shine, mask=mask & (count > 0))
+            tl.store(afters + first + j, transmittance, mask=here)
+        tl.store(light + ray, transmittance, mask=mask & (count > 0))
         tl.store(kept + ray, own, mask=mask & (count > 0))
 
 
@@ -242,10 +249,12 @@ def loss_and_slope(difference, delta, HUBER: tl.constexpr):
 
 @triton.jit
 def _composite_loss(
-    rgb, k_weights, k_afters, k_slopes, light, kept, kept_ends, target, background, n_rays, min_transmittance, delta,
-    loss_scale, grad_rgb, grad_log_density, sums, max_blocks, HUBER: tl.constexpr, BLOCK: tl.constexpr,
+    rgb, k_weights, k_afters, k_slopes, light, kept, kept_ends, target, background, ray_weight, n_rays,
+    min_transmittance, delta, loss_scale, grad_rgb, grad_log_density, ray_color, ray_grad_color, sums, max_blocks,
+    HUBER: tl.constexpr, WEIGHTED: tl.constexpr, PER_RAY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pixel colours, their loss, and its gradient at the colour and log-density of every kept sample.
+    """Pixel colours, their loss, and its gradient at the colour and log-density of every kept sample; where PER_RAY,
+    also each ray's colour and the gradient there, 0 for rays that take no part.
 
     Gradients are of the sum over the rays, times loss_scale, or where that is 0, divided by the number of rays given.
     """
@@ -253,18 +262,18 @@ def _composite_loss(
     n_given = tl.load(n_rays)
     total, error, used, coloured = 0.0, 0.0, 0.0, 0.0
     if tl.program_id(0) * BLOCK < n_given:
-        shine = tl.load(light + ray, mask=ray < n_given, other=DROPPED)
-        mask = (ray < n_given) & (shine >= 0.0)
+        transmittance = tl.load(light + ray, mask=ray < n_given, other=DROPPED)
+        mask = (ray < n_given) & (transmittance >= 0.0)
         count = tl.load(kept + ray, mask=mask, other=0)
         first = tl.load(kept_ends + ray, mask=mask, other=0) - count
-        r, g, b = tl.zeros_like(shine), tl.zeros_like(shine), tl.zeros_like(shine)
+        r, g, b = tl.zeros_like(transmittance), tl.zeros_like(transmittance), tl.zeros_like(transmittance)
         longest = tl.max(count, axis=0)
         for j in range(longest):
             here = mask & (j < count)
             w = tl.load(k_weights + first + j, mask=here, other=0.0)
             x, y, z = load3(rgb, first + j, here)
             r, g, b = r + w * x, g + w * y, b + w * z
-        left = tl.where(shine >= min_transmittance, shine, 0.0)
+        left = tl.where(transmittance >= min_transmittance, transmittance, 0.0)
         behind_r, behind_g, behind_b = load3(background, ray, mask)
         alpha = tl.load(target + 4 * ray + 3, mask=mask, other=0.0)
         r, g, b = r + left * behind_r, g + left * behind_g, b + left * behind_b
@@ -274,12 +283,23 @@ def _composite_loss(
         loss_r, g_r = loss_and_slope(off_r, delta, HUBER)
         loss_g, g_g = loss_and_slope(off_g, delta, HUBER)
         loss_b, g_b = loss_and_slope(off_b, delta, HUBER)
-        total = tl.sum(tl.where(mask, loss_r + loss_g + loss_b, 0.0), axis=0)
-        error = tl.sum(tl.where(mask, off_r * off_r + off_g * off_g + off_b * off_b, 0.0), axis=0)
+        loss, wrong = loss_r + loss_g + loss_b, off_r * off_r + off_g * off_g + off_b * off_b
+        if WEIGHTED:
+            own_weight = tl.load(ray_weight + ray, mask=mask, other=0.0)
+            loss, wrong = loss * own_weight, wrong * own_weight
+            g_r, g_g, g_b = g_r * own_weight, g_g * own_weight, g_b * own_weight
+        total = tl.sum(tl.where(mask, loss, 0.0), axis=0)
+        error = tl.sum(tl.where(mask, wrong, 0.0), axis=0)
         used = tl.sum(mask.to(tl.float32), axis=0)
         coloured = tl.sum(count, axis=0).to(tl.float32)
         scale = tl.where(loss_scale > 0.0, loss_scale, 1.0 / n_given.to(tl.float32))
         g_r, g_g, g_b = g_r * scale, g_g * scale, g_b * scale
+        if PER_RAY:
+            given = ray < n_given
+            store3(ray_color, ray, tl.where(mask, r, 0.0), tl.where(mask, g, 0.0), tl.where(mask, b, 0.0), given)
+            store3(
+                ray_grad_color, ray, tl.where(mask, g_r, 0.0), tl.where(mask, g_g, 0.0), tl.where(mask, g_b, 0.0), given
+            )
         for j in range(longest):
             here = mask & (j < count)
             w = tl.load(k_weights + first + j, mask=here, other=0.0)
@@ -298,9 +318,44 @@ def _composite_loss(
 
 
 @triton.jit
+def _sum_over_rays(
+    origin, direction, light, kept, kept_ends, k_positions, k_grad_positions, k_grad_harmonics, n_rays, box_min, side,
+    inverse_side, grad_origin, grad_direction, grad_harmonics, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradient of each ray's origin and, through the positions, of its direction, and the sum of its samples' gradients
+    of the spherical harmonics; 0 for rays that take no part. How far a sample is along its ray is read off where it is.
+    """
+    ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n_given = tl.load(n_rays)
+    if tl.program_id(0) * BLOCK < n_given:
+        mask = ray < n_given
+        part = mask & (tl.load(light + ray, mask=mask, other=DROPPED) >= 0.0)
+        count = tl.load(kept + ray, mask=part, other=0)
+        first = tl.load(kept_ends + ray, mask=part, other=0) - count
+        ox, oy, oz = load3(origin, ray, mask)
+        dx, dy, dz = load3(direction, ray, mask)
+        columns = tl.arange(0, 16)[None, :]
+        harmonics = tl.zeros([BLOCK, 16], tl.float32)
+        ax, ay, az = tl.zeros_like(ox), tl.zeros_like(ox), tl.zeros_like(ox)
+        bx, by, bz = tl.zeros_like(ox), tl.zeros_like(ox), tl.zeros_like(ox)
+        for j in range(tl.max(count, axis=0)):
+            here = part & (j < count)
+            x, y, z = load3(k_positions, first + j, here)
+            t = (x * side + box_min - ox) * dx + (y * side + box_min - oy) * dy + (z * side + box_min - oz) * dz
+            gx, gy, gz = load3(k_grad_positions, first + j, here)
+            ax, ay, az = ax + gx, ay + gy, az + gz
+            bx, by, bz = bx + t * gx, by + t * gy, bz + t * gz
+            at = (first + j)[:, None] * 16 + columns
+            harmonics += tl.load(k_grad_harmonics + at, here[:, None], other=0.0)
+        store3(grad_origin, ray, ax * inverse_side, ay * inverse_side, az * inverse_side, mask)
+        store3(grad_direction, ray, bx * inverse_side, by * inverse_side, bz * inverse_side, mask)
+        tl.store(grad_harmonics + ray[:, None] * 16 + columns, harmonics, mask[:, None])
+
+
+@triton.jit
 def _finish(
-    sums, n_blocks, n_live, n_waves, n_rays, hyper, stats, target_samples, max_rays, loss_scale, ADAPT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    sums, n_blocks, n_live, n_waves, n_rays, hyper, stats, target_samples, fewest_rays, growth, most_rays, loss_scale,
+    ADAPT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The step's figures; where ADAPT, the rays of the next step and what the optimiser multiplies gradients by."""
     place = tl.arange(0, BLOCK)
@@ -318,7 +373,7 @@ def _finish(
     marched = tl.sum(tl.load(n_live + 4 * place, mask=place < n_waves, other=0), axis=0)
     given = tl.maximum(tl.load(n_rays), 1)
     wanted = n_used * target_samples / tl.maximum(n_kept, 1.0)
-    following = tl.minimum(tl.maximum(16.0, tl.minimum(2.0 * n_used, wanted)), max_rays).to(tl.int32)
+    following = tl.minimum(tl.maximum(fewest_rays, tl.minimum(growth * n_used, wanted)), most_rays).to(tl.int32)
     tl.store(stats, loss)
     tl.store(stats + 1, tl.sum(error, axis=0) * share * (1.0 / 3.0))
     tl.store(stats + 2, n_used)
@@ -347,6 +402,25 @@ class Batch:
     background: Tensor
     n_rays: Tensor
     """int32 [1]."""
+    weight: Tensor | None = None
+    """How much each ray counts; None: 1 each."""
+
+
+class RayGradientBuffers:
+    """Room for the gradients of a step's rays, which `enqueue` fills."""
+
+    def __init__(self, device: torch.device, max_samples: int, max_rays: int) -> None:
+        """Args:
+        device: Where the buffers lie.
+        max_samples: Samples that can be kept.
+        max_rays: Rays that can be given.
+        """
+        self.color, self.grad_color, self.grad_origin, self.grad_direction, self.through_harmonics = (
+            torch.zeros((max_rays, 3), device=device) for _ in range(5)
+        )
+        self.grad_harmonics = torch.zeros((max_rays, 16), device=device)
+        self.k_grad_positions = torch.zeros((max_samples, 3), device=device)
+        self.k_grad_harmonics = torch.zeros((max_samples, 16), device=device)
 
 
 class Buffers:
@@ -404,26 +478,32 @@ class Buffers:
 def enqueue(
     field: DeviceField, batch: Batch, words: Tensor, coarse: Tensor, aabb_scale: int, has_cone: bool, buffers: Buffers,
     grad_table: Tensor, *, min_transmittance: float, min_weight: float, huber_delta: float, loss_scale: float = 0.0,
-    target_samples: int = 0,
+    target_samples: int = 0, fewest_rays: int = 0, growth: float = 1.0, most_rays: int = 0,
+    per_ray: RayGradientBuffers | None = None,
 ) -> None:  # fmt: skip
     """Launch a whole step up to its gradients; nothing is waited for.
 
     Args:
         field: DeviceField.
         batch: Rays.
-        words, coarse: Of the occupied bits, see `as_words`.
+        words, coarse: The occupied bits, see `as_words`.
         aabb_scale: Side of the box.
         has_cone: Whether steps grow with distance; buffers.lattice holds the numbers.
         buffers: Room; results are stats, hyper[1], grad_weights.
         grad_table: Added to.
         min_transmittance, min_weight, huber_delta: As MarchOptions and `train_rays` have them.
-        loss_scale: Of a ray's gradient; 0 divides by the number of rays instead.
-        target_samples: Kept samples that the next step should have; where more than 0, batch.n_rays is set for it.
+        loss_scale: What the gradient of a ray's loss is multiplied by; 0 divides by the number of rays instead.
+        target_samples: Kept samples that the next step should have; where more than 0, batch.n_rays is set for it,
+            to at least `fewest_rays`, at most `most_rays` and at most `growth` times the rays of this step.
+        fewest_rays, growth, most_rays: See there.
+        per_ray: Filled with the rays' colours and gradients (scaled like all others), which cost kernels of their own;
+            None: not wanted.
     """
     b = buffers
     n, block = b.max_rays, ray_block(b.max_rays)
     grid = (b.n_blocks,)
     n_cascades, inverse_side, box_min = aabb_scale.bit_length(), 1.0 / aabb_scale, 0.5 - 0.5 * aabb_scale
+    weighted, ray_weight = batch.weight is not None, batch.jitter if batch.weight is None else batch.weight
     for wave, quota in enumerate(WAVES):
         part = slice(wave * b.wave_capacity, (wave + 1) * b.wave_capacity)
         positions, dts, log_density = b.positions[part], b.dts[part], b.log_density[part]
@@ -431,10 +511,11 @@ def enqueue(
         shared = (
             batch.origin, batch.direction, batch.t_min, batch.t_max, batch.jitter, words, coarse, b.lattice,
             batch.n_rays, min_transmittance, box_min, inverse_side, b.next_n, b.light, counts, ends, b.points,
-            positions, dts, n_live, b.kept, n, b.wave_capacity,
+            positions, dts, n_live, b.kept, ray_weight, n, b.wave_capacity,
         )  # fmt: skip
         options = {
-            "N_CASCADES": n_cascades, "HAS_CONE": has_cone, "FIRST": wave == 0, "QUOTA": quota, **block,
+            "N_CASCADES": n_cascades, "HAS_CONE": has_cone, "FIRST": wave == 0, "QUOTA": quota, "WEIGHTED": weighted,
+            **block,
         }  # fmt: skip
         launch(_wave_march, grid, *shared, FILL=False, **options)
         torch.cumsum(counts, 0, dtype=torch.int32, out=ends)
@@ -462,17 +543,30 @@ def enqueue(
     )
     launch(
         _composite_loss, grid, b.rgb, b.k_weights, b.k_afters, b.k_slopes, b.light, b.kept, b.kept_ends, batch.target,
-        batch.background, batch.n_rays, min_transmittance, huber_delta, loss_scale, b.grad_rgb, b.grad_log_density,
-        b.sums, b.n_blocks, HUBER=huber_delta > 0.0, **block,
+        batch.background, ray_weight, batch.n_rays, min_transmittance, huber_delta, loss_scale, b.grad_rgb,
+        b.grad_log_density, b.grad_rgb if per_ray is None else per_ray.color,
+        b.grad_rgb if per_ray is None else per_ray.grad_color, b.sums, b.n_blocks, HUBER=huber_delta > 0.0,
+        WEIGHTED=weighted, PER_RAY=per_ray is not None, **block,
     )  # fmt: skip
     b.grad_weights.zero_()
     field_backward(
         field, b.k_positions, b.k_directions, b.n_kept, b.grad_log_density, b.grad_rgb, grad_table, b.grad_weights,
         features=b.features, grad_features=b.grad_features,
+        grad_positions=None if per_ray is None else per_ray.k_grad_positions,
+        grad_harmonics=None if per_ray is None else per_ray.k_grad_harmonics,
     )  # fmt: skip
+    if per_ray is not None:
+        launch(
+            _sum_over_rays, grid, batch.origin, batch.direction, b.light, b.kept, b.kept_ends, b.k_positions,
+            per_ray.k_grad_positions, per_ray.k_grad_harmonics, batch.n_rays, box_min, float(aabb_scale), inverse_side,
+            per_ray.grad_origin, per_ray.grad_direction, per_ray.grad_harmonics, **block,
+        )  # fmt: skip
+        direction_gradients(batch.direction, batch.n_rays, per_ray.grad_harmonics, per_ray.through_harmonics, 4)
+        per_ray.grad_direction[: len(batch.direction)] += per_ray.through_harmonics[: len(batch.direction)]
     launch(
         _finish, (1,), b.sums, b.n_blocks, b.n_live, len(WAVES), batch.n_rays, b.hyper, b.stats,
-        float(target_samples), float(n), loss_scale, ADAPT=target_samples > 0, BLOCK=1024, num_warps=4,
+        float(target_samples), float(fewest_rays), float(growth), float(most_rays), loss_scale,
+        ADAPT=target_samples > 0, BLOCK=1024, num_warps=4,
     )  # fmt: skip
 
 
@@ -486,17 +580,20 @@ def train_rays(
     wants_ray_gradients: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """See `hashfield.ops.train_rays`; adds to workspace.grad_table. Waits for the result. Takes no sparsity loss."""
-    assert sparsity == 0.0 and batch.weight is None and not wants_ray_gradients, "the op leaves such calls to others"
+    assert sparsity == 0.0, "the op leaves such calls to others"
     rays, buffers = batch.rays, workspace.buffers
     n, device = rays.n_rays, buffers.device
     if n > buffers.max_rays:
         buffers.reserve(n)
     buffers.lattice.copy_(torch.tensor(lattice_values(options.cone_angle, options.step_scale)))
     given = (rays.origin, rays.direction, rays.t_min, rays.t_max, batch.jitter, batch.target, batch.background)
-    batch = Batch(*(x.contiguous() for x in given), count_of(n, device))
+    weight = None if batch.weight is None else batch.weight.contiguous()
+    batch = Batch(*(x.contiguous() for x in given), count_of(n, device), weight)
+    per_ray = RayGradientBuffers(device, buffers.max_samples, buffers.max_rays) if wants_ray_gradients else None
     enqueue(
         device_field(field), batch, *as_words(bits), options.aabb_scale, options.cone_angle > 0.0, buffers, workspace.grad_table,
         min_transmittance=options.min_transmittance, min_weight=options.min_weight, huber_delta=huber_delta,
+        per_ray=per_ray,
     )  # fmt: skip
     loss, error, used, kept, marched, _ = buffers.stats.tolist()
     workspace.samples_per_ray = kept / max(used, 1.0)
@@ -508,5 +605,7 @@ def train_rays(
     return {
         "loss": loss, "squared_error": error, "n_rays": int(used), "n_kept": int(kept), "n_marched": int(marched),
         "grad_density_weights": grads[:2], "grad_color_weights": grads[2:], "stage_cycles": {},
-        "ray_gradients": None,
+        "ray_gradients": None if per_ray is None else tuple(
+            x[:n] for x in (per_ray.color, per_ray.grad_color, per_ray.grad_origin, per_ray.grad_direction)
+        ),
     }  # fmt: skip
