@@ -265,7 +265,6 @@ def make_demo(
     options: DemoSdf, device: torch.device, run: RunFolder
 ) -> Iterator[tuple[SdfTask, Callable[[TrainResult], Any]]]:
     """The task of a mesh made by formula."""
-    check_mesh_packages()
     mesh = demo_mesh()
     say(f"made a mesh of {len(mesh.vertices)} vertices and {len(mesh.faces)} triangles")
     task = SdfTask(PRESETS["fast"], mesh, seed=options.seed, device=device)
@@ -277,7 +276,9 @@ TRAIN = TrainKind(
     name="sdf", command=TrainSdf, presets=PRESETS, suits=preset_for, prepare=prepare_sdf, finish=finish_sdf,
     resumed=_stored_options, smaller=f"{SMALLER} (or --preset fast)", render_options="--views orbit --format mp4",
 )  # fmt: skip
-DEMO = DemoKind(train=TRAIN, command=DemoSdf, words="demo sdf", name="demo-sdf", sizes=None, make=make_demo)
+DEMO = DemoKind(train=TRAIN, command=DemoSdf, words="demo sdf", name="demo-sdf", sizes=None, make=make_demo,
+    check=check_mesh_packages,
+)  # fmt: skip
 
 
 def train_sdf(arguments: list[str]) -> int:
