@@ -179,7 +179,7 @@ def pictures(
     background: tuple[float, float, float],
     transparent: bool,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """uint8 pictures of each camera by output, rendered once for all of them. Depth keeps one colour scale over
+    """Each camera's uint8 pictures by output, rendered once for all of them. Depth keeps one colour scale over
     all frames, that of the first."""
     needed: list[str] = [*outputs]
     if "opacity" not in needed and (transparent or needed != ["color"]):

@@ -20,7 +20,8 @@ from hashfield.train.run_folder import RunFolder
 console = Console(highlight=False, soft_wrap=True)
 
 DeviceName = Literal["auto", "cpu", "cuda", "xpu"]
-"""auto: the GPU where its kernels run, else the CPU. xpu runs plain torch, slowly; mps lacks float64: left out."""
+"""Where to compute. "auto" takes the GPU where its kernels run, else the CPU; "xpu" runs plain torch, slowly; "mps" is left
+out, since it lacks float64."""
 
 RENAMED_OPTIONS = {"--train.batch-samples": "--train.batch", "--train.batch-points": "--train.batch"}
 """Options of earlier versions, and what they are called now."""

@@ -120,7 +120,7 @@ class Subject:
     batches: tuple[str, str]
     """Key and heading of the training loop's figure that is drawn over time."""
     n_dims: int
-    """Of positions."""
+    """Dimensions of a position: 2 or 3."""
     finest: int
     """Resolution of a hash grid's last level."""
     max_samples: int
@@ -198,7 +198,7 @@ def write_results(
     length: TrainOptions,
     result: SweepResult,
 ) -> None:
-    """cells.csv, table.md and the plots."""
+    """Write cells.csv, table.md and the plots into the sweep's folder."""
     study, (quality, heading) = options.study, subject.quality
     paper = {s.name: s.paper for s in settings}
     rows = [{**row, **(paper[row["cell"]] if subject.is_the_papers else {})} for row in result.rows]

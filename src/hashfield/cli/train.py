@@ -87,7 +87,7 @@ class Plan:
     resumed: RunFolder | None
     """The run to go on with."""
     metadata: dict[str, Any]
-    """Of its checkpoint; empty for a new run."""
+    """Metadata of the resumed run's checkpoint; empty for a new run."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def say_memory(n_bytes: int, device: torch.device, budget: float | None, smaller
 
 
 def write_config(run: RunFolder, task: Task, length: TrainOptions) -> None:
-    """config.json: everything needed to repeat the run."""
+    """Write config.json, which holds everything needed to repeat the run."""
     described = task.describe()
     values = {
         "hashfield": __version__, "task": task.name, "data": described.get("scene", {}).get("path"),

@@ -108,7 +108,7 @@ class _Image:
     name: str
     camera_id: int
     camera_from_world: tuple[float, ...]
-    """qw qx qy qz tx ty tz."""
+    """The pose from world to camera: quaternion qw qx qy qz, then translation tx ty tz."""
 
     def pose(self) -> Float64[torch.Tensor, "3 4"]:
         """Camera-to-world with OpenCV axes."""

@@ -25,12 +25,12 @@ class PosedImages:
     cameras: tuple[Camera, ...]
     """In the world; width and height are those of the image."""
     images: tuple[np.ndarray, ...]
-    """uint8 [height, width, 4], RGBA in sRGB with straight alpha; sizes may differ."""
+    """Photos, uint8 [height, width, 4]: RGBA in sRGB with straight alpha; sizes may differ."""
     names: tuple[str, ...]
     """File names relative to the data file, with forward slashes."""
     masks: list[np.ndarray] | None = None
-    """bool [height, width] of each view, True where the pixel shows the scene and may be learned from; None:
-    everywhere."""
+    """A mask for each view, bool [height, width]: True where the pixel shows the scene and may be learned from. None:
+    True everywhere."""
 
     def __post_init__(self) -> None:
         if not len(self.cameras) == len(self.images) == len(self.names):
@@ -97,8 +97,8 @@ class ReadOptions:
     aabb_scale: int | None = None
     """Replaces the side of the training box, a power of two in 1..128; None: the file's, or chosen."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
-    """Of the file's poses: "opengl" (x right, y up, looking along -z), as the format has it, or "opencv" (x right,
-    y down, looking along +z), as files of some exporters have it."""
+    """Axes of the cameras in the file: "opengl" (x right, y up, looking along -z), as the format has it, or "opencv"
+    (x right, y down, looking along +z), as files of some exporters have it."""
     splits: tuple[str, ...] = field(default=("train", "test"))
     """Which of train, val and test to decode."""
     least_side: int = 1

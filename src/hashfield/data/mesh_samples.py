@@ -30,12 +30,12 @@ class Chunk:
     """Points that are trained on together."""
 
     positions_unit: Float[Tensor, "n 3"]
-    """float32, in Morton order, so that neighbours share cells of the grid."""
+    """Positions in the unit cube, float32, in Morton order, so that neighbours share cells of the grid."""
     distance: Float[Tensor, "n 1"]
     """Signed; unit space."""
 
     def to(self, device: torch.device) -> "Chunk":
-        """The same on a device."""
+        """This chunk on another device."""
         return Chunk(self.positions_unit.to(device), self.distance.to(device))
 
 
@@ -51,7 +51,7 @@ class SurfaceSampler:
         self.area = float(self.cumulated[-1])
 
     def draw(self, n: int, rng: np.random.Generator) -> Float64[np.ndarray, "n 3"]:
-        """n points: a triangle by area, then uniform barycentric coordinates 1 - u, u (1 - r), u r with u a root."""
+        """Random points of the surface: a triangle by area, then uniform barycentric coordinates 1 - u, u (1 - r), u r with u a root."""
         face = np.searchsorted(self.cumulated, rng.random(n) * self.area, side="right").clip(max=len(self.corners) - 1)
         a, b, c = self.corners[face].transpose(1, 0, 2)
         u, r = np.sqrt(rng.random((n, 1))), rng.random((n, 1))

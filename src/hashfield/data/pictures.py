@@ -50,7 +50,7 @@ class PictureHeader:
     n_channels: int
     """1 grey, 2 grey and alpha, 3 RGB, 4 RGBA."""
     dtype: str
-    """Of the stored numbers: uint8, uint16, float16 or float32. Floats are linear light, integers sRGB."""
+    """Type of the stored numbers: uint8, uint16, float16 or float32. Floats are linear light, integers sRGB."""
     form: str
     """In words: "JPEG", "TIFF, tiles of 256x256"."""
     notes: tuple[str, ...] = ()
@@ -59,13 +59,13 @@ class PictureHeader:
     """EXIF's number for how the stored rows and columns lie, 1 to 8; 1 is upright, from 5 on the sides are swapped."""
 
     def upright(self) -> "PictureHeader":
-        """That of the picture as it is meant to be seen."""
+        """The header of the picture as it is meant to be seen."""
         width, height = (self.width, self.height) if self.orientation < 5 else (self.height, self.width)
         return replace(self, width=width, height=height, orientation=1)
 
     @property
     def n_bytes(self) -> int:
-        """Of all stored numbers."""
+        """Bytes that all numbers of the picture take as stored."""
         return self.width * self.height * self.n_channels * np.dtype(self.dtype).itemsize
 
 
@@ -81,7 +81,7 @@ class PictureReader:
     matches: Callable[[Path, bytes], bool]
     """Whether this one reads a file, by its path and first bytes."""
     header: Callable[[Path], PictureHeader]
-    """Of the picture as it is stored."""
+    """Reads what a file says of its picture, as it is stored."""
     blocks: Callable[[Path, PictureHeader], Iterator[Block]]
     """All parts of the picture as it is stored, in any order."""
 

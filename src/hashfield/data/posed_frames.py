@@ -152,7 +152,7 @@ def view_of(frame: Frame, folder: Folder, camera_axes: str, splits: frozenset[st
 
 
 def _masks(frame: Frame, image: Path, folder: Folder) -> tuple[StatedMask, ...]:
-    """nerfstudio's `mask_path`, of the frame or of all, and instant-ngp's dynamic mask beside the image."""
+    """Masks of a frame: nerfstudio's `mask_path`, of the frame or of all, and instant-ngp's dynamic mask beside the image."""
     scope = frame.fields if frame.fields.has("mask_path") else frame.top
     stated = scope.values.get("mask_path")
     masks = []
@@ -324,7 +324,7 @@ _TERMS: Final = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
 def _coefficients(scope: Fields) -> list[float]:
-    """k1, k2, k3, k4, p1, p2 of one scope, 0 where absent."""
+    """Distortion k1, k2, k3, k4, p1, p2 as one scope states it, 0 where absent."""
     listed = scope.values.get("distortion_params")
     if isinstance(listed, list) and len(listed) == 12:
         raise scope.fail("distortion_params", "12 values (the FISHEYE624 lens) are not supported yet")

@@ -117,7 +117,7 @@ class StatedScene:
     split_rule: str = ""
     """What decides the splits where views state them, e.g. "by file"."""
     order: str = "natural order"
-    """Of the views, in words."""
+    """The order of the views, in words for messages."""
     view_noun: str = "frames"
     """What the data call their views, for messages."""
     points: Float64[np.ndarray, "n_points 3"] | None = None

@@ -392,7 +392,7 @@ class ExrWriter(StripWriter):
             file.write(struct.pack("<ii", self.n_rows + k, row.nbytes) + row.tobytes())
 
     def _end(self, file: BinaryIO) -> None:
-        """Nothing follows."""
+        """Write what follows the pixels: in this format, no bytes at all."""
 
 
 def _checked(image: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ class Mesh:
     normals: Float32[np.ndarray, "n_vertices 3"] | None = None
     """Unit length, outward."""
     colors: UInt8[np.ndarray, "n_vertices 3"] | None = None
-    """sRGB."""
+    """Colour of each vertex in sRGB."""
 
 
 # --- extraction --------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def _chunks(faces: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def check_mesh_file(path: Path) -> None:
-    """Nothing where such a file can be written; ask before minutes of work, not after.
+    """Check that such a file can be written, so that a mistake is told before minutes of work, not after.
 
     Raises:
         ConfigError: the name's ending is not one of FORMATS.

@@ -31,7 +31,7 @@ class EncodedNetwork:
     layout: GridLayout
     """Two or three dimensions."""
     table: Float[Tensor, "n_entries n_features"]
-    """float32."""
+    """The encoding's table, float32."""
     weights: tuple[Tensor, ...]
     """[width, L*F], [width, width] for each further hidden layer, [n_outputs, width]."""
     table_bf16: Tensor | None = None

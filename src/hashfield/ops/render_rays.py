@@ -41,7 +41,7 @@ class FieldParameters:
     layout: GridLayout
     """Three dimensions. Not read where `encode` is given."""
     table: Float[Tensor, "n_entries n_features"]
-    """float32; without entries where `encode` is given."""
+    """The encoding's table, float32; without entries where `encode` is given."""
     density_weights: tuple[Tensor, ...]
     """[width, L*F] and [16, width]; unfused any number of matrices that fit each other."""
     color_weights: tuple[Tensor, ...]

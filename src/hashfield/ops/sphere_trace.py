@@ -62,7 +62,7 @@ class SphereTraceResult(NamedTuple):
     is_hit: Bool[Tensor, " n_rays"]
     """Whether the surface lies there; else the ray left its part of space."""
     position: Float[Tensor, "n_rays 3"]
-    """origin + t * direction."""
+    """Where each ray ends: origin + t * direction."""
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def pixel_pool(
 
 
 def masked_pool(pool: PixelPool, masks: UInt8[Tensor, " n_pixels"]) -> PixelPool:
-    """The same photos, drawn from only where a mask is not 0. Where it is 0 everywhere, every pixel is drawn from.
+    """A pool of these photos that is drawn from only where a mask is not 0. Where it is 0 everywhere, every pixel is drawn from.
 
     Args:
         pool: Of whole photos.
@@ -90,7 +90,7 @@ class PictureSource:
         return self.lattice[0] * self.lattice[1]
 
     def few(self) -> "PictureSource":
-        """The same picture with a lattice of next to no cells, for warming up."""
+        """This source with a lattice of next to no cells, for warming up."""
         return replace(self, lattice=(2, 2))
 
     def draw(self, random: np.random.Generator) -> tuple[Tensor, Float[Tensor, "n_points n_channels"]]:

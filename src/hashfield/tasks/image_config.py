@@ -106,7 +106,7 @@ class ImageConfig:
             raise ConfigError(f"least_resolution: expected 1 to 2^24, got {self.least_resolution}")
 
     def fitted(self, width: int, height: int) -> "ImageConfig":
-        """The same with N_max and T decided for a picture of this size.
+        """This configuration with N_max and T decided for a picture of this size.
 
         N_max follows the longer side. T is the largest power of two up to the encoding's own for which the table stays
         within its budget; levels of up to T vertices are then stored without hashing.

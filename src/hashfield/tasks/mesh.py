@@ -15,7 +15,7 @@ from hashfield.export.meshes import Mesh, Shortcut, Values, extract_mesh, keep_f
 POINTS_AT_ONCE = 2**18
 
 Box = tuple[float, float, float, float, float, float]
-"""x0, y0, z0, x1, y1, z1 in world units."""
+"""Corners x0, y0, z0, x1, y1, z1 of a box, in world units."""
 
 
 @dataclass(frozen=True)

@@ -357,7 +357,7 @@ def seen_by_some(
 def colors_along_normals(
     model: NerfView, positions_world: Float64[Tensor, "n 3"], normals: Float[Tensor, "n 3"], cell: float
 ) -> Float[Tensor, "n 3"]:
-    """sRGB colours of surface points, each rendered along a short ray from two cells outside to three inside, against
+    """Colours of surface points in sRGB, each rendered along a short ray from two cells outside to three inside, against
     the normal; points where that meets next to nothing get the field's colour at the point."""
     spaces = model.spaces
     position = spaces.world_to_scene(positions_world)

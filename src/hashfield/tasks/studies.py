@@ -22,11 +22,11 @@ class Setting:
     columns: Mapping[str, Any]
     """What distinguishes it in its study's table."""
     encoding: EncodingConfig
-    """Of positions; its per_level_scale follows from `finest`."""
+    """Encoding of the positions; its per_level_scale follows from `finest`."""
     finest: int
     """Vertices per axis of the last level over the whole box or picture."""
     n_neurons: int = 64
-    """Of hidden layers."""
+    """Neurons of each hidden layer."""
     is_deep: bool = False
     """Where the encoding does not carry the load a deep network does: seven hidden layers, of a NeRF's colour network
     one."""

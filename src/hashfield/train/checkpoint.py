@@ -51,7 +51,7 @@ def write_aside(path: Path, write: typing.Callable[[Path], object]) -> None:
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Nothing; the file at `path` holds the tensors and the JSON metadata.
+    """Write tensors and JSON metadata as the file at `path`.
 
     Raises:
         CheckpointError: it could not be written (full disk, no permission); the previous file is untouched.

@@ -38,7 +38,7 @@ class Cell:
     """One setting of a sweep."""
 
     name: str
-    """Of the cell and of its folder; unique."""
+    """Name of the cell and of its folder; unique."""
     settings: Mapping[str, Any]
     """What distinguishes it, as columns of the table: JSON values."""
     make: Callable[[], Task]
