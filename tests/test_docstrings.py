@@ -2,6 +2,7 @@
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def docstrings(tree: ast.Module) -> list[tuple[str, int, str]]:
         if isinstance(node, Documented) and body and (text := text_of(body[0])) is not None:
             found.append((name or "(module)", body[0].lineno, text))
         if isinstance(node, ast.Module | ast.ClassDef):
-            for field, below in zip(body, body[1:], strict=False):
+            for field, below in pairwise(body):
                 if isinstance(field, ast.AnnAssign | ast.Assign) and (text := text_of(below)) is not None:
                     target = field.target if isinstance(field, ast.AnnAssign) else field.targets[0]
                     found.append((f"{name}.{ast.unparse(target)}".lstrip("."), below.lineno, text))

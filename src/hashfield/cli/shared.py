@@ -20,8 +20,8 @@ from hashfield.train.run_folder import RunFolder
 console = Console(highlight=False, soft_wrap=True)
 
 DeviceName = Literal["auto", "cpu", "cuda", "xpu"]
-"""Where to compute. "auto" takes the GPU where its kernels run, else the CPU; "xpu" runs plain torch, slowly; "mps" is left
-out, since it lacks float64."""
+"""Where to compute. "auto" takes the GPU where its kernels run, else the CPU; "xpu" runs plain torch, slowly;
+"mps" is left out, since it lacks float64."""
 
 RENAMED_OPTIONS = {"--train.batch-samples": "--train.batch", "--train.batch-points": "--train.batch"}
 """Options of earlier versions, and what they are called now."""
@@ -114,7 +114,13 @@ def kind_of_run(verb: str, arguments: Sequence[str]) -> Kind:
 
 
 def run_command(kind: Kind, verb: str, arguments: list[str]) -> int:
-    """The exit code of the kind's own command."""
+    """The exit code of the kind's own command.
+
+    Args:
+        kind: A kind of task.
+        verb: The command's name, such as "train".
+        arguments: Words behind it on the command line.
+    """
     command = kind.command(verb)
     assert command is not None, (kind.name, verb)
     return command(arguments)

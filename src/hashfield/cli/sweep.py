@@ -198,7 +198,16 @@ def write_results(
     length: TrainOptions,
     result: SweepResult,
 ) -> None:
-    """Write cells.csv, table.md and the plots into the sweep's folder."""
+    """Write cells.csv, table.md and the plots into the sweep's folder.
+
+    Args:
+        folder: The sweep's folder.
+        options: What the user asked for.
+        subject: What is trained on.
+        settings: All settings of the study, with the paper's figures for some.
+        length: How long each cell trains.
+        result: Figures of the cells that are done.
+    """
     study, (quality, heading) = options.study, subject.quality
     paper = {s.name: s.paper for s in settings}
     rows = [{**row, **(paper[row["cell"]] if subject.is_the_papers else {})} for row in result.rows]

@@ -246,6 +246,11 @@ def new_run(options: Any, name: str) -> RunFolder:
 def ended_early(result: TrainResult, run: RunFolder, resume_command: str) -> int:
     """The exit code of a run that did not come to its end, after a line about it.
 
+    Args:
+        result: How the training went.
+        run: Folder of the run.
+        resume_command: The command that goes on with it, as the user may copy it.
+
     Raises:
         ConfigError: the loss was not finite.
     """
@@ -267,7 +272,14 @@ def memory_for_run(device: torch.device, budget: float | None) -> tuple[float, s
 
 
 def say_memory(n_bytes: int, device: torch.device, budget: float | None, smaller: str) -> None:
-    """Say what the run takes of the GPU's memory, and refuse what cannot fit; `smaller` names options that help."""
+    """Say what the run takes of the GPU's memory, and refuse what cannot fit.
+
+    Args:
+        n_bytes: Bytes that the run takes, about.
+        device: A GPU.
+        budget: GiB that the run may take; None: what is free.
+        smaller: Options that help where this is too much.
+    """
     needed, free = n_bytes / 2**30, torch.cuda.mem_get_info(device)[0] / 2**30
     say(f"on {torch.cuda.get_device_name(device)}: about {needed:.1f} GiB of GPU memory, {free:.1f} GiB are free")
     room, limit = memory_for_run(device, budget)
@@ -279,7 +291,13 @@ def say_memory(n_bytes: int, device: torch.device, budget: float | None, smaller
 
 
 def write_config(run: RunFolder, task: Task, length: TrainOptions) -> None:
-    """Write config.json, which holds everything needed to repeat the run."""
+    """Write config.json, which holds everything needed to repeat the run.
+
+    Args:
+        run: Folder of the run.
+        task: What is trained.
+        length: How long.
+    """
     described = task.describe()
     values = {
         "hashfield": __version__, "task": task.name, "data": described.get("scene", {}).get("path"),
@@ -298,8 +316,16 @@ def run_training(
     resume_command: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
-    """Train with progress on the console, which names the command that would resume the run. `on_progress` sees every
-    report too; its time does not count as training."""
+    """Train with progress on the console.
+
+    Args:
+        task: What is trained.
+        run: Folder of the run.
+        length: How long.
+        resume: Whether to go on from the run's checkpoint.
+        resume_command: The command that would resume the run, shown to the user.
+        on_progress: Sees every report too; its time does not count as training.
+    """
     with ProgressView(resume_command) as view:
 
         def show(progress: Progress) -> None:

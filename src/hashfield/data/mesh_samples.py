@@ -51,7 +51,8 @@ class SurfaceSampler:
         self.area = float(self.cumulated[-1])
 
     def draw(self, n: int, rng: np.random.Generator) -> Float64[np.ndarray, "n 3"]:
-        """Random points of the surface: a triangle by area, then uniform barycentric coordinates 1 - u, u (1 - r), u r with u a root."""
+        """Random points of the surface: a triangle by area, then uniform barycentric coordinates 1 - u, u (1 - r), u r
+        with u a root."""
         face = np.searchsorted(self.cumulated, rng.random(n) * self.area, side="right").clip(max=len(self.corners) - 1)
         a, b, c = self.corners[face].transpose(1, 0, 2)
         u, r = np.sqrt(rng.random((n, 1))), rng.random((n, 1))

@@ -104,6 +104,12 @@ def make_mesh(
 ) -> SourceMesh:
     """The cleaned mesh of these triangles; see `read_mesh`.
 
+    Args:
+        vertices: Positions in the file's units.
+        faces: Numbers of each triangle's vertices.
+        name: The mesh's name, for messages.
+        path: The file, for messages.
+
     Raises:
         DataError: no triangle is usable.
     """

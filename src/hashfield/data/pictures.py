@@ -137,7 +137,14 @@ class Picture:
         return np.repeat((np.arange(top + 1, dtype=np.float64) / top).astype(np.float32)[None], 2, axis=0)
 
     def region(self, x: int, y: int, width: int, height: int) -> Float32[np.ndarray, "h w c"]:
-        """The values of a part, colours multiplied by alpha: what a model of the picture should answer there."""
+        """The values of a part, colours multiplied by alpha: what a model of the picture should answer there.
+
+        Args:
+            x: First column, in pixels from the left.
+            y: First row, from the top.
+            width: Columns.
+            height: Rows.
+        """
         stored = self.pixels[y : y + height, x : x + width, : self.n_channels]
         if self.header.dtype == "float32":
             found = stored.astype(np.float32)

@@ -152,7 +152,8 @@ def view_of(frame: Frame, folder: Folder, camera_axes: str, splits: frozenset[st
 
 
 def _masks(frame: Frame, image: Path, folder: Folder) -> tuple[StatedMask, ...]:
-    """Masks of a frame: nerfstudio's `mask_path`, of the frame or of all, and instant-ngp's dynamic mask beside the image."""
+    """Masks of a frame: nerfstudio's `mask_path`, of the frame or of all, and instant-ngp's dynamic mask beside the
+    image."""
     scope = frame.fields if frame.fields.has("mask_path") else frame.top
     stated = scope.values.get("mask_path")
     masks = []

@@ -144,7 +144,13 @@ def colorize_opacity(opacity: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h 
 def error_picture(
     prediction: Float[np.ndarray, "h w 3"], target: Float[np.ndarray, "h w 3"], gain: float = 5.0
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Absolute difference per channel, times `gain`, on black."""
+    """Absolute difference per channel, times `gain`, on black.
+
+    Args:
+        prediction: Picture of the model; clipped to 0..1.
+        target: The true one; clipped likewise.
+        gain: Factor that makes small differences visible.
+    """
     return to_uint8(np.abs(np.clip(prediction, 0.0, 1.0) - np.clip(target, 0.0, 1.0)) * gain)
 
 

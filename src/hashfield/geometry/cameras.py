@@ -532,7 +532,14 @@ def rays_from_pixels(
 def pixel_centers(
     width: int, height: int, dtype: torch.dtype = torch.float64, device: torch.device | None = None
 ) -> Float[Tensor, "n_pixels 2"]:
-    """Centres (i + 0.5, j + 0.5) of all pixels, row by row."""
+    """Centres (i + 0.5, j + 0.5) of all pixels, row by row.
+
+    Args:
+        width: Pixels in a row.
+        height: Rows.
+        dtype: Type of the result.
+        device: Where the result lies; None: torch's default.
+    """
     rows, columns = (torch.arange(n, dtype=dtype, device=device) + 0.5 for n in (height, width))
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x.reshape(-1), y.reshape(-1)], dim=1)

@@ -209,7 +209,8 @@ class Spaces:
 REACH_INWARD: Final = 2.0
 """How many times farther than the farthest camera the box reaches where the cameras look inwards."""
 REACH_OUTWARD: Final = 8.0
-"""How many times farther than the farthest camera it reaches where most look away from the box centre: everything they see lies beyond them."""
+"""How many times farther than the farthest camera it reaches where most look away from the box centre: everything they
+see lies beyond them."""
 MIN_CHOSEN_AABB_SCALE: Final = 2
 
 

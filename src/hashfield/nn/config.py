@@ -141,7 +141,8 @@ class RadianceFieldConfig:
     density_bias: float = 0.0
     """Added to the log-density: exp(density_bias) is the density everywhere before training."""
     density_activation: Literal["exp", "relu"] = "exp"
-    """Function behind the density network. exp: density = exp(raw + density_bias); relu: max(0, raw + density_bias), as HashNeRF."""
+    """Function behind the density network. exp: density = exp(raw + density_bias); relu: max(0, raw + density_bias), as
+    HashNeRF."""
     color_sees_density: bool = True
     """Whether the density network's first output feeds the colour network like the others; HashNeRF's does not."""
 

@@ -146,7 +146,16 @@ class GridEncoding(Encoding):
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "GridEncoding":
-        """The encoding a configuration describes."""
+        """The encoding a configuration describes.
+
+        Args:
+            config: Levels, features, table size and resolutions.
+            n_dims: Dimensions of a position, 1 to 7; other numbers than 2 and 3 run on the reference.
+            precision: "bfloat16" looks up rounded table values.
+            backend: Implementation; chosen at each call if None.
+            generator: Source of the initial values; torch's default if None.
+            dtype: Type of the table; float64 runs on the reference.
+        """
         return cls(
             n_dims,
             **{f.name: getattr(config, f.name) for f in fields(GridConfig)},

@@ -52,6 +52,12 @@ def occupied_bits(
     """The bit field of the cells above a threshold, each coarser cascade covering the finer ones.
 
     The fast twin of `ops.occupancy.pack_bits`.
+
+    Args:
+        values: Density times the finest step of every cell, cascade by cascade in Morton order.
+        threshold: A cell above it is occupied.
+        aabb_scale: Side of the training box in scene units; log2 + 1 cascades.
+        backend: Implementation; chosen by device if None.
     """
     Checker("occupied_bits")("values", values, (aabb_scale.bit_length() * 128**3,))
     choice = choose("occupancy_update", backend, values)

@@ -271,7 +271,15 @@ def _render_unfused(
 
 
 def check_rays(op: str, rays: Rays, bits: Tensor, options: MarchOptions, jitter: Tensor | None) -> Tensor:
-    """The jitter to use, after the shapes of rays, bits and jitter were checked."""
+    """Check the shapes of rays, bits and jitter, and return the jitter to use.
+
+    Args:
+        op: The op's name, for the error.
+        rays: In scene space; t_max must be finite.
+        bits: Occupied cells of all cascades, one bit each, uint8.
+        options: Tell the number of cascades.
+        jitter: Shift of each ray's first sample, in steps; None: 0.5 for all.
+    """
     check = Checker(op)
     check("rays.origin", rays.origin, ("n_rays", 3))
     check("rays.direction", rays.direction, ("n_rays", 3))

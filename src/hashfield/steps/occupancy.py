@@ -49,7 +49,13 @@ class OccupancyGrid:
 
     @classmethod
     def restored(cls, aabb_scale: int, values: Tensor, bits: Tensor) -> "OccupancyGrid":
-        """A grid from saved values and bits."""
+        """A grid from saved values and bits.
+
+        Args:
+            aabb_scale: Side of the training box in scene units; log2 + 1 cascades.
+            values: As saved, for every cell; negative where a cell can hold nothing.
+            bits: As saved: the occupied cells, uint8.
+        """
         values = torch.where(values >= 0, values, -math.inf)
         return cls(aabb_scale, values, bits, torch.nonzero(values >= 0)[:, 0])
 

@@ -39,7 +39,8 @@ def pixel_pool(
 
 
 def masked_pool(pool: PixelPool, masks: UInt8[Tensor, " n_pixels"]) -> PixelPool:
-    """A pool of these photos that is drawn from only where a mask is not 0. Where it is 0 everywhere, every pixel is drawn from.
+    """A pool of these photos that is drawn from only where a mask is not 0. Where it is 0 everywhere, every pixel is
+    drawn from.
 
     Args:
         pool: Of whole photos.

@@ -190,7 +190,12 @@ class HostRaySteps:
         return tensors, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], pool: PixelPool | None = None) -> None:
-        """Take back what `state` gave; `pool` holds the pixels to draw rays from.
+        """Take back what `state` gave.
+
+        Args:
+            tensors: Tensors of `state`, by name.
+            values: Its JSON values.
+            pool: Pixels to draw rays from.
 
         Raises:
             CheckpointError: something is missing, or does not fit this run.

@@ -35,6 +35,12 @@ def restore_trained(
 ) -> None:
     """Take back field and optimiser from what `trained_state` gave.
 
+    Args:
+        field: Module that takes the parameters.
+        optimizer: Takes its moments and its count of steps.
+        tensors: Tensors of `trained_state`, by name.
+        values: Its JSON values.
+
     Raises:
         CheckpointError: something is missing, or of another shape.
     """
@@ -82,6 +88,11 @@ def generator_state(generator: np.random.Generator) -> dict[str, Any]:
 def restore_generator(generator: np.random.Generator, state: Any, where: str) -> None:
     """Put a generator into a saved state.
 
+    Args:
+        generator: Changed in place.
+        state: What was saved, as JSON has it.
+        where: Where this stood, for the error.
+
     Raises:
         CheckpointError: the state is not one of this kind of generator.
     """
@@ -101,6 +112,11 @@ def restore_generator(generator: np.random.Generator, state: Any, where: str) ->
 
 def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
     """Copy a module's parameters from the tensors "field.<name>" of a checkpoint.
+
+    Args:
+        module: Changed in place.
+        tensors: All tensors of the checkpoint, by name.
+        path: The file, for the error.
 
     Raises:
         CheckpointError: one is missing, of another shape, or holds numbers that are not finite; the text names it.

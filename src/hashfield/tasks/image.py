@@ -137,6 +137,11 @@ LONGEST_INTERVAL = 8
 def update_intervals(entries: list[int], touches: int, wanted: float) -> list[int]:
     """Steps between the updates of each level: powers of two, so that a level's turn comes with those of coarser ones.
 
+    Args:
+        entries: Entries of each level of the table.
+        touches: Entries of a level that one batch touches.
+        wanted: Times that each entry of a level should be touched, on average, between two of the level's updates.
+
     >>> update_intervals([1000, 2**20, 2**22], 2**18, 0.5)
     [1, 2, 8]
     """
@@ -151,6 +156,11 @@ def update_intervals(entries: list[int], touches: int, wanted: float) -> list[in
 
 def lattice_for(batch: int, width: int, height: int) -> tuple[int, int]:
     """Cells in x and y, `batch` of them or a few less, about square in pixels.
+
+    Args:
+        batch: Points of a batch, at most.
+        width: The picture's, in pixels.
+        height: The picture's, in pixels.
 
     >>> lattice_for(2**18, 4096, 4096)
     (512, 512)

@@ -158,7 +158,13 @@ def preset_for(on_gpu: bool) -> str:
 
 
 def make_module(config: ImageConfig, n_channels: int, generator: torch.Generator | None = None) -> NetworkWithEncoding:
-    """The trainable module of a fitted configuration."""
+    """The trainable module of a fitted configuration.
+
+    Args:
+        config: Fitted to a picture.
+        n_channels: Numbers of a pixel.
+        generator: Source of the initial values; torch's default if None.
+    """
     encoding = encoding_from_config(config.grid(), 2, generator=generator)
     network = MLPConfig(config.n_neurons, config.n_hidden_layers)
     return NetworkWithEncoding(encoding, n_channels, network, generator=generator)

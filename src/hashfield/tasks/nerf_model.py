@@ -161,7 +161,13 @@ class NerfModel(CameraFrames, nn.Module):
             yield part
 
     def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
-        """What a mesh of the scene needs, see `hashfield.tasks.mesh`; the level is a density per world unit.
+        """What a mesh of the scene needs, see `hashfield.tasks.mesh`.
+
+        Args:
+            resolution: Cells along the longest side of the box.
+            box: Where to look, in world units; None: what the model holds, or most of what cameras see
+                where the training box is large.
+            level: Density per world unit at the surface; None: chosen from what the cameras see.
 
         Raises:
             ConfigError: the box lies outside the model, or the level is not positive.

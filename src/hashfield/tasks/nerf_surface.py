@@ -357,8 +357,17 @@ def seen_by_some(
 def colors_along_normals(
     model: NerfView, positions_world: Float64[Tensor, "n 3"], normals: Float[Tensor, "n 3"], cell: float
 ) -> Float[Tensor, "n 3"]:
-    """Colours of surface points in sRGB, each rendered along a short ray from two cells outside to three inside, against
-    the normal; points where that meets next to nothing get the field's colour at the point."""
+    """Colours of surface points in sRGB, each rendered along a short ray.
+
+    A ray goes from two cells outside to three inside, against the normal. Points where it meets next to nothing get the
+    field's own colour there.
+
+    Args:
+        model: The trained field.
+        positions_world: Points on its surface.
+        normals: Outward unit normals in the world; near 0 where there is none.
+        cell: Side of a cell of the sampled box, in world units.
+    """
     spaces = model.spaces
     position = spaces.world_to_scene(positions_world)
     direction = normalize(spaces.direction_world_to_scene(-normals.double()), dim=1)

@@ -192,7 +192,14 @@ class SdfTask:
 def view_cameras(
     mesh_box: tuple[np.ndarray, np.ndarray], up: tuple[float, float, float], n_views: int = 8, size: int = 640
 ) -> list[Camera]:
-    """Cameras all around a box, a little above it, that see all of it."""
+    """Cameras all around a box, a little above it, that see all of it.
+
+    Args:
+        mesh_box: Least and largest corner, world units.
+        up: Unit vector that is up in the pictures.
+        n_views: How many cameras.
+        size: Pixels of each side of a picture.
+    """
     low, high = (torch.from_numpy(np.asarray(corner, np.float64)) for corner in mesh_box)
     center, radius = 0.5 * (low + high), 0.5 * float((high - low).norm())
     half_angle = math.radians(18)

@@ -133,7 +133,12 @@ class SdfModel(CameraFrames, nn.Module):
         return normal.reshape(positions_world.shape).to(positions_world.device)
 
     def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
-        """What a mesh of the surface needs, see `hashfield.tasks.mesh`; the level is a signed distance in world units.
+        """What a mesh of the surface needs, see `hashfield.tasks.mesh`.
+
+        Args:
+            resolution: Cells along the longest side of the box.
+            box: Where to look, in world units; None: all that the model holds.
+            level: Signed distance in world units at the surface; None: 0.
 
         Raises:
             ConfigError: the box lies outside the model, or the level is not a finite number.

@@ -85,6 +85,12 @@ def grid_study(
 ) -> list[Setting]:
     """Every combination of F, L and log2 T of a hash grid up to a finest resolution.
 
+    Args:
+        features: Values of F, features of a level.
+        levels: Values of L, levels.
+        log2_hashmap_sizes: Values of log2 T, where T is the most entries of a level.
+        finest: Vertices per axis of the last level over the whole box or picture.
+
     Source: paper section 3 and figures 4 and 5, whose points can only be read off pictures.
     """
     return [

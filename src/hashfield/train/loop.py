@@ -297,7 +297,8 @@ def _loop_state(run: RunFolder, metadata: dict[str, Any], task_name: str) -> dic
 
 
 class _Metrics:
-    """Writer of metrics.jsonl. The file is a by-product: where it cannot be written the run says so once and goes on."""
+    """Writer of metrics.jsonl. The file is a by-product: where it cannot be written the run says so once and goes
+    on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
