@@ -74,7 +74,7 @@ def kind_from_name(verb: str, arguments: Sequence[str], *, optional: bool = Fals
 
     Args:
         verb: For the text of an error.
-        arguments: Of the verb.
+        arguments: Arguments of the verb.
         optional: Take the first kind where the first argument is an option or nothing.
 
     Raises:
@@ -133,7 +133,7 @@ def set_up(
 
     Args:
         device: What the user asks for.
-        threads: Of the CPU's kernels.
+        threads: Threads of the CPU's kernels.
         max_gpu_memory: GiB of GPU memory that may be taken.
 
     Raises:

@@ -166,7 +166,7 @@ def preset_of(
     """The configuration of the preset that a training command's arguments name.
 
     Args:
-        arguments: Of the command.
+        arguments: Arguments of the command.
         presets: By name.
         suits: The name where none is given, from (seconds, steps) of the run.
 

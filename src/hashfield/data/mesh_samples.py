@@ -74,9 +74,9 @@ class MeshSamples:
         """Args:
         query: Answers distances; unit space.
         box: Lowest and highest corner of the uniform points.
-        seed: Of every draw.
-        n_points: Of a chunk.
-        surface_share, near_share: Of a chunk; the rest is uniform.
+        seed: Seed of every draw.
+        n_points: Points of a chunk.
+        surface_share, near_share: Shares of a chunk that lie on the surface and near it; the rest is uniform.
         noise: Standard deviation of each coordinate of the points near the surface.
         steps_per_chunk: Steps from one new chunk to the next.
         n_chunks: Kept.

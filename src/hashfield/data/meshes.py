@@ -358,11 +358,11 @@ def _is_body_inside_out(
     one on inwards the file is not trusted: there, walls face outwards and inwards by turns.
 
     Args:
-        vertices, faces: Of all pieces; neighbours agree.
-        piece: Of each face.
+        vertices, faces: Vertices and triangles of all pieces; neighbours agree.
+        piece: Number of the piece of each face.
         bodies: Numbers of the pieces that enclose something.
-        volume: Of each body, negative where it faces inwards.
-        share: Of each body's area, how much faced the other way than the rest.
+        volume: Volume of each body, negative where it faces inwards.
+        share: Share of each body's area that faced the other way than the rest.
     """
     order = np.argsort(piece, kind="stable")
     starts = np.searchsorted(piece[order], np.arange(int(piece.max()) + 2))

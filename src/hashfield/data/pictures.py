@@ -91,7 +91,7 @@ class Picture:
 
     def __init__(self, path: Path, header: PictureHeader, pixels: np.ndarray, notes: tuple[str, ...] = ()) -> None:
         """Args:
-        path: Of the file, resolved.
+        path: Path of the file, resolved.
         header: What it says, upright.
         pixels: [height, width, stored channels].
         notes: Lines for the user.

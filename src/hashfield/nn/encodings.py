@@ -104,8 +104,8 @@ class GridEncoding(Encoding):
             interpolation: Between the corners of a cell.
             precision: "bfloat16" looks up rounded table values.
             backend: Implementation; chosen at each call if None.
-            generator: Of the initial values; torch's default if None.
-            dtype: Of the table; float64 runs on the reference.
+            generator: Source of the initial values; torch's default if None.
+            dtype: Type of the table; float64 runs on the reference.
             hash: Function that spreads vertices over hashed levels; others than the first run on the reference.
             has_table: Whether the module owns a table. Without, every call must be given one.
 

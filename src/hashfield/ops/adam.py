@@ -33,7 +33,7 @@ def adam(
 
     Args:
         param: Values to improve.
-        grad: Of the loss; not changed.
+        grad: Gradient of the loss; not changed.
         moment1: Zeros before the first step.
         moment2: Zeros before the first step.
         counts: k of each scalar, zeros before the first step: tiny-cuda-nn's rule. Reference only.

@@ -43,7 +43,7 @@ class Checker:
         """Check one argument.
 
         Args:
-            name: Of the argument.
+            name: Name of the argument.
             tensor: Its value.
             shape: Sizes, or names of axes that must agree between arguments.
             kind: "float", "integer", "int64", "uint8" or "bfloat16". Floats must share one dtype, all tensors one

@@ -24,7 +24,7 @@ def refresh_cells(
     values[c] = max(values[c], optical thickness of the finest step at a point of cell c).
 
     Args:
-        values: Of all cells, cascade by cascade in Morton order; changed in place.
+        values: Values of all cells, cascade by cascade in Morton order; changed in place.
         cells: Numbers of the cells to ask, each at most once.
         noise: Where in its cell each point lies, [0, 1)^3.
         field: Asked for density.
@@ -79,7 +79,7 @@ def silhouettes(
     Args:
         pixels: All images, one after another, row by row, RGBA.
         starts: First pixel of each image.
-        widths, heights: Of each image.
+        widths, heights: Size of each image.
         radius: Pixels.
         backend: Implementation; chosen by device if None.
     """
@@ -105,7 +105,7 @@ def carve(
 
     Args:
         table: Cameras in scene space, see `geometry.cameras.camera_table`.
-        starts, widths, heights: Of each camera's mask.
+        starts, widths, heights: First pixel, width and height of each camera's mask.
         masks: As `silhouettes` makes them, or None.
         aabb_scale: Side of the box; log2 + 1 cascades.
         backend: Implementation; chosen by device if None.

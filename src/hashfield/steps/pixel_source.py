@@ -43,8 +43,8 @@ def masked_pool(pool: PixelPool, masks: UInt8[Tensor, " n_pixels"]) -> PixelPool
     drawn from.
 
     Args:
-        pool: Of whole photos.
-        masks: Of all photos, one after another, row by row.
+        pool: A pool of whole photos.
+        masks: Masks of all photos, one after another, row by row.
     """
     runs = [
         _runs(masks[start : start + width * height], width, image)

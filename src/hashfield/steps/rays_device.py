@@ -71,7 +71,7 @@ class DeviceRaySteps(CapturedSteps):
         """Args:
         field: What is trained, in place; on the device. One that `choice.captures_rays` accepts.
         recipe: What stays the same in every step.
-        precision: Of lookups and networks, as asked for.
+        precision: Number type of lookups and networks, as asked for.
         """
         encoding = field.encoding
         assert isinstance(encoding, GridEncoding), "see choice.captures_rays"

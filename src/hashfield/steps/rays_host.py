@@ -52,7 +52,7 @@ class HostRaySteps:
         """Args:
         field: What is trained, in place.
         recipe: What stays the same in every step.
-        precision: Of lookups and networks, as asked for.
+        precision: Number type of lookups and networks, as asked for.
         """
         self.field, self.recipe = field, recipe
         self.asked_precision: RunPrecision = precision

@@ -22,7 +22,7 @@ def trained_state(field: nn.Module, optimizer: Optimizer, precision: str) -> tup
     Args:
         field: Its parameters are called "field.<name>".
         optimizer: Its moments are called "optimizer.<name>".
-        precision: Of the networks in this run.
+        precision: Number type of the networks in this run.
     """
     tensors = {f"field.{name}": p.detach() for name, p in field.named_parameters()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
@@ -57,7 +57,7 @@ def warn_of_other_bits(values: Mapping[str, Any], precision: str, *, follows_thr
 
     Args:
         values: As `trained_state` gave them.
-        precision: Of the networks now.
+        precision: Number type of the networks now.
         follows_threads: Whether sums depend on the number of threads.
     """
     threads, before = values.get("threads"), values.get("precision")

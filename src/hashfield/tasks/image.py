@@ -42,7 +42,7 @@ class ImageTask:
         """Args:
         config: What to train and how; what it leaves open is fitted to the picture.
         picture: Stays open as long as the task.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
         device: Where to train.
         is_picture_on_device: Whether the picture is copied there, to draw pixels from; else batches are drawn on the
             host and copied: slower, for pictures that have no room.
@@ -118,8 +118,8 @@ def gpu_memory(config: ImageConfig, width: int, height: int, n_channels: int, n_
 
     Args:
         config: Fitted or not.
-        width, height, n_channels: Of the picture.
-        n_pixel_bytes: Of its numbers as stored, if they lie on the GPU; else 0.
+        width, height, n_channels: Size and channels of the picture.
+        n_pixel_bytes: Bytes of its numbers as stored, if they lie on the GPU; else 0.
     """
     from hashfield.steps.points_device import points_memory
 

@@ -64,7 +64,7 @@ class ImageModel(nn.Module):
         """Args:
         module: Encoding and network.
         config: Fitted.
-        shape: Of the picture.
+        shape: Size and channels of the picture.
         info: Names and figures, free-form.
         """
         super().__init__()
@@ -97,9 +97,9 @@ class ImageModel(nn.Module):
 
         Args:
             crop: (left, top, width, height) in pixels of the picture; all of it if None.
-            width: Of the result; None: as many as the crop has, or what keeps the shape.
-            height: Of the result; None: as many as the crop has, or what keeps the shape.
-            most_per_axis: Of the points to a coarser pixel.
+            width: Pixels in a row of the result; None: as many as the crop has, or what keeps the shape.
+            height: Rows of the result; None: as many as the crop has, or what keeps the shape.
+            most_per_axis: Points that a coarser pixel averages, at most, along each axis.
             points_at_once: Bounds memory.
 
         Raises:

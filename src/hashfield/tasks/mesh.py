@@ -69,7 +69,7 @@ def surface_mesh(
     """(mesh with normals and colours, lines that say what was left out).
 
     Args:
-        surface: Of a model.
+        surface: Surface of a model.
         resolution: Cells along the longest side of its box.
         n_components: Keep this many of the largest connected pieces; 0 keeps all.
         on_progress: Told the fraction of the sampling that is done.

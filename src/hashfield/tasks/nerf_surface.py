@@ -301,7 +301,7 @@ def first_crossings(
     """Where along each ray density first exceeds each level, infinite where it never does.
 
     Args:
-        t: Of the samples, rising.
+        t: Distances of the samples, rising.
         density: There; its logarithm is interpolated, clipped at a hundredth of the level.
         levels: Above 0.
     """

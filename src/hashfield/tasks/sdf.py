@@ -95,7 +95,7 @@ class SdfTask:
         """Args:
         config: What to train and how.
         mesh: The surface; its search tree is built here.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
         background: Colour behind the surface in pictures.
         device: Where to train; exact distances are made on the host.
 

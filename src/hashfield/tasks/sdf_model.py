@@ -60,11 +60,11 @@ class SdfModel(CameraFrames, nn.Module):
     ) -> None:
         """Args:
         field: Positions in unit space to distances in unit space.
-        spaces: Of the mesh.
+        spaces: Spaces of the mesh.
         box: Unit space, lowest and highest corner: where the field was trained, with the whole surface inside.
         cameras: World, by name.
         background: Colour behind the surface.
-        precision: Of rendering, as SdfConfig describes it.
+        precision: Number type of rendering, as SdfConfig describes it.
         info: Names and figures, free-form.
         """
         super().__init__()
@@ -175,7 +175,7 @@ class SdfModel(CameraFrames, nn.Module):
 
         Args:
             camera: In the world; its width and height are the picture's.
-            outputs: Of "color" (shaded, with soft shadow), "opacity", "depth", "normals".
+            outputs: Some of "color" (shaded, with soft shadow), "opacity", "depth", "normals".
             background: Behind the surface; None leaves the colour premultiplied by opacity.
             rays_at_once: Bounds memory.
             oversample: Rays per pixel along each axis.

@@ -55,7 +55,7 @@ def encodings_study(n_dims: int, finest: int) -> list[Setting]:
     hash grid needs what it needs.
 
     Args:
-        n_dims: Of positions, 2 or 3.
+        n_dims: Dimensions of a position, 2 or 3.
         finest: Resolution of the hash grids' last level.
 
     Source: paper figure 2; instant-ngp configs/nerf/{none,frequency,densegrid_1res,densegrid,base_14,base}.json.
