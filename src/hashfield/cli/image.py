@@ -155,7 +155,7 @@ def finish_image(task: ImageTask, run: RunFolder, result: TrainResult, *, by_clo
     """Figures over the whole picture; pictures and report lie in the run folder afterwards.
 
     Args:
-        task: Trained.
+        task: The trained task.
         run: Where its checkpoint lies.
         result: How training ended.
         by_clock: Whether the schedule followed the clock.
@@ -231,7 +231,7 @@ def comparisons(model: ImageModel, picture: Picture) -> list[tuple[str, np.ndarr
     found = [(name, whole, model(torch.from_numpy(grid)).numpy())]
     if every > 1:
         w, h = min(DETAIL, picture.width), min(DETAIL, picture.height)
-        # Of some places the one with most contrast: detail is where models fail.
+        # Among some places, the one with most contrast: detail is where models fail.
         places = [(x, y) for x in np.linspace(0, picture.width - w, 5) for y in np.linspace(0, picture.height - h, 5)]
         x, y = max(places, key=lambda p: float(picture.region(int(p[0]), int(p[1]), w, h)[::4, ::4].std()))
         crop = int(x), int(y), w, h

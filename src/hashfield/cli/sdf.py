@@ -103,7 +103,7 @@ def finish_sdf(
     """Figures; pictures, video and report lie in the run folder afterwards.
 
     Args:
-        task: Trained.
+        task: The trained task.
         run: Where its checkpoint lies.
         result: How training ended.
         video_frames: Frames of a turntable; 0 makes none.

@@ -42,7 +42,7 @@ def parse(kind: type[_Options], arguments: Sequence[str], verb: str, default: _O
 
     Args:
         kind: The dataclass of the options.
-        arguments: Those that follow the verb.
+        arguments: What follows the verb on the command line.
         verb: Named in the help text: "train nerf".
         default: The values of what is not given; None: the dataclass's own.
 

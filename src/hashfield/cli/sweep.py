@@ -108,7 +108,7 @@ class Subject:
     """What a kind of task tells the sweep."""
 
     kind: str
-    """Its name."""
+    """Name of the kind of task."""
     about: dict[str, Any]
     """What the figures depend on beside the settings: JSON values, stated in the table."""
     quality: tuple[str, str]

@@ -83,7 +83,7 @@ class Plan:
     config: Any
     """The task's configuration: as given, or a resumed run's own."""
     length: TrainOptions
-    """As given, as planned before, or the default."""
+    """How long to train: as given now, as planned by the resumed run, or the default."""
     resumed: RunFolder | None
     """The run to go on with."""
     metadata: dict[str, Any]
@@ -105,7 +105,7 @@ class TrainKind:
     """What a kind of task tells the driver of `train` (and, in part, that of `demo`)."""
 
     name: str
-    """As the command line has it."""
+    """Name of the kind on the command line."""
     command: type[Any]
     """The options: a `TrainCommand` with `config`."""
     presets: Mapping[str, Any]

@@ -61,7 +61,7 @@ _MODELS: Final[dict[int, _Model]] = {
     16: _Model("EUCM", "fx fy cx cy alpha beta", None),
     17: _Model("EQUIRECTANGULAR", "w h", None),
 }
-"""By number. FULL_OPENCV is ours where its denominator d4, d5, d6 is 0."""
+"""COLMAP's camera models by their number. FULL_OPENCV is ours where its denominator d4, d5, d6 is 0."""
 _READ_MODELS: Final = ", ".join(model.name for model in _MODELS.values() if model.lens)
 
 

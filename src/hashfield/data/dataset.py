@@ -23,7 +23,7 @@ class PosedImages:
     """
 
     cameras: tuple[Camera, ...]
-    """In the world; width and height are those of the image."""
+    """Cameras in the world; width and height are those of the image."""
     images: tuple[np.ndarray, ...]
     """Photos, uint8 [height, width, 4]: RGBA in sRGB with straight alpha; sizes may differ."""
     names: tuple[str, ...]
@@ -69,7 +69,7 @@ class Scene:
     path: Path
     """What the user named, as an absolute path; a link to a file keeps its own name."""
     form: str
-    """In which form the data lay there, e.g. "instant-ngp"."""
+    """The form of the data that were read, e.g. "instant-ngp"."""
     spaces: Spaces
     has_alpha: bool
     """Whether any image that was read has a pixel with alpha below 255: then empty space is known, not
@@ -77,7 +77,7 @@ class Scene:
     splits: Mapping[str, PosedImages]
     """"train" and "test" (never trained on), "val" where the data has one; only those asked for."""
     camera_axes: str = "opengl"
-    """As the poses were read, see ReadOptions."""
+    """Axes of the cameras in the file, by which the poses were read; see ReadOptions."""
     notes: tuple[str, ...] = ()
     """Lines for the user: what was found, chosen, skipped. Those that begin with "warning: " need a look."""
 

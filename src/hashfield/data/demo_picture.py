@@ -14,8 +14,8 @@ def make_demo_picture(seed: int = 0, width: int = 1024, height: int = 768) -> UI
 
     Args:
         seed: Chooses the set and its colours.
-        width: Pixels.
-        height: Pixels.
+        width: Pixels in a row.
+        height: Rows.
 
     Raises:
         ConfigError: a side is not in 16 to 8192.

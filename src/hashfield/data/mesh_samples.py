@@ -79,7 +79,7 @@ class MeshSamples:
         surface_share, near_share: Shares of a chunk that lie on the surface and near it; the rest is uniform.
         noise: Standard deviation of each coordinate of the points near the surface.
         steps_per_chunk: Steps from one new chunk to the next.
-        n_chunks: Kept.
+        n_chunks: How many chunks are kept.
         device: Where they are kept.
         makes_ahead: Whether a process makes the next chunk while steps go on elsewhere, on a GPU.
         """
@@ -138,7 +138,7 @@ class MeshSamples:
 
 
 class _Maker:
-    """Another process that makes chunks, since libigl holds the interpreter's lock of this one. Where it fails, chunks
+    """Makes chunks in another process, since libigl holds the interpreter's lock of this one. Where it fails, chunks
     are made here."""
 
     def __init__(self, recipe: dict[str, Any]) -> None:

@@ -105,12 +105,12 @@ class Picture:
 
     @property
     def width(self) -> int:
-        """Pixels."""
+        """Pixels in a row of the upright picture."""
         return self.header.width
 
     @property
     def height(self) -> int:
-        """Pixels."""
+        """Rows of the upright picture."""
         return self.header.height
 
     @property
@@ -713,7 +713,7 @@ def _tiff_page(path: Path) -> Any:
 
     import tifffile
 
-    # Of a broken file it would say so on stderr, in words for programmers; the error that follows says enough.
+    # If a file is broken, the library says so on stderr, in words for programmers; the error that follows says enough.
     logger = logging.getLogger("tifffile")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())

@@ -84,7 +84,7 @@ class Frame:
     top: Fields
     """The object around it, whose values stand in for missing ones."""
     file_path: str
-    """As the file says, normalised."""
+    """Path of the photo as the file states it, normalised."""
     image: Path | None
     """The image file, None where it is missing."""
     is_elsewhere: bool
@@ -290,7 +290,7 @@ def _ratio(real: int, stated: float | None) -> float:
 
 
 def _principal_point(frame: Frame, header: ImageHeader) -> tuple[float, float]:
-    """In pixels of the image file; its centre where nothing is stated."""
+    """The principal point in pixels of the image file; its centre where nothing is stated."""
     point = []
     for axis, name in enumerate(("cx", "cy")):
         pixels = (header.width, header.height)[axis]

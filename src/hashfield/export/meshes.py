@@ -41,7 +41,7 @@ class Mesh:
     """Triangles in the world, counter-clockwise seen from outside."""
 
     vertices: Float64[np.ndarray, "n_vertices 3"]
-    """World units."""
+    """Positions in world units."""
     faces: Int32[np.ndarray, "n_faces 3"]
     """Numbers of the corners."""
     normals: Float32[np.ndarray, "n_vertices 3"] | None = None
@@ -330,7 +330,7 @@ def encode_mesh(path: Path, mesh: Mesh, notes: Sequence[str] = ()) -> bytes:
     glTF wants linear ones, and gets them with a material that is not shaded, as the colours have light in them.
 
     Args:
-        path: Its ending counts; nothing is written.
+        path: Its ending chooses the format; nothing is written.
         mesh: World units.
         notes: Lines about units, axes and origin; what is not ASCII becomes a question mark.
 

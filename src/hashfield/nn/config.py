@@ -131,9 +131,9 @@ class RadianceFieldConfig:
     encoding: GridConfig = field(default_factory=GridConfig)
     """Encoding of the position: a grid, or any encoding, as an `EncodingConfig`."""
     density_network: MLPConfig = MLPConfig(n_neurons=64, n_hidden_layers=1)
-    """From the grid's features to n_features, the first of which is the log-density."""
+    """Network from the grid's features to n_features outputs, the first of which is the log-density."""
     color_network: MLPConfig = MLPConfig(n_neurons=64, n_hidden_layers=2)
-    """From those features and the direction to colour."""
+    """Network from those outputs and the direction to colour."""
     n_features: int = 16
     """Outputs of the density network, all of which feed the colour network."""
     direction_degree: int = 4

@@ -121,7 +121,7 @@ class NetworkWithEncoding(nn.Module):
         Args:
             encoding: Encoding of the input.
             n_output: Length of an output of the network.
-            config: Its width and depth.
+            config: Width and depth of the network.
             output_activation: After its last layer.
             precision: Number type of the network, and of a grid encoding's lookup.
             backend: Implementation; chosen at each call if None.

@@ -44,7 +44,7 @@ class Checker:
 
         Args:
             name: Name of the argument.
-            tensor: Its value.
+            tensor: The argument itself.
             shape: Sizes, or names of axes that must agree between arguments.
             kind: "float", "integer", "int64", "uint8" or "bfloat16". Floats must share one dtype, all tensors one
                 device.

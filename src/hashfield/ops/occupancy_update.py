@@ -80,7 +80,7 @@ def silhouettes(
         pixels: All images, one after another, row by row, RGBA.
         starts: First pixel of each image.
         widths, heights: Size of each image.
-        radius: Pixels.
+        radius: How far the square reaches from the pixel, in pixels.
         backend: Implementation; chosen by device if None.
     """
     choice = choose("occupancy_update", backend, pixels)

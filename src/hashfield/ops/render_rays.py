@@ -181,7 +181,7 @@ def render_rays(
         field: What is rendered.
         rays: Scene space, t_min and t_max within the box.
         bits: Occupied cells, as `pack_bits` makes them.
-        options: Sampling.
+        options: Where and how finely rays are sampled.
         jitter: Fraction of a step by which each ray's lattice is shifted; None means 0.5.
         backend: Implementation; chosen by device if None.
 

@@ -73,7 +73,7 @@ class Optimizer(Protocol):
     """What steps and checkpoints know of an optimiser."""
 
     n_steps: int
-    """Taken so far."""
+    """Steps taken so far."""
 
     def state(self) -> dict[str, Tensor]:
         """The moments by name."""

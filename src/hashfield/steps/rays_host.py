@@ -137,7 +137,7 @@ class HostRaySteps:
     def _add_total_variation(self, step: int) -> float:
         layout = self.field.config.encoding.layout(3)
         sides = cube_sides(layout)
-        # Of a generator of its own for each step, so that the others draw the same with and without.
+        # Each step has a generator of its own for this, so that the others draw the same with and without it.
         generator = np.random.default_rng((self.recipe.seed, step))
         highest = layout.resolutions.astype(np.int64)[:, None] - np.array(sides)[:, None]
         corners = torch.from_numpy((generator.random((layout.n_levels, 3)) * highest).astype(np.int64)).to(self.device)

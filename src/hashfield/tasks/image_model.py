@@ -63,7 +63,7 @@ class ImageModel(nn.Module):
     ) -> None:
         """Args:
         module: Encoding and network.
-        config: Fitted.
+        config: Configuration, fitted to the picture.
         shape: Size and channels of the picture.
         info: Names and figures, free-form.
         """

@@ -25,7 +25,7 @@ class Surface:
     value: Values
     """The function whose level set is the surface."""
     level: float
-    """Its value there."""
+    """Value of the function on the surface."""
     box: Box
     """Where the surface is looked for."""
     inside: Literal["above", "below"]

@@ -74,11 +74,11 @@ class DepthViews:
     """Depth as some cameras render it, small."""
 
     cameras: tuple[Camera, ...]
-    """World."""
+    """Cameras in the world."""
     depth: tuple[Float[Tensor, "h w"], ...]
     """World units along the unit ray; infinite where a ray meets less than half of a surface."""
     opacity: tuple[Float[Tensor, "h w"], ...]
-    """0 to 1."""
+    """Opacity of each pixel, 0 to 1."""
 
 
 @torch.no_grad()
@@ -323,7 +323,7 @@ def seen_by_some(
     """Whether some camera has each point in its picture and not farther behind the rendered depth than `slack`.
 
     Args:
-        positions_world: Points.
+        positions_world: Points in the world.
         views: What is known.
         slack: World units; twice a pixel's width at the point's distance if that is more.
         grain: Points in one cube of this side share an answer, that of one of them; 0 asks for each.

@@ -40,7 +40,7 @@ class MeshInUnitSpace:
 
     def __init__(self, mesh: SourceMesh, inside: Literal["auto", "normals", "winding"] = "auto") -> None:
         """Args:
-        mesh: World.
+        mesh: The mesh in the world.
         inside: As SdfConfig has it.
 
         Raises:

@@ -28,10 +28,10 @@ class Setting:
     n_neurons: int = 64
     """Neurons of each hidden layer."""
     is_deep: bool = False
-    """Where the encoding does not carry the load a deep network does: seven hidden layers, of a NeRF's colour network
+    """Whether a deep network does the work that the encoding does not: seven hidden layers; a NeRF's colour network has
     one."""
     learning_rate: float | None = None
-    """Where a deep network needs a lower one than the task's own."""
+    """Adam's rate where a deep network needs a lower one than the task's own; else None."""
     paper: Mapping[str, Any] = field(default_factory=dict)
     """The paper's figures for this row."""
 

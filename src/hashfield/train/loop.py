@@ -57,7 +57,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is."""
+    """How far a run is, and how it goes."""
 
     phase: Literal["compiling", "training", "saving"]
     """"saving": a checkpoint has just been written; loss, PSNR and rates are not known then."""
