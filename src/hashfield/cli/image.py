@@ -65,7 +65,14 @@ class TrainImage(TrainCommand):
 def prepare_image(
     options: TrainImage, plan: Plan, device: torch.device, folder: Callable[[str], RunFolder]
 ) -> Iterator[Training]:
-    """The training of a picture: see `hashfield.cli.train.TrainKind`."""
+    """The training of a picture: see `hashfield.cli.train.TrainKind`.
+
+    Args:
+        options: What the user asked for.
+        plan: Configuration and length, and the run to go on with if there is one.
+        device: Where to train.
+        folder: Makes the run folder for data of this name, or gives the resumed run's.
+    """
     header = read_picture_header(options.path, max_pixels=options.max_pixels)  # refused before anything is made
     run = folder(options.path.stem)
     say(f"reading {options.path}: {header.width}x{header.height}, {header.form}, {header.dtype} ...")
@@ -85,7 +92,14 @@ def prepare_image(
 
 
 def place_picture(config: ImageConfig, picture: Picture, device: torch.device, budget: float | None) -> bool:
-    """Whether the picture fits the GPU's memory beside the run; says what that takes, and refuses what cannot fit."""
+    """Whether the picture fits the GPU's memory beside the run; says what that takes, and refuses what cannot fit.
+
+    Args:
+        config: Model and recipe, fitted or not.
+        picture: The decoded picture.
+        device: A GPU.
+        budget: GiB of the GPU's memory that the run may take; None: what is free.
+    """
 
     def needed(n_pixel_bytes: int) -> int:
         return gpu_memory(config, picture.width, picture.height, picture.n_channels, n_pixel_bytes)
@@ -141,7 +155,7 @@ def finish_image(task: ImageTask, run: RunFolder, result: TrainResult, *, by_clo
     """Figures over the whole picture; pictures and report lie in the run folder afterwards.
 
     Args:
-        task: Trained.
+        task: The trained task.
         run: Where its checkpoint lies.
         result: How training ended.
         by_clock: Whether the schedule followed the clock.
@@ -191,7 +205,13 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def judged(model: ImageModel, picture: Picture, run: RunFolder) -> dict[str, Any]:
-    """Figures of a run's model against the picture, with the size of the model as exported."""
+    """Figures of a run's model against the picture, with the size of the model as exported.
+
+    Args:
+        model: The trained model.
+        picture: What it was trained on.
+        run: Folder of the run. Its checkpoint is measured.
+    """
     size = exported_size(run.checkpoint)
     pixels = picture.width * picture.height
     return {
@@ -211,7 +231,7 @@ def comparisons(model: ImageModel, picture: Picture) -> list[tuple[str, np.ndarr
     found = [(name, whole, model(torch.from_numpy(grid)).numpy())]
     if every > 1:
         w, h = min(DETAIL, picture.width), min(DETAIL, picture.height)
-        # Of some places the one with most contrast: detail is where models fail.
+        # Among some places, the one with most contrast: detail is where models fail.
         places = [(x, y) for x in np.linspace(0, picture.width - w, 5) for y in np.linspace(0, picture.height - h, 5)]
         x, y = max(places, key=lambda p: float(picture.region(int(p[0]), int(p[1]), w, h)[::4, ::4].std()))
         crop = int(x), int(y), w, h
@@ -327,7 +347,15 @@ def render_image(arguments: list[str]) -> int:
 def encoded(
     values: np.ndarray, has_alpha: bool, background: tuple[float, float, float] | None, form: str, bits: int
 ) -> np.ndarray:
-    """A strip of the model's values as a writer takes it."""
+    """A strip of the model's values as a writer takes it.
+
+    Args:
+        values: Float32 [rows, width, channels], sRGB, multiplied by alpha where there is one.
+        has_alpha: Whether the last channel is alpha.
+        background: Colour in sRGB that alpha is blended onto; None keeps alpha.
+        form: "png" or "exr".
+        bits: Bits of a PNG's channel, 8 or 16.
+    """
     if has_alpha:
         values = np.concatenate([values[..., :-1], np.clip(values[..., -1:], 0.0, 1.0)], axis=-1)
         if background is not None:
@@ -359,7 +387,13 @@ class DemoImage(DemoCommand):
 def make_demo(
     options: DemoImage, device: torch.device, run: RunFolder
 ) -> Iterator[tuple[ImageTask, Callable[[TrainResult], Any]]]:
-    """The task of a picture made by formula."""
+    """The task of a picture made by formula.
+
+    Args:
+        options: What the user asked for.
+        device: Where to train.
+        run: Folder of the run.
+    """
     say("making the picture ...")
     path = save_demo_picture(run.path / "picture.png", options.seed, options.size, 3 * options.size // 4)
     with read_picture(path, scratch=run.path) as picture:

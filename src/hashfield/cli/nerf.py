@@ -56,7 +56,14 @@ class TrainNerf(TrainCommand):
 def prepare_nerf(
     options: TrainNerf, plan: Plan, device: torch.device, folder: Callable[[str], RunFolder]
 ) -> Iterator[Training]:
-    """The training of a radiance field: see `hashfield.cli.train.TrainKind`."""
+    """The training of a radiance field: see `hashfield.cli.train.TrainKind`.
+
+    Args:
+        options: What the user asked for.
+        plan: Configuration and length, and the run to go on with if there is one.
+        device: Where to train.
+        folder: Makes the run folder for data of this name, or gives the resumed run's.
+    """
     # What can be refused is refused before minutes of decoding, not after.
     parse_background(options.background)
     if not options.max_image_memory > 0:
@@ -89,7 +96,13 @@ def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) -> None:
-    """Raise unless the photos read are as many and as large as those the run was begun with."""
+    """Raise unless the photos read are as many and as large as those the run was begun with.
+
+    Args:
+        run: Folder of the run, named in the error.
+        metadata: Metadata of its checkpoint.
+        scene: The photos read now.
+    """
     stored = [(view.get("width"), view.get("height")) for view in metadata.get("cameras", {}).get("train", [])]
     found = [(camera.width, camera.height) for camera in scene.splits["train"].cameras]
     if stored != found:
@@ -113,7 +126,16 @@ def finish(
     video_frames: int = 0,
     by_clock: bool = False,
 ) -> dict[str, Any]:
-    """Figures on the held-out views; pictures, video and report lie in the run folder afterwards."""
+    """Figures on the held-out views; pictures, video and report lie in the run folder afterwards.
+
+    Args:
+        task: The trained task.
+        run: Folder of the run, where files are written.
+        result: How the training went.
+        extra: Further lines (name, value) of the report.
+        video_frames: Frames of a turn around the scene; 0: no video.
+        by_clock: Whether the schedule followed the clock.
+    """
     model, scene = task.model(), task.scene
     figures: dict[str, Any] = {}
     sheets: list[tuple[str, np.ndarray]] = []
@@ -179,7 +201,13 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def turntable(model: HasFrames, scene: Scene, n_frames: int):
-    """Frames of one turn around the scene, uint8 [h, w, 3]."""
+    """Frames of one turn around the scene, uint8 [h, w, 3].
+
+    Args:
+        model: What is shown.
+        scene: Its training cameras tell the orbit and the picture's size.
+        n_frames: Frames of the turn.
+    """
     first = scene.splits["train"].cameras[0]
     side = min(1.0, 480 / max(first.width, first.height))
     size = (max(2, round(first.width * side)), max(2, round(first.height * side)))
@@ -223,7 +251,13 @@ class Demo(DemoCommand):
 def make_demo(
     options: Demo, device: torch.device, run: RunFolder
 ) -> Iterator[tuple[NerfTask, Callable[[TrainResult], Any]]]:
-    """The task of a scene made by formula."""
+    """The task of a scene made by formula.
+
+    Args:
+        options: What the user asked for.
+        device: Where to train.
+        run: Folder of the run.
+    """
     say("making the scene ...")
     scene, depths = make_demo_scene(options.seed, size=options.size)
     for note in scene.notes:
@@ -243,7 +277,13 @@ def make_demo(
 
 
 def comparisons(model: HasFrames, scene: Scene, depths: list[np.ndarray]) -> list[tuple[str, str]]:
-    """Foreground PSNR and depth error of the held-out views, and what a blur of each view would reach."""
+    """Foreground PSNR and depth error of the held-out views, and what a blur of each view would reach.
+
+    Args:
+        model: The trained model.
+        scene: The made scene, with its held-out views.
+        depths: True depth [h, w] of each held-out view, in world units.
+    """
     views = scene.splits["test"]
     found: dict[str, list[Any]] = {"whole": [], "front": [], "blur": [], "blur_front": [], "depth": []}
     for camera, image, truth in zip(views.cameras, views.images, depths, strict=True):
@@ -269,7 +309,13 @@ def comparisons(model: HasFrames, scene: Scene, depths: list[np.ndarray]) -> lis
 
 
 def masked_psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
-    """PSNR over the pixels of a mask."""
+    """PSNR over the pixels of a mask.
+
+    Args:
+        a: Picture [h, w, 3], 0 to 1.
+        b: The one it is compared with.
+        mask: Pixels that count, bool [h, w].
+    """
     error = float(np.square(a[mask].astype(np.float64) - b[mask]).mean())
     return float("inf") if error == 0 else -10 * float(np.log10(error))
 

@@ -48,7 +48,7 @@ def write_outcome(
         result: How training ended.
         outcome: What the kind tells.
         device: Where the run was trained.
-        seed: Of the run's random choices.
+        seed: Seed of the run's random choices.
         by_clock: Whether the schedule followed the clock.
     """
     rows = [

@@ -179,8 +179,16 @@ def pictures(
     background: tuple[float, float, float],
     transparent: bool,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """uint8 pictures of each camera by output, rendered once for all of them. Depth keeps one colour scale over
-    all frames, that of the first."""
+    """Each camera's uint8 pictures by output, rendered once for all of them. Depth keeps one colour scale over
+    all frames, that of the first.
+
+    Args:
+        model: What is shown.
+        cameras: One for each picture, in the world.
+        outputs: What each camera is to show.
+        background: Colour in sRGB, 0 to 1, behind what is not opaque.
+        transparent: Whether pictures get an alpha channel instead of the background.
+    """
     needed: list[str] = [*outputs]
     if "opacity" not in needed and (transparent or needed != ["color"]):
         needed.append("opacity")

@@ -52,7 +52,14 @@ class TrainSdf(TrainCommand):
 def prepare_sdf(
     options: TrainSdf, plan: Plan, device: torch.device, folder: Callable[[str], RunFolder]
 ) -> Iterator[Training]:
-    """The training of a signed distance: see `hashfield.cli.train.TrainKind`."""
+    """The training of a signed distance: see `hashfield.cli.train.TrainKind`.
+
+    Args:
+        options: What the user asked for.
+        plan: Configuration and length, and the run to go on with if there is one.
+        device: Where to train.
+        folder: Makes the run folder for data of this name, or gives the resumed run's.
+    """
     background = parse_background(options.background)
     check_mesh_packages()  # now, not after the training
     mesh = read_mesh(options.path)
@@ -96,7 +103,7 @@ def finish_sdf(
     """Figures; pictures, video and report lie in the run folder afterwards.
 
     Args:
-        task: Trained.
+        task: The trained task.
         run: Where its checkpoint lies.
         result: How training ended.
         video_frames: Frames of a turntable; 0 makes none.
@@ -264,7 +271,13 @@ class DemoSdf(DemoCommand):
 def make_demo(
     options: DemoSdf, device: torch.device, run: RunFolder
 ) -> Iterator[tuple[SdfTask, Callable[[TrainResult], Any]]]:
-    """The task of a mesh made by formula."""
+    """The task of a mesh made by formula.
+
+    Args:
+        options: What the user asked for.
+        device: Where to train.
+        run: Folder of the run.
+    """
     mesh = demo_mesh()
     say(f"made a mesh of {len(mesh.vertices)} vertices and {len(mesh.faces)} triangles")
     task = SdfTask(PRESETS["fast"], mesh, seed=options.seed, device=device)

@@ -20,7 +20,8 @@ from hashfield.train.run_folder import RunFolder
 console = Console(highlight=False, soft_wrap=True)
 
 DeviceName = Literal["auto", "cpu", "cuda", "xpu"]
-"""auto: the GPU where its kernels run, else the CPU. xpu runs plain torch, slowly; mps lacks float64: left out."""
+"""Where to compute. "auto" takes the GPU where its kernels run, else the CPU; "xpu" runs plain torch, slowly;
+"mps" is left out, since it lacks float64."""
 
 RENAMED_OPTIONS = {"--train.batch-samples": "--train.batch", "--train.batch-points": "--train.batch"}
 """Options of earlier versions, and what they are called now."""
@@ -41,7 +42,7 @@ def parse(kind: type[_Options], arguments: Sequence[str], verb: str, default: _O
 
     Args:
         kind: The dataclass of the options.
-        arguments: Those that follow the verb.
+        arguments: What follows the verb on the command line.
         verb: Named in the help text: "train nerf".
         default: The values of what is not given; None: the dataclass's own.
 
@@ -73,7 +74,7 @@ def kind_from_name(verb: str, arguments: Sequence[str], *, optional: bool = Fals
 
     Args:
         verb: For the text of an error.
-        arguments: Of the verb.
+        arguments: Arguments of the verb.
         optional: Take the first kind where the first argument is an option or nothing.
 
     Raises:
@@ -113,7 +114,13 @@ def kind_of_run(verb: str, arguments: Sequence[str]) -> Kind:
 
 
 def run_command(kind: Kind, verb: str, arguments: list[str]) -> int:
-    """The exit code of the kind's own command."""
+    """The exit code of the kind's own command.
+
+    Args:
+        kind: A kind of task.
+        verb: The command's name, such as "train".
+        arguments: Words behind it on the command line.
+    """
     command = kind.command(verb)
     assert command is not None, (kind.name, verb)
     return command(arguments)
@@ -126,7 +133,7 @@ def set_up(
 
     Args:
         device: What the user asks for.
-        threads: Of the CPU's kernels.
+        threads: Threads of the CPU's kernels.
         max_gpu_memory: GiB of GPU memory that may be taken.
 
     Raises:

@@ -108,7 +108,7 @@ class Subject:
     """What a kind of task tells the sweep."""
 
     kind: str
-    """Its name."""
+    """Name of the kind of task."""
     about: dict[str, Any]
     """What the figures depend on beside the settings: JSON values, stated in the table."""
     quality: tuple[str, str]
@@ -120,7 +120,7 @@ class Subject:
     batches: tuple[str, str]
     """Key and heading of the training loop's figure that is drawn over time."""
     n_dims: int
-    """Of positions."""
+    """Dimensions of a position: 2 or 3."""
     finest: int
     """Resolution of a hash grid's last level."""
     max_samples: int
@@ -198,7 +198,16 @@ def write_results(
     length: TrainOptions,
     result: SweepResult,
 ) -> None:
-    """cells.csv, table.md and the plots."""
+    """Write cells.csv, table.md and the plots into the sweep's folder.
+
+    Args:
+        folder: The sweep's folder.
+        options: What the user asked for.
+        subject: What is trained on.
+        settings: All settings of the study, with the paper's figures for some.
+        length: How long each cell trains.
+        result: Figures of the cells that are done.
+    """
     study, (quality, heading) = options.study, subject.quality
     paper = {s.name: s.paper for s in settings}
     rows = [{**row, **(paper[row["cell"]] if subject.is_the_papers else {})} for row in result.rows]

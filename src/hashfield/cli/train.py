@@ -83,11 +83,11 @@ class Plan:
     config: Any
     """The task's configuration: as given, or a resumed run's own."""
     length: TrainOptions
-    """As given, as planned before, or the default."""
+    """How long to train: as given now, as planned by the resumed run, or the default."""
     resumed: RunFolder | None
     """The run to go on with."""
     metadata: dict[str, Any]
-    """Of its checkpoint; empty for a new run."""
+    """Metadata of the resumed run's checkpoint; empty for a new run."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TrainKind:
     """What a kind of task tells the driver of `train` (and, in part, that of `demo`)."""
 
     name: str
-    """As the command line has it."""
+    """Name of the kind on the command line."""
     command: type[Any]
     """The options: a `TrainCommand` with `config`."""
     presets: Mapping[str, Any]
@@ -166,7 +166,7 @@ def preset_of(
     """The configuration of the preset that a training command's arguments name.
 
     Args:
-        arguments: Of the command.
+        arguments: Arguments of the command.
         presets: By name.
         suits: The name where none is given, from (seconds, steps) of the run.
 
@@ -246,6 +246,11 @@ def new_run(options: Any, name: str) -> RunFolder:
 def ended_early(result: TrainResult, run: RunFolder, resume_command: str) -> int:
     """The exit code of a run that did not come to its end, after a line about it.
 
+    Args:
+        result: How the training went.
+        run: Folder of the run.
+        resume_command: The command that goes on with it, as the user may copy it.
+
     Raises:
         ConfigError: the loss was not finite.
     """
@@ -267,7 +272,14 @@ def memory_for_run(device: torch.device, budget: float | None) -> tuple[float, s
 
 
 def say_memory(n_bytes: int, device: torch.device, budget: float | None, smaller: str) -> None:
-    """Say what the run takes of the GPU's memory, and refuse what cannot fit; `smaller` names options that help."""
+    """Say what the run takes of the GPU's memory, and refuse what cannot fit.
+
+    Args:
+        n_bytes: Bytes that the run takes, about.
+        device: A GPU.
+        budget: GiB that the run may take; None: what is free.
+        smaller: Options that help where this is too much.
+    """
     needed, free = n_bytes / 2**30, torch.cuda.mem_get_info(device)[0] / 2**30
     say(f"on {torch.cuda.get_device_name(device)}: about {needed:.1f} GiB of GPU memory, {free:.1f} GiB are free")
     room, limit = memory_for_run(device, budget)
@@ -279,7 +291,13 @@ def say_memory(n_bytes: int, device: torch.device, budget: float | None, smaller
 
 
 def write_config(run: RunFolder, task: Task, length: TrainOptions) -> None:
-    """config.json: everything needed to repeat the run."""
+    """Write config.json, which holds everything needed to repeat the run.
+
+    Args:
+        run: Folder of the run.
+        task: What is trained.
+        length: How long.
+    """
     described = task.describe()
     values = {
         "hashfield": __version__, "task": task.name, "data": described.get("scene", {}).get("path"),
@@ -298,8 +316,16 @@ def run_training(
     resume_command: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
-    """Train with progress on the console, which names the command that would resume the run. `on_progress` sees every
-    report too; its time does not count as training."""
+    """Train with progress on the console.
+
+    Args:
+        task: What is trained.
+        run: Folder of the run.
+        length: How long.
+        resume: Whether to go on from the run's checkpoint.
+        resume_command: The command that would resume the run, shown to the user.
+        on_progress: Sees every report too; its time does not count as training.
+    """
     with ProgressView(resume_command) as view:
 
         def show(progress: Progress) -> None:

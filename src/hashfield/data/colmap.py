@@ -61,7 +61,7 @@ _MODELS: Final[dict[int, _Model]] = {
     16: _Model("EUCM", "fx fy cx cy alpha beta", None),
     17: _Model("EQUIRECTANGULAR", "w h", None),
 }
-"""By number. FULL_OPENCV is ours where its denominator d4, d5, d6 is 0."""
+"""COLMAP's camera models by their number. FULL_OPENCV is ours where its denominator d4, d5, d6 is 0."""
 _READ_MODELS: Final = ", ".join(model.name for model in _MODELS.values() if model.lens)
 
 
@@ -108,7 +108,7 @@ class _Image:
     name: str
     camera_id: int
     camera_from_world: tuple[float, ...]
-    """qw qx qy qz tx ty tz."""
+    """The pose from world to camera: quaternion qw qx qy qz, then translation tx ty tz."""
 
     def pose(self) -> Float64[torch.Tensor, "3 4"]:
         """Camera-to-world with OpenCV axes."""

@@ -23,14 +23,14 @@ class PosedImages:
     """
 
     cameras: tuple[Camera, ...]
-    """In the world; width and height are those of the image."""
+    """Cameras in the world; width and height are those of the image."""
     images: tuple[np.ndarray, ...]
-    """uint8 [height, width, 4], RGBA in sRGB with straight alpha; sizes may differ."""
+    """Photos, uint8 [height, width, 4]: RGBA in sRGB with straight alpha; sizes may differ."""
     names: tuple[str, ...]
     """File names relative to the data file, with forward slashes."""
     masks: list[np.ndarray] | None = None
-    """bool [height, width] of each view, True where the pixel shows the scene and may be learned from; None:
-    everywhere."""
+    """A mask for each view, bool [height, width]: True where the pixel shows the scene and may be learned from. None:
+    True everywhere."""
 
     def __post_init__(self) -> None:
         if not len(self.cameras) == len(self.images) == len(self.names):
@@ -69,7 +69,7 @@ class Scene:
     path: Path
     """What the user named, as an absolute path; a link to a file keeps its own name."""
     form: str
-    """In which form the data lay there, e.g. "instant-ngp"."""
+    """The form of the data that were read, e.g. "instant-ngp"."""
     spaces: Spaces
     has_alpha: bool
     """Whether any image that was read has a pixel with alpha below 255: then empty space is known, not
@@ -77,7 +77,7 @@ class Scene:
     splits: Mapping[str, PosedImages]
     """"train" and "test" (never trained on), "val" where the data has one; only those asked for."""
     camera_axes: str = "opengl"
-    """As the poses were read, see ReadOptions."""
+    """Axes of the cameras in the file, by which the poses were read; see ReadOptions."""
     notes: tuple[str, ...] = ()
     """Lines for the user: what was found, chosen, skipped. Those that begin with "warning: " need a look."""
 
@@ -97,8 +97,8 @@ class ReadOptions:
     aabb_scale: int | None = None
     """Replaces the side of the training box, a power of two in 1..128; None: the file's, or chosen."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
-    """Of the file's poses: "opengl" (x right, y up, looking along -z), as the format has it, or "opencv" (x right,
-    y down, looking along +z), as files of some exporters have it."""
+    """Axes of the cameras in the file: "opengl" (x right, y up, looking along -z), as the format has it, or "opencv"
+    (x right, y down, looking along +z), as files of some exporters have it."""
     splits: tuple[str, ...] = field(default=("train", "test"))
     """Which of train, val and test to decode."""
     least_side: int = 1

@@ -14,8 +14,8 @@ def make_demo_picture(seed: int = 0, width: int = 1024, height: int = 768) -> UI
 
     Args:
         seed: Chooses the set and its colours.
-        width: Pixels.
-        height: Pixels.
+        width: Pixels in a row.
+        height: Rows.
 
     Raises:
         ConfigError: a side is not in 16 to 8192.
@@ -49,7 +49,14 @@ def make_demo_picture(seed: int = 0, width: int = 1024, height: int = 768) -> UI
 
 
 def save_demo_picture(path: Path, seed: int = 0, width: int = 1024, height: int = 768) -> Path:
-    """The path, where the picture now lies as PNG."""
+    """Write the picture as PNG and return its path.
+
+    Args:
+        path: File to write; missing folders are made.
+        seed: Chooses the picture.
+        width: Pixels in a row.
+        height: Rows.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(make_demo_picture(seed, width, height)).save(path)
     return path

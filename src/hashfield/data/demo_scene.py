@@ -36,7 +36,7 @@ _AIM = (0.0, 0.0, -0.17)
 _PLINTH_TOP = -0.52
 
 Vector = tuple[Any, Any, Any]
-"""x, y, z, each an array over rays or one number for all of them."""
+"""Components x, y, z, each an array over rays or one number for all of them."""
 Color = tuple[float, float, float]
 Texture = Callable[[Vector, Vector], Vector]
 """Point and normal in the solid's own frame -> linear albedo."""
@@ -496,7 +496,7 @@ def make_demo_scene(
 
 
 def save_nerf_synthetic(scene: Scene, folder: Path) -> None:
-    """Nothing; writes views of centred pinholes that share one angle of view in NeRF-synthetic form.
+    """Write views of centred pinholes that share one angle of view in NeRF-synthetic form.
 
     Args:
         folder: made where missing; files of the same names are replaced.

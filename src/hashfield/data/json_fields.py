@@ -36,6 +36,11 @@ class Fields:
     def number(self, name: str, *, above: float = -math.inf, below: float = math.inf) -> float | None:
         """The finite number there, None where the field is absent.
 
+        Args:
+            name: The field.
+            above: Bound that the number must exceed.
+            below: Bound that it must stay under.
+
         Raises:
             DataError: not a number, not finite, or not between the bounds (which are not reached).
         """
@@ -70,7 +75,14 @@ class Fields:
         return self.row(name, self.values[name], count)
 
     def row(self, name: str, value: object, count: int, where: str = "") -> list[float]:
-        """`value` as a list of so many finite numbers; `where` follows the count in the error."""
+        """Return `value` as a list of exactly `count` finite numbers.
+
+        Args:
+            name: The field, for the error.
+            value: What was read there.
+            count: How many numbers are expected.
+            where: Words that follow the count in the error.
+        """
         if not isinstance(value, list) or len(value) != count:
             got = f"{len(value)} entries" if isinstance(value, list) else kind(value)
             raise self.fail(name, f"expected {count} numbers{where}, got {got}")

@@ -182,7 +182,7 @@ class DistanceQuery:
 
 
 def _pieces(faces: np.ndarray, n_vertices: int) -> np.ndarray:
-    """Of each face, the number of the piece of surface that it belongs to; pieces share no vertex."""
+    """The number of the piece of surface that each face belongs to; pieces share no vertex."""
     sparse = mesh_library("scipy.sparse")
     ends = faces[:, :2].reshape(-1), faces[:, 1:].reshape(-1)
     graph = sparse.coo_matrix((np.ones(len(ends[0]), bool), ends), (n_vertices, n_vertices))

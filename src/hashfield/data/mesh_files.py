@@ -154,7 +154,7 @@ class _Property:
     name: str
     kind: str
     count_kind: str | None
-    """Of a list, the type of its length."""
+    """Type of the length if this is a list; None if it is a single number."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ class _PlyBinary:
         return self._row_by_row(element)
 
     def _lengths_of_first(self, element: _Element) -> dict[int, int]:
-        """Of each list, by the number of its property: how long it is in the first row, where there is one."""
+        """Length of each list in the first row (0 without rows), by the number of its property."""
         at, found = self._at, {}
         for k, one in enumerate(element.properties):
             if one.count_kind is None:

@@ -30,12 +30,12 @@ class Chunk:
     """Points that are trained on together."""
 
     positions_unit: Float[Tensor, "n 3"]
-    """float32, in Morton order, so that neighbours share cells of the grid."""
+    """Positions in the unit cube, float32, in Morton order, so that neighbours share cells of the grid."""
     distance: Float[Tensor, "n 1"]
     """Signed; unit space."""
 
     def to(self, device: torch.device) -> "Chunk":
-        """The same on a device."""
+        """This chunk on another device."""
         return Chunk(self.positions_unit.to(device), self.distance.to(device))
 
 
@@ -51,7 +51,8 @@ class SurfaceSampler:
         self.area = float(self.cumulated[-1])
 
     def draw(self, n: int, rng: np.random.Generator) -> Float64[np.ndarray, "n 3"]:
-        """n points: a triangle by area, then uniform barycentric coordinates 1 - u, u (1 - r), u r with u a root."""
+        """Random points of the surface: a triangle by area, then uniform barycentric coordinates 1 - u, u (1 - r), u r
+        with u a root."""
         face = np.searchsorted(self.cumulated, rng.random(n) * self.area, side="right").clip(max=len(self.corners) - 1)
         a, b, c = self.corners[face].transpose(1, 0, 2)
         u, r = np.sqrt(rng.random((n, 1))), rng.random((n, 1))
@@ -73,12 +74,12 @@ class MeshSamples:
         """Args:
         query: Answers distances; unit space.
         box: Lowest and highest corner of the uniform points.
-        seed: Of every draw.
-        n_points: Of a chunk.
-        surface_share, near_share: Of a chunk; the rest is uniform.
+        seed: Seed of every draw.
+        n_points: Points of a chunk.
+        surface_share, near_share: Shares of a chunk that lie on the surface and near it; the rest is uniform.
         noise: Standard deviation of each coordinate of the points near the surface.
         steps_per_chunk: Steps from one new chunk to the next.
-        n_chunks: Kept.
+        n_chunks: How many chunks are kept.
         device: Where they are kept.
         makes_ahead: Whether a process makes the next chunk while steps go on elsewhere, on a GPU.
         """
@@ -137,7 +138,7 @@ class MeshSamples:
 
 
 class _Maker:
-    """Another process that makes chunks, since libigl holds the interpreter's lock of this one. Where it fails, chunks
+    """Makes chunks in another process, since libigl holds the interpreter's lock of this one. Where it fails, chunks
     are made here."""
 
     def __init__(self, recipe: dict[str, Any]) -> None:

@@ -104,6 +104,12 @@ def make_mesh(
 ) -> SourceMesh:
     """The cleaned mesh of these triangles; see `read_mesh`.
 
+    Args:
+        vertices: Positions in the file's units.
+        faces: Numbers of each triangle's vertices.
+        name: The mesh's name, for messages.
+        path: The file, for messages.
+
     Raises:
         DataError: no triangle is usable.
     """
@@ -353,11 +359,11 @@ def _is_body_inside_out(
     one on inwards the file is not trusted: there, walls face outwards and inwards by turns.
 
     Args:
-        vertices, faces: Of all pieces; neighbours agree.
-        piece: Of each face.
+        vertices, faces: Vertices and triangles of all pieces; neighbours agree.
+        piece: Number of the piece of each face.
         bodies: Numbers of the pieces that enclose something.
-        volume: Of each body, negative where it faces inwards.
-        share: Of each body's area, how much faced the other way than the rest.
+        volume: Volume of each body, negative where it faces inwards.
+        share: Share of each body's area that faced the other way than the rest.
     """
     order = np.argsort(piece, kind="stable")
     starts = np.searchsorted(piece[order], np.arange(int(piece.max()) + 2))

@@ -50,7 +50,7 @@ class PictureHeader:
     n_channels: int
     """1 grey, 2 grey and alpha, 3 RGB, 4 RGBA."""
     dtype: str
-    """Of the stored numbers: uint8, uint16, float16 or float32. Floats are linear light, integers sRGB."""
+    """Type of the stored numbers: uint8, uint16, float16 or float32. Floats are linear light, integers sRGB."""
     form: str
     """In words: "JPEG", "TIFF, tiles of 256x256"."""
     notes: tuple[str, ...] = ()
@@ -59,13 +59,13 @@ class PictureHeader:
     """EXIF's number for how the stored rows and columns lie, 1 to 8; 1 is upright, from 5 on the sides are swapped."""
 
     def upright(self) -> "PictureHeader":
-        """That of the picture as it is meant to be seen."""
+        """The header of the picture as it is meant to be seen."""
         width, height = (self.width, self.height) if self.orientation < 5 else (self.height, self.width)
         return replace(self, width=width, height=height, orientation=1)
 
     @property
     def n_bytes(self) -> int:
-        """Of all stored numbers."""
+        """Bytes that all numbers of the picture take as stored."""
         return self.width * self.height * self.n_channels * np.dtype(self.dtype).itemsize
 
 
@@ -81,7 +81,7 @@ class PictureReader:
     matches: Callable[[Path, bytes], bool]
     """Whether this one reads a file, by its path and first bytes."""
     header: Callable[[Path], PictureHeader]
-    """Of the picture as it is stored."""
+    """Reads what a file says of its picture, as it is stored."""
     blocks: Callable[[Path, PictureHeader], Iterator[Block]]
     """All parts of the picture as it is stored, in any order."""
 
@@ -91,7 +91,7 @@ class Picture:
 
     def __init__(self, path: Path, header: PictureHeader, pixels: np.ndarray, notes: tuple[str, ...] = ()) -> None:
         """Args:
-        path: Of the file, resolved.
+        path: Path of the file, resolved.
         header: What it says, upright.
         pixels: [height, width, stored channels].
         notes: Lines for the user.
@@ -105,12 +105,12 @@ class Picture:
 
     @property
     def width(self) -> int:
-        """Pixels."""
+        """Pixels in a row of the upright picture."""
         return self.header.width
 
     @property
     def height(self) -> int:
-        """Pixels."""
+        """Rows of the upright picture."""
         return self.header.height
 
     @property
@@ -137,7 +137,14 @@ class Picture:
         return np.repeat((np.arange(top + 1, dtype=np.float64) / top).astype(np.float32)[None], 2, axis=0)
 
     def region(self, x: int, y: int, width: int, height: int) -> Float32[np.ndarray, "h w c"]:
-        """The values of a part, colours multiplied by alpha: what a model of the picture should answer there."""
+        """The values of a part, colours multiplied by alpha: what a model of the picture should answer there.
+
+        Args:
+            x: First column, in pixels from the left.
+            y: First row, from the top.
+            width: Columns.
+            height: Rows.
+        """
         stored = self.pixels[y : y + height, x : x + width, : self.n_channels]
         if self.header.dtype == "float32":
             found = stored.astype(np.float32)
@@ -706,7 +713,7 @@ def _tiff_page(path: Path) -> Any:
 
     import tifffile
 
-    # Of a broken file it would say so on stderr, in words for programmers; the error that follows says enough.
+    # If a file is broken, the library says so on stderr, in words for programmers; the error that follows says enough.
     logger = logging.getLogger("tifffile")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())

@@ -84,7 +84,7 @@ class Frame:
     top: Fields
     """The object around it, whose values stand in for missing ones."""
     file_path: str
-    """As the file says, normalised."""
+    """Path of the photo as the file states it, normalised."""
     image: Path | None
     """The image file, None where it is missing."""
     is_elsewhere: bool
@@ -152,7 +152,8 @@ def view_of(frame: Frame, folder: Folder, camera_axes: str, splits: frozenset[st
 
 
 def _masks(frame: Frame, image: Path, folder: Folder) -> tuple[StatedMask, ...]:
-    """nerfstudio's `mask_path`, of the frame or of all, and instant-ngp's dynamic mask beside the image."""
+    """Masks of a frame: nerfstudio's `mask_path`, of the frame or of all, and instant-ngp's dynamic mask beside the
+    image."""
     scope = frame.fields if frame.fields.has("mask_path") else frame.top
     stated = scope.values.get("mask_path")
     masks = []
@@ -289,7 +290,7 @@ def _ratio(real: int, stated: float | None) -> float:
 
 
 def _principal_point(frame: Frame, header: ImageHeader) -> tuple[float, float]:
-    """In pixels of the image file; its centre where nothing is stated."""
+    """The principal point in pixels of the image file; its centre where nothing is stated."""
     point = []
     for axis, name in enumerate(("cx", "cy")):
         pixels = (header.width, header.height)[axis]
@@ -324,7 +325,7 @@ _TERMS: Final = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
 def _coefficients(scope: Fields) -> list[float]:
-    """k1, k2, k3, k4, p1, p2 of one scope, 0 where absent."""
+    """Distortion k1, k2, k3, k4, p1, p2 as one scope states it, 0 where absent."""
     listed = scope.values.get("distortion_params")
     if isinstance(listed, list) and len(listed) == 12:
         raise scope.fail("distortion_params", "12 values (the FISHEYE624 lens) are not supported yet")

@@ -14,7 +14,7 @@ ENDINGS: Final = (
     *(".gpr", ".iiq", ".k25", ".kdc", ".mdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".ptx", ".raf"),
     *(".rw2", ".rwl", ".rwz", ".sr2", ".srf", ".srw", ".x3f"),
 )
-"""Those by which cameras name their raw files."""
+"""Endings that cameras give to the names of their raw files."""
 
 _STARTS: Final = {
     b"II*\0\x10\0\0\0CR": "CR2", b"II\x1a\0\0\0HEAPCCDR": "CRW", b"FUJIFILMCCD-RAW": "RAF", b"FOVb": "X3F",

@@ -60,14 +60,14 @@ class StatedView:
     name: str
     """How the data name the photo, for messages."""
     place: str
-    """Where the data state it, the beginning of an error: "transforms.json: frame 3 (images/a.png)"."""
+    """Where the data state the view, as the beginning of an error: "transforms.json: frame 3 (images/a.png)"."""
     image: Path | None
     """The photo's file, None where it is missing."""
     make_camera: Callable[[ImageHeader, Tally], Camera]
     """The camera for the photo at its stored size, in the world and with OpenCV axes. It is called only for
     views that are read, so that errors in other views do not matter."""
     splits: frozenset[str] = frozenset()
-    """Those of train, val and test that list the view; empty where the data leave that open."""
+    """Splits among train, val and test that list the view; empty where the data leave that open."""
     masks: tuple[StatedMask, ...] = ()
     """Pixels must pass all of them."""
     image_field: str = "file_path"
@@ -109,15 +109,15 @@ class StatedScene:
     folder: Path
     """Names of photos are relative to it."""
     form: str
-    """In which form the data lie there, e.g. "instant-ngp"."""
+    """The form of the data, e.g. "instant-ngp"."""
     views: tuple[StatedView, ...]
-    """In the order in which every eighth is held out where the data have no splits. A view of several splits
+    """All views, in the order in which every eighth is held out where the data have no splits. A view of several splits
     may be there once with all of them or once for each."""
     spaces: StatedSpaces
     split_rule: str = ""
     """What decides the splits where views state them, e.g. "by file"."""
     order: str = "natural order"
-    """Of the views, in words."""
+    """The order of the views, in words for messages."""
     view_noun: str = "frames"
     """What the data call their views, for messages."""
     points: Float64[np.ndarray, "n_points 3"] | None = None

@@ -1,4 +1,4 @@
-"""Where the training box stands when the data do not say it."""
+"""The choice of the training box where the data do not state it."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple

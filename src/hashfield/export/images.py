@@ -144,7 +144,13 @@ def colorize_opacity(opacity: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h 
 def error_picture(
     prediction: Float[np.ndarray, "h w 3"], target: Float[np.ndarray, "h w 3"], gain: float = 5.0
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Absolute difference per channel, times `gain`, on black."""
+    """Absolute difference per channel, times `gain`, on black.
+
+    Args:
+        prediction: Picture of the model; clipped to 0..1.
+        target: The true one; clipped likewise.
+        gain: Factor that makes small differences visible.
+    """
     return to_uint8(np.abs(np.clip(prediction, 0.0, 1.0) - np.clip(target, 0.0, 1.0)) * gain)
 
 
@@ -392,7 +398,7 @@ class ExrWriter(StripWriter):
             file.write(struct.pack("<ii", self.n_rows + k, row.nbytes) + row.tobytes())
 
     def _end(self, file: BinaryIO) -> None:
-        """Nothing follows."""
+        """Write what follows the pixels: in this format, no bytes at all."""
 
 
 def _checked(image: np.ndarray) -> np.ndarray:

@@ -41,13 +41,13 @@ class Mesh:
     """Triangles in the world, counter-clockwise seen from outside."""
 
     vertices: Float64[np.ndarray, "n_vertices 3"]
-    """World units."""
+    """Positions in world units."""
     faces: Int32[np.ndarray, "n_faces 3"]
     """Numbers of the corners."""
     normals: Float32[np.ndarray, "n_vertices 3"] | None = None
     """Unit length, outward."""
     colors: UInt8[np.ndarray, "n_vertices 3"] | None = None
-    """sRGB."""
+    """Colour of each vertex in sRGB."""
 
 
 # --- extraction --------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def _chunks(faces: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def check_mesh_file(path: Path) -> None:
-    """Nothing where such a file can be written; ask before minutes of work, not after.
+    """Check that such a file can be written, so that a mistake is told before minutes of work, not after.
 
     Raises:
         ConfigError: the name's ending is not one of FORMATS.
@@ -330,7 +330,7 @@ def encode_mesh(path: Path, mesh: Mesh, notes: Sequence[str] = ()) -> bytes:
     glTF wants linear ones, and gets them with a material that is not shaded, as the colours have light in them.
 
     Args:
-        path: Its ending counts; nothing is written.
+        path: Its ending chooses the format; nothing is written.
         mesh: World units.
         notes: Lines about units, axes and origin; what is not ASCII becomes a question mark.
 

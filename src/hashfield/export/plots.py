@@ -20,11 +20,11 @@ class Series:
     """What one colour of a plot shows."""
 
     name: str
-    """In the legend."""
+    """Name in the legend."""
     points: Sequence[tuple[float, float]]
     """(x, y); those that are not finite are left out."""
     labels: Sequence[str] = ()
-    """Beside each point; without any the points are joined instead of drawn."""
+    """Text beside each point; without any the points are joined instead of drawn."""
     is_marked: bool = False
     """Labelled points that are also joined and filled: a front."""
 

@@ -206,7 +206,13 @@ def _averaged(points: Points) -> tuple[list[float], list[float]]:
 
 
 def ticks(low: float, high: float, n: int) -> list[float]:
-    """About n round numbers from low to high, both ends enclosed."""
+    """About n round numbers from low to high, both ends enclosed.
+
+    Args:
+        low: Least value shown.
+        high: Largest value shown.
+        n: How many steps are wanted, about.
+    """
     if high <= low:
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad

@@ -136,10 +136,10 @@ def write_mp4(
 
 
 def check_video() -> None:
-    """Nothing where mp4 files can be written.
+    """Check that mp4 files can be written, so that a missing package is told before hours of rendering, not after.
 
     Raises:
-        ConfigError: the video package is missing; ask before hours of rendering, not after.
+        ConfigError: the video package is missing.
     """
     _av()
 

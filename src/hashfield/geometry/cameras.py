@@ -59,7 +59,7 @@ class Camera:
     cy: float
     lens: Lens = "pinhole"
     distortion: tuple[float, ...] = ()
-    """k1, k2, k3, k4, p1, p2; empty for a pinhole. A fisheye has no p1, p2: they must be 0."""
+    """Coefficients k1, k2, k3, k4, p1, p2; empty for a pinhole. A fisheye has no p1, p2: they must be 0."""
 
     def __post_init__(self) -> None:
         pose = self.camera_to_world
@@ -113,7 +113,7 @@ class Camera:
         return -self.camera_to_world[:, 1]
 
     def resized(self, width: int, height: int) -> "Camera":
-        """The same camera with another number of pixels: the view stays, intrinsics scale per axis."""
+        """This camera with another number of pixels: the view stays, intrinsics scale per axis."""
         return self._replaced(
             width=width,
             height=height,
@@ -124,7 +124,7 @@ class Camera:
         )
 
     def moved(self, camera_to_world: Float64[Tensor, "3 4"]) -> "Camera":
-        """The same camera at another pose."""
+        """This camera at another pose."""
         return self._replaced(camera_to_world=camera_to_world)
 
     def _replaced(self, **changes: Any) -> "Camera":
@@ -306,7 +306,7 @@ def _checked_table(table: Tensor) -> Tensor:
 
 
 def _radial(x: Tensor, k: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """f(x) = x (1 + k1 x^2 + k2 x^4 + k3 x^6 + k4 x^8) and its derivative."""
+    """The function f(x) = x (1 + k1 x^2 + k2 x^4 + k3 x^6 + k4 x^8) and its derivative."""
     k1, k2, k3, k4 = k
     s = x * x
     value = x * (1 + s * (k1 + s * (k2 + s * (k3 + s * k4))))
@@ -315,7 +315,7 @@ def _radial(x: Tensor, k: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _invert_radial(value: Tensor, k: tuple[Tensor, ...], limit: Tensor) -> Tensor:
-    """x in [0, limit] with f(x) = value, or the limit where value lies beyond f(limit).
+    """The x in [0, limit] with f(x) = value, or the limit where value lies beyond f(limit).
 
     Newton inside a shrinking bracket: f grows on [0, limit], so a step that leaves the bracket is replaced by
     its middle and the search cannot fail, however strong the distortion. Gradient: none.
@@ -532,7 +532,14 @@ def rays_from_pixels(
 def pixel_centers(
     width: int, height: int, dtype: torch.dtype = torch.float64, device: torch.device | None = None
 ) -> Float[Tensor, "n_pixels 2"]:
-    """Centres (i + 0.5, j + 0.5) of all pixels, row by row."""
+    """Centres (i + 0.5, j + 0.5) of all pixels, row by row.
+
+    Args:
+        width: Pixels in a row.
+        height: Rows.
+        dtype: Type of the result.
+        device: Where the result lies; None: torch's default.
+    """
     rows, columns = (torch.arange(n, dtype=dtype, device=device) + 0.5 for n in (height, width))
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x.reshape(-1), y.reshape(-1)], dim=1)

@@ -15,7 +15,8 @@ STEPS = 2**32
 
 
 def to_fixed_point(positions_unit: Float[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
-    """round(x * 2^32) as the bits of an unsigned 32-bit number, in an int32 tensor since torch does little with others.
+    """Fixed-point numbers round(x * 2^32): the bits of unsigned 32-bit numbers, in an int32 tensor, since torch
+    supports unsigned ones poorly.
 
     Args:
         positions_unit: In [0, 1]; what lies outside is moved to the nearer end, and 1 becomes 1 - 2^-32. float64, or

@@ -51,11 +51,11 @@ class GridLayout:
     n_features_per_level: int = 4
     """F: 1, 2, 4 or 8."""
     log2_hashmap_size: int = 19
-    """log2 T, where T is the most entries a level of type Hash has; 1 to 30."""
+    """Logarithm log2 T, where T is the most entries a level of type Hash has; 1 to 30."""
     base_resolution: int = 16
     """N_min, vertices per axis of level 0."""
     per_level_scale: float = 2.0
-    """b, growth of the resolution from level to level, at least 1; rounded to float32."""
+    """Growth b of the resolution from level to level, at least 1; rounded to float32."""
     type: GridType = "Hash"
     """Hash: levels above T entries are hashed. Tiled: they repeat every N_min^D entries. Dense: no limit."""
     hash: HashType = "CoherentPrime"

@@ -361,7 +361,7 @@ _FOCUS: Final = {"fov_y", "fx", "fy", "cx", "cy"}
 
 
 def write_camera_path(path: Path, camera_path: CameraPath) -> None:
-    """Nothing; writes the frames as a camera-path file that `read_camera_path` gives back exactly.
+    """Write the frames as a camera-path file that `read_camera_path` gives back exactly.
 
     The file is written aside and renamed.
 

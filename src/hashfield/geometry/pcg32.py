@@ -13,7 +13,7 @@ from torch import Tensor
 
 PCG32_FACTOR = 0x5851F42D4C957F2D
 PCG32_SUMMAND = 3
-"""Of the sequence number 1, which tiny-cuda-nn takes: 2 * 1 + 1."""
+"""What is added at each step. It belongs to the sequence number 1, which tiny-cuda-nn takes: 2 * 1 + 1."""
 _MASK = 2**64 - 1
 
 

@@ -18,7 +18,7 @@ class Rays:
     origin: Float[Tensor, "n_rays 3"]
     """Start of each ray."""
     direction: Float[Tensor, "n_rays 3"]
-    """Unit length."""
+    """Direction of each ray, of unit length."""
     t_min: Float[Tensor, " n_rays"]
     """Distance along the ray at which the part of interest begins, at least 0."""
     t_max: Float[Tensor, " n_rays"]

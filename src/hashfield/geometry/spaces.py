@@ -232,7 +232,8 @@ class Spaces:
 REACH_INWARD: Final = 2.0
 """How many times farther than the farthest camera the box reaches where the cameras look inwards."""
 REACH_OUTWARD: Final = 8.0
-"""The same where most cameras look away from the box centre: everything they see lies beyond them."""
+"""How many times farther than the farthest camera it reaches where most look away from the box centre: everything they
+see lies beyond them."""
 MIN_CHOSEN_AABB_SCALE: Final = 2
 
 
@@ -292,7 +293,7 @@ def _meets_box(table: Tensor, cameras: Sequence[Camera], spaces: Spaces, n_per_s
 
 
 def check_rays_meet_box(cameras: Sequence[Camera], spaces: Spaces, source: str = "cameras") -> None:
-    """Nothing, if at least one view ray passes through the training box.
+    """Check that at least one view ray passes through the training box.
 
     Args:
         cameras: in the world.

@@ -56,7 +56,7 @@ class GridConfig:
         )
 
     def reaching(self, finest_resolution: float) -> Self:
-        """The same grid with the per-level scale that ends at about finest_resolution vertices per axis."""
+        """This grid with the per-level scale that ends at about finest_resolution vertices per axis."""
         scale = per_level_scale_between(self.base_resolution, finest_resolution, self.n_levels)
         return replace(self, per_level_scale=scale)
 
@@ -129,11 +129,11 @@ class RadianceFieldConfig:
     """Position and direction to density and colour: a grid, a density network and a colour network."""
 
     encoding: GridConfig = field(default_factory=GridConfig)
-    """Of the position: a grid, or as `EncodingConfig` any encoding."""
+    """Encoding of the position: a grid, or any encoding, as an `EncodingConfig`."""
     density_network: MLPConfig = MLPConfig(n_neurons=64, n_hidden_layers=1)
-    """From the grid's features to n_features, the first of which is the log-density."""
+    """Network from the grid's features to n_features outputs, the first of which is the log-density."""
     color_network: MLPConfig = MLPConfig(n_neurons=64, n_hidden_layers=2)
-    """From those features and the direction to colour."""
+    """Network from those outputs and the direction to colour."""
     n_features: int = 16
     """Outputs of the density network, all of which feed the colour network."""
     direction_degree: int = 4
@@ -141,7 +141,8 @@ class RadianceFieldConfig:
     density_bias: float = 0.0
     """Added to the log-density: exp(density_bias) is the density everywhere before training."""
     density_activation: Literal["exp", "relu"] = "exp"
-    """exp: density = exp(raw + density_bias); relu: max(0, raw + density_bias), as HashNeRF."""
+    """Function behind the density network. exp: density = exp(raw + density_bias); relu: max(0, raw + density_bias), as
+    HashNeRF."""
     color_sees_density: bool = True
     """Whether the density network's first output feeds the colour network like the others; HashNeRF's does not."""
 

@@ -28,7 +28,7 @@ class Encoding(nn.Module):
     n_output: int
     """Features of an input."""
     alignment: int = 1
-    """In a composite this encoding's features start at a multiple of this."""
+    """In a composite, the features of this encoding start at a multiple of this number."""
     padding: float = 1.0
     """What fills up its features where those of the next encoding must be aligned."""
     is_padded_in_front: bool = False
@@ -95,17 +95,17 @@ class GridEncoding(Encoding):
 
         Args:
             n_dims: D, 1 to 7; other numbers than 2 and 3 run on the reference.
-            type: As the grid's other numbers, see `GridConfig`.
-            n_levels: L.
-            n_features_per_level: F.
-            log2_hashmap_size: log2 T.
-            base_resolution: N_min.
-            per_level_scale: b.
+            type: How levels are stored: "Hash", "Tiled" or "Dense"; see `GridConfig`.
+            n_levels: L, number of levels.
+            n_features_per_level: F, features of each level.
+            log2_hashmap_size: log2 T, where T is the most entries that a level has if its type is Hash.
+            base_resolution: N_min, vertices per axis of the coarsest level.
+            per_level_scale: b, growth of the resolution from level to level.
             interpolation: Between the corners of a cell.
             precision: "bfloat16" looks up rounded table values.
             backend: Implementation; chosen at each call if None.
-            generator: Of the initial values; torch's default if None.
-            dtype: Of the table; float64 runs on the reference.
+            generator: Source of the initial values; torch's default if None.
+            dtype: Type of the table; float64 runs on the reference.
             hash: Function that spreads vertices over hashed levels; others than the first run on the reference.
             has_table: Whether the module owns a table. Without, every call must be given one.
 
@@ -146,7 +146,16 @@ class GridEncoding(Encoding):
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "GridEncoding":
-        """The encoding a configuration describes."""
+        """The encoding a configuration describes.
+
+        Args:
+            config: Levels, features, table size and resolutions.
+            n_dims: Dimensions of a position, 1 to 7; other numbers than 2 and 3 run on the reference.
+            precision: "bfloat16" looks up rounded table values.
+            backend: Implementation; chosen at each call if None.
+            generator: Source of the initial values; torch's default if None.
+            dtype: Type of the table; float64 runs on the reference.
+        """
         return cls(
             n_dims,
             **{f.name: getattr(config, f.name) for f in fields(GridConfig)},

@@ -46,8 +46,8 @@ class RadianceField(nn.Module):
             config: Sizes and encoding.
             precision: "bfloat16" rounds lookups, matrices and layer inputs.
             backend: Implementation; chosen at each call if None.
-            generator: Of the initial values: density network, colour network, table, in this order.
-            dtype: Of the parameters; float64 runs on the reference.
+            generator: Source of the initial values: density network, colour network, table, in this order.
+            dtype: Type of the parameters; float64 runs on the reference.
         """
         super().__init__()
         self.config = config
@@ -112,8 +112,8 @@ def field_parameters(
     Args:
         module: The field.
         table_bf16: Its table rounded, where lookups are to read that.
-        precision: Of lookups and networks. auto: on GPUs float16; on CPUs bfloat16 lookups, and bfloat16 networks where
-            the CPU has instructions for them.
+        precision: Number type of lookups and networks. auto: on GPUs float16; on CPUs bfloat16 lookups, and bfloat16
+            networks where the CPU has instructions for them.
     """
     first, *others = (w.detach() for w in module.color_network.weights)
     if not module.config.color_sees_density:

@@ -43,14 +43,14 @@ class MLP(nn.Module):
 
         Args:
             n_input: Features of an input.
-            n_output: Of an output.
+            n_output: Length of an output.
             config: Width and depth of what lies between.
             activation: Between the layers.
             output_activation: After the last.
             precision: "bfloat16" rounds matrices and layer inputs.
             backend: Implementation; chosen at each call if None.
-            generator: Of the initial values; torch's default if None.
-            dtype: Of the matrices; float64 runs on the reference.
+            generator: Source of the initial values; torch's default if None.
+            dtype: Type of the matrices; float64 runs on the reference.
 
         Raises:
             ConfigError: a width is below 1.
@@ -119,14 +119,14 @@ class NetworkWithEncoding(nn.Module):
         """Put a network behind an encoding.
 
         Args:
-            encoding: Of the input.
-            n_output: Of the network.
-            config: Its width and depth.
+            encoding: Encoding of the input.
+            n_output: Length of an output of the network.
+            config: Width and depth of the network.
             output_activation: After its last layer.
-            precision: Of the network, and of a grid encoding's lookup.
+            precision: Number type of the network, and of a grid encoding's lookup.
             backend: Implementation; chosen at each call if None.
-            generator: Of the network's initial values; the encoding has its own.
-            dtype: Of the network's matrices; that of the encoding's table.
+            generator: Source of the network's initial values; the encoding has its own.
+            dtype: Type of the network's matrices; that of the encoding's table.
         """
         super().__init__()
         self.encoding = encoding
@@ -166,7 +166,8 @@ def encoded_network(field: NetworkWithEncoding, table_bf16: Tensor | None, preci
     Args:
         field: Encoding and network.
         table_bf16: The encoding's table rounded, where lookups are to read that.
-        precision: Of lookups and network. auto: on GPUs float16; on CPUs bfloat16 where they have instructions for it.
+        precision: Number type of lookups and network. auto: on GPUs float16; on CPUs bfloat16 where they have
+            instructions for it.
     """
     encoding, weights = field.encoding, tuple(w.detach() for w in field.network.weights)
     if not isinstance(encoding, GridEncoding):

@@ -26,14 +26,14 @@ def adam(
     skip_zero_gradient: bool = True,
     backend: Backend | None = None,
 ) -> None:
-    """Nothing; param, moment1, moment2 and counts are changed in place.
+    """Take one Adam step: param, moment1, moment2 and counts are changed in place.
 
     g = grad + l2 * param; moment1 and moment2 become the running means of g and g^2;
     param -= learning_rate * sqrt(1 - beta2^k) / (1 - beta1^k) * moment1 / (sqrt(moment2) + epsilon).
 
     Args:
         param: Values to improve.
-        grad: Of the loss; not changed.
+        grad: Gradient of the loss; not changed.
         moment1: Zeros before the first step.
         moment2: Zeros before the first step.
         counts: k of each scalar, zeros before the first step: tiny-cuda-nn's rule. Reference only.
@@ -110,9 +110,9 @@ def adam_table(
     epsilon: float = 1e-15,
     backend: Backend | None = None,
 ) -> None:
-    """Nothing; one Adam step on a grid's table in place, its gradient cleared and its bfloat16 copy refreshed.
+    """Take one Adam step on a grid's table in place, clear its gradient and refresh its bfloat16 copy.
 
-    The same as `adam` with `skip_zero_gradient`, without L2; one pass over memory instead of three.
+    This is `adam` with `skip_zero_gradient`, without L2; one pass over memory instead of three.
 
     Args:
         param, grad, moment1, moment2: float32, contiguous; grad is all zeros afterwards.

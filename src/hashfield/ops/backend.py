@@ -30,7 +30,7 @@ INTERPRETER_VARIABLE = "TRITON_INTERPRET"
 """Triton's own: with 1, set before the first op runs, its kernels are interpreted on CPU tensors. For tests."""
 
 Limit = Callable[[Backend], str | None]
-"""Given a backend, why it cannot take this very call (an option, a number of dimensions), or None."""
+"""Tells for a backend why it cannot take this very call (an option, a number of dimensions), or None."""
 
 _FOLDERS: dict[Backend, str] = {
     "reference": "hashfield.kernels.reference",
@@ -76,7 +76,7 @@ class Choice:
     """The implementation chosen for one call."""
 
     name: Backend
-    """Its backend."""
+    """Name of the chosen backend."""
     kernels: ModuleType
     """The module that holds its functions."""
 

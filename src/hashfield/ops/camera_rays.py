@@ -27,7 +27,7 @@ def camera_rays(
             float64 by the fast backends, in the table's own dtype by the reference.
         camera_index: Row of the table for each ray.
         pixel: (x, y); the centre of the first pixel is (0.5, 0.5).
-        dtype: Of the results.
+        dtype: Type of the results.
         backend: Implementation; chosen by device if None. Fast ones give float32 and no gradient.
 
     Raises:
@@ -83,7 +83,7 @@ def view_rays(
 
     Args:
         table: The camera, in the space of the box; on the CPU.
-        width, height: Of the picture, pixels.
+        width, height: Size of the picture, pixels.
         box: (x0, y0, z0, x1, y1, z1); its device is that of the rays.
         first: Number of the first pixel wanted.
         n_rays: How many pixels; None: all that follow.

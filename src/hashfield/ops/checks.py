@@ -43,8 +43,8 @@ class Checker:
         """Check one argument.
 
         Args:
-            name: Of the argument.
-            tensor: Its value.
+            name: Name of the argument.
+            tensor: The argument itself.
             shape: Sizes, or names of axes that must agree between arguments.
             kind: "float", "integer", "int64", "uint8" or "bfloat16". Floats must share one dtype, all tensors one
                 device.
@@ -85,6 +85,12 @@ class Checker:
 def one_of(op: str, name: str, value: str, options: Mapping[str, _Value] | tuple[str, ...]) -> None:
     """Check that an option is one of a few words.
 
+    Args:
+        op: The op's name, for the error.
+        name: The argument's name.
+        value: What was given.
+        options: The words that are allowed.
+
     Raises:
         ShapeError: it is not. (An option of an op is an argument like its tensors.)
     """
@@ -94,6 +100,13 @@ def one_of(op: str, name: str, value: str, options: Mapping[str, _Value] | tuple
 
 def at_least(op: str, name: str, value: float, low: float, *, strictly: bool = False) -> None:
     """Check that a number is finite and not below (or, strictly, above) a bound.
+
+    Args:
+        op: The op's name, for the error.
+        name: The argument's name.
+        value: What was given.
+        low: The bound.
+        strictly: Whether the bound itself is refused.
 
     Raises:
         ShapeError: it is not.

@@ -25,11 +25,11 @@ def color_mlp(
     """Colour in (0, 1): sigmoid of a ReLU network on [features | spherical harmonics of the direction].
 
     Args:
-        features: Of the position, 16 in a radiance field.
+        features: Features of the position, 16 in a radiance field.
         directions: Unit length, from the camera to the point.
         weights: As for `mlp`; the first matrix takes n_features + degree^2 inputs, features first.
-        degree: Of the spherical harmonics, 1 to 4.
-        precision: Of the network, as for `mlp`.
+        degree: Degree of the spherical harmonics, 1 to 4.
+        precision: Number type of the network, as for `mlp`.
         backend: Implementation of both stages; each is chosen by device if None.
 
     Raises:

@@ -41,8 +41,8 @@ def composite(
     alpha_i. colour = sum w_i color_i + T_end * background; opacity = sum w_i; depth = sum w_i t_i.
 
     Args:
-        color: Of each sample.
-        density: Of each sample, at least 0, per scene unit.
+        color: Colour of each sample.
+        density: Density of each sample, at least 0, per scene unit.
         samples: Where they lie.
         background: Behind each ray, or one for all.
         min_transmittance: Samples with T_i below it are cut: weight 0, and a ray that lost any gets no

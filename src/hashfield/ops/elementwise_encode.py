@@ -16,7 +16,7 @@ def identity_encode(
     """The input itself, scaled and shifted: x * scale + offset.
 
     Args:
-        x: Anything.
+        x: Any numbers.
         scale: Factor of every component.
         offset: Added to every component.
         backend: "reference" or None.

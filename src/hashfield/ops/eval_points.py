@@ -31,7 +31,7 @@ class EncodedNetwork:
     layout: GridLayout
     """Two or three dimensions."""
     table: Float[Tensor, "n_entries n_features"]
-    """float32."""
+    """The encoding's table, float32."""
     weights: tuple[Tensor, ...]
     """[width, L*F], [width, width] for each further hidden layer, [n_outputs, width]."""
     table_bf16: Tensor | None = None
@@ -113,7 +113,13 @@ UNFUSED_POINTS = 2**16  # asked at once, which bounds memory
 
 
 def check_positions(op: str, network: EncodedNetwork, positions_unit: Tensor) -> None:
-    """Raise a ShapeError unless these are positions for the network."""
+    """Raise a ShapeError unless these are positions for the network.
+
+    Args:
+        op: The op's name, for the error.
+        network: Tells the number of dimensions.
+        positions_unit: In unit space: floats, or int32 in fixed point.
+    """
     check = Checker(op)
     check("table", network.table, ("n_entries", "n_features"))
     kind = "integer" if positions_unit.dtype == torch.int32 else "float"

@@ -11,7 +11,7 @@ class CpuKernels:
     path: str
     """Instructions they are compiled for, as HASHFIELD_CPU names them."""
     lanes: int
-    """float32 numbers in one of their vectors."""
+    """Number of float32 values in one of their vectors."""
     are_tiles_emulated: bool
     """Whether matrix tiles are emulated, which is for tests."""
     possible_paths: tuple[str, ...]

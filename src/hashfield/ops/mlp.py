@@ -93,7 +93,7 @@ def check_mlp(op: str, name: str, weights: Sequence[Tensor], n_in: int | None, l
 
     Args:
         op: Name that begins every message.
-        name: Of the argument.
+        name: Name of the argument.
         weights: Matrices [n_out, n_in], first layer first.
         n_in: Width of the input, None if that is for `like` to tell.
         like: Name and value of the tensor whose dtype and device they must share.

@@ -106,7 +106,7 @@ def is_occupied(
 
     Args:
         positions_scene: Scene space; outside the last cascade, and for NaN, the answer is False.
-        bits: As `pack_bits` makes them.
+        bits: Occupied cells, as `pack_bits` gives them.
         n_cascades: Cascades in `bits`.
         backend: Only the reference exists.
 

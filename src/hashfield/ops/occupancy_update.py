@@ -25,7 +25,7 @@ def refresh_cells(
     values[c] = max(values[c], optical thickness of the finest step at a point of cell c).
 
     Args:
-        values: Of all cells, cascade by cascade in Morton order; changed in place.
+        values: Values of all cells, cascade by cascade in Morton order; changed in place.
         cells: Numbers of the cells to ask, each at most once.
         noise: Where in its cell each point lies, [0, 1)^3.
         field: Asked for density.
@@ -53,6 +53,12 @@ def occupied_bits(
     """The bit field of the cells above a threshold, each coarser cascade covering the finer ones.
 
     The fast twin of `ops.occupancy.pack_bits`.
+
+    Args:
+        values: Density times the finest step of every cell, cascade by cascade in Morton order.
+        threshold: A cell above it is occupied.
+        aabb_scale: Side of the training box in scene units; log2 + 1 cascades.
+        backend: Implementation; chosen by device if None.
     """
     Checker("occupied_bits")("values", values, (n_cells_of(aabb_scale),))
     choice = choose("occupancy_update", backend, values)
@@ -74,8 +80,8 @@ def silhouettes(
     Args:
         pixels: All images, one after another, row by row, RGBA.
         starts: First pixel of each image.
-        widths, heights: Of each image.
-        radius: Pixels.
+        widths, heights: Size of each image.
+        radius: How far the square reaches from the pixel, in pixels.
         backend: Implementation; chosen by device if None.
     """
     choice = choose("occupancy_update", backend, pixels)
@@ -100,7 +106,7 @@ def carve(
 
     Args:
         table: Cameras in scene space, see `geometry.cameras.camera_table`.
-        starts, widths, heights: Of each camera's mask.
+        starts, widths, heights: First pixel, width and height of each camera's mask.
         masks: As `silhouettes` makes them, or None.
         aabb_scale: Side of the box; log2 + 1 cascades.
         backend: Implementation; chosen by device if None.

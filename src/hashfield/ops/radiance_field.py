@@ -88,6 +88,12 @@ def radiance_field(
 def density_of(
     h: Float[Tensor, "n n_features"], density_bias: float, density_activation: DensityActivation
 ) -> Float[Tensor, " n"]:
-    """Density from the density network's output: exp(h_0 + density_bias), or max(0, h_0 + density_bias)."""
+    """Density from the density network's output: exp(h_0 + density_bias), or max(0, h_0 + density_bias).
+
+    Args:
+        h: Outputs of the density network; only the first counts.
+        density_bias: Added to it.
+        density_activation: "exp" or "relu".
+    """
     raw = h[:, 0] + density_bias
     return torch.relu(raw) if density_activation == "relu" else torch.exp(raw)

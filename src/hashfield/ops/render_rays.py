@@ -42,7 +42,7 @@ class FieldParameters:
     layout: GridLayout
     """Three dimensions. Not read where `encode` is given."""
     table: Float[Tensor, "n_entries n_features"]
-    """float32; without entries where `encode` is given."""
+    """The encoding's table, float32; without entries where `encode` is given."""
     density_weights: tuple[Tensor, ...]
     """[width, L*F] and [16, width]; unfused any number of matrices that fit each other."""
     color_weights: tuple[Tensor, ...]
@@ -182,7 +182,7 @@ def render_rays(
         field: What is rendered.
         rays: Scene space, t_min and t_max within the box.
         bits: Occupied cells, as `pack_bits` makes them.
-        options: Sampling.
+        options: Where and how finely rays are sampled.
         jitter: Fraction of a step by which each ray's lattice is shifted; None means 0.5.
         backend: Implementation; chosen by device if None.
 
@@ -272,7 +272,15 @@ def _render_unfused(
 
 
 def check_rays(op: str, rays: Rays, bits: Tensor, options: MarchOptions, jitter: Tensor | None) -> Tensor:
-    """The jitter to use, after the shapes of rays, bits and jitter were checked."""
+    """Check the shapes of rays, bits and jitter, and return the jitter to use.
+
+    Args:
+        op: The op's name, for the error.
+        rays: In scene space; t_max must be finite.
+        bits: Occupied cells of all cascades, one bit each, uint8.
+        options: Tell the number of cascades.
+        jitter: Shift of each ray's first sample, in steps; None: 0.5 for all.
+    """
     check = Checker(op)
     check("rays.origin", rays.origin, ("n_rays", 3))
     check("rays.direction", rays.direction, ("n_rays", 3))

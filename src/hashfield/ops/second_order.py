@@ -19,7 +19,7 @@ def differentiable_gradients(
         function: Takes the inputs.
         inputs: Tensors as `save_for_backward` returned them, so that they know where they come from.
         needed: Whether the gradient of each input is wanted.
-        cotangent: Of the function's output.
+        cotangent: Gradient of the loss with regard to the function's output.
 
     Returns:
         A gradient for each input that needs one, else None.

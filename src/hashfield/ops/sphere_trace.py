@@ -62,7 +62,7 @@ class SphereTraceResult(NamedTuple):
     is_hit: Bool[Tensor, " n_rays"]
     """Whether the surface lies there; else the ray left its part of space."""
     position: Float[Tensor, "n_rays 3"]
-    """origin + t * direction."""
+    """Where each ray ends: origin + t * direction."""
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def sphere_trace(
             anything else is called with the positions of the rays that are under way.
         rays: t_min and t_max bound the search; a ray with t_max <= t_min hits nothing.
         max_steps: At most.
-        hit_distance: As above.
+        hit_distance: Distance below which a ray has met the surface.
         step: Below 1 where the field is not an exact distance.
         backend: Implementation of a `DistanceField`; chosen by device if None.
 

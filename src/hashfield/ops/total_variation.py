@@ -35,7 +35,7 @@ def total_variation(
         layout: Sizes of the levels.
         corners: Lowest vertex of each level's cube.
         sides: Edges of each level's cube along an axis, at least 1; `cube_sides` gives HashNeRF's.
-        weight: Of the gradient; the value returned has none.
+        weight: Weight of the gradient; the value returned has none.
         backend: "reference" or None.
 
     Raises:

@@ -107,7 +107,7 @@ def train_rays(
         field: What is trained; not changed.
         batch: Rays in scene space with t_min and t_max within the box, what they should see, and how much each counts.
         bits: Occupied cells, as `pack_bits` makes them.
-        options: Sampling.
+        options: Where and how finely rays are sampled.
         workspace: Made for this field; also fixes the backend.
         huber_delta: 0 for squared error; else instant-ngp's Huber loss (its 0.1), 1/5 of the usual one.
         sparsity: Weight in the loss of the entropy -sum w log w of a ray's sample weights and of the light that is

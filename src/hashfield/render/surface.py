@@ -60,7 +60,7 @@ def shade(
         normal: Unit, outwards.
         view: Unit, from the surface to the eye.
         light: Unit, from the surface to the key light.
-        light_share: Of the key light, that arrives.
+        light_share: Share of the key light that arrives.
         albedo: Linear colour.
     """
 

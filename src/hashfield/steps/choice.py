@@ -37,7 +37,7 @@ def ray_steps(field: RadianceField, recipe: RayRecipe, precision: RunPrecision) 
     Args:
         field: What is trained, in place.
         recipe: What stays the same in every step.
-        precision: Of lookups and networks, as asked for.
+        precision: Number type of lookups and networks, as asked for.
     """
     device = next(field.parameters()).device
     covers = captures_rays(field.config, sparsity=recipe.sparsity, total_variation=recipe.total_variation)
@@ -57,7 +57,7 @@ def point_steps(
     Args:
         field: What is trained, in place.
         recipe: What stays the same in every step.
-        precision: Of lookups and network, as asked for.
+        precision: Number type of lookups and network, as asked for.
         source: Where batches come from; None where each step is given its own.
         draws_there: Whether the source lies where the network lies, so that a captured step may draw from it.
     """

@@ -24,7 +24,7 @@ class CapturedSteps(ABC):
     def __init__(self, device: torch.device, seed: int) -> None:
         """Args:
         device: Where the buffers lie.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
         """
         self.device = device
         self.generator = torch.Generator(device).manual_seed(seed)

@@ -49,7 +49,13 @@ class OccupancyGrid:
 
     @classmethod
     def restored(cls, aabb_scale: int, values: Tensor, bits: Tensor) -> "OccupancyGrid":
-        """A grid from saved values and bits."""
+        """A grid from saved values and bits.
+
+        Args:
+            aabb_scale: Side of the training box in scene units; log2 + 1 cascades.
+            values: As saved, for every cell; negative where a cell can hold nothing.
+            bits: As saved: the occupied cells, uint8.
+        """
         values = torch.where(values >= 0, values, -math.inf)
         return cls(aabb_scale, values, bits, torch.nonzero(values >= 0)[:, 0])
 
@@ -119,11 +125,11 @@ class Cells(Protocol):
     a list and how many of it count, on the device."""
 
     def some_living(self, living: Tensor, n: int) -> Tensor | tuple[Tensor, Tensor]:
-        """n of the living cells, spread over their list."""
+        """Draw n of the living cells, spread over their list."""
         ...
 
     def some_occupied(self, is_occupied: Bool[Tensor, " n_cells"], n: int) -> Tensor | tuple[Tensor, Tensor]:
-        """n of the cells that the mask holds, spread over them; all of them, each once, if there are no more."""
+        """Draw n of the cells that the mask holds, spread over them; all of them, each once, if there are no more."""
         ...
 
     def ask(self, values: Float[Tensor, " n_cells"], group: Tensor | tuple[Tensor, Tensor]) -> None:
@@ -168,7 +174,7 @@ class HostCells:
 
 
 def stratified(uniform: Float64[Tensor, " n"], total: int | Int64[Tensor, " 1"]) -> Int64[Tensor, " n"]:
-    """n of the numbers 0 to total - 1, one out of each n-th of them, so that none comes twice if total >= n.
+    """Draw n of the numbers 0 to total - 1, one out of each n-th of them, so that none comes twice if total >= n.
 
     Args:
         uniform: Random numbers in [0, 1).

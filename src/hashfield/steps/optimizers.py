@@ -59,7 +59,7 @@ def network_groups(
 
     Args:
         table: [n_entries, n_features]; without entries where the encoding has none.
-        matrices: Of the networks, which always step and decay (paper section 4).
+        matrices: Matrices of the networks, which always step and decay (paper section 4).
         l2: Decay of the matrices.
         parts: As `Group` has them, of the table.
     """
@@ -73,7 +73,7 @@ class Optimizer(Protocol):
     """What steps and checkpoints know of an optimiser."""
 
     n_steps: int
-    """Taken so far."""
+    """Steps taken so far."""
 
     def state(self) -> dict[str, Tensor]:
         """The moments by name."""
@@ -173,7 +173,7 @@ class HostOptimizer:
 
         Args:
             gradients: By the groups' names, like the groups' tensors.
-            learning_rate: Of the schedule.
+            learning_rate: The learning rate of the schedule.
         """
         self.n_steps += 1
         for group, names in zip(self.groups, self.names, strict=True):
@@ -268,7 +268,7 @@ class DeviceOptimizer:
         """Count a step and write its bias-corrected rates to the device.
 
         Args:
-            learning_rate: Of the schedule.
+            learning_rate: The learning rate of the schedule.
             hyper: [2] or more, on the device: the row whose second number the step's kernels write.
         """
         from hashfield.kernels.triton_gpu.adam import bias_corrected
@@ -289,7 +289,7 @@ class DeviceOptimizer:
         """Launch one step: the table's gradient is cleared and the short copies are brought up to date, where due.
 
         Args:
-            gradients: Of every group but the table, flat, by name.
+            gradients: Gradients of every group but the table, flat, by name.
             hyper: [2] or more on the device: the rate, and what gradients are multiplied by.
             due_interval: The longest interval whose parts are updated.
         """

@@ -50,11 +50,12 @@ def flat_masks(masks: Sequence[np.ndarray], device: torch.device = _CPU) -> UInt
 
 
 def masked_pool(pool: PixelPool, masks: UInt8[Tensor, " n_pixels"]) -> PixelPool:
-    """The same photos, drawn from only where a mask is not 0. Where it is 0 everywhere, every pixel is drawn from.
+    """A pool of these photos that is drawn from only where a mask is not 0. Where it is 0 everywhere, every pixel is
+    drawn from.
 
     Args:
-        pool: Of whole photos.
-        masks: Of all photos, one after another, row by row.
+        pool: A pool of whole photos.
+        masks: Masks of all photos, one after another, row by row.
     """
     runs = [
         _runs(masks[start : start + width * height], width, image)
@@ -101,7 +102,7 @@ class PictureSource:
         return self.lattice[0] * self.lattice[1]
 
     def few(self) -> "PictureSource":
-        """The same picture with a lattice of next to no cells, for warming up."""
+        """This source with a lattice of next to no cells, for warming up."""
         return replace(self, lattice=(2, 2))
 
     def draw(self, random: np.random.Generator) -> tuple[Tensor, Float[Tensor, "n_points n_channels"]]:

@@ -68,7 +68,7 @@ class DevicePointSteps(CapturedSteps):
         """Args:
         field: What is trained, in place; on the device.
         recipe: What stays the same in every step.
-        precision: Of lookups and network, as asked for.
+        precision: Number type of lookups and network, as asked for.
         source: Where batches come from; None where each step is given its own.
         draws_there: Whether the source lies on the device, so that the captured step draws from it.
         """
@@ -108,7 +108,7 @@ class DevicePointSteps(CapturedSteps):
         """Compile every kernel of a step and of inference, by running them on no points and on a few.
 
         Args:
-            batch: Of a few points, where there is no source.
+            batch: A batch of a few points, where there is no source.
         """
         random = self.generator.get_state()
         self.n_live.zero_()

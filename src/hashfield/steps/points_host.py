@@ -44,7 +44,7 @@ class HostPointSteps:
         """Args:
         field: What is trained, in place.
         recipe: What stays the same in every step.
-        precision: Of lookups and network, as asked for.
+        precision: Number type of lookups and network, as asked for.
         source: Where batches come from; None where each step is given its own.
         """
         self.field, self.recipe, self.source = field, recipe, source
@@ -65,7 +65,7 @@ class HostPointSteps:
         """Compile every kernel of a step and of inference, on a few points that change nothing.
 
         Args:
-            batch: Of a few points, where there is no source.
+            batch: A batch of a few points, where there is no source.
         """
         network, recipe = self.values(), self.recipe
         positions, target = self._few() if batch is None else batch

@@ -71,7 +71,7 @@ class DeviceRaySteps(CapturedSteps):
         """Args:
         field: What is trained, in place; on the device. One that `choice.captures_rays` accepts.
         recipe: What stays the same in every step.
-        precision: Of lookups and networks, as asked for.
+        precision: Number type of lookups and networks, as asked for.
         """
         encoding = field.encoding
         assert isinstance(encoding, GridEncoding), "see choice.captures_rays"
@@ -121,7 +121,13 @@ class DeviceRaySteps(CapturedSteps):
         return field_parameters(self.field, None, self.asked_precision)
 
     def begin(self, pool: PixelPool, alive: Bool[Tensor, " n_cells"], box: Float64[Tensor, " 6"] | None = None) -> None:
-        """Start a fresh run; see `HostRaySteps.begin`."""
+        """Start a fresh run; see `HostRaySteps.begin`.
+
+        Args:
+            pool: Pixels to draw rays from.
+            alive: Cells that can hold anything.
+            box: (x0, y0, z0, x1, y1, z1) in scene space, to which rays are clipped; None: that of the living cells.
+        """
         grid = OccupancyGrid.start(alive, self.recipe.aabb_scale)
         self._set_scene(pool, grid, grid.living_box() if box is None else box)
 
@@ -220,7 +226,12 @@ class DeviceRaySteps(CapturedSteps):
         return tensors, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], pool: PixelPool | None = None) -> None:
-        """Take back what `state` gave; `pool` holds the pixels to draw rays from.
+        """Take back what `state` gave.
+
+        Args:
+            tensors: Tensors of `state`, by name.
+            values: Its JSON values.
+            pool: Pixels to draw rays from.
 
         Raises:
             CheckpointError: something is missing, or does not fit this run.

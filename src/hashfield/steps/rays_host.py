@@ -52,7 +52,7 @@ class HostRaySteps:
         """Args:
         field: What is trained, in place.
         recipe: What stays the same in every step.
-        precision: Of lookups and networks, as asked for.
+        precision: Number type of lookups and networks, as asked for.
         """
         self.field, self.recipe = field, recipe
         self.asked_precision: RunPrecision = precision
@@ -137,7 +137,7 @@ class HostRaySteps:
     def _add_total_variation(self, step: int) -> float:
         layout = self.field.config.encoding.layout(3)
         sides = cube_sides(layout)
-        # Of a generator of its own for each step, so that the others draw the same with and without.
+        # Each step has a generator of its own for this, so that the others draw the same with and without it.
         generator = np.random.default_rng((self.recipe.seed, step))
         highest = layout.resolutions.astype(np.int64)[:, None] - np.array(sides)[:, None]
         corners = torch.from_numpy((generator.random((layout.n_levels, 3)) * highest).astype(np.int64)).to(self.device)
@@ -190,7 +190,12 @@ class HostRaySteps:
         return tensors, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], pool: PixelPool | None = None) -> None:
-        """Take back what `state` gave; `pool` holds the pixels to draw rays from.
+        """Take back what `state` gave.
+
+        Args:
+            tensors: Tensors of `state`, by name.
+            values: Its JSON values.
+            pool: Pixels to draw rays from.
 
         Raises:
             CheckpointError: something is missing, or does not fit this run.

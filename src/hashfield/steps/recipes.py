@@ -31,7 +31,7 @@ class RayRecipe:
     l2: float = 1e-6
     """Decay of the networks' matrices."""
     seed: int = 0
-    """Of every random choice."""
+    """Seed of every random choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class PointRecipe:
     has_squared_error: bool = True
     """Whether the mean squared error says something: a PSNR."""
     seed: int = 0
-    """Of every random choice."""
+    """Seed of every random choice."""
 
     @property
     def has_pending_gradient(self) -> bool:

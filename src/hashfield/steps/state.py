@@ -22,7 +22,7 @@ def trained_state(field: nn.Module, optimizer: Optimizer, precision: str) -> tup
     Args:
         field: Its parameters are called "field.<name>".
         optimizer: Its moments are called "optimizer.<name>".
-        precision: Of the networks in this run.
+        precision: Number type of the networks in this run.
     """
     tensors = {f"field.{name}": p.detach() for name, p in field.named_parameters()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
@@ -34,6 +34,12 @@ def restore_trained(
     field: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
     """Take back field and optimiser from what `trained_state` gave.
+
+    Args:
+        field: Module that takes the parameters.
+        optimizer: Takes its moments and its count of steps.
+        tensors: Tensors of `trained_state`, by name.
+        values: Its JSON values.
 
     Raises:
         CheckpointError: something is missing, or of another shape.
@@ -51,7 +57,7 @@ def warn_of_other_bits(values: Mapping[str, Any], precision: str, *, follows_thr
 
     Args:
         values: As `trained_state` gave them.
-        precision: Of the networks now.
+        precision: Number type of the networks now.
         follows_threads: Whether sums depend on the number of threads.
     """
     threads, before = values.get("threads"), values.get("precision")
@@ -82,6 +88,11 @@ def generator_state(generator: np.random.Generator) -> dict[str, Any]:
 def restore_generator(generator: np.random.Generator, state: Any, where: str) -> None:
     """Put a generator into a saved state.
 
+    Args:
+        generator: Changed in place.
+        state: What was saved, as JSON has it.
+        where: Where this stood, for the error.
+
     Raises:
         CheckpointError: the state is not one of this kind of generator.
     """
@@ -101,6 +112,11 @@ def restore_generator(generator: np.random.Generator, state: Any, where: str) ->
 
 def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
     """Copy a module's parameters from the tensors "field.<name>" of a checkpoint.
+
+    Args:
+        module: Changed in place.
+        tensors: All tensors of the checkpoint, by name.
+        path: The file, for the error.
 
     Raises:
         CheckpointError: one is missing, of another shape, or holds numbers that are not finite; the text names it.

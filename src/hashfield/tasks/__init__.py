@@ -19,9 +19,9 @@ class Kind:
     """One kind of task."""
 
     name: str
-    """As checkpoints and commands have it: "nerf"."""
+    """Name in checkpoints and commands, such as "nerf"."""
     learns: str
-    """From what to what, for the help text."""
+    """What is learned from what, for the help text."""
     module: str
     """Holds `load_model(source, device)`: the model in a checkpoint, opened or not."""
     commands: dict[str, str]

@@ -34,7 +34,7 @@ def evaluate_distance(
         truth: The mesh it was made from.
         n_points: Uniform points for the IoU.
         n_surface: Points near the surface, and points drawn on each of the two surfaces.
-        seed: Of the draws.
+        seed: Seed of the draws.
         surface: Vertices (world) and faces of the model's extracted surface; None leaves out Chamfer and F-score.
 
     Raises:

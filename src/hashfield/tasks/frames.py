@@ -96,7 +96,8 @@ class HasFrames(Protocol):
     def frame_strips(
         self, view: Any, outputs: Sequence[str] = ("color",), background: Color | None = None
     ) -> Iterator[Frame]:
-        """The same picture in strips of whole rows from top to bottom, for pictures that are too large to hold.
+        """One picture, as `frame` gives it, in strips of whole rows from top to bottom, for pictures that are too large
+        to hold.
 
         Args:
             view: What to show, of the type that `views` holds.

@@ -42,7 +42,7 @@ class ImageTask:
         """Args:
         config: What to train and how; what it leaves open is fitted to the picture.
         picture: Stays open as long as the task.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
         device: Where to train.
         is_picture_on_device: Whether the picture is copied there, to draw pixels from; else batches are drawn on the
             host and copied: slower, for pictures that have no room.
@@ -118,8 +118,8 @@ def gpu_memory(config: ImageConfig, width: int, height: int, n_channels: int, n_
 
     Args:
         config: Fitted or not.
-        width, height, n_channels: Of the picture.
-        n_pixel_bytes: Of its numbers as stored, if they lie on the GPU; else 0.
+        width, height, n_channels: Size and channels of the picture.
+        n_pixel_bytes: Bytes of its numbers as stored, if they lie on the GPU; else 0.
     """
     from hashfield.steps.points_device import points_memory
 
@@ -137,6 +137,11 @@ LONGEST_INTERVAL = 8
 def update_intervals(entries: list[int], touches: int, wanted: float) -> list[int]:
     """Steps between the updates of each level: powers of two, so that a level's turn comes with those of coarser ones.
 
+    Args:
+        entries: Entries of each level of the table.
+        touches: Entries of a level that one batch touches.
+        wanted: Times that each entry of a level should be touched, on average, between two of the level's updates.
+
     >>> update_intervals([1000, 2**20, 2**22], 2**18, 0.5)
     [1, 2, 8]
     """
@@ -151,6 +156,11 @@ def update_intervals(entries: list[int], touches: int, wanted: float) -> list[in
 
 def lattice_for(batch: int, width: int, height: int) -> tuple[int, int]:
     """Cells in x and y, `batch` of them or a few less, about square in pixels.
+
+    Args:
+        batch: Points of a batch, at most.
+        width: The picture's, in pixels.
+        height: The picture's, in pixels.
 
     >>> lattice_for(2**18, 4096, 4096)
     (512, 512)

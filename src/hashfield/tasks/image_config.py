@@ -106,7 +106,7 @@ class ImageConfig:
             raise ConfigError(f"least_resolution: expected 1 to 2^24, got {self.least_resolution}")
 
     def fitted(self, width: int, height: int) -> "ImageConfig":
-        """The same with N_max and T decided for a picture of this size.
+        """This configuration with N_max and T decided for a picture of this size.
 
         N_max follows the longer side. T is the largest power of two up to the encoding's own for which the table stays
         within its budget; levels of up to T vertices are then stored without hashing.
@@ -158,7 +158,13 @@ def preset_for(on_gpu: bool) -> str:
 
 
 def make_module(config: ImageConfig, n_channels: int, generator: torch.Generator | None = None) -> NetworkWithEncoding:
-    """The trainable module of a fitted configuration."""
+    """The trainable module of a fitted configuration.
+
+    Args:
+        config: Fitted to a picture.
+        n_channels: Numbers of a pixel.
+        generator: Source of the initial values; torch's default if None.
+    """
     encoding = encoding_from_config(config.grid(), 2, generator=generator)
     network = MLPConfig(config.n_neurons, config.n_hidden_layers)
     return NetworkWithEncoding(encoding, n_channels, network, generator=generator)

@@ -63,8 +63,8 @@ class ImageModel(nn.Module):
     ) -> None:
         """Args:
         module: Encoding and network.
-        config: Fitted.
-        shape: Of the picture.
+        config: Configuration, fitted to the picture.
+        shape: Size and channels of the picture.
         info: Names and figures, free-form.
         """
         super().__init__()
@@ -97,9 +97,9 @@ class ImageModel(nn.Module):
 
         Args:
             crop: (left, top, width, height) in pixels of the picture; all of it if None.
-            width: Of the result; None: as many as the crop has, or what keeps the shape.
-            height: Of the result; None: as many as the crop has, or what keeps the shape.
-            most_per_axis: Of the points to a coarser pixel.
+            width: Pixels in a row of the result; None: as many as the crop has, or what keeps the shape.
+            height: Rows of the result; None: as many as the crop has, or what keeps the shape.
+            most_per_axis: Points that a coarser pixel averages, at most, along each axis.
             points_at_once: Bounds memory.
 
         Raises:
@@ -208,7 +208,13 @@ class ImageModel(nn.Module):
     def size_of(
         self, crop: tuple[float, float, float, float] | None, width: int | None, height: int | None
     ) -> tuple[int, int]:
-        """Width and height of the result of `strips`."""
+        """Width and height of the result of `strips`.
+
+        Args:
+            crop: Left, top, width and height in pixels of the picture; None: all of it.
+            width: Pixels in a row; None: as many as the crop has, or what keeps the shape.
+            height: Rows; None: as many as the crop has, or what keeps the shape.
+        """
         _, _, w, h = self.crop_of(crop)
         for name, value in (("width", width), ("height", height)):
             if value is not None and not 1 <= value <= 2**20:
@@ -222,6 +228,11 @@ class ImageModel(nn.Module):
 
 def compare(model: ImageModel, picture: Picture, points_at_once: int = 2**20) -> dict[str, Any]:
     """How close a model comes to its picture, over every pixel and channel, as JSON values.
+
+    Args:
+        model: The trained model.
+        picture: What it was trained on.
+        points_at_once: Bounds memory.
 
     Raises:
         ConfigError: the picture is not of the model's size and channels.

@@ -15,7 +15,7 @@ from hashfield.export.meshes import Mesh, Shortcut, Values, extract_mesh, keep_f
 POINTS_AT_ONCE = 2**18
 
 Box = tuple[float, float, float, float, float, float]
-"""x0, y0, z0, x1, y1, z1 in world units."""
+"""Corners x0, y0, z0, x1, y1, z1 of a box, in world units."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Surface:
     value: Values
     """The function whose level set is the surface."""
     level: float
-    """Its value there."""
+    """Value of the function on the surface."""
     box: Box
     """Where the surface is looked for."""
     inside: Literal["above", "below"]
@@ -69,7 +69,7 @@ def surface_mesh(
     """(mesh with normals and colours, lines that say what was left out).
 
     Args:
-        surface: Of a model.
+        surface: Surface of a model.
         resolution: Cells along the longest side of its box.
         n_components: Keep this many of the largest connected pieces; 0 keeps all.
         on_progress: Told the fraction of the sampling that is done.

@@ -46,7 +46,7 @@ class NerfTask:
         """Args:
         config: What to train and how.
         scene: Photos with cameras; only the split "train" is used.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
         background: Colour behind the scene in evaluation and rendering; training draws random ones.
         device: Where to train.
 

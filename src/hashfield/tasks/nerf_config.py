@@ -216,7 +216,13 @@ PRESETS: dict[str, NerfConfig] = {
 
 
 def preset_for(max_seconds: float | None, n_steps: int | None, on_gpu: bool = False) -> str:
-    """The preset that suits a length of training, where the user names none."""
+    """The preset that suits a length of training, where the user names none.
+
+    Args:
+        max_seconds: Length of the training by the clock, or None.
+        n_steps: Its length in steps, or None. Without either, the short preset is taken.
+        on_gpu: Whether it runs on a GPU.
+    """
     if on_gpu:
         if max_seconds is not None:
             return "gpu-fast" if max_seconds < 4 else "gpu" if max_seconds < 30 else "gpu-quality"

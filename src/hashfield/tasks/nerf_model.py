@@ -49,13 +49,13 @@ class NerfModel(CameraFrames, nn.Module):
     ) -> None:
         """Args:
         module: The field; positions in unit space.
-        spaces: Of the scene.
+        spaces: Spaces of the scene.
         bits: Occupied cells.
         box: Scene space; nothing lies outside it.
         cameras: World, by split.
         background: Colour the scene was meant to be seen on.
-        step_scale: Of the march when rendering.
-        precision: Of rendering, as NerfConfig describes it.
+        step_scale: Step length of the march when rendering.
+        precision: Number type of rendering, as NerfConfig describes it.
         info: Names and figures, free-form.
         """
         super().__init__()
@@ -105,7 +105,7 @@ class NerfModel(CameraFrames, nn.Module):
 
         Args:
             camera: In the world; its width and height are the picture's.
-            outputs: Of "color", "opacity", "depth", "normals".
+            outputs: Some of "color", "opacity", "depth", "normals".
             background: Composited behind the colour; None leaves the colour premultiplied by opacity.
             rays_at_once: Bounds memory; None: 2^18 on CPUs, 2^22 elsewhere.
 
@@ -161,7 +161,13 @@ class NerfModel(CameraFrames, nn.Module):
             yield part
 
     def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
-        """What a mesh of the scene needs, see `hashfield.tasks.mesh`; the level is a density per world unit.
+        """What a mesh of the scene needs, see `hashfield.tasks.mesh`.
+
+        Args:
+            resolution: Cells along the longest side of the box.
+            box: Where to look, in world units; None: what the model holds, or most of what cameras see
+                where the training box is large.
+            level: Density per world unit at the surface; None: chosen from what the cameras see.
 
         Raises:
             ConfigError: the box lies outside the model, or the level is not positive.

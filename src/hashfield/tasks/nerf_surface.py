@@ -74,11 +74,11 @@ class DepthViews:
     """Depth as some cameras render it, small."""
 
     cameras: tuple[Camera, ...]
-    """World."""
+    """Cameras in the world."""
     depth: tuple[Float[Tensor, "h w"], ...]
     """World units along the unit ray; infinite where a ray meets less than half of a surface."""
     opacity: tuple[Float[Tensor, "h w"], ...]
-    """0 to 1."""
+    """Opacity of each pixel, 0 to 1."""
 
 
 @torch.no_grad()
@@ -301,7 +301,7 @@ def first_crossings(
     """Where along each ray density first exceeds each level, infinite where it never does.
 
     Args:
-        t: Of the samples, rising.
+        t: Distances of the samples, rising.
         density: There; its logarithm is interpolated, clipped at a hundredth of the level.
         levels: Above 0.
     """
@@ -323,7 +323,7 @@ def seen_by_some(
     """Whether some camera has each point in its picture and not farther behind the rendered depth than `slack`.
 
     Args:
-        positions_world: Points.
+        positions_world: Points in the world.
         views: What is known.
         slack: World units; twice a pixel's width at the point's distance if that is more.
         grain: Points in one cube of this side share an answer, that of one of them; 0 asks for each.
@@ -357,8 +357,17 @@ def seen_by_some(
 def colors_along_normals(
     model: NerfView, positions_world: Float64[Tensor, "n 3"], normals: Float[Tensor, "n 3"], cell: float
 ) -> Float[Tensor, "n 3"]:
-    """sRGB colours of surface points, each rendered along a short ray from two cells outside to three inside, against
-    the normal; points where that meets next to nothing get the field's colour at the point."""
+    """Colours of surface points in sRGB, each rendered along a short ray.
+
+    A ray goes from two cells outside to three inside, against the normal. Points where it meets next to nothing get the
+    field's own colour there.
+
+    Args:
+        model: The trained field.
+        positions_world: Points on its surface.
+        normals: Outward unit normals in the world; near 0 where there is none.
+        cell: Side of a cell of the sampled box, in world units.
+    """
     spaces = model.spaces
     position = spaces.world_to_scene(positions_world)
     direction = normalize(spaces.direction_world_to_scene(-normals.double()), dim=1)

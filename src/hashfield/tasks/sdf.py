@@ -40,7 +40,7 @@ class MeshInUnitSpace:
 
     def __init__(self, mesh: SourceMesh, inside: Literal["auto", "normals", "winding"] = "auto") -> None:
         """Args:
-        mesh: World.
+        mesh: The mesh in the world.
         inside: As SdfConfig has it.
 
         Raises:
@@ -95,7 +95,7 @@ class SdfTask:
         """Args:
         config: What to train and how.
         mesh: The surface; its search tree is built here.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
         background: Colour behind the surface in pictures.
         device: Where to train; exact distances are made on the host.
 
@@ -192,7 +192,14 @@ class SdfTask:
 def view_cameras(
     mesh_box: tuple[np.ndarray, np.ndarray], up: tuple[float, float, float], n_views: int = 8, size: int = 640
 ) -> list[Camera]:
-    """Cameras all around a box, a little above it, that see all of it."""
+    """Cameras all around a box, a little above it, that see all of it.
+
+    Args:
+        mesh_box: Least and largest corner, world units.
+        up: Unit vector that is up in the pictures.
+        n_views: How many cameras.
+        size: Pixels of each side of a picture.
+    """
     low, high = (torch.from_numpy(np.asarray(corner, np.float64)) for corner in mesh_box)
     center, radius = 0.5 * (low + high), 0.5 * float((high - low).norm())
     half_angle = math.radians(18)

@@ -60,11 +60,11 @@ class SdfModel(CameraFrames, nn.Module):
     ) -> None:
         """Args:
         field: Positions in unit space to distances in unit space.
-        spaces: Of the mesh.
+        spaces: Spaces of the mesh.
         box: Unit space, lowest and highest corner: where the field was trained, with the whole surface inside.
         cameras: World, by name.
         background: Colour behind the surface.
-        precision: Of rendering, as SdfConfig describes it.
+        precision: Number type of rendering, as SdfConfig describes it.
         info: Names and figures, free-form.
         """
         super().__init__()
@@ -133,7 +133,12 @@ class SdfModel(CameraFrames, nn.Module):
         return normal.reshape(positions_world.shape).to(positions_world.device)
 
     def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
-        """What a mesh of the surface needs, see `hashfield.tasks.mesh`; the level is a signed distance in world units.
+        """What a mesh of the surface needs, see `hashfield.tasks.mesh`.
+
+        Args:
+            resolution: Cells along the longest side of the box.
+            box: Where to look, in world units; None: all that the model holds.
+            level: Signed distance in world units at the surface; None: 0.
 
         Raises:
             ConfigError: the box lies outside the model, or the level is not a finite number.
@@ -170,7 +175,7 @@ class SdfModel(CameraFrames, nn.Module):
 
         Args:
             camera: In the world; its width and height are the picture's.
-            outputs: Of "color" (shaded, with soft shadow), "opacity", "depth", "normals".
+            outputs: Some of "color" (shaded, with soft shadow), "opacity", "depth", "normals".
             background: Behind the surface; None leaves the colour premultiplied by opacity.
             rays_at_once: Bounds memory.
             oversample: Rays per pixel along each axis.

@@ -55,6 +55,12 @@ def background_text(color: tuple[float, float, float]) -> str:
 def stored(metadata: Mapping[str, Any], name: str, kind: type, path: Path) -> Any:
     """One entry of a checkpoint's metadata; whole numbers do for float.
 
+    Args:
+        metadata: Metadata of the checkpoint.
+        name: The entry.
+        kind: The type it must have.
+        path: The file, for the error.
+
     Raises:
         CheckpointError: it is missing, of another type or not finite; the text names it and `path`.
     """

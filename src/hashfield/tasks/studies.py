@@ -22,16 +22,16 @@ class Setting:
     columns: Mapping[str, Any]
     """What distinguishes it in its study's table."""
     encoding: EncodingConfig
-    """Of positions; its per_level_scale follows from `finest`."""
+    """Encoding of the positions; its per_level_scale follows from `finest`."""
     finest: int
     """Vertices per axis of the last level over the whole box or picture."""
     n_neurons: int = 64
-    """Of hidden layers."""
+    """Neurons of each hidden layer."""
     is_deep: bool = False
-    """Where the encoding does not carry the load a deep network does: seven hidden layers, of a NeRF's colour network
+    """Whether a deep network does the work that the encoding does not: seven hidden layers; a NeRF's colour network has
     one."""
     learning_rate: float | None = None
-    """Where a deep network needs a lower one than the task's own."""
+    """Adam's rate where a deep network needs a lower one than the task's own; else None."""
     paper: Mapping[str, Any] = field(default_factory=dict)
     """The paper's figures for this row."""
 
@@ -55,7 +55,7 @@ def encodings_study(n_dims: int, finest: int) -> list[Setting]:
     hash grid needs what it needs.
 
     Args:
-        n_dims: Of positions, 2 or 3.
+        n_dims: Dimensions of a position, 2 or 3.
         finest: Resolution of the hash grids' last level.
 
     Source: paper figure 2; instant-ngp configs/nerf/{none,frequency,densegrid_1res,densegrid,base_14,base}.json.
@@ -84,6 +84,12 @@ def grid_study(
     features: Sequence[int], levels: Sequence[int], log2_hashmap_sizes: Sequence[int], finest: int
 ) -> list[Setting]:
     """Every combination of F, L and log2 T of a hash grid up to a finest resolution.
+
+    Args:
+        features: Values of F, features of a level.
+        levels: Values of L, levels.
+        log2_hashmap_sizes: Values of log2 T, where T is the most entries of a level.
+        finest: Vertices per axis of the last level over the whole box or picture.
 
     Source: paper section 3 and figures 4 and 5, whose points can only be read off pictures.
     """

@@ -51,7 +51,12 @@ def write_aside(path: Path, write: typing.Callable[[Path], object]) -> None:
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Nothing; the file at `path` holds the tensors and the JSON metadata.
+    """Write tensors and JSON metadata as the file at `path`.
+
+    Args:
+        path: File to write; it is replaced only when the new one is complete.
+        tensors: What to store, by name.
+        metadata: JSON values; format and versions are added.
 
     Raises:
         CheckpointError: it could not be written (full disk, no permission); the previous file is untouched.
@@ -258,6 +263,11 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 def config_from_dict(kind: type[_Config], values: Any, where: str = "config") -> _Config:
     """The config dataclass that `config_to_dict` wrote.
+
+    Args:
+        kind: The dataclass to make.
+        values: What the file holds there.
+        where: Its place in the file, for the error.
 
     Raises:
         CheckpointError: a field is unknown, missing or of the wrong type; the text names it.

@@ -57,7 +57,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is."""
+    """How far a run is, and how it goes."""
 
     phase: Literal["compiling", "training", "saving"]
     """"saving": a checkpoint has just been written; loss, PSNR and rates are not known then."""
@@ -66,15 +66,15 @@ class Progress:
     elapsed_s: float
     """Seconds of training so far."""
     fraction: float
-    """Of the planned run, 0 to 1."""
+    """Part of the planned run that is done, 0 to 1."""
     loss: float
     """Mean since the report before."""
     psnr: float
-    """Of the training batches since the report before, dB; NaN where the task has none."""
+    """PSNR of the training batches since the report before, in dB; NaN where the task has none."""
     rays_per_s: float
     samples_per_s: float
     seconds_left: float | None
-    """Of training."""
+    """Seconds of training that are left, if this is known."""
 
 
 @dataclass
@@ -297,7 +297,8 @@ def _loop_state(run: RunFolder, metadata: dict[str, Any], task_name: str) -> dic
 
 
 class _Metrics:
-    """metrics.jsonl. It is a by-product: where it cannot be written the run says so once and goes on."""
+    """Writer of metrics.jsonl. The file is a by-product: where it cannot be written the run says so once and goes
+    on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -67,7 +67,7 @@ class RunFolder:
         return run
 
     def check_free(self, overwrite: bool) -> None:
-        """Nothing where a new run may begin in this folder, which need not be there yet.
+        """Check that a new run may begin in this folder, which need not be there yet.
 
         Raises:
             ConfigError: the folder is a file, or holds a run and `overwrite` is False.

@@ -11,7 +11,7 @@ def learning_rate_at(fraction: float, rate: float, final_rate: float, flat_until
     A function of the fraction of the planned run, so that one recipe serves thirty seconds and thirty minutes.
 
     Args:
-        fraction: Of the run that is over, 0 to 1.
+        fraction: Part of the run that is over, 0 to 1.
         rate: Adam's rate until `flat_until`.
         final_rate: Adam's rate at the end.
         flat_until: Fraction of the run at which the rate begins to fall.

@@ -30,7 +30,7 @@ from hashfield.train.task import Task
 Row = dict[str, Any]
 
 PLAN_NAME = "plan.json"
-"""In a cell's folder: its settings and length."""
+"""File in a cell's folder with its settings and length."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Cell:
     """One setting of a sweep."""
 
     name: str
-    """Of the cell and of its folder; unique."""
+    """Name of the cell and of its folder; unique."""
     settings: Mapping[str, Any]
     """What distinguishes it, as columns of the table: JSON values."""
     make: Callable[[], Task]
@@ -169,7 +169,7 @@ def is_cell(folder: Path) -> bool:
 
 
 def machine() -> dict[str, str]:
-    """Where and with what a figure was measured: date, commit, CPU, threads, versions."""
+    """What a figure was measured on and with: date, commit, CPU, threads, versions."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

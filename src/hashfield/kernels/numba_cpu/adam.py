@@ -47,7 +47,7 @@ def adam_vector(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, l
 
 @inline
 def adam_scalar(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, l2, skip_zero):
-    """The same for the elements behind the last whole vector."""
+    """Update scalar i, one of those behind the last whole vector, as `adam_vector` does."""
     g = grad[i]
     if skip_zero and g == np.float32(0.0):
         return

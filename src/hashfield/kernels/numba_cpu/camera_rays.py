@@ -9,7 +9,7 @@ from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch,
 
 @inline
 def radial(x, k1, k2, k3, k4):
-    """f(x) = x (1 + k1 x^2 + k2 x^4 + k3 x^6 + k4 x^8) and its derivative."""
+    """The function f(x) = x (1 + k1 x^2 + k2 x^4 + k3 x^6 + k4 x^8) and its derivative."""
     s = x * x
     return (
         x * (1.0 + s * (k1 + s * (k2 + s * (k3 + s * k4)))),
@@ -19,7 +19,7 @@ def radial(x, k1, k2, k3, k4):
 
 @part
 def invert_radial(value, k1, k2, k3, k4, limit):
-    """x in [0, limit] with f(x) = value: Newton inside a shrinking bracket, as in the reference."""
+    """The x in [0, limit] with f(x) = value: Newton inside a shrinking bracket, as in the reference."""
     value = min(value, radial(limit, k1, k2, k3, k4)[0])
     low, high, x = 0.0, limit, min(value, limit)
     for _ in range(60):

@@ -219,7 +219,7 @@ def restore_denormals(typingctx, old):
 
 @inline
 def exp(x):
-    """e^x to about 2 units in the last place; below -87 it is 0 or tiny, above 88 it is about 1.7e38.
+    """The exponential e^x to about 2 units in the last place; below -87 it is 0 or tiny, above 88 it is about 1.7e38.
 
     Range reduction x = n ln 2 + r, then a polynomial in r of degree 6 (Taylor coefficients suffice for
     abs(r) <= 0.347).

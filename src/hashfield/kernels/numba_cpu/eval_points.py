@@ -38,7 +38,7 @@ class Layers(NamedTuple):
     w: Any
     """All matrices, flat, rows padded to whole vectors; in pairs for bfloat16."""
     wt: Any
-    """The same transposed."""
+    """The matrices of `w` transposed, padded likewise."""
     w_starts: Any
     """[layer]: where each matrix begins in `w`."""
     wt_starts: Any

@@ -92,7 +92,7 @@ def cell_and_fraction(x, scale):
 
 @inline
 def cell_and_fraction_fixed(k, scale):
-    """The same for a position k / 2^32 in fixed point; the fraction is good to 2^-23 of a cell on every level.
+    """Integer cell and fraction, as `cell_and_fraction` has them, for a position k / 2^32 in fixed point; the fraction is good to 2^-23 of a cell on every level.
 
     scale * k falls into an upper half, of which the rounding error is kept, and a lower half of at most 2^-16 * scale.
     """

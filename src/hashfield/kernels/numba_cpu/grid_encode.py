@@ -84,7 +84,7 @@ _READERS = {
 
 @overloaded
 def read_block(table, n_features, n_dims, index, weight, at, ahead, count, out, start, row):
-    """out[start + i*row + f] = sum over corners of weight * table[index, f], of one level's table.
+    """Write out[start + i*row + f] = sum over corners of weight * table[index, f], of one level's table.
 
     uint16 arrays hold bfloat16. The corners' indices lie at index[at:]; the lines of those at index[ahead:] are asked for on the way.
     """
@@ -249,7 +249,7 @@ _DOTTERS = {key: _dotters(*key) for key in itertools.product((1, 2, 4, 8), (Fals
 
 @overloaded
 def dot_corners(table, n_features, index, at, ahead, n_corners, count, cotangent, start, row, out):
-    """out[c*BLOCK + i] = table[index[at + c*BLOCK + i]] . cotangent[start + i*row:], of one level's table."""
+    """Write out[c*BLOCK + i] = table[index[at + c*BLOCK + i]] . cotangent[start + i*row:], of one level's table."""
     d1, d2, d4, d8 = (_DOTTERS[n, table.dtype == types.uint16] for n in (1, 2, 4, 8))
 
     def dots(table, n_features, index, at, ahead, n_corners, count, cotangent, start, row, out):
@@ -267,7 +267,7 @@ def dot_corners(table, n_features, index, at, ahead, n_corners, count, cotangent
 
 @implements("add_position_gradient", GridEncoder)
 def _add_position_gradient(encoder, positions, begin, end, cotangent, start, level_step, row, grad, scratch):
-    """grad [D, stride] += scale * S'(f_d) * sum over the other axes' corners of weights * (right - left).cotangent."""
+    """Add scale * S'(f_d) * sum over the other axes' corners of weights * (right - left).cotangent to grad [D, stride]."""
     n_dims, n_features, smoothstep = axes(encoder), encoder.n_features, is_smooth(encoder)
     table, index, dot = encoder.table, scratch.index, scratch.dot
     stride, n_corners, one = positions.size // n_dims, 1 << n_dims, splat(1.0)
@@ -335,7 +335,7 @@ _single1, _single2, _single4, _single8 = (_adders(n, 1) for n in (1, 2, 4, 8))
 
 @overloaded
 def read_nearest(table, n_features, index, one, count, out, start, row):
-    """out[start + i*row + f] = table[index[i], f]; `one` holds ones, the corners' weights."""
+    """Write out[start + i*row + f] = table[index[i], f]; `one` holds ones, the corners' weights."""
     kinds = table.dtype == types.uint16, out.dtype == types.uint16
     r1, r2, r4, r8 = (_SINGLE[n, *kinds] for n in (1, 2, 4, 8))
 

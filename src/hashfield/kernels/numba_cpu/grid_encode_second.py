@@ -92,7 +92,7 @@ def _turned(positions, v, n_dims, stride, start, level, levels, scales, smoothst
         fy, sy, _ = _axis(positions, stride + k, scale, smoothstep)
         gx, gy = one - fx, one - fy
         tx, ty = sx * load(v, k), sy * load(v, stride + k)
-        # Of the two axes x and y: derivatives of the four products of weights along v.
+        # For the two axes x and y: derivatives of the four products of weights along v.
         d00, d10 = zero - tx * gy - ty * gx, tx * gy - ty * fx
         d01, d11 = ty * gx - tx * fy, tx * fy + ty * fx
         if n_dims == 2:

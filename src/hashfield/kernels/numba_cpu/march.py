@@ -55,8 +55,8 @@ class March(NamedTuple):
 
 
 def lattice(cone_angle: float, step_scale: float) -> np.ndarray:
-    """s, M, rate, t_a, n_a, t_b, n_b of the stepping coordinate (algorithm: see the reference's `march`), then 1/s,
-    e^rate - 1, and from `POWERS` on e^(k rate): how distance grows over k steps in the part where steps grow."""
+    """Numbers of the stepping coordinate: s, M, rate, t_a, n_a, t_b, n_b (algorithm: see the reference's `march`), then
+    1/s, e^rate - 1, and from `POWERS` on e^(k rate): how distance grows over k steps in the part where steps grow."""
     s, m, rate = FINEST_STEP * step_scale, COARSEST_STEP * step_scale, math.log1p(cone_angle * step_scale)
     if not rate:
         return np.array([s, m, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0 / s, 0.0, *[1.0] * LONGEST_JUMP])
@@ -248,7 +248,7 @@ def march(
     origin, direction, t_min, t_max, bits, aabb_scale: int, cone_angle: float, step_scale: float, jitter,
     max_samples_per_ray: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """t, dt and ray_offsets of the samples; see `hashfield.ops.march`. Count, prefix sum, write."""
+    """The samples' t, dt and ray_offsets, by counting, prefix sum and writing; see `hashfield.ops.march`."""
     n_rays = t_min.shape[0]
     offsets = np.zeros(n_rays + 1, np.int64)
     rays = RayArrays(*map(as_array, (origin, direction, t_min, t_max, jitter)))

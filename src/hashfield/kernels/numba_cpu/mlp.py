@@ -174,7 +174,7 @@ def interleave(source, start, width, n_rows, target):
 def weight_gradient(
     grad, grad_start, grad_width, x, x_start, x_width, own, own_start, n_out, n_rows, grad_pairs, x_pairs
 ):
-    """own[o, i] += sum over the rows of grad[s, o] * x[s, i]. Of bfloat16 operands, pairs of rows are made first."""
+    """Add the sum over the rows of grad[s, o] * x[s, i] to own[o, i]. Pairs of rows are made of bfloat16 operands first."""
 
     def plain(grad, grad_start, grad_width, x, x_start, x_width, own, own_start, n_out, n_rows, grad_pairs, x_pairs):
         product_add(
@@ -222,7 +222,7 @@ def activate(values, start, count, activation):
 
 @inline
 def where_positive(condition, value):
-    """value where condition > 0, else 0."""
+    """The value where condition > 0, else 0."""
     return simd_where(condition > splat(0.0), value, splat(0.0))
 
 
@@ -295,7 +295,7 @@ def _forward(x, n, net, out, thread, threads):
 
 @kernel
 def _backward(x, n, net, grad_out, grad_x, grad_w, thread, threads):
-    """grad_w [threads, ...] holds each thread's own sums, laid out as w; grad_x may be empty."""
+    """Backward pass of the matrices. grad_w [threads, ...] holds each thread's own sums, laid out as w; grad_x may be empty."""
     dims, padded, starts, w, w_starts = net.dims, net.padded, net.starts, net.w, net.w_starts
     activation, output_activation = net.activation, net.output_activation
     n_layers = dims.size - 1
@@ -454,10 +454,10 @@ class DensityNetwork(NamedTuple):
     w1: Any
     w2: Any
     w1t: Any
-    """w1 transposed."""
+    """The matrix w1 transposed."""
     w2t: Any
     width: int
-    """Of the hidden layer."""
+    """Neurons of the hidden layer."""
     n_in: int
     """Inputs."""
     row: int
@@ -474,7 +474,7 @@ class ColorNetwork(NamedTuple):
     w2t: Any
     w3t: Any
     width: int
-    """Of both hidden layers."""
+    """Neurons of each of the two hidden layers."""
     out_row: int
     """Outputs, padded."""
 

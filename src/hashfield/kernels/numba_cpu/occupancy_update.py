@@ -43,7 +43,7 @@ def compact_bits(v):
 
 @kernel
 def _refresh(values, cells, noise, n_cascades, encoder, density, bias, is_relu, step, thread, threads):
-    """values[c] = max(values[c], density at one point of cell c, times the finest step)."""
+    """Set values[c] = max(values[c], density at one point of cell c, times the finest step)."""
     n = cells.size
     side = float(1 << (n_cascades - 1))
     mode = flush_denormals()
@@ -188,7 +188,7 @@ def _carve(table, cones, widths, heights, mask_starts, masks, has_masks, n_casca
 
 @kernel
 def _silhouettes(pixels, starts, widths, heights, radius, out, thread, threads):
-    """out = whether a pixel with alpha > 0 lies within the square of this radius; one image at a time."""
+    """Write into out whether a pixel with alpha > 0 lies within the square of this radius; one image at a time."""
     for image in range(thread, starts.size, threads):
         w, h, start = widths[image], heights[image], starts[image]
         reach = np.empty(max(w, h) + 1, np.int64)

@@ -27,7 +27,7 @@ def meaning(pixels, at, values, row):
 
 @inline
 def quotient(n, d, inverse):
-    """n // d for 0 <= n < 2^63 and a result below 2^50, from 1 / d in float64: a fifth of a division's time."""
+    """The quotient n // d for 0 <= n < 2^63 and a result below 2^50, from 1 / d in float64: a fifth of a division's time."""
     q = np.int64(np.float64(n) * inverse)
     rest = n - q * d
     return q + np.int64(rest >= d) - np.int64(rest < 0)
@@ -86,7 +86,7 @@ def _pixel_batch(picture, random, cells_x, cells_y, planes, target, thread, thre
 
 
 def pixel_batch(pixels, random, lattice, values, n_channels: int, has_alpha: bool, is_premultiplied: bool):
-    """positions [n, 2] (padded planes in memory, which the kernels that follow read as they are) and target [n, C]."""
+    """Arrays positions [n, 2] (padded planes in memory, which the kernels that follow read as they are) and target [n, C]."""
     height, width, n_stored = pixels.shape
     n = random.shape[0]
     positions, target = empty_positions(n, 2, torch.int32), torch.empty((n, n_channels), dtype=torch.float32)

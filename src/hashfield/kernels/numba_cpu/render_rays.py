@@ -174,7 +174,7 @@ def _own(density, color, kind: type) -> Own:
 
 
 def render_rays(field, rays, bits, options, jitter):
-    """color [n, 3], opacity [n] and depth [n] of rays; see `hashfield.ops.render_rays`."""
+    """Tensors color [n, 3], opacity [n] and depth [n] of rays; see `hashfield.ops.render_rays`."""
     n = rays.n_rays
     color, opacity, depth = torch.empty((n, 3)), torch.empty(n), torch.empty(n)
     if n:

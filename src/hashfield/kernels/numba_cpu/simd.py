@@ -133,7 +133,7 @@ def _splat(builder, value, vector_type: VectorType):
 
 @intrinsic
 def splat(typingctx, value):
-    """f32v of one float32."""
+    """A vector f32v of one float32."""
 
     def codegen(context, builder, sig, args):
         return _splat(builder, context.cast(builder, args[0], sig.args[0], types.float32), f32v)
@@ -143,7 +143,7 @@ def splat(typingctx, value):
 
 @intrinsic
 def splat_int(typingctx, value):
-    """i32v of one integer, taken modulo 2^32."""
+    """A vector i32v of one integer, taken modulo 2^32."""
 
     def codegen(context, builder, sig, args):
         number = args[0]
@@ -189,7 +189,7 @@ store_int = intrinsic(_store(i32v))
 
 @intrinsic
 def peek(typingctx, array, index):
-    """array[index] for an index known not to be negative: Numba's own indexing spends three instructions on
+    """Read array[index] for an index known not to be negative: Numba's own indexing spends three instructions on
     wrapping negative ones, which doubled the time of the table's inner loops."""
 
     def codegen(context, builder, sig, args):
@@ -201,7 +201,7 @@ def peek(typingctx, array, index):
 
 @intrinsic
 def poke(typingctx, array, index, value):
-    """array[index] = value for an index known not to be negative; see `peek`."""
+    """Write array[index] = value for an index known not to be negative; see `peek`."""
 
     def codegen(context, builder, sig, args):
         address = _element_address(context, builder, sig.args[0], args[0], args[1])
@@ -244,7 +244,7 @@ unsigned_minimum = intrinsic(_binary("umin"))
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a*b + c, rounded once."""
+    """The sum a*b + c, rounded once."""
 
     def codegen(context, builder, sig, args):
         return _call(builder, f"llvm.fma.{_suffix(a)}", a.ir_type, args)
@@ -551,7 +551,7 @@ def _to_bf16(builder, value):
 
 
 def _dot_pairs(builder, total, a, b):
-    """total + a.low*b.low + a.high*b.high for vectors of bfloat16 pairs, each pair one 32-bit word."""
+    """The sum total + a.low*b.low + a.high*b.high for vectors of bfloat16 pairs, each pair one 32-bit word."""
     n = a.type.count
     if HAS_BF16_DOT and n == 16:
         pairs = ir.VectorType(_BFloat(), 2 * n)
@@ -587,7 +587,7 @@ def copy_lanes(typingctx, source, start, target, at):
 
 @intrinsic
 def load_pairs(typingctx, array, first, second):
-    """i32v whose lanes pair the bfloat16 at first + lane (low) with that at second + lane (high)."""
+    """A vector i32v whose lanes pair the bfloat16 at first + lane (low) with that at second + lane (high)."""
 
     def codegen(context, builder, sig, args):
         halves = ir.VectorType(ir.IntType(16), LANES)

@@ -54,7 +54,7 @@ class Loss(NamedTuple):
     """See LOSSES."""
     huber_delta: np.float32
     scale: np.float32
-    """Of the gradients: one over the number of outputs of all points."""
+    """Factor of the gradients: one over the number of outputs of all points."""
 
 
 class Backward(NamedTuple):

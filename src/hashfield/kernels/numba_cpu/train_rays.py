@@ -216,7 +216,7 @@ def loss_and_slope(difference, huber_delta):
 
 @inline
 def entropy_slope(w):
-    """d(-w log w)/dw; bounded where w is 0."""
+    """The slope d(-w log w)/dw, bounded where w is 0."""
     return -np.log(max(w, np.float32(1e-20))) - np.float32(1.0)
 
 

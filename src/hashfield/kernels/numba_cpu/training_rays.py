@@ -96,7 +96,7 @@ def _training_rays(chosen, pool, box, drawn, thread, threads):
 
 
 def training_rays(chosen, pool, box):
-    """origin, direction, t_min, t_max, target [n, 4], image_index; see `hashfield.ops.training_rays`."""
+    """Arrays origin, direction, t_min, t_max, target [n, 4], image_index; see `hashfield.ops.training_rays`."""
     n = chosen.shape[0]
     origin, direction, target = torch.empty((n, 3)), torch.empty((n, 3)), torch.empty((n, 4))
     t_min, t_max, image_index = torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.int64)

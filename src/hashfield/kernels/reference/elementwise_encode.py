@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def identity_encode(x: Float[Tensor, "n n_dims"], scale: float, offset: float) -> Float[Tensor, "n n_dims"]:
-    """x * scale + offset."""
+    """The features x * scale + offset."""
     return x * scale + offset
 
 
 def frequency_encode(x: Float[Tensor, "n n_dims"], n_frequencies: int) -> Float[Tensor, "n n_output"]:
-    """sin(2^k pi x_j) and cos(2^k pi x_j): by component j, then frequency k, then sine before cosine."""
+    """Features sin(2^k pi x_j) and cos(2^k pi x_j): by component j, then frequency k, then sine before cosine."""
     k = torch.arange(n_frequencies, dtype=x.dtype, device=x.device)
     angle = x[:, :, None] * (math.pi * torch.exp2(k))
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)

@@ -19,7 +19,7 @@ def position_gradient(
     """Gradient of the encoding to positions for a cotangent of its features, differentiable in all three.
 
     Args:
-        cotangent: Of the features.
+        cotangent: Gradient of the loss with regard to the features.
         positions, table, layout, interpolation, precision: As for `grid_encode`.
     """
     with torch.enable_grad():

@@ -21,7 +21,7 @@ def cell_points(cells: Tensor, offset: Tensor) -> Tensor:
 
 
 def refresh_cells(values: Tensor, cells: Tensor, noise: Tensor, field: Any, aabb_scale: int) -> None:
-    """values[c] = max(values[c], density at a point of c times sqrt(3)/1024)."""
+    """Set values[c] = max(values[c], density at a point of c times sqrt(3)/1024)."""
     refresh_with(small_references(field).density, values, cells, noise, aabb_scale)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 def sphere_trace(
     distance: Callable[[Tensor], Tensor], rays: Any, max_steps: int, hit_distance: float, step: float
 ) -> tuple[Tensor, Tensor]:
-    """t and is_hit of each ray; see `hashfield.ops.sphere_trace`."""
+    """Distance t and flag is_hit of each ray; see `hashfield.ops.sphere_trace`."""
     t = rays.t_min.clone()
     is_hit = torch.zeros_like(t, dtype=torch.bool)
     active = torch.nonzero(rays.t_max > rays.t_min)[:, 0]

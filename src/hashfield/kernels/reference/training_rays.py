@@ -11,7 +11,7 @@ from hashfield.kernels.reference.ray_box import ray_box
 def training_rays(
     chosen: Tensor, pool: PixelPool, box: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """origin, direction, t_min, t_max, target, image_index in float32."""
+    """Tensors origin, direction, t_min, t_max, target, image_index in float32."""
     span = torch.searchsorted(pool.span_ends.contiguous(), chosen.contiguous(), right=True)
     image = pool.spans[span, 0]
     inside = pool.spans[span, 1] + chosen - (pool.span_ends[span] - pool.spans[span, 2])

@@ -12,7 +12,7 @@ FARTHEST_OPENCV, FARTHEST_FISHEYE = tl.constexpr(1e3), tl.constexpr(3.1415926535
 
 @triton.jit
 def radial(x, k1, k2, k3, k4):
-    """f(x) = x (1 + k1 x^2 + k2 x^4 + k3 x^6 + k4 x^8) and its derivative."""
+    """The function f(x) = x (1 + k1 x^2 + k2 x^4 + k3 x^6 + k4 x^8) and its derivative."""
     s = x * x
     value = x * (1.0 + s * (k1 + s * (k2 + s * (k3 + s * k4))))
     return value, 1.0 + s * (3.0 * k1 + s * (5.0 * k2 + s * (7.0 * k3 + s * 9.0 * k4)))
@@ -20,7 +20,7 @@ def radial(x, k1, k2, k3, k4):
 
 @triton.jit
 def invert_radial(value, k1, k2, k3, k4, limit, active):
-    """x in [0, limit] with f(x) = value: Newton inside a shrinking bracket, as in the reference."""
+    """The x in [0, limit] with f(x) = value: Newton inside a shrinking bracket, as in the reference."""
     edge, _ = radial(limit, k1, k2, k3, k4)
     value = tl.minimum(value, edge)
     low, high, x = tl.zeros_like(value), limit, tl.minimum(value, limit)
@@ -234,7 +234,8 @@ def camera_rays_forward(table: Tensor, camera_index: Tensor, pixel: Tensor) -> t
 def view_rays(
     table: Tensor, width: int, first: int, n: int, box: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """origin, direction [n, 3], t_min and t_max [n] of a picture's pixels; see `hashfield.ops.camera_rays.view_rays`."""
+    """Tensors origin, direction [n, 3], t_min and t_max [n] of a picture's pixels; see
+    `hashfield.ops.camera_rays.view_rays`."""
     device = box.device
     origin, direction = torch.empty((n, 3), device=device), torch.empty((n, 3), device=device)
     t_min, t_max = torch.empty(n, device=device), torch.empty(n, device=device)

@@ -135,7 +135,7 @@ def pack(numbers: torch.Tensor, goes_on: torch.Tensor, packed: torch.Tensor, cou
 
 @triton.jit
 def fused_multiply_add(a, b, c):
-    """a*b + c rounded once: cells and fractions must be those of every other backend."""
+    """The sum a*b + c, rounded once: cells and fractions must be those of every other backend."""
     if INTERPRETED:
         # The bounds keep numpy from warning of an overflow; beyond 2^31 nothing reads the value.
         return tl.minimum(tl.maximum(a.to(tl.float64) * b + c, -3e38), 3e38).to(tl.float32)
@@ -144,7 +144,7 @@ def fused_multiply_add(a, b, c):
 
 @triton.jit
 def load_positions(positions, rows, inside, D: tl.constexpr):
-    """x, y, z of BLOCK samples from positions [n, D]; z is 0 in 2-D, all are 0 outside the batch."""
+    """Coordinates x, y, z of BLOCK samples from positions [n, D]; z is 0 in 2-D, all are 0 outside the batch."""
     x = tl.load(positions + rows * D, inside, other=0)
     y = tl.load(positions + rows * D + 1, inside, other=0)
     if D == 3:
@@ -265,7 +265,7 @@ def level_start(table, LEVEL: tl.constexpr, LEVELS: tl.constexpr, F: tl.constexp
 
 @triton.jit
 def rounded_to_bfloat16(x):
-    """x (float32) rounded to the nearest bfloat16, ties to even."""
+    """The float32 value x rounded to the nearest bfloat16, ties to even."""
     if INTERPRETED:  # whose conversion cuts
         bits = x.to(tl.uint32, bitcast=True)
         up = ((bits >> 16) & 1) + 0x7FFF
@@ -277,7 +277,7 @@ def rounded_to_bfloat16(x):
 
 @triton.jit
 def as_type(x, DTYPE: tl.constexpr):
-    """x (float32) in the compute type, rounded to nearest."""
+    """The float32 value x in the compute type, rounded to nearest."""
     if INTERPRETED and DTYPE == tl.bfloat16:
         x = rounded_to_bfloat16(x)
     return x.to(DTYPE)
@@ -382,7 +382,7 @@ _ADD_HALF4 = tl.constexpr(
 
 @triton.jit
 def _add_four(pointer, values, inside, FORM: tl.constexpr):
-    """values [BLOCK, 4] added at pointer [BLOCK]."""
+    """Add values [BLOCK, 4] to the memory at pointer [BLOCK]."""
     even, odd = tl.split(tl.reshape(values, (values.shape[0], 2, 2)))
     v0, v2 = tl.split(even)
     v1, v3 = tl.split(odd)
@@ -427,7 +427,7 @@ def add_features(start, index, values, inside, F: tl.constexpr, FORM: tl.constex
 
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
-    """a [m, k] times b [k, n], of one type, with float32 sums."""
+    """The product a [m, k] times b [k, n], of one type, with float32 sums."""
     if INTERPRETED:  # whose products know no bfloat16; those of two halves are exact in float32
         return tl.dot(a.to(tl.float32), b.to(tl.float32))
     return tl.dot(a, b, input_precision=PRECISION)
@@ -435,7 +435,7 @@ def product(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def product_onto(total, a, b, PRECISION: tl.constexpr):
-    """total [m, n] (float32) + a times b."""
+    """The float32 sum total [m, n] + a times b."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
     return tl.dot(a, b, total, input_precision=PRECISION)

@@ -79,7 +79,7 @@ class DeviceField:
     width: int = 64
     """Hidden neurons of the density network, a multiple of 16 up to 128."""
     color_width: int = 64
-    """v, those of the colour network."""
+    """Hidden neurons v of each hidden layer of the colour network."""
     density_bias: float = 0.0
     """Added to the log-density."""
     interpolation: str = "linear"

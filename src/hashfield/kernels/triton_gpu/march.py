@@ -21,7 +21,7 @@ N_LATTICE = 9
 
 
 def lattice_values(cone_angle: float, step_scale: float) -> list[float]:
-    """s, M, rate, t_a, n_a, t_b, n_b of the stepping coordinate (see the reference's `march`), 1/s, e^rate - 1."""
+    """Numbers s, M, rate, t_a, n_a, t_b, n_b of the stepping coordinate (see the reference's `march`), 1/s, e^rate - 1."""
     s, m, rate = FINEST_STEP * step_scale, COARSEST_STEP * step_scale, math.log1p(cone_angle * step_scale)
     if not rate:
         return [s, m, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0 / s, 0.0]
@@ -88,7 +88,7 @@ def step_at(n, t, lattice, HAS_CONE: tl.constexpr):
 
 @triton.jit
 def exponent(x):
-    """e of x = f 2^e with f in [0.5, 1), as frexp; -126 or less for 0 and subnormal numbers."""
+    """The exponent e of x = f 2^e with f in [0.5, 1), as frexp; -126 or less for 0 and subnormal numbers."""
     return ((x.to(tl.int32, bitcast=True) >> 23) & 0xFF) - 126
 
 
@@ -208,7 +208,7 @@ def march(
     origin: Tensor, direction: Tensor, t_min: Tensor, t_max: Tensor, bits: Tensor, aabb_scale: int, cone_angle: float,
     step_scale: float, jitter: Tensor, max_samples_per_ray: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """t, dt and ray_offsets of the samples; see `hashfield.ops.march`. Count, prefix sum, write."""
+    """The samples' t, dt and ray_offsets, by counting, prefix sum and writing; see `hashfield.ops.march`."""
     n_rays, device = t_min.shape[0], t_min.device
     offsets = torch.zeros(n_rays + 1, dtype=torch.int64, device=device)
     if not n_rays:

@@ -49,7 +49,7 @@ def load_matrix(
 def layer(
     x, weights, N_OUT: tl.constexpr, N_IN: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """x [BLOCK, IN] times a matrix [N_OUT, N_IN], transposed: [BLOCK, OUT], float32."""
+    """The product of x [BLOCK, IN] and a matrix [N_OUT, N_IN], transposed: [BLOCK, OUT], float32."""
     matrix = load_matrix(weights, N_OUT, N_IN, OUT, IN, N_IN)
     return product(x, tl.trans(matrix), PRECISION)
 
@@ -74,13 +74,13 @@ def no_gradient(OUT: tl.constexpr, IN: tl.constexpr):
 
 @triton.jit
 def matrix_gradient(total, grad, x, PRECISION: tl.constexpr):
-    """total [OUT, IN] + grad^T x, for a layer's cotangent [BLOCK, OUT] and input [BLOCK, IN]."""
+    """The sum total [OUT, IN] + grad^T x, for a layer's cotangent [BLOCK, OUT] and input [BLOCK, IN]."""
     return product_onto(total, tl.trans(grad), x, PRECISION)
 
 
 @triton.jit
 def layer_gradient(total, grad, x, OUT: tl.constexpr, IN: tl.constexpr, PRECISION: tl.constexpr):
-    """The same, with the wider side first, as tensor cores like them: [IN, OUT] for layers that narrow."""
+    """What `matrix_gradient` gives, with the wider side first, which suits tensor cores: [IN, OUT] for layers that narrow."""
     if OUT < IN:
         total = matrix_gradient(total, x, grad, PRECISION)
     else:

@@ -54,7 +54,7 @@ def _points(cells, noise, n_live, positions, n_cascades, BLOCK: tl.constexpr):
 
 @triton.jit
 def _raise(values, cells, log_density, n_live, step, BLOCK: tl.constexpr):
-    """values[c] = max(values[c], density * step); a cell may come twice."""
+    """Set values[c] = max(values[c], density * step); a cell may come twice."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < tl.load(n_live)
     cell = tl.load(cells + i, mask=mask, other=0)
@@ -190,7 +190,7 @@ def project(row, x, y, z, HAS_OPENCV: tl.constexpr, HAS_FISHEYE: tl.constexpr):
 
 @triton.jit
 def _angle(r, w):
-    """atan2(r, w) for r >= 0, float64: the angle halved twice, then the series of the arctangent."""
+    """The angle atan2(r, w) for r >= 0, in float64: the angle is halved twice, then the series of the arctangent."""
     half = r / tl.maximum(length2(r, w) + w, 1e-30 + 1e-9 * r)  # tan(a/2)
     quarter = half / (1.0 + tl.sqrt(1.0 + half * half))
     eighth = quarter / (1.0 + tl.sqrt(1.0 + quarter * quarter))

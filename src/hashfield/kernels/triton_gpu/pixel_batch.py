@@ -76,7 +76,7 @@ def pixel_batch(
     pixels: Tensor, random: Tensor, lattice: tuple[int, int], values: Tensor, n_channels: int, has_alpha: bool,
     is_premultiplied: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """positions [n, 2] and target [n, C]; see `hashfield.ops.pixel_batch`."""
+    """Tensors positions [n, 2] and target [n, C]; see `hashfield.ops.pixel_batch`."""
     n, device = len(random), random.device
     positions = torch.empty((n, 2), dtype=torch.int32, device=device)
     target = torch.empty((n, n_channels), device=device)

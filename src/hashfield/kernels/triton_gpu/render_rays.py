@@ -213,7 +213,7 @@ class Frame:
         self._is_warm = False
 
     def render(self, field: DeviceField, rays: Any, bits: Tensor, jitter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """color, opacity and depth, in memory of their own."""
+        """Tensors color, opacity and depth of the rays, in memory of their own."""
         for own, given in (
             (self.field.table, field.table), (self.field.weights, field.weights), (self.bits, bits),
             (self.origin, rays.origin), (self.direction, rays.direction), (self.t_min, rays.t_min),
@@ -281,7 +281,7 @@ def _frame_of(*key: Any) -> list[Frame]:
 
 
 def render_rays(field: Any, rays: Any, bits: Tensor, options: Any, jitter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """color [n, 3], opacity [n] and depth [n] of rays; see `hashfield.ops.render_rays`."""
+    """Tensors color [n, 3], opacity [n] and depth [n] of rays; see `hashfield.ops.render_rays`."""
     n, device = rays.n_rays, bits.device
     if not n:
         return torch.zeros((0, 3), device=device), torch.zeros(0, device=device), torch.zeros(0, device=device)

@@ -71,7 +71,7 @@ def _trace(
 def sphere_trace(
     network: Any, box: Tensor, rays: Any, max_steps: int, hit_distance: float, step: float
 ) -> tuple[Tensor, Tensor]:
-    """t and is_hit of each ray; see `hashfield.ops.sphere_trace`."""
+    """Distance t and flag is_hit of each ray; see `hashfield.ops.sphere_trace`."""
     n, device = rays.n_rays, rays.origin.device
     t, is_hit = rays.t_min.contiguous().clone(), torch.zeros(n, dtype=torch.bool, device=device)
     if not n:

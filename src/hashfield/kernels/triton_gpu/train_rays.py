@@ -402,7 +402,7 @@ class Batch:
     target: Tensor
     background: Tensor
     n_rays: Tensor
-    """int32 [1]."""
+    """How many rays count: int32 [1]."""
     weight: Tensor | None = None
     """How much each ray counts; None: 1 each."""
 

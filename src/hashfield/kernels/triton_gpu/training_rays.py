@@ -77,7 +77,7 @@ def draw_rays(
 def training_rays(
     chosen: Tensor, pool: PixelPool, box: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """origin, direction, t_min, t_max, target [n, 4], image_index; see `hashfield.ops.training_rays`."""
+    """Tensors origin, direction, t_min, t_max, target [n, 4], image_index; see `hashfield.ops.training_rays`."""
     n, device = chosen.shape[0], chosen.device
     shapes = ((n, 3), (n, 3), (n,), (n,), (n, 4))
     out = (*(torch.empty(shape, device=device) for shape in shapes), torch.empty(n, dtype=torch.int64, device=device))
