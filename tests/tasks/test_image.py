@@ -203,6 +203,9 @@ def test_settings_out_of_range_are_named(change: dict[str, Any], words: str) -> 
         ImageTrainConfig(batch=3)
     with pytest.raises(ConfigError, match="loss"):
         ImageTrainConfig(loss="l3")  # type: ignore[arg-type]
+    for name, value in (("learning_rate", 10.0), ("final_learning_rate", 0.0), ("flat_until", 1.1), ("l2", -1e-6)):
+        with pytest.raises(ConfigError, match=f"^{name}: expected"):
+            ImageTrainConfig(**{name: value})
 
 
 def test_broken_checkpoints_are_refused(example: tuple[ImageTask, RunFolder], tmp_path: Path) -> None:

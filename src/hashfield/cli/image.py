@@ -1,7 +1,7 @@
-"""The verbs for pictures: `train image FILE`, `demo image`, and `render` and `evaluate` of such runs."""
+"""The verbs for pictures: `train image FILE`, `demo image`, `sweep image FILE`, and `render` and `evaluate`."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from hashfield.cli.evaluate import write_figures
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
 from hashfield.cli.shared import DeviceName, parse, say, set_up
+from hashfield.cli.sweep import Subject, SweepKind, SweepOptions, sweep_kind
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, memory_for_run, say_memory, train_kind
 from hashfield.data.demo_picture import save_demo_picture
 from hashfield.data.pictures import MAX_PIXELS, Picture, read_picture, read_picture_header
@@ -30,10 +31,12 @@ from hashfield.export.images import (
     to_uint8,
     write_png,
 )
+from hashfield.nn.config import MLPConfig
 from hashfield.tasks.image import ImageTask, gpu_memory
-from hashfield.tasks.image_config import PRESETS, ImageConfig, preset_for
+from hashfield.tasks.image_config import PRESETS, ImageConfig, ImageTrainConfig, preset_for
 from hashfield.tasks.image_model import ImageModel, compare, to_linear
 from hashfield.tasks.shared import parse_background, stored
+from hashfield.tasks.studies import Setting
 from hashfield.train.checkpoint import exported_size
 from hashfield.train.loop import Progress, TrainResult
 from hashfield.train.run_folder import RunFolder
@@ -401,11 +404,54 @@ def make_demo(
         yield task, lambda result: finish_image(task, run, result, by_clock=True)
 
 
+# --- sweep
+
+
+@dataclass(frozen=True)
+class SweepImage(SweepOptions):
+    """Train a matrix of settings on a picture."""
+
+    max_samples: int | None = None
+    """Points that each cell is trained on, the budget that all share; default: 2^24."""
+
+
+@contextmanager
+def prepare_sweep(options: SweepImage) -> Iterator[Subject]:
+    """The picture of a sweep: see `hashfield.cli.sweep.SweepKind`."""
+    with read_picture(options.path) as picture:
+        finest = max(16, -(-max(picture.width, picture.height) // 2))
+
+        def config_of(setting: Setting, rates: Mapping[str, Any]) -> ImageConfig:
+            return ImageConfig(
+                preset="sweep", encoding=setting.encoding, finest_resolution=setting.finest, numbers_per_pixel=1e6,
+                max_numbers=2**32, n_neurons=setting.n_neurons, n_hidden_layers=7 if setting.is_deep else 2,
+                train=ImageTrainConfig(batch=options.batch, touches_per_update=0.0, **rates),
+            )  # fmt: skip
+
+        def n_parameters(config: ImageConfig) -> tuple[int, int]:
+            network = MLPConfig(config.n_neurons, config.n_hidden_layers)
+            shapes = network.shapes(config.grid().n_output(2), picture.n_channels)
+            return config.grid().n_parameters(2), sum(a * b for a, b in shapes)
+
+        about = {
+            "input": picture.name, "pixels": f"{picture.width}x{picture.height}", "points a step": options.batch,
+            "N_max": finest, "seed": options.seed,
+        }  # fmt: skip
+        yield Subject(
+            about, finest, config_of, n_parameters, lambda config: ImageTask(config, picture, seed=options.seed),
+            lambda task: {"psnr": compare(task.model(), picture)["psnr"]},
+        )  # fmt: skip
+
+
 SMALLER = "--train.batch, --encoding.log2-hashmap-size or --max-numbers"
 TRAIN = TrainKind(
     name="image", command=TrainImage, presets=PRESETS, suits=lambda seconds, steps, on_gpu: preset_for(on_gpu),
     prepare=prepare_image, finish=finish_image, smaller=f"{SMALLER} (or --preset small)", on_progress=progress_pictures,
     resumed=lambda run, metadata: {"seed": stored(metadata, "seed", int, run.checkpoint)},
+)  # fmt: skip
+SWEEP = SweepKind(
+    name="image", command=SweepImage, prepare=prepare_sweep, max_samples=2**24, n_dims=2,
+    quality=("psnr", "PSNR of every pixel, dB"),
 )  # fmt: skip
 DEMO = DemoKind(
     train=TRAIN, command=DemoImage, words="demo image", name="demo-image", sizes=(32, 8192), make=make_demo,
@@ -420,3 +466,8 @@ def train_image(arguments: list[str]) -> int:
 def demo_image(arguments: list[str]) -> int:
     """`demo image` with its arguments."""
     return demo_kind(DEMO, arguments)
+
+
+def sweep_image(arguments: list[str]) -> int:
+    """`sweep image` with its arguments."""
+    return sweep_kind(SWEEP, arguments)

@@ -1,8 +1,8 @@
-"""The commands of radiance fields that are theirs alone: `train nerf PATH` and `demo`."""
+"""The commands of radiance fields that are theirs alone: `train nerf PATH`, `demo` and `sweep nerf PATH`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +13,10 @@ import tyro
 from hashfield.cli.demo import DemoCommand, DemoKind, demo_kind
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.shared import DeviceName, say
+from hashfield.cli.sweep import Subject, SweepKind, SweepOptions, sweep_kind
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory, train_kind
 from hashfield.data import ReadOptions, Scene, load_scene
+from hashfield.data.dataset import PosedImages
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.errors import ConfigError
 from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
@@ -26,6 +28,7 @@ from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.nerf import NerfTask, gpu_memory
 from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
+from hashfield.tasks.studies import Setting
 from hashfield.train.loop import TrainResult
 from hashfield.train.metrics import SSIM_WINDOW, psnr
 from hashfield.train.run_folder import RunFolder
@@ -332,10 +335,87 @@ def blur(image: np.ndarray, sigma: float = 4.0) -> np.ndarray:
     return x[:, 0].permute(1, 2, 0).numpy()
 
 
+# --- sweep
+
+SWEEP_STEP = 4.0
+"""Length of the march's steps: a deep network that has learnt little is a fog, and would be rendered for minutes."""
+SWEEP_FINEST = 4096
+"""Resolution of a hash grid's last level over the whole box."""
+
+
+@dataclass(frozen=True)
+class SweepNerf(SweepOptions):
+    """Train a matrix of settings on photos with camera poses."""
+
+    max_samples: int | None = None
+    """Points that each cell is trained on, the budget that all share; default: 2^22."""
+    batch: int = 2**14
+    downscale: int = 1
+    """Divide widths and heights of the photos by this whole number."""
+    n_views: int = 5
+    """Held-out views that are judged, evenly spread."""
+    max_image_memory: float = 4.0
+    """GiB that the decoded photos may take."""
+
+
+@contextmanager
+def prepare_sweep(options: SweepNerf) -> Iterator[Subject]:
+    """The photos of a sweep: see `hashfield.cli.sweep.SweepKind`."""
+    if options.n_views < 1:
+        raise ConfigError(f"--n-views: expected at least 1, got {options.n_views}")
+    read = ReadOptions(
+        downscale=options.downscale, max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW
+    )
+    scene = load_scene(options.path, read)
+    if "test" not in scene.splits or not len(scene.splits["test"]):
+        raise ConfigError(f"{options.path}: no held-out views to judge by")
+    test = scene.splits["test"]
+    chosen = np.unique(np.linspace(0, len(test) - 1, options.n_views).round().astype(int)).tolist()
+    views = PosedImages(
+        cameras=tuple(test.cameras[k] for k in chosen), images=tuple(test.images[k] for k in chosen),
+        names=tuple(test.names[k] for k in chosen),
+    )  # fmt: skip
+    box, base = scene.spaces.aabb_scale, PRESETS["fast"]
+
+    def config_of(setting: Setting, rates: Mapping[str, Any]) -> NerfConfig:
+        return replace(
+            base, preset="sweep", encoding=setting.encoding, finest_resolution=max(1, setting.finest // box),
+            n_neurons=setting.n_neurons, density_layers=7 if setting.is_deep else 1,
+            color_layers=1 if setting.is_deep else 2,
+            train=replace(
+                base.train, batch=options.batch, step_scales=(SWEEP_STEP,), step_until=(1.0,), **rates
+            ),
+            # A deep network is too slow to be asked for more cells than points it is trained on, and cells that wait
+            # their turn must not be forgotten meanwhile.
+            occupancy=replace(base.occupancy, decay=0.95, max_cells=options.batch, full_sweeps=1),
+        )  # fmt: skip
+
+    def n_parameters(config: NerfConfig) -> tuple[int, int]:
+        sizes = config.field_config(box, 0.0)
+        return sizes.n_grid_parameters, sum(a * b for shapes in sizes.network_shapes() for a, b in shapes)
+
+    def judge(task: NerfTask) -> dict[str, float]:
+        found = evaluate_views(task.model(), views)
+        return {k: found[k] for k in ("psnr", "ssim")}
+
+    about = {
+        "input": scene.name, "photos": f"{len(scene.splits['train'])} of {views.cameras[0].width} pixels a row",
+        "held-out views": len(views), "points a step": options.batch, "N_max": SWEEP_FINEST, "seed": options.seed,
+        "directions": "spherical harmonics of degree 4 in every row", "march": f"steps of {SWEEP_STEP:g} sqrt(3)/1024",
+    }  # fmt: skip
+    yield Subject(
+        about, SWEEP_FINEST, config_of, n_parameters, lambda config: NerfTask(config, scene, seed=options.seed), judge
+    )
+
+
 SMALLER = "--train.batch, --encoding.log2-hashmap-size or --downscale"
 TRAIN = TrainKind(
     name="nerf", command=TrainNerf, presets=PRESETS, suits=preset_for, prepare=prepare_nerf, finish=finish,
     resumed=stored_options, smaller=f"{SMALLER} (or --preset fast)", render_options="--views orbit --format mp4",
+)  # fmt: skip
+SWEEP = SweepKind(
+    name="nerf", command=SweepNerf, prepare=prepare_sweep, max_samples=2**22, n_dims=3,
+    quality=("psnr", "held-out PSNR, dB"), columns=(("ssim", "SSIM"),), is_the_papers=True,
 )  # fmt: skip
 DEMO = DemoKind(train=TRAIN, command=Demo, words="demo", name="demo", sizes=(32, 4096), make=make_demo)
 
@@ -348,3 +428,8 @@ def train_nerf(arguments: list[str]) -> int:
 def demo_nerf(arguments: list[str]) -> int:
     """`demo` of a radiance field."""
     return demo_kind(DEMO, arguments)
+
+
+def sweep_nerf(arguments: list[str]) -> int:
+    """`sweep nerf` with its arguments."""
+    return sweep_kind(SWEEP, arguments)

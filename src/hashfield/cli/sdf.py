@@ -1,8 +1,8 @@
-"""The commands of signed distances: `train sdf`, `demo sdf`, and `render` and `evaluate` of such runs."""
+"""The commands of signed distances: `train sdf`, `demo sdf`, `sweep sdf`, and `render` and `evaluate` of such runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from hashfield.cli.evaluate import write_figures
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.render import Render, render
 from hashfield.cli.shared import DeviceName, parse, say, set_up
+from hashfield.cli.sweep import Subject, SweepKind, SweepOptions, sweep_kind
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory, train_kind
 from hashfield.data.demo_mesh import DEMO as DEMO_PATH
 from hashfield.data.demo_mesh import demo_mesh
@@ -25,12 +26,14 @@ from hashfield.export.images import colorize_normals, comparison_sheet, to_uint8
 from hashfield.export.meshes import extract_mesh
 from hashfield.export.video import write_mp4
 from hashfield.geometry.paths import orbit_path
+from hashfield.nn.config import MLPConfig
 from hashfield.nn.encodings import table_of
 from hashfield.tasks.evaluate_surface import evaluate_distance
 from hashfield.tasks.sdf import MeshInUnitSpace, SdfTask, gpu_memory
 from hashfield.tasks.sdf_config import PRESETS, SdfConfig, preset_for
 from hashfield.tasks.sdf_model import SdfModel
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
+from hashfield.tasks.studies import Setting
 from hashfield.train.checkpoint import config_from_dict
 from hashfield.train.loop import TrainResult
 from hashfield.train.run_folder import RunFolder
@@ -284,10 +287,61 @@ def make_demo(
     yield task, lambda result: finish_sdf(task, run, result, video_frames=options.n_frames, by_clock=True)
 
 
+# --- sweep
+
+SWEEP_FINEST = 2048
+"""Resolution of a hash grid's last level."""
+
+
+@dataclass(frozen=True)
+class SweepSdf(SweepOptions):
+    """Train a matrix of settings on a mesh."""
+
+    max_samples: int | None = None
+    """Points that each cell is trained on, the budget that all share; default: 2^23."""
+    batch: int = 2**15
+    n_points: int = 2**20
+    """Uniform points for the IoU."""
+
+
+@contextmanager
+def prepare_sweep(options: SweepSdf) -> Iterator[Subject]:
+    """The mesh of a sweep: see `hashfield.cli.sweep.SweepKind`."""
+    mesh, base = read_mesh(options.path), PRESETS["fast"]
+
+    def config_of(setting: Setting, rates: Mapping[str, Any]) -> SdfConfig:
+        return replace(
+            base, preset="sweep", encoding=setting.encoding, finest_resolution=setting.finest,
+            n_neurons=setting.n_neurons, n_hidden_layers=7 if setting.is_deep else 2,
+            train=replace(base.train, batch=options.batch, **rates),
+        )  # fmt: skip
+
+    def n_parameters(config: SdfConfig) -> tuple[int, int]:
+        grid = config.encoding.reaching(config.finest_resolution)
+        shapes = MLPConfig(config.n_neurons, config.n_hidden_layers).shapes(grid.n_output(3), 1)
+        return grid.n_parameters(3), sum(a * b for a, b in shapes)
+
+    def judge(task: SdfTask) -> dict[str, float]:
+        found = evaluate_distance(task.model(), task.truth, n_points=options.n_points)
+        return {k: found[k] for k in ("iou", "mean_distance_of_diagonal") if found[k] is not None}
+
+    about = {
+        "input": mesh.name, "triangles": len(mesh.faces), "points a step": options.batch, "N_max": SWEEP_FINEST,
+        "seed": options.seed, "points of the IoU": options.n_points,
+    }  # fmt: skip
+    yield Subject(
+        about, SWEEP_FINEST, config_of, n_parameters, lambda config: SdfTask(config, mesh, seed=options.seed), judge
+    )
+
+
 SMALLER = "--train.batch, --train.n-chunks or --encoding.log2-hashmap-size"
 TRAIN = TrainKind(
     name="sdf", command=TrainSdf, presets=PRESETS, suits=preset_for, prepare=prepare_sdf, finish=finish_sdf,
     resumed=_stored_options, smaller=f"{SMALLER} (or --preset fast)", render_options="--views orbit --format mp4",
+)  # fmt: skip
+SWEEP = SweepKind(
+    name="sdf", command=SweepSdf, prepare=prepare_sweep, max_samples=2**23, n_dims=3, quality=("iou", "IoU"),
+    columns=(("mean_distance_of_diagonal", "mean error, of the diagonal"),), batches=("loss", "MAPE of batches"),
 )  # fmt: skip
 DEMO = DemoKind(train=TRAIN, command=DemoSdf, words="demo sdf", name="demo-sdf", sizes=None, make=make_demo,
     check=check_mesh_packages,
@@ -302,3 +356,8 @@ def train_sdf(arguments: list[str]) -> int:
 def demo_sdf(arguments: list[str]) -> int:
     """`demo sdf` with its arguments."""
     return demo_kind(DEMO, arguments)
+
+
+def sweep_sdf(arguments: list[str]) -> int:
+    """`sweep sdf` with its arguments."""
+    return sweep_kind(SWEEP, arguments)

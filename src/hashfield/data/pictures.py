@@ -27,6 +27,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from hashfield.data.raw_photos import raw_photo
 from hashfield.errors import ConfigError, DataError
+from hashfield.geometry.srgb import srgb_from_linear
 
 IN_MEMORY: Final = 128 << 20
 """Bytes up to which a picture is simply kept in memory."""
@@ -224,21 +225,6 @@ def read_picture_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Pi
         ConfigError: more than `max_pixels`.
     """
     return _opened(Path(path).expanduser(), max_pixels)[1].upright()
-
-
-def srgb_from_linear(linear: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """The sRGB curve, which goes on beyond 1, and below 0 as the straight line it begins with.
-
-    Source: IEC 61966-2-1; beyond 1 as instant-ngp does for its images.
-    """
-    power = 1.055 * np.power(np.maximum(linear, 0.0031308), 1 / 2.4) - 0.055
-    return np.where(linear <= 0.0031308, 12.92 * linear, power).astype(np.float32)
-
-
-def linear_from_srgb(value: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """The inverse of `srgb_from_linear`."""
-    power = np.power((np.maximum(value, 0.04045) + 0.055) / 1.055, 2.4)
-    return np.where(value <= 0.04045, value / 12.92, power).astype(np.float32)
 
 
 # --- opening ------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
 from hashfield.errors import ConfigError
+from hashfield.geometry.srgb import linear_from_srgb
 
 FORMATS: Final = (".obj", ".ply", ".glb", ".stl")
 BRICK: Final = 8
@@ -379,7 +380,5 @@ def encode_mesh(path: Path, mesh: Mesh, notes: Sequence[str] = ()) -> bytes:
 
 
 def _linear_from_srgb(colors: UInt8[np.ndarray, "n 3"]) -> UInt8[np.ndarray, "n 3"]:
-    """Linear light of sRGB colours, 8 bits as in the file. Source: IEC 61966-2-1."""
-    x = np.arange(256) / 255
-    linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
-    return np.rint(255 * linear).astype(np.uint8)[colors]
+    """Linear light of sRGB colours, 8 bits as in the file."""
+    return np.rint(255 * linear_from_srgb(np.arange(256) / 255)).astype(np.uint8)[colors]

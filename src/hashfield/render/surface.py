@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hashfield.geometry.rays import Rays
+from hashfield.geometry.srgb import srgb_from_linear
 from hashfield.ops.sphere_trace import DistanceFunction
 
 SHADOW_START: Final = 4e-3
@@ -72,5 +73,4 @@ def shade(
     gloss = 0.12 * dot(normal, half).clamp(min=0) ** 40 * light_share
     fill = 0.16 * dot(normal, view).clamp(min=0) + 0.12
     linear = normal.new_tensor(albedo) * (0.75 * diffuse + fill)[:, None] + gloss[:, None]
-    linear = linear.clamp(0, 1)
-    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=1e-6) ** (1 / 2.4) - 0.055)
+    return srgb_from_linear(linear.clamp(0, 1))

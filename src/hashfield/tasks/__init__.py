@@ -2,7 +2,7 @@
 
 A new kind is three files here (as `sdf_config`, `sdf_model` and `sdf`), a file of commands in `cli` (as
 `cli/sdf.py`), and an entry of `KINDS`. Below `tasks` no code names a kind, and in `cli` only
-that file and `cli/sweep.py` do.
+that file does.
 """
 
 import importlib
@@ -55,22 +55,20 @@ KINDS: Final = (
             "demo": "hashfield.cli.nerf:demo_nerf",
             "render": "hashfield.cli.render:render_nerf",
             "evaluate": "hashfield.cli.evaluate:evaluate_nerf",
-            "sweep": "hashfield.cli.sweep:sweep_nerf",
+            "sweep": "hashfield.cli.nerf:sweep_nerf",
         },
     ),
     Kind(
         "image",
         "a picture of any size as a function from position to colour",
         "hashfield.tasks.image_model",
-        {verb: f"hashfield.cli.image:{verb}_image" for verb in ("train", "demo", "render", "evaluate")}
-        | {"sweep": "hashfield.cli.sweep:sweep_image"},
+        {verb: f"hashfield.cli.image:{verb}_image" for verb in ("train", "demo", "render", "evaluate", "sweep")},
     ),
     Kind(
         "sdf",
         "a signed distance from a mesh",
         "hashfield.tasks.sdf_model",
-        {verb: f"hashfield.cli.sdf:{verb}_sdf" for verb in ("train", "demo", "render", "evaluate")}
-        | {"sweep": "hashfield.cli.sweep:sweep_sdf"},
+        {verb: f"hashfield.cli.sdf:{verb}_sdf" for verb in ("train", "demo", "render", "evaluate", "sweep")},
     ),
 )
 """All of them; the first is the one meant where none is named."""

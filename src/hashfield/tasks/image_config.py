@@ -10,23 +10,25 @@ from hashfield.nn.config import EncodingConfig, MLPConfig, RunPrecision
 from hashfield.nn.encodings import encoding_from_config
 from hashfield.nn.networks import NetworkWithEncoding
 from hashfield.ops.train_points import LOSSES, PointLoss
-from hashfield.train.schedule import check_rates
+from hashfield.tasks.config import (
+    RateConfig,
+    check_batch,
+    check_n_layers,
+    check_n_neurons,
+    check_per_level_scale,
+    check_precision,
+)
 
 
 @dataclass(frozen=True)
-class ImageTrainConfig:
+class ImageTrainConfig(RateConfig):
     """How an image is trained. Every schedule is a fraction of the planned run."""
 
     batch: int = 2**16
     """Pixels in a step, about: the lattice they are drawn from has whole cells."""
     learning_rate: float = 1e-2
-    """Adam's rate until `flat_until` of the run."""
     final_learning_rate: float = 1e-4
-    """Adam's rate at the end of the run, which is reached by half a cosine."""
     flat_until: float = 0.3
-    """Fraction of the run with the full learning rate."""
-    l2: float = 1e-6
-    """Weight of the L2 penalty on the network's matrices."""
     touches_per_update: float = 0.5
     """A level is updated once the batches since have touched its entries this often on average, at most after
     `LONGEST_INTERVAL` steps; 0 updates every level at every step."""
@@ -34,9 +36,8 @@ class ImageTrainConfig:
     """What is minimised, of sRGB values; l2 is what PSNR measures."""
 
     def __post_init__(self) -> None:
-        if not 256 <= self.batch <= 2**24:
-            raise ConfigError(f"batch: expected 256 to {2**24}, got {self.batch}")
-        check_rates(self.learning_rate, self.final_learning_rate, self.flat_until)
+        super().__post_init__()
+        check_batch(self.batch)
         if not 0 <= self.touches_per_update <= 100:
             raise ConfigError(f"touches_per_update: expected 0 to 100, got {self.touches_per_update}")
         if self.loss not in LOSSES:
@@ -80,16 +81,12 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
-        if self.precision not in ("auto", "float32", "bfloat16", "float16"):
-            raise ConfigError(f"precision: expected auto, float32, bfloat16 or float16, got {self.precision!r}")
-        if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
-            raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
-        if not 1 <= self.n_hidden_layers <= 8:
-            raise ConfigError(f"n_hidden_layers: expected 1 to 8, got {self.n_hidden_layers}")
+        check_precision(self.precision)
+        check_n_neurons(self.n_neurons)
+        check_n_layers("n_hidden_layers", self.n_hidden_layers, 1, 8)
         if self.precision == "bfloat16" and self.encoding.otype != "Grid":
             raise ConfigError("precision: bfloat16 needs a grid")
-        if self.encoding.per_level_scale != EncodingConfig().per_level_scale:
-            raise ConfigError("encoding.per_level_scale: follows from finest_resolution; set that instead")
+        check_per_level_scale(self.encoding)
         if self.encoding.interpolation == "nearest":
             raise ConfigError("encoding.interpolation: expected linear or smoothstep, got nearest")
         finest, base = self.finest_resolution, self.encoding.base_resolution

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from hashfield.data.pictures import Picture, linear_from_srgb
+from hashfield.data.pictures import Picture
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.fixed_point import to_fixed_point
+from hashfield.geometry.srgb import linear_from_srgb
 from hashfield.nn.encodings import table_of
 from hashfield.nn.frozen import frozen_view
 from hashfield.nn.networks import NetworkWithEncoding, encoded_network
@@ -75,7 +76,7 @@ class ImageModel(nn.Module):
     def forward(self, positions_unit: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch n_channels"]:
         """Values at positions (x / width, y / height), y down: sRGB, multiplied by alpha where there is one.
 
-        In HDR pictures the sRGB curve goes on beyond 1; `data.pictures.linear_from_srgb` undoes it.
+        In HDR pictures the sRGB curve goes on beyond 1; `geometry.srgb.linear_from_srgb` undoes it.
         """
         network = encoded_network(self.field, self.table_bf16, self.config.precision)
         found = eval_points(network, to_fixed_point(positions_unit.reshape(-1, 2)).to(self.table_bf16.device))

@@ -7,23 +7,25 @@ from typing import Any, Literal
 from hashfield.errors import ConfigError
 from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig, RunPrecision
 from hashfield.steps.choice import captures_rays
-from hashfield.train.schedule import check_rates
+from hashfield.tasks.config import (
+    RateConfig,
+    check_batch,
+    check_n_layers,
+    check_n_neurons,
+    check_per_level_scale,
+    check_precision,
+)
 
 
 @dataclass(frozen=True)
-class NerfTrainConfig:
+class NerfTrainConfig(RateConfig):
     """How a radiance field is trained. Every schedule is a fraction of the planned run."""
 
     batch: int = 2**16
     """Samples trained on in a step; the number of rays adapts to it."""
     learning_rate: float = 2e-2
-    """Adam's rate until `flat_until` of the run."""
     final_learning_rate: float = 5e-4
-    """Adam's rate at the end of the run, which is reached by half a cosine."""
     flat_until: float = 0.4
-    """Fraction of the run with the full learning rate."""
-    l2: float = 1e-6
-    """Weight of the L2 penalty on the networks' matrices."""
     huber_delta: float = 0.0
     """Delta of instant-ngp's Huber loss (0.1 in the paper preset); 0 takes the squared error."""
     sparsity: float = 0.0
@@ -44,9 +46,8 @@ class NerfTrainConfig:
     """Fraction of the run at which each stage ends."""
 
     def __post_init__(self) -> None:
-        if not 256 <= self.batch <= 2**24:
-            raise ConfigError(f"batch: expected 256 to {2**24}, got {self.batch}")
-        check_rates(self.learning_rate, self.final_learning_rate, self.flat_until)
+        super().__post_init__()
+        check_batch(self.batch)
         if not 0 <= self.total_variation_until <= 1:
             raise ConfigError(f"total_variation_until: expected a fraction, got {self.total_variation_until}")
         for name in ("sparsity", "total_variation"):
@@ -130,21 +131,17 @@ class NerfConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
-        if self.precision not in ("auto", "float32", "bfloat16", "float16"):
-            raise ConfigError(f"precision: expected auto, float32, bfloat16 or float16, got {self.precision!r}")
-        if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
-            raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
+        check_precision(self.precision)
+        check_n_neurons(self.n_neurons)
         for name in ("density_layers", "color_layers"):
-            if not 0 <= getattr(self, name) <= 16:
-                raise ConfigError(f"{name}: expected 0 to 16, got {getattr(self, name)}")
+            check_n_layers(name, getattr(self, name), 0, 16)
         if self.density_activation not in ("exp", "relu"):
             raise ConfigError(f"density_activation: expected exp or relu, got {self.density_activation!r}")
         if not self.is_fused and self.precision == "bfloat16":
             raise ConfigError("precision: bfloat16 needs a linear grid, one density layer and two colour layers")
         if self.train.total_variation > 0 and self.encoding.otype != "Grid":
             raise ConfigError(f"total_variation: needs a grid, the encoding is {self.encoding.otype}")
-        if self.encoding.per_level_scale != EncodingConfig().per_level_scale:
-            raise ConfigError("encoding.per_level_scale: follows from finest_resolution; set that instead")
+        check_per_level_scale(self.encoding)
         if self.finest_resolution < self.encoding.base_resolution:
             raise ConfigError(f"finest_resolution: expected at least base_resolution, got {self.finest_resolution}")
 

@@ -9,23 +9,25 @@ from hashfield.errors import ConfigError
 from hashfield.nn.config import EncodingConfig, MLPConfig, RunPrecision
 from hashfield.nn.encodings import encoding_from_config
 from hashfield.nn.networks import NetworkWithEncoding
-from hashfield.train.schedule import check_rates
+from hashfield.tasks.config import (
+    RateConfig,
+    check_batch,
+    check_n_layers,
+    check_n_neurons,
+    check_per_level_scale,
+    check_precision,
+)
 
 
 @dataclass(frozen=True)
-class SdfTrainConfig:
+class SdfTrainConfig(RateConfig):
     """How a signed distance is trained. Every schedule is a fraction of the planned run."""
 
     batch: int = 2**16
     """Points per step."""
     learning_rate: float = 3e-3
-    """Adam's rate until `flat_until` of the run."""
     final_learning_rate: float = 3e-5
-    """Adam's rate at the end of the run, which is reached by half a cosine."""
     flat_until: float = 0.2
-    """Fraction of the run with the full learning rate."""
-    l2: float = 1e-6
-    """Weight of the L2 penalty on the network's matrices."""
     surface_share: float = 0.25
     """Share of a batch that lies on the surface."""
     near_share: float = 0.6
@@ -39,9 +41,8 @@ class SdfTrainConfig:
     """Sets of exact distances that are kept."""
 
     def __post_init__(self) -> None:
-        if not 256 <= self.batch <= 2**24:
-            raise ConfigError(f"batch: expected 256 to {2**24}, got {self.batch}")
-        check_rates(self.learning_rate, self.final_learning_rate, self.flat_until)
+        super().__post_init__()
+        check_batch(self.batch)
         shares = self.surface_share, self.near_share
         if not (min(shares) >= 0 and sum(shares) <= 1):
             raise ConfigError(f"surface_share and near_share: expected shares with a sum of at most 1, got {shares}")
@@ -79,18 +80,14 @@ class SdfConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
-        if self.precision not in ("auto", "float32", "bfloat16", "float16"):
-            raise ConfigError(f"precision: expected auto, float32, bfloat16 or float16, got {self.precision!r}")
+        check_precision(self.precision)
         if self.inside not in ("auto", "normals", "winding"):
             raise ConfigError(f"inside: expected auto, normals or winding, got {self.inside!r}")
-        if self.n_neurons % 16 or not 16 <= self.n_neurons <= 256:
-            raise ConfigError(f"n_neurons: expected a multiple of 16 up to 256, got {self.n_neurons}")
-        if not 1 <= self.n_hidden_layers <= 8:
-            raise ConfigError(f"n_hidden_layers: expected 1 to 8, got {self.n_hidden_layers}")
+        check_n_neurons(self.n_neurons)
+        check_n_layers("n_hidden_layers", self.n_hidden_layers, 1, 8)
         if self.encoding.otype != "Grid" and self.precision == "bfloat16":
             raise ConfigError("precision: bfloat16 needs a grid")
-        if self.encoding.per_level_scale != EncodingConfig().per_level_scale:
-            raise ConfigError("encoding.per_level_scale: follows from finest_resolution; set that instead")
+        check_per_level_scale(self.encoding)
         if self.encoding.interpolation == "nearest":
             raise ConfigError("encoding.interpolation: expected linear or smoothstep, since a surface needs a gradient")
         if self.finest_resolution < self.encoding.base_resolution:

@@ -2,8 +2,6 @@
 
 import math
 
-from hashfield.errors import ConfigError
-
 
 def learning_rate_at(fraction: float, rate: float, final_rate: float, flat_until: float) -> float:
     """`rate` until `flat_until` of the run, then half a cosine down to `final_rate`.
@@ -23,20 +21,3 @@ def learning_rate_at(fraction: float, rate: float, final_rate: float, flat_until
         return rate
     left = min(1.0, (fraction - flat_until) / max(1.0 - flat_until, 1e-9))
     return final_rate + (rate - final_rate) * 0.5 * (1 + math.cos(math.pi * left))
-
-
-def check_rates(rate: float, final_rate: float, flat_until: float) -> None:
-    """Check what `learning_rate_at` follows.
-
-    Args:
-        rate, final_rate: Adam's rates.
-        flat_until: A fraction.
-
-    Raises:
-        ConfigError: a rate is not in (0, 10), or `flat_until` is no fraction; the text calls them as configurations do.
-    """
-    for name, value in (("learning_rate", rate), ("final_learning_rate", final_rate)):
-        if not 0 < value < 10:
-            raise ConfigError(f"{name}: expected a number in (0, 10), got {value}")
-    if not 0 <= flat_until <= 1:
-        raise ConfigError(f"flat_until: expected a fraction, got {flat_until}")
