@@ -39,7 +39,13 @@ def evaluate_views(
         rendering = np.clip(model.frame(camera, ("color",), background)["color"], 0.0, 1.0)
         seconds = time.perf_counter() - before
         photo = over(image, background)
-        figures.append({"name": name, **_figures(rendering, photo, views.masks and views.masks[k]), "seconds": seconds})
+        figures.append(
+            {
+                "name": name,
+                **_figures(rendering, photo, None if views.masks is None else views.masks[k]),
+                "seconds": seconds,
+            }
+        )
         if on_view is not None:
             on_view(k, rendering, photo)
     of_mask = "" if views.masks is None else " that the photo's mask holds"
