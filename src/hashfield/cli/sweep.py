@@ -139,7 +139,13 @@ def cell_of(setting: Setting, subject: Subject) -> Cell:
 
 
 def sweep(options: SweepOptions, kind: SweepKind, subject: Subject) -> int:
-    """Run the study on a subject; its tables and plots lie in the folder afterwards."""
+    """Run the study on a subject; its tables and plots lie in the folder afterwards.
+
+    Args:
+        options: What the user asked for.
+        kind: What kind of task it is.
+        subject: What is trained on.
+    """
     if options.study == "encodings":
         settings = encodings_study(kind.n_dims, subject.finest)
     else:
