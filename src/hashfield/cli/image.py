@@ -32,6 +32,7 @@ from hashfield.export.images import (
     write_png,
 )
 from hashfield.nn.config import MLPConfig
+from hashfield.tasks.frames import Frame
 from hashfield.tasks.image import ImageTask, gpu_memory
 from hashfield.tasks.image_config import PRESETS, ImageConfig, ImageTrainConfig, preset_for
 from hashfield.tasks.image_model import ImageModel, compare, to_linear
@@ -141,8 +142,9 @@ def progress_pictures(task: ImageTask, run: RunFolder) -> Callable[[Progress], N
         shape = task.shape
         scale = min(1.0, SHOWN_SIDE / max(shape.width, shape.height))
         size = max(1, round(shape.width * scale)), max(1, round(shape.height * scale))
-        seen = np.concatenate(list(task.model().strips(None, *size, most_per_axis=2)))
-        write_png(run.renders / f"progress_{percent:02d}.png", shown(seen))
+        model = task.model()
+        seen = model.frame(model.view(None, *size, most_per_axis=2), background=model.background)
+        write_png(run.renders / f"progress_{percent:02d}.png", shown(seen["color"]))
 
     return show
 
@@ -330,47 +332,39 @@ def render_image(arguments: list[str]) -> int:
     if target.exists() and not options.overwrite:
         raise ConfigError(f"{target}: is there already; choose another --out, or --overwrite")
     background = None if options.background is None else parse_background(options.background)
-    width, height = model.size_of(options.crop, options.width, options.height)
-    n_channels = model.shape.n_channels
-    if background is not None and model.shape.has_alpha:
-        n_channels = 3
+    view = model.view(options.crop, options.width, options.height)
+    is_see_through = model.shape.has_alpha and background is None
+    outputs = ("color", "opacity") if is_see_through else ("color",)
+    n_channels = model.shape.n_channels if is_see_through or not model.shape.has_alpha else 3
     kind = ExrWriter if options.format == "exr" else PngWriter
     settings = {} if options.format == "exr" else {"bits": options.bits}
     next_line = time.perf_counter() + PLAIN_LINE_SECONDS
-    with kind(target, width, height, n_channels, **settings) as writer:
-        for strip in model.strips(options.crop, width, height):
-            writer.add(encoded(strip, model.shape.has_alpha, background, options.format, options.bits))
+    with kind(target, view.width, view.height, n_channels, **settings) as writer:
+        for strip in model.frame_strips(view, outputs, background):
+            writer.add(encoded(strip, options.format, options.bits))
             if time.perf_counter() >= next_line:
                 next_line = time.perf_counter() + PLAIN_LINE_SECONDS
-                say(f"{writer.n_rows} of {height} rows")
-    say(f"{target}: {width}x{height}")
+                say(f"{writer.n_rows} of {view.height} rows")
+    say(f"{target}: {view.width}x{view.height}")
     return 0
 
 
-def encoded(
-    values: np.ndarray, has_alpha: bool, background: tuple[float, float, float] | None, form: str, bits: int
-) -> np.ndarray:
-    """A strip of the model's values as a writer takes it.
+def encoded(strip: Frame, form: str, bits: int) -> np.ndarray:
+    """A strip of a frame as a writer takes it; with alpha where the strip has an opacity.
 
     Args:
-        values: Float32 [rows, width, channels], sRGB, multiplied by alpha where there is one.
-        has_alpha: Whether the last channel is alpha.
-        background: Colour in sRGB that alpha is blended onto; None keeps alpha.
-        form: "png" or "exr".
-        bits: Bits of a PNG's channel, 8 or 16.
+        strip: Its color is multiplied by its opacity, if that is there.
+        form: "exr" is linear light; else sRGB, with straight alpha, as PNG wants it.
+        bits: Bits of a channel of whole numbers.
     """
-    if has_alpha:
-        values = np.concatenate([values[..., :-1], np.clip(values[..., -1:], 0.0, 1.0)], axis=-1)
-        if background is not None:
-            values = values[..., :-1] + (1.0 - values[..., -1:]) * np.asarray(background, np.float32)
-            has_alpha = False
+    color, has_alpha = strip["color"], "opacity" in strip
     if form == "exr":
-        return to_linear(values, has_alpha)
-    if has_alpha:  # straight, as PNG wants it
-        alpha = values[..., -1:]
-        values = np.concatenate([values[..., :-1] / np.maximum(alpha, 1e-4) * (alpha > 1e-4), alpha], axis=-1)
+        return to_linear(np.dstack([color, strip["opacity"]]) if has_alpha else color, has_alpha)
+    if has_alpha:
+        alpha = strip["opacity"][..., None]
+        color = np.concatenate([color / np.maximum(alpha, 1e-4) * (alpha > 1e-4), alpha], axis=-1)
     top = 2**bits - 1
-    return (np.clip(values, 0.0, 1.0) * top + 0.5).astype(np.uint8 if bits == 8 else np.uint16)
+    return (np.clip(color, 0.0, 1.0) * top + 0.5).astype(np.uint8 if bits == 8 else np.uint16)
 
 
 # --- demo
