@@ -26,7 +26,7 @@ def learning_rate_at(fraction: float, rate: float, final_rate: float, flat_until
 
 
 def check_rates(rate: float, final_rate: float, flat_until: float) -> None:
-    """Check what `learning_rate_at` follows.
+    """Check the rates and the fraction that `learning_rate_at` follows.
 
     Args:
         rate, final_rate: Adam's rates.
