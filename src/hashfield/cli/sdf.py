@@ -278,7 +278,6 @@ def make_demo(
         device: Where to train.
         run: Folder of the run.
     """
-    check_mesh_packages()
     mesh = demo_mesh()
     say(f"made a mesh of {len(mesh.vertices)} vertices and {len(mesh.faces)} triangles")
     task = SdfTask(PRESETS["fast"], mesh, seed=options.seed, device=device)
@@ -290,7 +289,9 @@ TRAIN = TrainKind(
     name="sdf", command=TrainSdf, presets=PRESETS, suits=preset_for, prepare=prepare_sdf, finish=finish_sdf,
     resumed=_stored_options, smaller=f"{SMALLER} (or --preset fast)", render_options="--views orbit --format mp4",
 )  # fmt: skip
-DEMO = DemoKind(train=TRAIN, command=DemoSdf, words="demo sdf", name="demo-sdf", sizes=None, make=make_demo)
+DEMO = DemoKind(train=TRAIN, command=DemoSdf, words="demo sdf", name="demo-sdf", sizes=None, make=make_demo,
+    check=check_mesh_packages,
+)  # fmt: skip
 
 
 def train_sdf(arguments: list[str]) -> int:
