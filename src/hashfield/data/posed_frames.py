@@ -1,7 +1,7 @@
 """One frame of a transforms.json: its image file, its pose and its intrinsics, checked.
 
-Fields that would change rays or what is learned from a pixel, and that are not supported, are refused by name
-(`REFUSED`). Others that some program knows and this one ignores are listed (`IGNORED`); unknown ones are
+A field that would change rays or what is learned from a pixel, and that is not supported, is an error that names
+it (`REFUSED`). Others that some program knows and this one ignores are listed (`IGNORED`); unknown ones are
 ignored silently.
 """
 

@@ -202,7 +202,7 @@ def shrunk(image: UInt8[np.ndarray, "h w c"], max_side: int) -> UInt8[np.ndarray
 
 
 def write_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> Path:
-    """The path, where a PNG file now lies; written aside and renamed, so that nobody reads half of it.
+    """Write a PNG file and return its path; it is written aside and renamed, so that nobody reads half of it.
 
     Args:
         path: its folder is made where missing; an old file is replaced.

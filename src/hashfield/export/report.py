@@ -64,7 +64,7 @@ def write_report(
     headline: Sequence[tuple[str, str]] = (),
     x_label: str = "step",
 ) -> Path:
-    """The path, where a page now lies that holds everything inside itself; written aside, then renamed.
+    """Write a page that holds everything inside itself, and return its path; it is written aside, then renamed.
 
     Args:
         path: its folder is made where missing, an old file is replaced.

@@ -116,7 +116,7 @@ class Mp4Writer:
 def write_mp4(
     path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: float = 30.0, quality: int = QUALITY
 ) -> int:
-    """Number of frames written to an mp4 file; see `Mp4Writer`.
+    """Write frames to an mp4 file and return how many there were; see `Mp4Writer`.
 
     Args:
         path: ends in .mp4; its folder is made where missing, an old file is replaced.

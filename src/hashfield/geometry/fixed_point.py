@@ -11,7 +11,7 @@ from torch import Tensor
 from hashfield.errors import ShapeError
 
 STEPS = 2**32
-"""Steps to a unit of length."""
+"""Steps of a fixed-point number in a unit of length."""
 
 
 def to_fixed_point(positions_unit: Float[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:

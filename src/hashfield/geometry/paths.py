@@ -350,7 +350,7 @@ class CameraPath:
     """The frames of a video."""
 
     cameras: tuple[Camera, ...]
-    """One per frame, world, all of one size."""
+    """A camera for each frame, in the world; all have one size."""
     fps: float = 30.0
     """Frames per second."""
 

@@ -8,7 +8,7 @@ from hashfield.steps.occupancy import Upkeep
 
 @dataclass(frozen=True, kw_only=True)
 class RayRecipe:
-    """Steps on rays."""
+    """What all steps of a run on rays have in common."""
 
     aabb_scale: int
     """Side of the training box in scene units."""
@@ -36,7 +36,7 @@ class RayRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PointRecipe:
-    """Steps on points."""
+    """What all steps of a run on points have in common."""
 
     n_points: int
     """Points of every step."""

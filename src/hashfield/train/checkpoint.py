@@ -158,7 +158,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def export_checkpoint(source: Path, target: Path) -> int:
-    """Bytes of the file written: the checkpoint in half precision, without what only training needs.
+    """Write a checkpoint in half precision, without what only training needs, and return the bytes of the new file.
 
     Raises:
         CheckpointError: the source cannot be read or the target not written.

@@ -68,7 +68,7 @@ class Progress:
     fraction: float
     """Part of the planned run that is done, 0 to 1."""
     loss: float
-    """Mean since the report before."""
+    """Mean loss since the report before."""
     psnr: float
     """PSNR of the training batches since the report before, in dB; NaN where the task has none."""
     rays_per_s: float
@@ -137,7 +137,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     resume: bool = False,
 ) -> TrainResult:
-    """How the run ended; its checkpoint and metrics.jsonl lie in the run folder.
+    """Run a task's training and return how it ended; checkpoint and metrics.jsonl then lie in the run folder.
 
     The first SIGINT or SIGTERM ends the run after the step at hand, with a checkpoint; a second one is not caught.
 

@@ -42,7 +42,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: Path | None, scene_name: str, overwrite: bool = False) -> Self:
-        """A folder for a new run, made if need be.
+        """Make the folder of a new run, if it is not there yet, and return its paths.
 
         Args:
             out: Where; None means runs/<scene>-<n> with the first free n.
@@ -78,7 +78,7 @@ class RunFolder:
             raise ConfigError(f"{self.path}: holds a run already; choose another --out, or --overwrite, or --resume it")
 
     def remove_if_empty(self) -> None:
-        """Leave nothing of a run that came to nothing before anything was written."""
+        """Remove the folder of a run that ended before anything was written."""
         with suppress(OSError):
             self.path.rmdir()
 
