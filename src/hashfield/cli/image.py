@@ -144,12 +144,12 @@ def progress_pictures(task: ImageTask, run: RunFolder) -> Callable[[Progress], N
         size = max(1, round(shape.width * scale)), max(1, round(shape.height * scale))
         model = task.model()
         seen = model.frame(model.view(None, *size, most_per_axis=2), background=model.background)
-        write_png(run.renders / f"progress_{percent:02d}.png", shown(seen["color"]))
+        write_png(run.renders / f"progress_{percent:02d}.png", display_bytes(seen["color"]))
 
     return show
 
 
-def shown(values: np.ndarray) -> np.ndarray:
+def display_bytes(values: np.ndarray) -> np.ndarray:
     """Values of a model or picture as uint8 [h, w, 3], on white where they have alpha."""
     if values.shape[2] in (2, 4):  # colours are multiplied by alpha already
         values = values[..., :-1] + (1.0 - values[..., -1:])
@@ -246,7 +246,7 @@ def comparisons(model: ImageModel, picture: Picture) -> list[tuple[str, np.ndarr
         n_colors = 1 if picture.n_channels < 3 else 3
         a, b = (np.repeat(v[..., :n_colors], 3 // n_colors, axis=2) for v in (seen, right))
         error = error_picture(a, b)
-        row = [("picture", shown(right)), ("model", shown(seen)), ("error x 5", error)]
+        row = [("picture", display_bytes(right)), ("model", display_bytes(seen)), ("error x 5", error)]
         sheets.append((name, comparison_sheet([[(label, shrunk(image, SHOWN_SIDE)) for label, image in row]])))
     return sheets
 

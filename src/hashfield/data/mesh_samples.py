@@ -26,7 +26,7 @@ _LOGISTIC: Final = 3**0.5 / np.pi  # scale of a logistic distribution of standar
 
 
 @dataclass(frozen=True)
-class Chunk:
+class SampleChunk:
     """Points that are trained on together."""
 
     positions_unit: Float[Tensor, "n 3"]
@@ -34,9 +34,9 @@ class Chunk:
     distance: Float[Tensor, "n 1"]
     """Signed; unit space."""
 
-    def to(self, device: torch.device) -> "Chunk":
+    def to(self, device: torch.device) -> "SampleChunk":
         """This chunk on another device."""
-        return Chunk(self.positions_unit.to(device), self.distance.to(device))
+        return SampleChunk(self.positions_unit.to(device), self.distance.to(device))
 
 
 class SurfaceSampler:
@@ -88,7 +88,7 @@ class MeshSamples:
         self.n_surface, self.n_near = round(surface_share * n_points), round(near_share * n_points)
         self.n_points, self.steps_per_chunk, self.n_chunks = n_points, steps_per_chunk, n_chunks
         self.device = device
-        self._made: dict[int, Chunk] = {}
+        self._made: dict[int, SampleChunk] = {}
         self._maker: _Maker | None = None
         if makes_ahead:
             self._maker = _Maker(
@@ -103,7 +103,7 @@ class MeshSamples:
         if self._maker is not None:
             self._maker.wait_until_ready()
 
-    def at_step(self, step: int) -> Chunk:
+    def at_step(self, step: int) -> SampleChunk:
         """The points of a step."""
         newest = step // self.steps_per_chunk
         oldest = max(0, newest - self.n_chunks + 1)
@@ -119,7 +119,7 @@ class MeshSamples:
             self._maker.ask(newest + 1)
         return self._made[number]
 
-    def chunk(self, number: int) -> Chunk:
+    def chunk(self, number: int) -> SampleChunk:
         """The chunk with this number, made anew, on the host."""
         rng = np.random.Generator(np.random.SFC64((self.seed, 0, number)))
         on_surface = self.surface.draw(self.n_surface + self.n_near, rng)
@@ -131,7 +131,7 @@ class MeshSamples:
         points = points.astype(np.float32).astype(np.float64)
         distance = np.concatenate([np.zeros(self.n_surface), self.query.signed(points[self.n_surface :])])
         order = morton_order(points)
-        return Chunk(
+        return SampleChunk(
             torch.from_numpy(points[order].astype(np.float32)),
             torch.from_numpy(distance[order].astype(np.float32))[:, None],
         )
@@ -170,13 +170,13 @@ class _Maker:
         self._coming = number
         self._send(number)
 
-    def answer(self, number: int) -> Chunk | None:
+    def answer(self, number: int) -> SampleChunk | None:
         """The chunk, if it was the one asked for; it is waited for."""
         if self._coming != number:
             return None
         self._coming = None
         found = self._receive()
-        return None if found is None else Chunk(*(torch.from_numpy(x) for x in found))
+        return None if found is None else SampleChunk(*(torch.from_numpy(x) for x in found))
 
     def _send(self, message: Any) -> None:
         assert self._process.stdin is not None

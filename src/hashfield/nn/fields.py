@@ -13,7 +13,7 @@ from hashfield.nn.networks import MLP
 from hashfield.ops.backend import Backend
 from hashfield.ops.color_mlp import color_mlp
 from hashfield.ops.encoded_mlp import encoded_mlp
-from hashfield.ops.eval_points import network_precision
+from hashfield.ops.eval_points import compute_precision
 from hashfield.ops.grid_encode import Precision
 from hashfield.ops.mlp import mlp
 from hashfield.ops.radiance_field import RadianceFieldResult, density_of, radiance_field
@@ -131,7 +131,7 @@ def field_parameters(
     )
     if not found.is_fused:
         return found
-    networks = network_precision(precision, found.table.device)
+    networks = compute_precision(precision, found.table.device)
     if networks == "float16" and found.limit("triton") is not None:
         networks = "float32"  # the reference then runs
     return replace(

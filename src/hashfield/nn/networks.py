@@ -12,7 +12,7 @@ from hashfield.nn.config import MLPConfig, RunPrecision
 from hashfield.nn.encodings import Encoding, GridEncoding, table_of
 from hashfield.ops.backend import Backend
 from hashfield.ops.encoded_mlp import encoded_mlp
-from hashfield.ops.eval_points import EncodedNetwork, network_precision, on_its_device
+from hashfield.ops.eval_points import EncodedNetwork, compute_precision, with_rounded_table
 from hashfield.ops.grid_encode import Precision
 from hashfield.ops.mlp import Activation, mlp
 
@@ -172,13 +172,13 @@ def encoded_network(field: NetworkWithEncoding, table_bf16: Tensor | None, preci
     encoding, weights = field.encoding, tuple(w.detach() for w in field.network.weights)
     if not isinstance(encoding, GridEncoding):
         return EncodedNetwork(GridLayout(n_dims=encoding.n_dims), table_of(encoding), weights, encode=encoding)
-    return on_its_device(
+    return with_rounded_table(
         EncodedNetwork(
             layout=encoding.layout,
             table=encoding.table.detach(),
             weights=weights,
             table_bf16=None if precision == "float32" else table_bf16,
-            precision=network_precision(precision, encoding.table.device),
+            precision=compute_precision(precision, encoding.table.device),
             interpolation=encoding.config.interpolation,
         )
     )

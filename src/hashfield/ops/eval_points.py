@@ -126,7 +126,7 @@ def check_positions(op: str, network: EncodedNetwork, positions_unit: Tensor) ->
     check("positions_unit", positions_unit, ("n", network.layout.n_dims), kind)
 
 
-def network_precision(
+def compute_precision(
     precision: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device
 ) -> PointsPrecision:
     """The precision of such a network on a device. Where the GPU's kernels run: as asked for, "auto" being float16.
@@ -136,7 +136,7 @@ def network_precision(
     return "float16" if runs_on_triton(device) else fast_precision(device)
 
 
-def on_its_device(network: EncodedNetwork) -> EncodedNetwork:
+def with_rounded_table(network: EncodedNetwork) -> EncodedNetwork:
     """The network as its device takes it best. float16: with the table rounded once for all calls; in float32 where it
     does not suit a GPU's kernels, since the reference then runs."""
     if network.precision != "float16":

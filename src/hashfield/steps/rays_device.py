@@ -26,7 +26,7 @@ from hashfield.log import logger
 from hashfield.nn.config import RunPrecision
 from hashfield.nn.encodings import GridEncoding
 from hashfield.nn.fields import RadianceField, field_parameters
-from hashfield.ops.eval_points import network_precision
+from hashfield.ops.eval_points import compute_precision
 from hashfield.ops.render_rays import FieldParameters
 from hashfield.steps.graphs import COMPUTE, CapturedSteps
 from hashfield.steps.occupancy import OccupancyGrid, stratified
@@ -80,7 +80,7 @@ class DeviceRaySteps(CapturedSteps):
         self.field, self.recipe = field, recipe
         self.asked_precision: RunPrecision = precision
         matrices = [*field.density_network.weights, *field.color_network.weights]
-        self.precision: str = network_precision(precision, device)
+        self.precision: str = compute_precision(precision, device)
         optimizer = self.optimizer = DeviceOptimizer(
             network_groups(encoding.table, matrices, l2=recipe.l2), COMPUTE[self.precision]
         )

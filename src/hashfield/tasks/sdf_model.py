@@ -216,13 +216,13 @@ class SdfModel(CameraFrames, nn.Module):
                 share = soft_shadow(distance, Rays(start, towards, starts, leaves))
                 color = shade(normal, view, towards, share)
 
-            def spread(values: Tensor, is_hit: Tensor = is_hit) -> Tensor:
+            def scatter_to_hits(values: Tensor, is_hit: Tensor = is_hit) -> Tensor:
                 return values.new_zeros(len(is_hit), *values.shape[1:]).index_put((is_hit,), values)
 
             parts["opacity"].append(is_hit.float())
-            parts["depth"].append(spread(t[is_hit]))
-            parts["normals"].append(spread(normal))
-            parts["color"].append(spread(color))
+            parts["depth"].append(scatter_to_hits(t[is_hit]))
+            parts["normals"].append(scatter_to_hits(normal))
+            parts["color"].append(scatter_to_hits(color))
         shape = (camera.height, oversample, camera.width, oversample)
         mean = {name: torch.cat(p).reshape(*shape, *p[0].shape[1:]).mean((1, 3)) for name, p in parts.items()}
         opacity = mean["opacity"]

@@ -115,14 +115,14 @@ def _configuration(builder, n_rows, n_pairs):
     """The 64 bytes of a configuration as 8 numbers: palette 1; at 16 the bytes to a row of tiles 0 to 7, 16 bits each;
     at 48 their rows, 8 bits each."""
 
-    def spread(value, factor):
+    def byte_field(value, factor):
         return builder.mul(value, ir.Constant(I64, factor))
 
     quads = [ir.Constant(I64, 0)] * 8
     quads[0] = ir.Constant(I64, 1)
     quads[2] = ir.Constant(I64, 0x0040_0040_0040_0040)
-    quads[3] = builder.or_(spread(n_pairs, 0x0004_0004), ir.Constant(I64, 0x0040_0040_0000_0000))
-    quads[6] = builder.or_(spread(n_rows, 0x0000_0101_0101_0101), spread(n_pairs, 0x0101_0000_0000_0000))
+    quads[3] = builder.or_(byte_field(n_pairs, 0x0004_0004), ir.Constant(I64, 0x0040_0040_0000_0000))
+    quads[6] = builder.or_(byte_field(n_rows, 0x0000_0101_0101_0101), byte_field(n_pairs, 0x0101_0000_0000_0000))
     return quads
 
 

@@ -17,7 +17,7 @@ BYTES_PER_CASCADE = CELLS_PER_CASCADE // 8
 
 def morton3(cell: Int[Tensor, "n 3"]) -> Int64[Tensor, " n"]:
     """Morton number of each cell: the bits of its three coordinates interleaved, x lowest. 10 bits each."""
-    x, y, z = (_spread(c) for c in cell.long().unbind(1))
+    x, y, z = (_dilate_bits(c) for c in cell.long().unbind(1))
     return x | (y << 1) | (z << 2)
 
 
@@ -95,7 +95,7 @@ def lookup(
     return inside & ((bits[address >> 3].long() >> (address & 7)) & 1).bool()
 
 
-def _spread(x: Tensor) -> Tensor:
+def _dilate_bits(x: Tensor) -> Tensor:
     x = x & 0x3FF
     x = (x | (x << 16)) & 0x30000FF
     x = (x | (x << 8)) & 0x300F00F

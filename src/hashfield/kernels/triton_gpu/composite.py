@@ -44,25 +44,25 @@ def _forward(
     mask = ray < n_rays
     first = tl.load(offsets + ray, mask=mask, other=0)
     count = (tl.load(offsets + ray + 1, mask=mask, other=0) - first).to(tl.int32)
-    light = tl.full([BLOCK], 1.0, tl.float32)
-    r, g, b = tl.zeros_like(light), tl.zeros_like(light), tl.zeros_like(light)
-    opaque, distance = tl.zeros_like(light), tl.zeros_like(light)
+    transmittance = tl.full([BLOCK], 1.0, tl.float32)
+    r, g, b = tl.zeros_like(transmittance), tl.zeros_like(transmittance), tl.zeros_like(transmittance)
+    opaque, distance = tl.zeros_like(transmittance), tl.zeros_like(transmittance)
     is_cut = tl.zeros_like(mask)
     for j in range(tl.max(count, axis=0)):
         here = mask & (j < count)
         at = first + j
-        is_cut = is_cut | (here & (light < min_transmittance))
+        is_cut = is_cut | (here & (transmittance < min_transmittance))
         thickness = tl.load(density + at, mask=here, other=0.0) * tl.load(dt + at, mask=here, other=0.0)
         alpha = tl.where(here & (is_cut == 0), opaque_share(thickness), 0.0)
-        w = light * alpha
+        w = transmittance * alpha
         tl.store(weight + at, w, mask=here)
         x, y, z = load3(color, at, here)
         r, g, b = r + w * x, g + w * y, b + w * z
         opaque += w
         distance += w * tl.load(t + at, mask=here, other=0.0)
-        light *= 1.0 - alpha
+        transmittance *= 1.0 - alpha
     x, y, z = load3(background, ray, mask)
-    left = tl.where(is_cut, 0.0, light)
+    left = tl.where(is_cut, 0.0, transmittance)
     store3(out, ray, r + left * x, g + left * y, b + left * z, mask)
     tl.store(opacity + ray, opaque, mask=mask)
     tl.store(depth + ray, distance, mask=mask)
@@ -82,31 +82,31 @@ def _backward(
     gr, gg, gb = load3(d_out, ray, mask)
     g_opacity = tl.load(d_opacity + ray, mask=mask, other=0.0)
     g_depth = tl.load(d_depth + ray, mask=mask, other=0.0)
-    light = tl.full([BLOCK], 1.0, tl.float32)
-    rest = tl.zeros_like(light)
+    transmittance = tl.full([BLOCK], 1.0, tl.float32)
+    rest = tl.zeros_like(transmittance)
     is_cut = tl.zeros_like(mask)
     longest = tl.max(count, axis=0)
     for j in range(longest):
         here = mask & (j < count)
         at = first + j
-        is_cut = is_cut | (here & (light < min_transmittance))
+        is_cut = is_cut | (here & (transmittance < min_transmittance))
         here = here & (is_cut == 0)
         x, y, z = load3(color, at, here)
         value = gr * x + gg * y + gb * z + g_opacity + g_depth * tl.load(t + at, mask=here, other=0.0)
         value += tl.load(d_weight + at, mask=here, other=0.0)
         rest += tl.load(weight + at, mask=here, other=0.0) * value
         thickness = tl.load(density + at, mask=here, other=0.0) * tl.load(dt + at, mask=here, other=0.0)
-        light *= tl.exp(-thickness)
+        transmittance *= tl.exp(-thickness)
     x, y, z = load3(background, ray, mask)
-    left = tl.where(is_cut, 0.0, light)
+    left = tl.where(is_cut, 0.0, transmittance)
     rest += left * (gr * x + gg * y + gb * z)
     store3(d_background, ray, left * gr, left * gg, left * gb, mask)
-    light = tl.full([BLOCK], 1.0, tl.float32)
+    transmittance = tl.full([BLOCK], 1.0, tl.float32)
     is_cut = tl.zeros_like(mask)
     for j in range(longest):
         here = mask & (j < count)
         at = first + j
-        is_cut = is_cut | (here & (light < min_transmittance))
+        is_cut = is_cut | (here & (transmittance < min_transmittance))
         lit = here & (is_cut == 0)
         w = tl.load(weight + at, mask=lit, other=0.0)
         x, y, z = load3(color, at, lit)
@@ -114,9 +114,9 @@ def _backward(
         value += tl.load(d_weight + at, mask=lit, other=0.0)
         store3(d_color, at, w * gr, w * gg, w * gb, here)
         step = tl.load(dt + at, mask=lit, other=0.0)
-        light *= tl.exp(-tl.load(density + at, mask=lit, other=0.0) * step)
+        transmittance *= tl.exp(-tl.load(density + at, mask=lit, other=0.0) * step)
         rest -= w * value
-        tl.store(d_density + at, step * (light * value - rest), mask=here)
+        tl.store(d_density + at, step * (transmittance * value - rest), mask=here)
 
 
 def composite_forward(

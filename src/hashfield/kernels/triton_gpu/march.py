@@ -93,7 +93,7 @@ def exponent(x):
 
 
 @triton.jit
-def spread(v):
+def dilate_bits(v):
     """The seven bits of a cell number at every third position."""
     v = (v | (v << 8)) & 0x0300F00F
     v = (v | (v << 4)) & 0x030C30C3
@@ -132,7 +132,7 @@ def probe(
     z = ((z - 0.5) * inverse_side + 0.5) * 128.0
     i, j, k = tl.floor(x).to(tl.int32), tl.floor(y).to(tl.int32), tl.floor(z).to(tl.int32)
     inside = alive & (((i | j | k) & ~127) == 0)
-    address = spread(i & 127) | (spread(j & 127) << 1) | (spread(k & 127) << 2)
+    address = dilate_bits(i & 127) | (dilate_bits(j & 127) << 1) | (dilate_bits(k & 127) << 2)
     at = mip * 32768 + (address >> 6)
     word = tl.load(words + at, mask=inside, other=-1)
     crowded = tl.load(coarse + (at >> 6), mask=inside, other=1)

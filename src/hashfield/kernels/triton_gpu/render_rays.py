@@ -60,7 +60,7 @@ def device_field(field: Any) -> DeviceField:
 
 @triton.jit
 def _start(
-    t_min, t_max, jitter, lattice_pointer, n_rays, next_n, light, color, opacity, depth, living,
+    t_min, t_max, jitter, lattice_pointer, n_rays, next_n, transmittances, color, opacity, depth, living,
     HAS_CONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Every ray at its first lattice point, with all its light, and nothing seen yet."""
@@ -70,7 +70,7 @@ def _start(
     n = steps_from_t(begin, load_lattice(lattice_pointer), HAS_CONE)
     tl.store(next_n + ray, n + tl.load(jitter + ray, mask=mask, other=0.0), mask=mask)
     zero = begin * 0.0
-    tl.store(light + ray, zero + 1.0, mask=mask)
+    tl.store(transmittances + ray, zero + 1.0, mask=mask)
     store3(color, ray, zero, zero, zero, mask)
     tl.store(opacity + ray, zero, mask=mask)
     tl.store(depth + ray, zero, mask=mask)
@@ -145,7 +145,7 @@ def _fill(
 
 @triton.jit
 def _shade(
-    alive_rays, n_living, counts, ends, log_density, rgb, ts, dts, min_transmittance, next_n, light, color, opacity,
+    alive_rays, n_living, counts, ends, log_density, rgb, ts, dts, min_transmittance, next_n, transmittances, color, opacity,
     depth, living, n_rays, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add what a wave's samples show to their rays, and say which rays go on."""
@@ -154,7 +154,7 @@ def _shade(
     ray = tl.load(alive_rays + k, mask=mask, other=0)
     count = tl.load(counts + k, mask=mask, other=0)
     first = tl.load(ends + k, mask=mask, other=0) - count
-    transmittance = tl.load(light + ray, mask=mask, other=0.0)
+    transmittance = tl.load(transmittances + ray, mask=mask, other=0.0)
     r, g, b = load3(color, ray, mask)
     opaque, distance = tl.load(opacity + ray, mask=mask, other=0.0), tl.load(depth + ray, mask=mask, other=0.0)
     for j in range(tl.max(count, axis=0)):
@@ -170,7 +170,7 @@ def _shade(
     store3(color, ray, r, g, b, mask)
     tl.store(opacity + ray, opaque, mask=mask)
     tl.store(depth + ray, distance, mask=mask)
-    tl.store(light + ray, transmittance, mask=mask)
+    tl.store(transmittances + ray, transmittance, mask=mask)
     n = tl.load(next_n + ray, mask=mask, other=0.0)
     goes_on = mask & (transmittance >= min_transmittance) & (n < float("inf"))
     tl.store(living + k, goes_on.to(tl.int32), mask=k < n_rays)
@@ -200,7 +200,7 @@ class Frame:
         self.bits = torch.empty(n_bytes, dtype=torch.uint8, device=device)
         self.lattice = torch.tensor(lattice_values(options.cone_angle, options.step_scale), device=device)
         self.origin, self.direction, self.color = (floats(n_rays, 3) for _ in range(3))
-        self.t_min, self.t_max, self.jitter, self.next_n, self.light, self.opacity, self.depth = (
+        self.t_min, self.t_max, self.jitter, self.next_n, self.transmittances, self.opacity, self.depth = (
             floats(n_rays) for _ in range(7)
         )
         self.everyone = torch.arange(n_rays, dtype=torch.int32, device=device)
@@ -241,7 +241,7 @@ class Frame:
         n, block = self.n_rays, ray_block(self.n_rays)
         launch(
             _start, (triton.cdiv(n, block["BLOCK"]),), self.t_min, self.t_max, self.jitter, self.lattice, n, self.next_n,
-            self.light, self.color, self.opacity, self.depth, self.living, HAS_CONE=self.options.cone_angle > 0.0,
+            self.transmittances, self.color, self.opacity, self.depth, self.living, HAS_CONE=self.options.cone_angle > 0.0,
             **block,
         )  # fmt: skip
         pack(self.everyone, self.living, self.alive[0], self.n_alive)
@@ -269,7 +269,7 @@ class Frame:
         field_forward(self.field, self.positions, self.directions, self.n_samples, self.log_density, self.rgb)
         launch(
             _shade, grid, alive, self.n_alive, self.counts, self.ends, self.log_density, self.rgb, self.ts, self.dts,
-            options.min_transmittance, self.next_n, self.light, self.color, self.opacity, self.depth, self.living, n,
+            options.min_transmittance, self.next_n, self.transmittances, self.color, self.opacity, self.depth, self.living, n,
             **block,
         )  # fmt: skip
         pack(alive, self.living, self.alive[(wave + 1) % 2], self.n_alive)

@@ -61,7 +61,7 @@ NOWHERE = tl.constexpr(float("inf"))  # stepping coordinate of a ray that has le
 @triton.jit
 def _wave_march(
     origin, direction, t_min, t_max, jitter, words, coarse, lattice_pointer, n_rays, min_transmittance, box_min,
-    inverse_side, next_n, light, counts, ends, points, positions, dts, n_live, kept, ray_weight, max_rays, capacity,
+    inverse_side, next_n, transmittances, counts, ends, points, positions, dts, n_live, kept, ray_weight, max_rays, capacity,
     N_CASCADES: tl.constexpr, HAS_CONE: tl.constexpr, FIRST: tl.constexpr, QUOTA: tl.constexpr, FILL: tl.constexpr,
     WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -89,12 +89,12 @@ def _wave_march(
             if WEIGHTED:
                 counts_for = mask & (tl.load(ray_weight + ray, mask=mask, other=0.0) > 0.0)
                 alive = alive & counts_for
-                tl.store(light + ray, tl.where(counts_for, 1.0, DROPPED), mask=mask)
+                tl.store(transmittances + ray, tl.where(counts_for, 1.0, DROPPED), mask=mask)
             else:
-                tl.store(light + ray, tl.full([BLOCK], 1.0, tl.float32), mask=mask)
+                tl.store(transmittances + ray, tl.full([BLOCK], 1.0, tl.float32), mask=mask)
         else:
             n = tl.load(next_n + ray, mask=mask, other=NOWHERE)
-            alive = mask & (tl.load(light + ray, mask=mask, other=0.0) >= min_transmittance) & (n < NOWHERE)
+            alive = mask & (tl.load(transmittances + ray, mask=mask, other=0.0) >= min_transmittance) & (n < NOWHERE)
         n = tl.where(alive, n, 0.0)
         # As in `march`, and wherever a lattice point becomes a distance again: not before the ray's part of space.
         t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), begin)
@@ -104,7 +104,7 @@ def _wave_march(
             count = tl.load(counts + ray, mask=mask, other=0)
             at = last - count
             fits = last <= capacity
-            tl.store(light + ray, tl.full([BLOCK], DROPPED, tl.float32), mask=mask & (fits == 0))
+            tl.store(transmittances + ray, tl.full([BLOCK], DROPPED, tl.float32), mask=mask & (fits == 0))
             tl.store(kept + ray, tl.zeros_like(ray), mask=mask & (fits == 0))
             tl.store(counts + ray, tl.zeros_like(ray), mask=mask & (fits == 0))
             alive = alive & fits
@@ -139,7 +139,7 @@ def _wave_march(
 
 @triton.jit
 def _wave_fill(
-    origin, direction, t_min, lattice_pointer, n_rays, box_min, inverse_side, light, counts, ends, points, positions,
+    origin, direction, t_min, lattice_pointer, n_rays, box_min, inverse_side, transmittances, counts, ends, points, positions,
     dts, n_live, kept, max_rays, capacity, HAS_CONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Positions and step lengths of a wave's samples, packed by ray. A ray for which there is no room, and all rays
@@ -155,7 +155,7 @@ def _wave_fill(
         ox, oy, oz, dx, dy, dz, _, _, _ = ray_line(origin, direction, ray, mask)
         last, count = tl.load(ends + ray, mask=mask, other=0), tl.load(counts + ray, mask=mask, other=0)
         misfit = mask & (last > capacity)
-        tl.store(light + ray, tl.full([BLOCK], DROPPED, tl.float32), mask=misfit)
+        tl.store(transmittances + ray, tl.full([BLOCK], DROPPED, tl.float32), mask=misfit)
         tl.store(kept + ray, tl.zeros_like(ray), mask=misfit)
         tl.store(counts + ray, tl.zeros_like(ray), mask=misfit)
         first = last - count
@@ -171,7 +171,7 @@ def _wave_fill(
 
 @triton.jit
 def _wave_cut(
-    log_density, dts, n_rays, min_transmittance, min_weight, counts, ends, light, kept, weights, afters,
+    log_density, dts, n_rays, min_transmittance, min_weight, counts, ends, transmittances, kept, weights, afters,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Weight of each of a wave's samples, -1 where it is not kept; the light behind it; and how many a ray keeps."""
@@ -181,7 +181,7 @@ def _wave_cut(
         mask = ray < n_given
         count = tl.load(counts + ray, mask=mask, other=0)
         first = tl.load(ends + ray, mask=mask, other=0) - count
-        transmittance = tl.load(light + ray, mask=mask, other=0.0)
+        transmittance = tl.load(transmittances + ray, mask=mask, other=0.0)
         own = tl.load(kept + ray, mask=mask, other=0)
         for j in range(tl.max(count, axis=0)):
             here = mask & (j < count)
@@ -194,13 +194,13 @@ def _wave_cut(
             own = tl.where(keeps, own + 1, own)
             tl.store(weights + first + j, tl.where(keeps, w, -1.0), mask=here)
             tl.store(afters + first + j, transmittance, mask=here)
-        tl.store(light + ray, transmittance, mask=mask & (count > 0))
+        tl.store(transmittances + ray, transmittance, mask=mask & (count > 0))
         tl.store(kept + ray, own, mask=mask & (count > 0))
 
 
 @triton.jit
 def _gather(
-    direction, positions, dts, log_density, weights, afters, n_rays, counts, ends, light, kept, kept_ends,
+    direction, positions, dts, log_density, weights, afters, n_rays, counts, ends, transmittances, kept, kept_ends,
     k_positions, k_directions, k_weights, k_afters, k_slopes, n_kept, max_rays, wave_capacity, capacity,
     N_WAVES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -214,7 +214,7 @@ def _gather(
         mask = ray < n_given
         last, own = tl.load(kept_ends + ray, mask=mask, other=0), tl.load(kept + ray, mask=mask, other=0)
         misfit = mask & (last > capacity)
-        tl.store(light + ray, tl.full([BLOCK], DROPPED, tl.float32), mask=misfit)
+        tl.store(transmittances + ray, tl.full([BLOCK], DROPPED, tl.float32), mask=misfit)
         tl.store(kept + ray, tl.zeros_like(ray), mask=misfit)
         to = last - own
         takes_part = mask & (misfit == 0) & (own > 0)
@@ -250,7 +250,7 @@ def loss_and_slope(difference, delta, HUBER: tl.constexpr):
 
 @triton.jit
 def _composite_loss(
-    rgb, k_weights, k_afters, k_slopes, light, kept, kept_ends, target, background, ray_weight, n_rays,
+    rgb, k_weights, k_afters, k_slopes, transmittances, kept, kept_ends, target, background, ray_weight, n_rays,
     min_transmittance, delta, loss_scale, grad_rgb, grad_log_density, ray_color, ray_grad_color, sums, max_blocks,
     HUBER: tl.constexpr, WEIGHTED: tl.constexpr, PER_RAY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -263,7 +263,7 @@ def _composite_loss(
     n_given = tl.load(n_rays)
     total, error, used, coloured = 0.0, 0.0, 0.0, 0.0
     if tl.program_id(0) * BLOCK < n_given:
-        transmittance = tl.load(light + ray, mask=ray < n_given, other=DROPPED)
+        transmittance = tl.load(transmittances + ray, mask=ray < n_given, other=DROPPED)
         mask = (ray < n_given) & (transmittance >= 0.0)
         count = tl.load(kept + ray, mask=mask, other=0)
         first = tl.load(kept_ends + ray, mask=mask, other=0) - count
@@ -320,7 +320,7 @@ def _composite_loss(
 
 @triton.jit
 def _sum_over_rays(
-    origin, direction, light, kept, kept_ends, k_positions, k_grad_positions, k_grad_harmonics, n_rays, box_min, side,
+    origin, direction, transmittances, kept, kept_ends, k_positions, k_grad_positions, k_grad_harmonics, n_rays, box_min, side,
     inverse_side, grad_origin, grad_direction, grad_harmonics, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of each ray's origin and, through the positions, of its direction, and the sum of its samples' gradients
@@ -330,7 +330,7 @@ def _sum_over_rays(
     n_given = tl.load(n_rays)
     if tl.program_id(0) * BLOCK < n_given:
         mask = ray < n_given
-        part = mask & (tl.load(light + ray, mask=mask, other=DROPPED) >= 0.0)
+        part = mask & (tl.load(transmittances + ray, mask=mask, other=DROPPED) >= 0.0)
         count = tl.load(kept + ray, mask=part, other=0)
         first = tl.load(kept_ends + ray, mask=part, other=0) - count
         ox, oy, oz = load3(origin, ray, mask)
@@ -462,7 +462,7 @@ class Buffers:
     def reserve(self, max_rays: int) -> None:
         """Make room for so many rays."""
         self.max_rays = max_rays
-        self.next_n, self.light = (torch.zeros(max_rays, device=self.device) for _ in range(2))
+        self.next_n, self.transmittances = (torch.zeros(max_rays, device=self.device) for _ in range(2))
         self.counts, self.ends = (
             torch.zeros((len(WAVES), max_rays), dtype=torch.int32, device=self.device) for _ in range(2)
         )
@@ -511,7 +511,7 @@ def enqueue(
         counts, ends, n_live = b.counts[wave], b.ends[wave], b.n_live[wave, :1]
         shared = (
             batch.origin, batch.direction, batch.t_min, batch.t_max, batch.jitter, words, coarse, b.lattice,
-            batch.n_rays, min_transmittance, box_min, inverse_side, b.next_n, b.light, counts, ends, b.points,
+            batch.n_rays, min_transmittance, box_min, inverse_side, b.next_n, b.transmittances, counts, ends, b.points,
             positions, dts, n_live, b.kept, ray_weight, n, b.wave_capacity,
         )  # fmt: skip
         options = {
@@ -523,27 +523,27 @@ def enqueue(
         if quota:
             launch(
                 _wave_fill, grid, batch.origin, batch.direction, batch.t_min, b.lattice, batch.n_rays, box_min,
-                inverse_side, b.light, counts, ends, b.points, positions, dts, n_live, b.kept, n, b.wave_capacity,
+                inverse_side, b.transmittances, counts, ends, b.points, positions, dts, n_live, b.kept, n, b.wave_capacity,
                 HAS_CONE=has_cone, **block,
             )  # fmt: skip
         else:
             launch(_wave_march, grid, *shared, FILL=True, **options)
         field_density(field, positions, n_live, log_density)
         launch(
-            _wave_cut, grid, log_density, dts, batch.n_rays, min_transmittance, min_weight, counts, ends, b.light,
+            _wave_cut, grid, log_density, dts, batch.n_rays, min_transmittance, min_weight, counts, ends, b.transmittances,
             b.kept, b.weights[part], b.afters[part], **block,
         )  # fmt: skip
     torch.cumsum(b.kept, 0, dtype=torch.int32, out=b.kept_ends)
     launch(
         _gather, grid, batch.direction, b.positions, b.dts, b.log_density, b.weights, b.afters, batch.n_rays,
-        b.counts, b.ends, b.light, b.kept, b.kept_ends, b.k_positions, b.k_directions, b.k_weights, b.k_afters,
+        b.counts, b.ends, b.transmittances, b.kept, b.kept_ends, b.k_positions, b.k_directions, b.k_weights, b.k_afters,
         b.k_slopes, b.n_kept, n, b.wave_capacity, b.max_samples, N_WAVES=len(WAVES), **block,
     )  # fmt: skip
     field_forward(
         field, b.k_positions, b.k_directions, b.n_kept, b.k_log_density, b.rgb, features=b.features
     )
     launch(
-        _composite_loss, grid, b.rgb, b.k_weights, b.k_afters, b.k_slopes, b.light, b.kept, b.kept_ends, batch.target,
+        _composite_loss, grid, b.rgb, b.k_weights, b.k_afters, b.k_slopes, b.transmittances, b.kept, b.kept_ends, batch.target,
         batch.background, ray_weight, batch.n_rays, min_transmittance, huber_delta, loss_scale, b.grad_rgb,
         b.grad_log_density, b.grad_rgb if per_ray is None else per_ray.color,
         b.grad_rgb if per_ray is None else per_ray.grad_color, b.sums, b.n_blocks, HUBER=huber_delta > 0.0,
@@ -558,7 +558,7 @@ def enqueue(
     )  # fmt: skip
     if per_ray is not None:
         launch(
-            _sum_over_rays, grid, batch.origin, batch.direction, b.light, b.kept, b.kept_ends, b.k_positions,
+            _sum_over_rays, grid, batch.origin, batch.direction, b.transmittances, b.kept, b.kept_ends, b.k_positions,
             per_ray.k_grad_positions, per_ray.k_grad_harmonics, batch.n_rays, box_min, float(aabb_scale), inverse_side,
             per_ray.grad_origin, per_ray.grad_direction, per_ray.grad_harmonics, **block,
         )  # fmt: skip
