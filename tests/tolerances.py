@@ -76,12 +76,8 @@ FLOAT64_PLACE = 1e-9
 """Differences of places along a ray in float64: they lose the digits that a distance of a thousand steps has."""
 
 RENDER_ELEMENT = 3e-5
-"""Every pixel of a fused rendering against float64: Numba's leaves out samples that weigh under 1e-5, some of a ray's
-(measured at most 1.3e-6)."""
-
-CUT_APART = 2e-4
-"""Every pixel of two renderings that stop where 1e-5 of the light is left, one before the sample that would fall short,
-one after it, and of which one leaves out samples under 1e-5 (measured at most 6.8e-5)."""
+"""Every pixel of a fused rendering against float64, and of two float32 renderings, where no ray is cut a sample sooner
+on one side (measured at most 1.3e-6)."""
 
 FLIPPED_UNIT = 1e-2
 """Gradients of a step on two float32 sides where a hidden unit may lie at the brink of zero: one unit of one sample

@@ -35,7 +35,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
         (PermissionError(errno.EACCES, "Permission denied", "a/b.json"), "a/b.json: Permission denied"),
         (DataError("a.json: frame 3: w:\nwrong"), "a.json: frame 3: w: wrong"),
         (ModuleNotFoundError("no", name="tensorboard.compat"), "hashfield[tensorboard]"),
-        (MemoryError(), "--downscale"),
+        (MemoryError(), "out of memory: close other programs"),
     ],
 )
 def test_one_line_and_code_2(error: Exception, words: str, verb, capsys: pytest.CaptureFixture[str]):

@@ -187,6 +187,7 @@ def test_relative_indices_count_from_where_they_stand(
         ("v 0 0\nv 1 0 0\n", "line 1: a vertex of 2 numbers, expected 3"),
         ("v 0 0 0\nv 1,5 0 0\nv 0 1 0\nf 1 2 3\n", "'1,5' is not a number"),
         (f"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 {10**30}\n", "is not the number of a vertex"),
+        ("v 0 0 0\nv 1e308 -1e308 0\nv 0 1e308 0\nv 1 1 1\nf 1 2 3 4\n", "has a diagonal of inf"),
     ],
 )
 def test_a_broken_obj_is_one_line(text: str, expected: str, tmp_path: Path) -> None:

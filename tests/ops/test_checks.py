@@ -10,7 +10,8 @@ from hashfield import ops
 from hashfield.errors import ShapeError
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import Rays, RaySamples
-from hashfield.ops.occupancy import BYTES_PER_CASCADE, n_cascades_of
+from hashfield.geometry.spaces import n_cascades_of
+from hashfield.ops.occupancy import BYTES_PER_CASCADE, check_aabb_scale
 
 L = GridLayout(3, 2, 2, 6, 4, 2.0)
 P, D, TABLE = torch.rand(5, 3), torch.rand(5, 3), torch.rand(L.n_entries, 2)
@@ -252,4 +253,4 @@ def test_n_cascades_of_a_box() -> None:
     assert [n_cascades_of(a) for a in (1, 2, 4, 8, 16, 32, 64, 128)] == [1, 2, 3, 4, 5, 6, 7, 8]
     for wrong in (0, -1, 3, 256):
         with pytest.raises(ShapeError, match="power of two"):
-            n_cascades_of(wrong)
+            check_aabb_scale(wrong)

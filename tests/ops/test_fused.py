@@ -132,7 +132,7 @@ def test_unfused_field_is_the_same_function(options: MarchOptions, activation: s
         render_rays(parameters, rays, bits, options, jitter=jitter),
         strict=True,
     ):
-        assert torch.allclose(mine, theirs, atol=tolerances.CUT_APART, rtol=0)
+        assert torch.allclose(mine, theirs, atol=tolerances.RENDER_ELEMENT, rtol=0)
     results = []
     for one in (twin, parameters):
         workspace = TrainWorkspace(one, 2**16)

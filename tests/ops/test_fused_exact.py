@@ -15,6 +15,7 @@ from tests import tolerances
 from tests.ops.cases import TRAIN_RAYS
 from tests.ops.compare import relative_error
 from tests.ops.fused import CONE, LAYOUTS, Batch, batch, field, some, step, threads
+from tests.ops.memory import Guarded
 
 
 def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -115,12 +116,6 @@ def test_rays_without_room_take_no_part(room: int, expected: float, n_threads: i
         assert error < tolerances.FLIPPED_UNIT or float(right.abs().max()) == 0.0
 
 
-def _guarded(array: np.ndarray, fill: Any) -> tuple[np.ndarray, np.ndarray]:
-    """An array like this one full of `fill`, and the row that follows it in memory."""
-    longer = np.full((array.shape[0] + 1, *array.shape[1:]), fill, array.dtype)
-    return longer[:-1], longer[-1]
-
-
 def _fill(dtype: np.dtype) -> Any:
     if dtype.kind == "f":
         return np.nan
@@ -135,21 +130,13 @@ def test_buffers_are_written_before_they_are_read_and_not_past_their_end(layout:
     with threads(1):
         clean = step(parameters, case, options, TrainWorkspace(parameters, room, "numba"))
         workspace = TrainWorkspace(parameters, room, "numba")
-        buffers, after = workspace.buffers, []
-        work = []
-        for array in buffers.work:
-            mine, guard = _guarded(array, _fill(array.dtype))
-            work.append(mine)
-            after.append(guard)
-        buffers.work = tuple(work)
-        for name in ("kept_positions", "d_features", "kept_counts", "sums", "index", "weight"):
-            array = getattr(buffers, name)
-            mine, guard = _guarded(array, _fill(array.dtype))
-            setattr(buffers, name, mine)
-            after.append(guard)
+        buffers, guarded = workspace.buffers, Guarded(lambda array: _fill(array.dtype))
+        for name in ("weights", "features", "counts"):
+            setattr(buffers.gradients, name, guarded.array(getattr(buffers.gradients, name)))
+        buffers.positions, buffers.sums = guarded.array(buffers.positions), guarded.array(buffers.sums)
+        buffers.own = guarded.record(buffers.own)
         poisoned = step(parameters, case, options, workspace)
-    for guard in after:
-        assert np.array_equal(guard, np.full_like(guard, _fill(guard.dtype)), equal_nan=guard.dtype.kind == "f")
+    guarded.check()
     assert poisoned[0].loss == clean[0].loss and poisoned[0].n_kept == clean[0].n_kept
     assert same_bits(poisoned[1], clean[1])
 

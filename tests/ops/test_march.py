@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hashfield import ops
 from hashfield.geometry.rays import Rays, RaySamples
+from hashfield.geometry.spaces import n_cascades_of
 from hashfield.kernels.reference.march import (
     COARSEST_STEP,
     FINEST_STEP,
@@ -24,7 +25,7 @@ from hashfield.kernels.reference.occupancy import (
     mip_from_step,
 )
 from hashfield.ops.backend import Backend
-from hashfield.ops.occupancy import CELLS_PER_CASCADE, GRID_SIZE, n_cascades_of
+from hashfield.ops.occupancy import CELLS_PER_CASCADE, GRID_SIZE
 from hashfield.ops.ray_box import ray_box
 from tests import tolerances
 from tests.ops.cases import unit_vectors

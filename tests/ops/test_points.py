@@ -33,7 +33,7 @@ from tests.ops.fused import (
     points_step,
     threads,
 )
-from tests.ops.memory import checked_memory
+from tests.ops.memory import Guarded, checked_memory
 
 # Numpy, which Triton's interpreter computes with, warns of infinities that kernels meet and handle.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -221,29 +221,22 @@ def test_buffers_are_written_before_they_are_read_and_not_past_their_end(precisi
     positions, target = points(net, 130)
     with threads(1):
         clean, clean_grads = points_step(net, positions, target, "numba")
-        workspace, guards = PointsWorkspace(net, 130, "numba"), []
-
-        def guarded(array: np.ndarray, fill: Any) -> np.ndarray:
-            longer = np.full((array.size + 64,), fill, array.dtype)
-            guards.append((longer[array.size :], fill))
-            return longer[: array.size].reshape(array.shape)
+        workspace = PointsWorkspace(net, 130, "numba")
 
         def fill(array: np.ndarray) -> Any:
             return np.nan if array.dtype.kind == "f" else 0x7FC0  # as bfloat16 not a number either
 
-        buffers = workspace.buffers
+        buffers, guarded = workspace.buffers, Guarded(fill)
+        for name in ("weights", "features"):
+            setattr(buffers.gradients, name, guarded.array(getattr(buffers.gradients, name)))
+        buffers.sums = guarded.array(buffers.sums)
         # The features' padding is zero from the start and stays so: it is not written.
-        features = buffers.work[0]
-        buffers.work = (features, *(guarded(a, fill(a)) for a in buffers.work[1:]))
-        for name in ("own", "d_features", "sums"):
-            array = getattr(buffers, name)
-            setattr(buffers, name, guarded(array, fill(array)))
+        buffers.own = guarded.record(buffers.own, keep=("features",))
         found = train_points(net, positions, target, workspace)
     assert found.loss == clean.loss
     for mine, right in zip([workspace.grad_table, *found.grad_weights], clean_grads, strict=True):
         assert torch.equal(mine, right)
-    for guard, value in guards:
-        assert np.array_equal(guard, np.full_like(guard, value), equal_nan=guard.dtype.kind == "f")
+    guarded.check()
 
 
 @on_triton

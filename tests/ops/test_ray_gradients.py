@@ -14,7 +14,7 @@ from hashfield.ops.composite import composite
 from hashfield.ops.march import march
 from hashfield.ops.radiance_field import radiance_field
 from hashfield.ops.render_rays import FieldParameters, MarchOptions
-from hashfield.ops.train_rays import RayGradients, TrainRaysResult, TrainWorkspace, _lacking, train_rays
+from hashfield.ops.train_rays import RayGradients, TrainRaysResult, TrainWorkspace, train_rays
 from tests import tolerances
 from tests.ops.compare import relative_error
 from tests.ops.fused import LAYOUTS, batch, field, unfused_twin
@@ -175,8 +175,6 @@ def run_on(
     reason = why_not("train_rays", backend, torch.zeros(0, device=there))
     if reason:
         pytest.skip(f"{backend}: {reason}")
-    if backend == "numba" and _lacking(backend, given, 0.0, True):
-        pytest.skip("numba: has no weights and gradients of rays yet")
     parameters = replace(
         parameters,
         table=parameters.table.to(there),

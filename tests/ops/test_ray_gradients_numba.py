@@ -10,8 +10,8 @@ from hashfield.ops.render_rays import MarchOptions
 from hashfield.ops.train_rays import TrainWorkspace, train_rays
 from tests import tolerances
 from tests.ops.compare import relative_error
-from tests.ops.test_fused import LAYOUTS, field
-from tests.ops.test_fused_exact import same_bits, threads
+from tests.ops.fused import LAYOUTS, field, threads
+from tests.ops.test_fused_exact import same_bits
 from tests.ops.test_ray_gradients import PLAIN, make, run, some, wide
 
 REASON = why_not("train_rays", "numba", torch.zeros(0))

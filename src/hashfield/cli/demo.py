@@ -52,6 +52,8 @@ class DemoKind:
     make: Callable[[Any, torch.device, RunFolder], AbstractContextManager[tuple[Task, Callable[[TrainResult], Any]]]]
     """(options, device, run) -> the task of what was made, for as long as it is open, and what to do when it is
     trained: report and pictures lie in the run folder afterwards."""
+    check: Callable[[], object] = lambda: None
+    """Raises where something is missing that the demo needs, before anything is made."""
 
 
 def main(arguments: list[str]) -> int:
@@ -93,5 +95,6 @@ def _check(options: Any, kind: DemoKind) -> None:
     n_frames = getattr(options, "n_frames", 0)
     if not 0 <= n_frames <= 100_000:
         raise ConfigError(f"--n-frames: expected 0 to 100000, got {n_frames}")
+    kind.check()
     if n_frames:
         check_video()  # now, not after the training

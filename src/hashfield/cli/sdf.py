@@ -268,7 +268,6 @@ def make_demo(
     options: DemoSdf, device: torch.device, run: RunFolder
 ) -> Iterator[tuple[SdfTask, Callable[[TrainResult], Any]]]:
     """The task of a mesh made by formula."""
-    check_mesh_packages()
     mesh = demo_mesh()
     say(f"made a mesh of {len(mesh.vertices)} vertices and {len(mesh.faces)} triangles")
     task = SdfTask(PRESETS["fast"], mesh, seed=options.seed, device=device)
@@ -331,7 +330,9 @@ SWEEP = SweepKind(
     name="sdf", command=SweepSdf, prepare=prepare_sweep, max_samples=2**23, n_dims=3, quality=("iou", "IoU"),
     columns=(("mean_distance_of_diagonal", "mean error, of the diagonal"),), batches=("loss", "MAPE of batches"),
 )  # fmt: skip
-DEMO = DemoKind(train=TRAIN, command=DemoSdf, words="demo sdf", name="demo-sdf", sizes=None, make=make_demo)
+DEMO = DemoKind(train=TRAIN, command=DemoSdf, words="demo sdf", name="demo-sdf", sizes=None, make=make_demo,
+    check=check_mesh_packages,
+)  # fmt: skip
 
 
 def train_sdf(arguments: list[str]) -> int:

@@ -118,7 +118,8 @@ def make_mesh(
         faces, np.asarray(is_finite[faces].all(1)), notes, "have corners that are not finite numbers", path
     )
     vertices, faces = _merged(vertices, faces)
-    size = float(np.linalg.norm(vertices.max(0) - vertices.min(0)))
+    with np.errstate(over="ignore"):  # of numbers near the largest there are, the diagonal is infinite
+        size = float(np.linalg.norm(vertices.max(0) - vertices.min(0)))
     if not 1e-8 < size < 1e8:
         raise DataError(f"{path}: the box of its triangles has a diagonal of {size:g}: expected 1e-8 to 1e8, scale it")
     a, b, c = faces.T

@@ -47,19 +47,20 @@ def triangulate(
     return np.ascontiguousarray(np.concatenate(parts)[order], np.int64)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # numbers near the largest there are; their polygons become fans
 def _cut(vertices: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Triangles of polygons [m, n] of the same number of corners, and the row that each belongs to."""
     m, n = table.shape
     start = np.zeros(m, np.int64)
     exists = np.asarray(((table >= 0) & (table < len(vertices))).all(1))
     points = vertices[np.where(exists[:, None], table, 0)]
-    known = exists & np.asarray(np.isfinite(points).all((1, 2)))
+    known = np.asarray(exists & np.isfinite(points).all((1, 2)))
     points = np.where(known[:, None, None], points, 0.0)
     points = points - points.mean(1, keepdims=True)
     normal = _fan_normals(points).sum(1)
     area = np.linalg.norm(normal, axis=1)
     extent = np.abs(points).max((1, 2))
-    known &= area > _FLAT * extent**2
+    known &= np.isfinite(area) & (area > _FLAT * extent**2)
     normal = normal / np.maximum(area, 1e-300)[:, None]
     left = np.flatnonzero(known)
     smallest = np.full(m, -np.inf)

@@ -36,6 +36,29 @@ _CYCLE: Final = [1, 2, 0]  # scene axis i is world axis _CYCLE[i]
 _UNCYCLE: Final = [2, 0, 1]
 
 
+def n_cascades_of(aabb_scale: int) -> int:
+    """Nested occupancy grids of a box of this side: one for the unit cube and one for each doubling up to the box.
+
+    >>> [n_cascades_of(side) for side in (1, 2, 16)]
+    [1, 2, 5]
+    """
+    return int(aabb_scale).bit_length()
+
+
+def n_cells_of(aabb_scale: int) -> int:
+    """Cells of the occupancy grid of a box of this side, all cascades together."""
+    return n_cascades_of(aabb_scale) * CELLS_PER_CASCADE
+
+
+def box_low_of(aabb_scale: int) -> float:
+    """Lowest coordinate of a box of this side in scene space, along every axis: the box stands around 0.5.
+
+    >>> box_low_of(1), box_low_of(4)
+    (0.0, -1.5)
+    """
+    return 0.5 - 0.5 * aabb_scale
+
+
 def is_aabb_scale(value: object) -> bool:
     """Whether a value is a power of two in 1..128."""
     return (
@@ -78,7 +101,7 @@ class Spaces:
     @property
     def box_min(self) -> tuple[float, float, float]:
         """Lower corner of the training box, scene space."""
-        low = 0.5 - 0.5 * self.aabb_scale
+        low = box_low_of(self.aabb_scale)
         return low, low, low
 
     @property
@@ -95,12 +118,12 @@ class Spaces:
     @property
     def n_cascades(self) -> int:
         """Nested occupancy grids: one for the unit cube and one for each doubling up to the box."""
-        return self.aabb_scale.bit_length()
+        return n_cascades_of(self.aabb_scale)
 
     @property
     def n_cells(self) -> int:
         """Cells of the occupancy grid, all cascades together."""
-        return self.n_cascades * CELLS_PER_CASCADE
+        return n_cells_of(self.aabb_scale)
 
     @property
     def cone_angle(self) -> float:

@@ -5,9 +5,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from hashfield.geometry.rays import Rays, RaySamples
+from hashfield.geometry.spaces import n_cells_of
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, at_least
-from hashfield.ops.occupancy import BYTES_PER_CASCADE, n_cascades_of
+from hashfield.ops.occupancy import check_aabb_scale
 from hashfield.ops.ray_box import ray_box
 
 
@@ -62,7 +63,8 @@ def march(
     if jitter is None:
         jitter = torch.full_like(rays.t_min, 0.5)
     check("jitter", jitter, ("n_rays",))
-    check("bits", bits, (n_cascades_of(aabb_scale) * BYTES_PER_CASCADE,), "uint8")
+    check_aabb_scale(aabb_scale)
+    check("bits", bits, (n_cells_of(aabb_scale) // 8,), "uint8")
     at_least("march", "cone_angle", cone_angle, 0.0)
     at_least("march", "step_scale", step_scale, 0.0, strictly=True)
     at_least("march", "max_samples_per_ray", max_samples_per_ray, 1)

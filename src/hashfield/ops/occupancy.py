@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
 from hashfield.errors import ShapeError
+from hashfield.geometry.spaces import is_aabb_scale
 from hashfield.kernels.reference.occupancy import BYTES_PER_CASCADE, CELLS_PER_CASCADE, GRID_SIZE
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker
@@ -17,10 +18,10 @@ __all__ = [
     "BYTES_PER_CASCADE",
     "CELLS_PER_CASCADE",
     "GRID_SIZE",
+    "check_aabb_scale",
     "is_occupied",
     "morton3",
     "morton3_inverse",
-    "n_cascades_of",
     "pack_bits",
 ]
 
@@ -119,18 +120,11 @@ def is_occupied(
     return choice.kernels.is_occupied(positions_scene, bits, n_cascades)
 
 
-def n_cascades_of(aabb_scale: int) -> int:
-    """Cascades of a box of side aabb_scale: log2(aabb_scale) + 1.
-
-    Args:
-        aabb_scale: Side of the scene's box, a power of two from 1 to 128.
+def check_aabb_scale(aabb_scale: int) -> None:
+    """Check the side of a scene's box.
 
     Raises:
-        ShapeError: it is not.
-
-    >>> n_cascades_of(16)
-    5
+        ShapeError: it is not a power of two from 1 to 128.
     """
-    if aabb_scale not in (1, 2, 4, 8, 16, 32, 64, 128):
+    if not is_aabb_scale(aabb_scale):
         raise ShapeError(f"aabb_scale: expected a power of two from 1 to 128, got {aabb_scale!r}")
-    return int(aabb_scale).bit_length()

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
+from hashfield.geometry.spaces import n_cells_of
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker
 from hashfield.ops.render_rays import FieldParameters
@@ -34,7 +35,7 @@ def refresh_cells(
     Source: instant-ngp src/testbed_nerf.cu (update_density_grid_nerf); the step is always the finest, s.
     """
     check = Checker("refresh_cells")
-    check("values", values, (aabb_scale.bit_length() * 128**3,))
+    check("values", values, (n_cells_of(aabb_scale),))
     check("cells", cells, ("n",), "int64")
     check("noise", noise, ("n", 3))
     if not field.is_fused:
@@ -53,7 +54,7 @@ def occupied_bits(
 
     The fast twin of `ops.occupancy.pack_bits`.
     """
-    Checker("occupied_bits")("values", values, (aabb_scale.bit_length() * 128**3,))
+    Checker("occupied_bits")("values", values, (n_cells_of(aabb_scale),))
     choice = choose("occupancy_update", backend, values)
     return choice.kernels.occupied_bits(values, float(threshold), aabb_scale)
 

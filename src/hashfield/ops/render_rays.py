@@ -13,6 +13,7 @@ from torch import Tensor
 from hashfield.errors import ShapeError
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import Rays
+from hashfield.geometry.spaces import n_cells_of
 from hashfield.kernels.reference.render_rays import POINTS_AT_ONCE, FieldFunctions, unit_positions
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, one_of
@@ -277,7 +278,7 @@ def check_rays(op: str, rays: Rays, bits: Tensor, options: MarchOptions, jitter:
     check("rays.direction", rays.direction, ("n_rays", 3))
     check("rays.t_min", rays.t_min, ("n_rays",))
     check("rays.t_max", rays.t_max, ("n_rays",))
-    check("bits", bits, (options.aabb_scale.bit_length() * 128**3 // 8,), "uint8")
+    check("bits", bits, (n_cells_of(options.aabb_scale) // 8,), "uint8")
     if not bool(torch.isfinite(rays.t_max).all()):  # a kernel would walk such a ray for ever
         raise ShapeError(f"{op}: rays.t_max: expected finite distances; clip the rays to the box with ray_box")
     if jitter is None:

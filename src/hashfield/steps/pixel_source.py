@@ -38,6 +38,17 @@ def pixel_pool(
     )
 
 
+def flat_masks(masks: Sequence[np.ndarray], device: torch.device = _CPU) -> UInt8[Tensor, " n_pixels"]:
+    """Masks of photos as `masked_pool` takes them: one after another, row by row, 1 where a mask holds a pixel.
+
+    Args:
+        masks: bool [height, width] each.
+        device: Where they go.
+    """
+    flat = np.concatenate([np.ascontiguousarray(mask).reshape(-1) for mask in masks])
+    return torch.from_numpy(flat.astype(np.uint8)).to(device)
+
+
 def masked_pool(pool: PixelPool, masks: UInt8[Tensor, " n_pixels"]) -> PixelPool:
     """The same photos, drawn from only where a mask is not 0. Where it is 0 everywhere, every pixel is drawn from.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hashfield.errors import CheckpointError
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import PixelPool
-from hashfield.geometry.spaces import CELLS_PER_CASCADE
+from hashfield.geometry.spaces import n_cells_of
 from hashfield.kernels.triton_gpu.camera_rays import lenses_of
 from hashfield.kernels.triton_gpu.common import count_of
 from hashfield.kernels.triton_gpu.field import DeviceField
@@ -100,7 +100,7 @@ class DeviceRaySteps(CapturedSteps):
             origin=drawn[0], direction=drawn[1], t_min=drawn[2], t_max=drawn[3], target=drawn[4], jitter=self.noise[:n],
             background=self.noise[n:].view(n, 3), n_rays=self.n_rays,
         )  # fmt: skip
-        n_cells = recipe.aabb_scale.bit_length() * CELLS_PER_CASCADE
+        n_cells = n_cells_of(recipe.aabb_scale)
         self.bits = torch.zeros(n_cells // 8, dtype=torch.uint8, device=device)
         self.words, self.coarse = as_words(self.bits)
         self.box_buffer = torch.zeros(6, dtype=torch.float64, device=device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hashfield.errors import CheckpointError
 from hashfield.geometry.rays import PixelPool, RayBatch
-from hashfield.geometry.spaces import CELLS_PER_CASCADE
+from hashfield.geometry.spaces import n_cells_of
 from hashfield.log import logger
 from hashfield.nn.config import RunPrecision
 from hashfield.nn.encodings import table_of
@@ -160,7 +160,7 @@ class HostRaySteps:
             pool: Any pixels of the scene.
         """
         field, generator, recipe = self.values(), np.random.default_rng(0), self.recipe
-        living = torch.zeros(recipe.aabb_scale.bit_length() * CELLS_PER_CASCADE, dtype=torch.bool, device=self.device)
+        living = torch.zeros(n_cells_of(recipe.aabb_scale), dtype=torch.bool, device=self.device)
         living[:1] = True
         grid = OccupancyGrid.start(living, recipe.aabb_scale)
         grid.refresh(HostCells(field, generator, recipe.aabb_scale), 0.5, 1)
@@ -236,7 +236,7 @@ def restored_grid(
     for name in ("occupancy.values", "bits", "box"):
         if name not in tensors:
             raise CheckpointError(f"checkpoint: tensor {name!r} is missing")
-    n_cells = aabb_scale.bit_length() * CELLS_PER_CASCADE
+    n_cells = n_cells_of(aabb_scale)
     if tensors["occupancy.values"].shape != (n_cells,) or tensors["bits"].shape != (n_cells // 8,):
         raise CheckpointError("checkpoint: the occupancy grid has another size than this scene's")
     values, bits, box = (tensors[name].to(device, copy=True) for name in ("occupancy.values", "bits", "box"))

@@ -23,7 +23,7 @@ def evaluate_views(
 
     Args:
         model: What is judged.
-        views: Photos it is compared with, every pixel of them.
+        views: Photos it is compared with: every pixel, or those that their masks hold.
         background: Behind photo and rendering alike; the model's own if None.
         on_view: Called with the view's number, the rendering and the photo, both float32 [h, w, 3].
 
@@ -39,18 +39,26 @@ def evaluate_views(
         rendering = np.clip(model.frame(camera, ("color",), background)["color"], 0.0, 1.0)
         seconds = time.perf_counter() - before
         photo = over(image, background)
-        figures.append(
-            {"name": name, "psnr": psnr(rendering, photo), "ssim": ssim(rendering, photo), "seconds": seconds}
-        )
+        figures.append({"name": name, **_figures(rendering, photo, views.masks and views.masks[k]), "seconds": seconds})
         if on_view is not None:
             on_view(k, rendering, photo)
+    of_mask = "" if views.masks is None else " that the photo's mask holds"
     return {
         "psnr": float(np.mean([f["psnr"] for f in figures])),
-        "ssim": float(np.mean([f["ssim"] for f in figures])),
+        "ssim": float(np.nanmean([f["ssim"] for f in figures])),
         "n_views": len(figures),
         "background": list(background),
         "color": "sRGB; alpha blended in sRGB; renderings clipped to [0, 1], not quantised",
-        "psnr_of": "mean over views of the PSNR over all pixels and channels of a view, in dB",
-        "ssim_of": "mean over views; 11x11 Gaussian, sigma 1.5, RGB, data range 1",
+        "psnr_of": f"mean over views of the PSNR over all pixels{of_mask} and channels of a view, in dB",
+        "ssim_of": f"mean over views; 11x11 Gaussian around each pixel{of_mask}, sigma 1.5, RGB, data range 1",
         "views": figures,
     }
+
+
+def _figures(rendering: np.ndarray, photo: np.ndarray, mask: np.ndarray | None) -> dict[str, float]:
+    """PSNR and SSIM of a view, where its mask holds it."""
+    if mask is None:
+        return {"psnr": psnr(rendering, photo), "ssim": ssim(rendering, photo)}
+    if not mask.any():
+        raise DataError("nothing to evaluate: a held-out view's mask leaves no pixel")
+    return {"psnr": psnr(rendering[mask], photo[mask]), "ssim": ssim(rendering, photo, mask)}

@@ -19,7 +19,7 @@ from hashfield.nn.fields import RadianceField
 from hashfield.ops.occupancy_update import carve, silhouettes
 from hashfield.steps.choice import ray_steps
 from hashfield.steps.occupancy import Upkeep
-from hashfield.steps.pixel_source import masked_pool, pixel_pool
+from hashfield.steps.pixel_source import flat_masks, masked_pool, pixel_pool
 from hashfield.steps.protocol import StepResult
 from hashfield.steps.recipes import RayRecipe
 from hashfield.tasks.nerf_config import NerfConfig
@@ -62,6 +62,8 @@ class NerfTask:
         cameras = self.spaces.camera_table_to_scene(camera_table(views.cameras))
         self.pool = pixel_pool(views.images, cameras, device)
         """Every pixel of the photos."""
+        self.masks = None if views.masks is None else flat_masks(views.masks, device)
+        """1 where a pixel may be learned from; None: everywhere."""
         init = torch.Generator().manual_seed(seed)
         field_config = config.field_config(self.spaces.aabb_scale, self.density_bias)
         self.field = RadianceField(field_config, generator=init).to(device)
@@ -138,11 +140,15 @@ class NerfTask:
         pool = self.pool
         if not self.is_carved:
             return None
-        return silhouettes(pool.pixels, pool.starts, pool.widths, pool.heights, margin_px)
+        inside = silhouettes(pool.pixels, pool.starts, pool.widths, pool.heights, margin_px)
+        # What a mask leaves out says nothing of the scene: it carves nothing away.
+        return inside if self.masks is None else torch.where(self.masks == 0, 1, inside)
 
     def _training_pool(self) -> PixelPool:
-        """The pixels that rays are drawn from."""
+        """The pixels that rays are drawn from: within silhouettes, and not left out by the photos' masks."""
         masks = self._silhouettes(self.config.occupancy.pixel_margin_px)
+        if self.masks is not None:
+            masks = self.masks if masks is None else masks * self.masks
         return self.pool if masks is None else masked_pool(self.pool, masks)
 
     def step(self, step: int, fraction: float) -> StepResult:

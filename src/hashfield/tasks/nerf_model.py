@@ -245,7 +245,7 @@ def load_model(source: Path | OpenCheckpoint, device: torch.device = CPU) -> Ner
 
 def expected_shapes(config: RadianceFieldConfig, spaces: Spaces) -> dict[str, tuple[int, ...]]:
     """Name and shape of the tensors that a checkpoint of such a field must hold."""
-    found: dict[str, tuple[int, ...]] = {"bits": (spaces.n_cascades * 128**3 // 8,), "box": (6,)}
+    found: dict[str, tuple[int, ...]] = {"bits": (spaces.n_cells // 8,), "box": (6,)}
     if config.n_grid_parameters:
         layout = config.encoding.layout(3)
         found["field.encoding.table"] = (layout.n_entries, layout.n_features_per_level)

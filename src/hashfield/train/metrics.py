@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hashfield.errors import ShapeError
@@ -49,6 +49,7 @@ def psnr(
 def ssim(
     prediction: Float[Tensor, "h w c"] | Float[np.ndarray, "h w c"],
     target: Float[Tensor, "h w c"] | Float[np.ndarray, "h w c"],
+    mask: Bool[np.ndarray, "h w"] | None = None,
 ) -> float:
     """Structural similarity, the mean over channels and over every place where the whole window fits.
 
@@ -58,9 +59,10 @@ def ssim(
     Args:
         prediction: colours, at least 11 pixels on a side.
         target: the same shape.
+        mask: where windows may be centred; None: everywhere. Windows reach five pixels beyond it.
 
     Returns:
-        1 for equal pictures, lower otherwise.
+        1 for equal pictures, lower otherwise; not a number where the mask holds no such place.
 
     Raises:
         ShapeError: shapes differ, or the picture is smaller than the window.
@@ -81,6 +83,8 @@ def ssim(
     a = a.float().clamp(0.0, 1.0).sub(0.5).permute(2, 0, 1).contiguous()
     b = b.float().clamp(0.0, 1.0).sub(0.5).permute(2, 0, 1).contiguous()
     n_rows, margin, total = a.shape[1], SSIM_WINDOW - 1, 0.0
+    half = margin // 2
+    inner = None if mask is None else torch.from_numpy(mask)[half : n_rows - half, half : a.shape[2] - half]
     for first in range(0, n_rows - margin, _BAND):
         last = min(first + _BAND + margin, n_rows)
         for x, y in zip(a[:, first:last], b[:, first:last], strict=True):
@@ -91,8 +95,12 @@ def ssim(
             # Back from the shift by a half: (m + 0.5) of each mean.
             shift = 0.5 * (mean_x + mean_y)
             luminance = (2.0 * (product + shift) + 0.5 + _C1) / (squares + 2.0 * shift + 0.5 + _C1)
-            total += (luminance * contrast).sum(dtype=torch.float64).item()
-    return total / (a.shape[0] * (n_rows - margin) * (a.shape[2] - margin))
+            similarity = luminance * contrast
+            if inner is not None:
+                similarity = similarity[inner[first : last - margin]]
+            total += similarity.sum(dtype=torch.float64).item()
+    n_places = (n_rows - margin) * (a.shape[2] - margin) if inner is None else int(inner.sum())
+    return total / (a.shape[0] * n_places) if n_places else math.nan
 
 
 def _filtered(maps: Tensor, taps: list[float], axis: int) -> Tensor:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from hashfield.geometry.spaces import CELLS_PER_CASCADE, GRID_SIZE, box_low_of, n_cascades_of
 from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, share
 from hashfield.kernels.numba_cpu.simd import peek
 
-GRID_SIZE = 128
-WORDS_PER_CASCADE = GRID_SIZE**3 // 64
+WORDS_PER_CASCADE = CELLS_PER_CASCADE // 64
 POWERS, LONGEST_JUMP = 9, 64
 FINEST_STEP, COARSEST_STEP = math.sqrt(3) / 1024, math.sqrt(3)
 
@@ -241,7 +241,7 @@ def march_of(bits: torch.Tensor, aabb_scale: int, cone_angle: float, step_scale:
     """The march through a bit field with the given lattice; see `hashfield.ops.march`."""
     side = float(aabb_scale)
     steps = lattice(cone_angle, step_scale)
-    return March(*as_words(bits), aabb_scale.bit_length(), steps, 0.5 - 0.5 * side, 1.0 / side)
+    return March(*as_words(bits), n_cascades_of(aabb_scale), steps, box_low_of(side), 1.0 / side)
 
 
 def march(

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from hashfield.geometry.spaces import n_cascades_of
 from hashfield.kernels.numba_cpu.amx import begin_tiles, end_tiles
 from hashfield.kernels.numba_cpu.camera_rays import camera_rays_forward
 from hashfield.kernels.numba_cpu.common import (
@@ -220,7 +221,7 @@ def refresh_cells(values, cells, noise, field, aabb_scale: int) -> None:
     if len(cells):
         launch(
             _refresh, as_array(values), as_array(cells.contiguous()), as_array(noise.contiguous()),
-            aabb_scale.bit_length(), field_encoder(field), density, np.float32(field.density_bias),
+            n_cascades_of(aabb_scale), field_encoder(field), density, np.float32(field.density_bias),
             field.density_activation == "relu", np.float32(math.sqrt(3) / 1024),
         )  # fmt: skip
 
@@ -230,7 +231,7 @@ def occupied_bits(values, threshold: float, aabb_scale: int) -> torch.Tensor:
     bits = np.empty(values.shape[0] // 8, np.uint8)
     launch(_pack, as_array(values.contiguous()), np.float32(threshold), bits)
     if aabb_scale > 1:
-        _cover(bits, aabb_scale.bit_length())
+        _cover(bits, n_cascades_of(aabb_scale))
     return torch.from_numpy(bits)
 
 
@@ -257,7 +258,7 @@ def cones_of_view(table: torch.Tensor, widths: torch.Tensor, heights: torch.Tens
 
 def carve(table, starts, widths, heights, masks, aabb_scale: int) -> torch.Tensor:
     """See `hashfield.ops.occupancy_update`."""
-    n_cascades = aabb_scale.bit_length()
+    n_cascades = n_cascades_of(aabb_scale)
     alive = np.empty(n_cascades * CELLS, np.bool_)
     launch(
         _carve, as_array(table.contiguous()), cones_of_view(table, widths, heights), *map(as_array, (widths, heights, starts)),

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from hashfield.geometry.spaces import n_cascades_of
 from hashfield.kernels.reference.occupancy import GRID_SIZE, in_cells, lookup, mip_from_step
 
 FINEST_STEP = math.sqrt(3) / 1024
@@ -48,7 +49,7 @@ def march(
     Source: instant-ngp src/testbed_nerf.cu (generate_training_samples_nerf), nerf_device.cuh.
     """
     n_rays, dtype, device = origin.shape[0], origin.dtype, origin.device
-    n_cascades = aabb_scale.bit_length()
+    n_cascades = n_cascades_of(aabb_scale)
     origin, direction = origin.double(), direction.double()
     ray = torch.nonzero(t_max > t_min).squeeze(1)
     n = steps_from_t(t_min.double(), cone_angle, step_scale) + jitter.double()

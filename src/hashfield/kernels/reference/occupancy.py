@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
-GRID_SIZE = 128
-"""Cells per axis of a cascade."""
-CELLS_PER_CASCADE = GRID_SIZE**3
+from hashfield.geometry.spaces import CELLS_PER_CASCADE, GRID_SIZE
+
 BYTES_PER_CASCADE = CELLS_PER_CASCADE // 8
 
 

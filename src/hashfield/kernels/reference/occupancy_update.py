@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hashfield.geometry.cameras import project
+from hashfield.geometry.spaces import n_cells_of
 from hashfield.kernels.reference.occupancy import CELLS_PER_CASCADE, GRID_SIZE, morton3_inverse, pack_bits
 from hashfield.kernels.reference.render_rays import POINTS_AT_ONCE, small_references
 
@@ -58,7 +59,7 @@ def carve(
 ) -> Tensor:
     """Camera by camera over all cells."""
     device = starts.device
-    cells = torch.arange(aabb_scale.bit_length() * CELLS_PER_CASCADE, device=device)
+    cells = torch.arange(n_cells_of(aabb_scale), device=device)
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)] * 3)
     centre = torch.full((3,), 0.5, dtype=torch.float64, device=device)
     offsets = [centre] + ([] if masks is not None else list(corners))

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from hashfield.geometry.rays import Rays
+from hashfield.geometry.spaces import box_low_of
 from hashfield.kernels.reference.composite import composite
 from hashfield.kernels.reference.encoded_mlp import encoded_mlp
 from hashfield.kernels.reference.march import march
@@ -90,7 +91,7 @@ def unit_positions(rays: Rays, t: Tensor, ray: Tensor, aabb_scale: int) -> Tenso
         aabb_scale: Side of the box.
     """
     position = rays.origin[ray] + t[:, None] * rays.direction[ray]
-    return (position - (0.5 - 0.5 * aabb_scale)) / aabb_scale
+    return (position - box_low_of(aabb_scale)) / aabb_scale
 
 
 def all_densities(

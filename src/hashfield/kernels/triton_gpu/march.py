@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashfield.geometry.spaces import n_cascades_of
 from hashfield.kernels.triton_gpu.common import INTERPRETED, launch
 
 FINEST_STEP, COARSEST_STEP = math.sqrt(3) / 1024, math.sqrt(3)
@@ -218,7 +219,7 @@ def march(
         origin, direction, t_min.contiguous(), t_max.contiguous(), jitter, *as_words(bits), lattice, n_rays,
         min(max_samples_per_ray, 2**30), counts, offsets,
     )  # fmt: skip
-    options = {"N_CASCADES": aabb_scale.bit_length(), "HAS_CONE": cone_angle > 0.0, **ray_block(n_rays)}
+    options = {"N_CASCADES": n_cascades_of(aabb_scale), "HAS_CONE": cone_angle > 0.0, **ray_block(n_rays)}
     grid = (triton.cdiv(n_rays, options["BLOCK"]),)
     launch(_march, grid, *arguments, counts, counts, WRITE=False, **options)
     torch.cumsum(counts, 0, out=offsets[1:])

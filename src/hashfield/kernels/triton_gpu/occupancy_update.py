@@ -12,12 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashfield.geometry.spaces import CELLS_PER_CASCADE, n_cascades_of, n_cells_of
 from hashfield.kernels.triton_gpu.camera_rays import length2, radial
 from hashfield.kernels.triton_gpu.common import INTERPRETED, count_of, launch
 from hashfield.kernels.triton_gpu.field import DeviceField, field_density
 from hashfield.kernels.triton_gpu.render_rays import device_field
 
-CELLS = tl.constexpr(128**3)
+CELLS = tl.constexpr(CELLS_PER_CASCADE)
 _PI = tl.constexpr(math.pi)
 FINEST_STEP = math.sqrt(3) / 1024
 
@@ -72,7 +73,7 @@ def refresh_cells_device(
         return
     block = _block(n)
     grid = (triton.cdiv(n, block["BLOCK"]),)
-    launch(_points, grid, cells, noise, n_live, positions, aabb_scale.bit_length(), **block)
+    launch(_points, grid, cells, noise, n_live, positions, n_cascades_of(aabb_scale), **block)
     field_density(field, positions, n_live, log_density)
     launch(_raise, grid, values, cells, log_density, n_live, FINEST_STEP, **block)
 
@@ -123,8 +124,8 @@ def bits_device(values: Tensor, threshold: Tensor, bits: Tensor, aabb_scale: int
     n_bytes = bits.shape[0]
     block = _block(n_bytes, 16384)
     launch(_pack, (triton.cdiv(n_bytes, block["BLOCK"]),), values, threshold, bits, n_bytes, **block)
-    cascades = bits.view(aabb_scale.bit_length(), -1)
-    for k in range(aabb_scale.bit_length() - 1):
+    cascades = bits.view(n_cascades_of(aabb_scale), -1)
+    for k in range(n_cascades_of(aabb_scale) - 1):
         words = cascades[k].view(torch.int64)
         block = _block(words.shape[0])
         grid = (triton.cdiv(words.shape[0], block["BLOCK"]),)
@@ -246,7 +247,7 @@ def carve(
 ) -> Tensor:
     """See `hashfield.ops.occupancy_update`."""
     device = starts.device
-    n_cells = aabb_scale.bit_length() * CELLS.value
+    n_cells = n_cells_of(aabb_scale)
     alive = torch.empty(n_cells, dtype=torch.uint8, device=device)
     lenses = set(table[:, 16].tolist())
     block = _block(n_cells)

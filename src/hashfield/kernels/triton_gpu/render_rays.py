@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashfield.geometry.spaces import box_low_of, n_cascades_of
 from hashfield.kernels.triton_gpu.common import count_of, launch, pack
 from hashfield.kernels.triton_gpu.composite import load3, opaque_share, store3
 from hashfield.kernels.triton_gpu.field import DeviceField, field_forward
@@ -256,13 +257,13 @@ class Frame:
         launch(
             _march_some, grid, self.origin, self.direction, self.t_min, self.t_max, self.words, self.coarse,
             self.lattice, alive, self.n_alive, self.next_n, self.counts, self.points, n, WAVES[min(wave, len(WAVES) - 1)],
-            self.room, N_CASCADES=options.aabb_scale.bit_length(), HAS_CONE=has_cone, **block,
+            self.room, N_CASCADES=n_cascades_of(options.aabb_scale), HAS_CONE=has_cone, **block,
         )  # fmt: skip
         torch.cumsum(self.counts, 0, dtype=torch.int32, out=self.ends)
         self.n_samples.copy_(self.ends[-1:])
         launch(
             _fill, grid, self.origin, self.direction, self.t_min, self.lattice, alive, self.n_alive, self.counts,
-            self.ends, self.points, 0.5 - 0.5 * options.aabb_scale, 1.0 / options.aabb_scale, self.positions,
+            self.ends, self.points, box_low_of(options.aabb_scale), 1.0 / options.aabb_scale, self.positions,
             self.directions, self.ts, self.dts, HAS_CONE=has_cone, TOGETHER=8, **block,
         )  # fmt: skip
         field_forward(self.field, self.positions, self.directions, self.n_samples, self.log_density, self.rgb)

@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashfield.geometry.spaces import box_low_of, n_cascades_of
 from hashfield.kernels.triton_gpu.common import count_of, launch
 from hashfield.kernels.triton_gpu.composite import load3, opaque_share, store3
 from hashfield.kernels.triton_gpu.field import DeviceField, field_backward, field_density, field_forward, scratch_width
@@ -502,7 +503,7 @@ def enqueue(
     b = buffers
     n, block = b.max_rays, ray_block(b.max_rays)
     grid = (b.n_blocks,)
-    n_cascades, inverse_side, box_min = aabb_scale.bit_length(), 1.0 / aabb_scale, 0.5 - 0.5 * aabb_scale
+    n_cascades, inverse_side, box_min = n_cascades_of(aabb_scale), 1.0 / aabb_scale, box_low_of(aabb_scale)
     weighted, ray_weight = batch.weight is not None, batch.jitter if batch.weight is None else batch.weight
     for wave, quota in enumerate(WAVES):
         part = slice(wave * b.wave_capacity, (wave + 1) * b.wave_capacity)
