@@ -374,6 +374,7 @@ def prepare_sweep(options: SweepNerf) -> Iterator[Subject]:
     views = PosedImages(
         cameras=tuple(test.cameras[k] for k in chosen), images=tuple(test.images[k] for k in chosen),
         names=tuple(test.names[k] for k in chosen),
+        masks=None if test.masks is None else [test.masks[k] for k in chosen],
     )  # fmt: skip
     box, base = scene.spaces.aabb_scale, PRESETS["fast"]
 

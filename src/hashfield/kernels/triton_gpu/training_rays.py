@@ -84,5 +84,5 @@ def training_rays(
     if n:
         pool = PixelPool(*(getattr(pool, f.name).contiguous() for f in fields(pool)))
         n_rays = torch.full((1,), n, dtype=torch.int32, device=device)
-        draw_rays(pool, lenses_of(pool.table), chosen.contiguous(), n_rays, box, out)
+        draw_rays(pool, lenses_of(pool.table), chosen.contiguous(), n_rays, box.contiguous(), out)
     return out  # pyright: ignore[reportReturnType]
