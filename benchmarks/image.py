@@ -145,7 +145,7 @@ def step_rows(path: Path, config: ImageConfig) -> list[dict]:
             **{k: t["p50"] / n * 1e9 for k, t in timings.items()},
             **{f"{k} ns": timings["train_points_ns"]["p50"] / n * 1e9 * v / total for k, v in stages.items()},
         }  # fmt: skip
-        layout, width, hidden = task.layout, task.config.n_neurons, task.config.n_hidden_layers
+        layout, width, hidden = task.config.grid().layout(2), task.config.n_neurons, task.config.n_hidden_layers
         table_bytes = layout.n_parameters * 2
         limits = gather_rates(table_bytes // layout.n_levels * 2)
         macs = layout.n_output * width + width * width * (hidden - 1) + width * picture.n_channels
