@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from hashfield.errors import ConfigError
 from hashfield.geometry.grid_layout import GridLayout, GridType, per_level_scale_between
+from hashfield.ops.render_rays import fused_kernels_cover
 
 RunPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 """What may be asked of a run's networks; each task's `precision` says what it makes of it."""
@@ -148,11 +149,14 @@ class RadianceFieldConfig:
 
     @property
     def is_fused(self) -> bool:
-        """Whether the fused kernels are made for such a field: a linear grid, one density layer, two colour layers."""
+        """Whether the fused kernels are made for such a field."""
         encoding = EncodingConfig.of(self.encoding)
-        has_usual_grid = encoding.otype == "Grid" and encoding.interpolation == "linear"
-        depths = self.density_network.n_hidden_layers, self.color_network.n_hidden_layers
-        return has_usual_grid and depths == (1, 2)
+        return fused_kernels_cover(
+            has_grid=encoding.otype == "Grid",
+            interpolation=encoding.interpolation,
+            density_layers=self.density_network.n_hidden_layers,
+            color_layers=self.color_network.n_hidden_layers,
+        )
 
     def __post_init__(self) -> None:
         if self.n_features < 1:

@@ -27,6 +27,17 @@ FieldPrecision = Literal["float32", "bfloat16", "float16"]
 """Number types in which a field's networks can run in the fused ops."""
 
 
+def fused_kernels_cover(*, has_grid: bool, interpolation: str, density_layers: int, color_layers: int) -> bool:
+    """Whether the fused kernels are made for a field of this shape: the one rule, for configurations and for numbers.
+
+    Args:
+        has_grid: Whether its encoding is a grid.
+        interpolation: How the grid is interpolated.
+        density_layers, color_layers: Hidden layers of its networks.
+    """
+    return has_grid and interpolation == "linear" and (density_layers, color_layers) == (1, 2)
+
+
 @dataclass(frozen=True)
 class FieldParameters:
     """The numbers of a radiance field as the fused ops take them: grid, density network, colour network.
@@ -67,8 +78,10 @@ class FieldParameters:
     @property
     def is_fused(self) -> bool:
         """Whether the fused kernels are made for such a field."""
-        usual = len(self.density_weights) == 2 and len(self.color_weights) == 3
-        return usual and self.encode is None and self.interpolation == "linear"
+        return fused_kernels_cover(
+            has_grid=self.encode is None, interpolation=self.interpolation,
+            density_layers=len(self.density_weights) - 1, color_layers=len(self.color_weights) - 1,
+        )  # fmt: skip
 
     def density(self, positions_unit: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         """Density per scene unit, by the small ops."""
