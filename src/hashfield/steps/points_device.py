@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hashfield.errors import CheckpointError
-from hashfield.geometry.grid_layout import GridLayout
 from hashfield.kernels.triton_gpu.common import count_of
 from hashfield.kernels.triton_gpu.encoded_mlp import DeviceNetwork
 from hashfield.kernels.triton_gpu.mlp import shape_of
@@ -38,22 +37,6 @@ from hashfield.steps.state import (
     trained_state,
     warn_of_other_bits,
 )
-
-
-def points_memory(layout: GridLayout, n_weights: int, n_points: int, n_outputs: int, n_pool_bytes: int) -> int:
-    """GPU memory that a run takes, nearly: what `DevicePointSteps` and PyTorch allocate, without the CUDA context.
-
-    Args:
-        layout: Sizes of the grid.
-        n_weights: Numbers in the matrices.
-        n_points: Points of a step.
-        n_outputs: Outputs of the network.
-        n_pool_bytes: Memory of what points are drawn from: a picture, or the points kept.
-    """
-    parameters = (layout.n_parameters + n_weights) * (4 * 4 + 2)  # value, gradient, two moments; the short copy
-    # Features and their cotangents in half precision, position, target, random bits.
-    points = n_points * (2 * 2 * layout.n_output + 4 * (layout.n_dims + n_outputs) + 8)
-    return parameters + points + n_pool_bytes
 
 
 class DevicePointSteps(CapturedSteps):

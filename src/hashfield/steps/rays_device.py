@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 
 from hashfield.errors import CheckpointError
-from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import PixelPool
 from hashfield.geometry.spaces import n_cells_of
 from hashfield.kernels.triton_gpu.camera_rays import lenses_of
@@ -29,6 +28,7 @@ from hashfield.nn.fields import RadianceField, field_parameters
 from hashfield.ops.eval_points import compute_precision
 from hashfield.ops.render_rays import FieldParameters
 from hashfield.steps.graphs import COMPUTE, CapturedSteps
+from hashfield.steps.memory import CELLS_AT_ONCE
 from hashfield.steps.occupancy import OccupancyGrid, stratified
 from hashfield.steps.optimizers import DeviceOptimizer, network_groups
 from hashfield.steps.protocol import StepResult
@@ -40,26 +40,6 @@ from hashfield.steps.state import State, generator_state, restore_trained, train
 RAY_GRADIENT = 4.0
 """Loss scale: what the gradient of a single ray's squared error is multiplied by. A ray's gradient is at most some
 units then, and 1e-4 at its faintest sample: both far from float16's ends."""
-CELLS_AT_ONCE = 2**19
-"""Cells of the occupancy grid that are asked together."""
-
-
-def rays_memory(layout: GridLayout, n_weights: int, batch: int, n_pixels: int, n_cells: int) -> int:
-    """GPU memory that a run takes, nearly: what `DeviceRaySteps` and PyTorch allocate, without the CUDA context.
-
-    Args:
-        layout: Sizes of the grid.
-        n_weights: Numbers in the matrices.
-        batch: Samples of a step.
-        n_pixels: Pixels of all training photos together.
-        n_cells: Cells of the occupancy grid.
-    """
-    parameters = (layout.n_parameters + n_weights) * (4 * 4 + 2)  # value, gradient, two moments; the short copy
-    max_rays = most_rays(batch)
-    # Per marched sample 28 bytes in three waves of four batches; per kept one 68 and its features twice.
-    samples = batch * (3 * 4 * 28 + 2 * (68 + 2 * 2 * layout.n_output)) + max_rays * (32 * 4 + 160)
-    refresh = min(n_cells, CELLS_AT_ONCE) * (28 + 2 * layout.n_output) + 21 * n_cells
-    return parameters + samples + 4 * n_pixels + refresh
 
 
 class DeviceRaySteps(CapturedSteps):

@@ -121,7 +121,7 @@ def gpu_memory(config: ImageConfig, width: int, height: int, n_channels: int, n_
         width, height, n_channels: Size and channels of the picture.
         n_pixel_bytes: Bytes of its numbers as stored, if they lie on the GPU; else 0.
     """
-    from hashfield.steps.points_device import points_memory
+    from hashfield.steps.memory import points_memory
 
     config = config.fitted(width, height)
     columns, rows = lattice_for(config.train.batch, width, height)

@@ -212,7 +212,7 @@ class NerfTask:
 
 def gpu_memory(config: NerfConfig, scene: Scene) -> int:
     """Bytes of GPU memory that a run takes, nearly."""
-    from hashfield.steps.rays_device import rays_memory
+    from hashfield.steps.memory import rays_memory
 
     field = config.field_config(scene.spaces.aabb_scale, 0.0)
     shapes = expected_shapes(field, scene.spaces).items()

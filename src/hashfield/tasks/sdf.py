@@ -219,7 +219,7 @@ def view_cameras(
 
 def gpu_memory(config: SdfConfig) -> int:
     """Bytes of GPU memory that a run takes, nearly."""
-    from hashfield.steps.points_device import points_memory
+    from hashfield.steps.memory import points_memory
 
     encoding, train = config.encoding.reaching(config.finest_resolution), config.train
     shapes = MLPConfig(config.n_neurons, config.n_hidden_layers).shapes(encoding.n_output(3), 1)
