@@ -255,11 +255,6 @@ class DeviceOptimizer:
         self.hyper = torch.zeros((1 + len(self.intervals) - 1 + len(self.flats), 4), device=device)
 
     @property
-    def matrices(self) -> list[Tensor]:
-        """The networks' matrices."""
-        return list(self.flats[0].group.tensors)
-
-    @property
     def short_flat(self) -> Tensor:
         """The matrices, one after another, as kernels read them."""
         return self.flats[0].short
