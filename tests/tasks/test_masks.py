@@ -39,7 +39,6 @@ def test_masked_pixels_are_never_drawn(has_alpha: bool) -> None:
     task = NerfTask(tiny_config(), given)
     task.begin()
     pool = task.steps.pool
-    assert pool is not None
     masks = np.concatenate([mask.reshape(-1) for mask in given.splits["train"].masks or []])
     drawn = np.concatenate(
         [int(pool.starts[k]) + first + np.arange(length) for k, first, length in pool.spans.tolist()]
@@ -47,6 +46,21 @@ def test_masked_pixels_are_never_drawn(has_alpha: bool) -> None:
     assert len(drawn) == len(set(drawn.tolist())) and masks[drawn].all()
     assert has_alpha or len(drawn) == masks.sum()  # every other pixel is
     assert float(task.step(0, 0.0).loss) < 10
+
+
+def test_masks_and_silhouettes_that_share_no_pixel_leave_what_the_masks_hold() -> None:
+    """Photos of which the masks hide every silhouette are learned from where the masks allow it, not everywhere."""
+    whole = small_scene()
+    views = whole.splits["train"]
+    masks = [np.zeros(image.shape[:2], bool) for image in views.images]
+    images = [image.copy() for image in views.images]
+    for image, mask in zip(images, masks, strict=True):
+        image[:, 40:, 3] = 0
+        mask[:, 60:] = True  # farther from what is left of the silhouette than its margin
+    views = replace(views, images=tuple(images), masks=masks)
+    task = NerfTask(tiny_config(), replace(whole, splits={**whole.splits, "train": views}))
+    task.begin()
+    assert task.steps.pool.n_pool == sum(int(mask.sum()) for mask in masks)
 
 
 def test_masked_pixels_carve_nothing_away() -> None:

@@ -12,7 +12,7 @@ import torch
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.tasks.nerf import NerfTask
 from hashfield.train import checkpoint as checkpoint_module
-from hashfield.train.checkpoint import load_checkpoint, save_checkpoint
+from hashfield.train.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from hashfield.train.loop import TrainOptions, planned_length, read_metrics, train
 from hashfield.train.run_folder import RunFolder
 from hashfield.train.task import StepResult
@@ -38,7 +38,7 @@ def test_a_run_resumed_in_the_middle_equals_the_unbroken_one_bit_for_bit(tmp_pat
     train(NerfTask(tiny_config(), small_scene(), seed=5), whole, TrainOptions(n_steps=60))
     first = train(NerfTask(tiny_config(), small_scene(), seed=5), parts, TrainOptions(n_steps=60, stop_after=30))
     assert first.stopped_by == "interrupted" and first.step == 30
-    assert planned_length(parts) == (60, None)
+    assert planned_length(parts, read_metadata(parts.checkpoint)) == (60, None)
     second = train(NerfTask(tiny_config(), small_scene(), seed=5), parts, TrainOptions(n_steps=60), resume=True)
     assert second.stopped_by == "done" and second.step == 60
     same(whole.checkpoint, parts.checkpoint)

@@ -55,6 +55,10 @@ class DemoKind:
     check: Callable[[], object] = lambda: None
     """Raises where something is missing that the demo needs, before anything is made."""
 
+    def __call__(self, arguments: list[str]) -> int:
+        """`demo KIND` with its arguments: the exit code."""
+        return demo_kind(self, arguments)
+
 
 def main(arguments: list[str]) -> int:
     """Run the verb: `demo`, or `demo KIND`."""

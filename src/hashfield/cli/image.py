@@ -12,13 +12,13 @@ import torch
 import tyro
 
 from hashfield.api import load
-from hashfield.cli.demo import DemoCommand, DemoKind, demo_kind
+from hashfield.cli.demo import DemoCommand, DemoKind
 from hashfield.cli.evaluate import write_figures
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
 from hashfield.cli.shared import DeviceName, parse, say, set_up
-from hashfield.cli.sweep import Subject, SweepKind, SweepOptions, sweep_kind
-from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, memory_for_run, say_memory, train_kind
+from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
+from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, memory_for_run, say_memory
 from hashfield.data.demo_picture import save_demo_picture
 from hashfield.data.pictures import MAX_PIXELS, Picture, read_picture, read_picture_header
 from hashfield.errors import ConfigError, DataError
@@ -450,18 +450,3 @@ SWEEP = SweepKind(
 DEMO = DemoKind(
     train=TRAIN, command=DemoImage, words="demo image", name="demo-image", sizes=(32, 8192), make=make_demo,
 )  # fmt: skip
-
-
-def train_image(arguments: list[str]) -> int:
-    """`train image` with its arguments."""
-    return train_kind(TRAIN, arguments)
-
-
-def demo_image(arguments: list[str]) -> int:
-    """`demo image` with its arguments."""
-    return demo_kind(DEMO, arguments)
-
-
-def sweep_image(arguments: list[str]) -> int:
-    """`sweep image` with its arguments."""
-    return sweep_kind(SWEEP, arguments)

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import tyro
 
-from hashfield.cli.demo import DemoCommand, DemoKind, demo_kind
+from hashfield.cli.demo import DemoCommand, DemoKind
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.shared import DeviceName, say
-from hashfield.cli.sweep import Subject, SweepKind, SweepOptions, sweep_kind
-from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory, train_kind
+from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
+from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.dataset import PosedImages
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
@@ -419,18 +419,3 @@ SWEEP = SweepKind(
     quality=("psnr", "held-out PSNR, dB"), columns=(("ssim", "SSIM"),), is_the_papers=True,
 )  # fmt: skip
 DEMO = DemoKind(train=TRAIN, command=Demo, words="demo", name="demo", sizes=(32, 4096), make=make_demo)
-
-
-def train_nerf(arguments: list[str]) -> int:
-    """`train nerf` with its arguments."""
-    return train_kind(TRAIN, arguments)
-
-
-def demo_nerf(arguments: list[str]) -> int:
-    """`demo` of a radiance field."""
-    return demo_kind(DEMO, arguments)
-
-
-def sweep_nerf(arguments: list[str]) -> int:
-    """`sweep nerf` with its arguments."""
-    return sweep_kind(SWEEP, arguments)

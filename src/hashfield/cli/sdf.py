@@ -11,13 +11,13 @@ import torch
 import tyro
 
 from hashfield.api import load
-from hashfield.cli.demo import DemoCommand, DemoKind, demo_kind
+from hashfield.cli.demo import DemoCommand, DemoKind
 from hashfield.cli.evaluate import write_figures
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.render import Render, render
 from hashfield.cli.shared import DeviceName, parse, say, set_up
-from hashfield.cli.sweep import Subject, SweepKind, SweepOptions, sweep_kind
-from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory, train_kind
+from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
+from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory
 from hashfield.data.demo_mesh import DEMO as DEMO_PATH
 from hashfield.data.demo_mesh import demo_mesh
 from hashfield.data.meshes import SourceMesh, check_mesh_packages, read_mesh
@@ -346,18 +346,3 @@ SWEEP = SweepKind(
 DEMO = DemoKind(train=TRAIN, command=DemoSdf, words="demo sdf", name="demo-sdf", sizes=None, make=make_demo,
     check=check_mesh_packages,
 )  # fmt: skip
-
-
-def train_sdf(arguments: list[str]) -> int:
-    """`train sdf` with its arguments."""
-    return train_kind(TRAIN, arguments)
-
-
-def demo_sdf(arguments: list[str]) -> int:
-    """`demo sdf` with its arguments."""
-    return demo_kind(DEMO, arguments)
-
-
-def sweep_sdf(arguments: list[str]) -> int:
-    """`sweep sdf` with its arguments."""
-    return sweep_kind(SWEEP, arguments)

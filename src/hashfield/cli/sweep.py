@@ -118,6 +118,10 @@ class SweepKind:
     is_the_papers: bool = False
     """Whether the paper's figure 2 is about this kind, so that its figures stand beside ours."""
 
+    def __call__(self, arguments: list[str]) -> int:
+        """`sweep KIND` with its arguments: the exit code."""
+        return sweep_kind(self, arguments)
+
 
 def sweep_kind(kind: SweepKind, arguments: list[str]) -> int:
     """`sweep KIND` with its arguments: the exit code."""

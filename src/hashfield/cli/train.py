@@ -126,6 +126,10 @@ class TrainKind:
     on_progress: Callable[[Any, RunFolder], Callable[[Progress], None]] | None = None
     """(task, run) -> what else sees the progress."""
 
+    def __call__(self, arguments: list[str]) -> int:
+        """`train KIND` with its arguments: the exit code."""
+        return train_kind(self, arguments)
+
 
 def train_kind(kind: TrainKind, arguments: list[str]) -> int:
     """`train KIND` with its arguments: the exit code."""
@@ -215,7 +219,7 @@ def make_plan(options: Any, defaults: Any, preset: str | None, default_seconds: 
             raise ConfigError("--resume: name the run to go on with by --out")
         resumed = RunFolder.open(options.out)
         metadata = read_metadata(resumed.checkpoint)
-        planned = planned_length(resumed)
+        planned = planned_length(resumed, metadata)
         if n_steps is None and max_seconds is None:
             n_steps, max_seconds = planned
         elif (n_steps, max_seconds) != planned:

@@ -1,22 +1,15 @@
 """Which steps a run takes: on a device that is never waited for, where its kernels cover the run, else on a host."""
 
-from typing import TYPE_CHECKING
-
+from hashfield.geometry.rays import PixelPool
 from hashfield.nn.config import RadianceFieldConfig, RunPrecision
 from hashfield.nn.fields import RadianceField
 from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.backend import runs_on_triton
 from hashfield.steps.pixel_source import PictureSource
 from hashfield.steps.points_host import HostPointSteps
+from hashfield.steps.protocol import PointSteps, RaySteps
 from hashfield.steps.rays_host import HostRaySteps
 from hashfield.steps.recipes import PointRecipe, RayRecipe
-
-if TYPE_CHECKING:  # needs triton
-    from hashfield.steps.points_device import DevicePointSteps
-    from hashfield.steps.rays_device import DeviceRaySteps
-
-    RaySteps = HostRaySteps | DeviceRaySteps
-    PointSteps = HostPointSteps | DevicePointSteps
 
 
 def captures_rays(field: RadianceFieldConfig, *, sparsity: float, total_variation: float) -> bool:
@@ -31,27 +24,28 @@ def captures_rays(field: RadianceFieldConfig, *, sparsity: float, total_variatio
     return field.is_fused and has_usual_output and fits and sparsity == total_variation == 0.0
 
 
-def ray_steps(field: RadianceField, recipe: RayRecipe, precision: RunPrecision) -> "RaySteps":
+def ray_steps(field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool) -> RaySteps:
     """The steps of a run on rays, where the field lies.
 
     Args:
         field: What is trained, in place.
         recipe: What stays the same in every step.
         precision: Number type of lookups and networks, as asked for.
+        pool: Pixels to draw rays from.
     """
     device = next(field.parameters()).device
     covers = captures_rays(field.config, sparsity=recipe.sparsity, total_variation=recipe.total_variation)
     if runs_on_triton(device) and covers:
         from hashfield.steps.rays_device import DeviceRaySteps
 
-        return DeviceRaySteps(field, recipe, precision)
-    return HostRaySteps(field, recipe, precision)
+        return DeviceRaySteps(field, recipe, precision, pool)
+    return HostRaySteps(field, recipe, precision, pool)
 
 
 def point_steps(
     field: NetworkWithEncoding, recipe: PointRecipe, precision: RunPrecision, source: PictureSource | None = None, *,
     draws_there: bool = False,
-) -> "PointSteps":  # fmt: skip
+) -> PointSteps:  # fmt: skip
     """The steps of a run on points, where the network lies.
 
     Args:

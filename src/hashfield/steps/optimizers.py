@@ -252,7 +252,7 @@ class DeviceOptimizer:
             self.moments |= flat.moments
         device = self.table.device
         # Rows 16 bytes apart, as all that kernels get. The first is the step's; the others are made of it.
-        self.hyper = torch.zeros((1 + len(self.intervals) - 1 + len(self.flats), 4), device=device)
+        self.hyper = torch.zeros((len(self.intervals) + len(self.flats), 4), device=device)
 
     @property
     def short_flat(self) -> Tensor:

@@ -50,11 +50,10 @@ def flat_masks(masks: Sequence[np.ndarray], device: torch.device = _CPU) -> UInt
 
 
 def masked_pool(pool: PixelPool, masks: UInt8[Tensor, " n_pixels"]) -> PixelPool:
-    """A pool of these photos that is drawn from only where a mask is not 0. Where it is 0 everywhere, every pixel is
-    drawn from.
+    """A pool of these photos that is drawn from only where a mask is not 0; the pool itself where it is 0 everywhere.
 
     Args:
-        pool: A pool of whole photos.
+        pool: Photos. Which of their pixels it is drawn from does not matter.
         masks: Masks of all photos, one after another, row by row.
     """
     runs = [

@@ -26,8 +26,7 @@ from hashfield.ops.eval_points import EncodedNetwork, eval_points
 from hashfield.steps.graphs import COMPUTE, CapturedSteps
 from hashfield.steps.optimizers import DeviceOptimizer, network_groups
 from hashfield.steps.pixel_source import PictureSource
-from hashfield.steps.points_host import Batch
-from hashfield.steps.protocol import StepResult
+from hashfield.steps.protocol import Batch, StepResult
 from hashfield.steps.recipes import PointRecipe
 from hashfield.steps.state import (
     State,
@@ -40,7 +39,7 @@ from hashfield.steps.state import (
 
 
 class DevicePointSteps(CapturedSteps):
-    """The steps of a run on points; see `protocol.Steps`."""
+    """The steps of a run on points; see `protocol.PointSteps`."""
 
     is_captured = True
 
@@ -87,12 +86,8 @@ class DevicePointSteps(CapturedSteps):
         """The network's numbers as they are now."""
         return encoded_network(self.field, None, self.asked_precision)
 
-    def warm_up(self, batch: Batch | None = None) -> None:
-        """Compile every kernel of a step and of inference, by running them on no points and on a few.
-
-        Args:
-            batch: A batch of a few points, where there is no source.
-        """
+    def warm_up(self) -> None:
+        """See `protocol.Steps`: runs the kernels of a step on no points, and those of inference on a few."""
         random = self.generator.get_state()
         self.n_live.zero_()
         self.hyper.zero_()
@@ -103,17 +98,12 @@ class DevicePointSteps(CapturedSteps):
         self.n_live.fill_(len(self.positions))
         self.generator.set_state(random)
         few = torch.zeros((4, self.positions.shape[1]), dtype=self.positions.dtype, device=self.device)
-        eval_points(self.values(), few if batch is None else batch[0])
+        eval_points(self.values(), few)
         if self.source is not None and not self.draws_there:
             self.source.few().draw(np.random.default_rng(0))
 
     def step(self, rate: float, batch: Batch | None = None) -> StepResult:
-        """Launch one step; its figures stay on the device.
-
-        Args:
-            rate: The schedule's learning rate.
-            batch: Where there is no source; on any device.
-        """
+        """Launch one step, whose figures stay on the device; see `protocol.PointSteps`."""
         if not self.draws_there:
             if batch is None:
                 assert self.source is not None, "steps without a source are given their batches"

@@ -17,7 +17,7 @@ from hashfield.ops.eval_points import EncodedNetwork, eval_points
 from hashfield.ops.train_points import PointsWorkspace, train_points
 from hashfield.steps.optimizers import HostOptimizer, network_groups
 from hashfield.steps.pixel_source import PictureSource
-from hashfield.steps.protocol import StepResult
+from hashfield.steps.protocol import Batch, StepResult
 from hashfield.steps.recipes import PointRecipe
 from hashfield.steps.state import (
     State,
@@ -28,12 +28,9 @@ from hashfield.steps.state import (
     warn_of_other_bits,
 )
 
-Batch = tuple[Tensor, Tensor]
-"""Positions in unit space [n, n_dims] and what the network should say there [n, n_outputs]."""
-
 
 class HostPointSteps:
-    """The steps of a run on points; see `protocol.Steps`."""
+    """The steps of a run on points; see `protocol.PointSteps`."""
 
     is_captured = False
 
@@ -61,31 +58,25 @@ class HostPointSteps:
         """The network's numbers as they are now."""
         return encoded_network(self.field, self.optimizer.table_bf16, self.asked_precision)
 
-    def warm_up(self, batch: Batch | None = None) -> None:
-        """Compile every kernel of a step and of inference, on a few points that change nothing.
-
-        Args:
-            batch: A batch of a few points, where there is no source.
-        """
+    def warm_up(self) -> None:
+        """See `protocol.Steps`: runs the kernels of a step and of inference on a few points."""
         network, recipe = self.values(), self.recipe
-        positions, target = self._few() if batch is None else batch
+        positions, target = self._few(network)
         found = train_points(network, positions, target, PointsWorkspace(network, len(target)), loss=recipe.loss)
         scratch = network_groups(torch.zeros_like(network.table), [torch.zeros_like(w) for w in network.weights])
         gradients = {"table": [torch.zeros_like(network.table)], "matrices": found.grad_weights}
         HostOptimizer(scratch).step(gradients, 1e-3)
         eval_points(network, positions)
 
-    def _few(self) -> Batch:
-        assert self.source is not None, "steps without a source are given their batches"
-        return self._here(self.source.few().draw(np.random.default_rng(0)))
+    def _few(self, network: EncodedNetwork) -> Batch:
+        if self.source is not None:
+            return self._here(self.source.few().draw(np.random.default_rng(0)))
+        kind = torch.int32 if self.recipe.is_fixed_point else torch.float32
+        positions = torch.zeros((4, network.layout.n_dims), dtype=kind, device=self.device)
+        return positions, torch.zeros((4, network.n_outputs), device=self.device)
 
     def step(self, rate: float, batch: Batch | None = None) -> StepResult:
-        """Train once.
-
-        Args:
-            rate: The schedule's learning rate.
-            batch: Where there is no source.
-        """
+        """Train once; see `protocol.PointSteps`."""
         if batch is None:
             assert self.source is not None, "steps without a source are given their batches"
             batch = self._here(self.source.draw(self.random))

@@ -43,15 +43,16 @@ units then, and 1e-4 at its faintest sample: both far from float16's ends."""
 
 
 class DeviceRaySteps(CapturedSteps):
-    """The steps of a run on rays; see `protocol.Steps`."""
+    """The steps of a run on rays; see `protocol.RaySteps`."""
 
     is_captured = True
 
-    def __init__(self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision) -> None:
+    def __init__(self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool) -> None:
         """Args:
         field: What is trained, in place; on the device. One that `choice.captures_rays` accepts.
         recipe: What stays the same in every step.
         precision: Number type of lookups and networks, as asked for.
+        pool: Pixels to draw rays from; on the device.
         """
         encoding = field.encoding
         assert isinstance(encoding, GridEncoding), "see choice.captures_rays"
@@ -84,9 +85,7 @@ class DeviceRaySteps(CapturedSteps):
         self.bits = torch.zeros(n_cells // 8, dtype=torch.uint8, device=device)
         self.words, self.coarse = as_words(self.bits)
         self.box_buffer = torch.zeros(6, dtype=torch.float64, device=device)
-        self.pool: PixelPool | None = None
-        self.lenses: dict[str, bool] = {}
-        self.n_pool = 0
+        self.draw_from(pool)
         self.grid: OccupancyGrid | None = None
         self.next_refresh = self.n_refreshes = 0
         self._step_scale = 0.0
@@ -100,26 +99,20 @@ class DeviceRaySteps(CapturedSteps):
         """The field's numbers as they are now."""
         return field_parameters(self.field, None, self.asked_precision)
 
-    def begin(self, pool: PixelPool, alive: Bool[Tensor, " n_cells"], box: Float64[Tensor, " 6"] | None = None) -> None:
-        """Start a fresh run; see `HostRaySteps.begin`.
+    def draw_from(self, pool: PixelPool) -> None:
+        """See `protocol.RaySteps`."""
+        self.pool, self.lenses, self.n_pool = pool, lenses_of(pool.table), pool.n_pool
+        self._forget_graphs()
 
-        Args:
-            pool: Pixels to draw rays from.
-            alive: Cells that can hold anything.
-            box: (x0, y0, z0, x1, y1, z1) in scene space, to which rays are clipped; None: that of the living cells.
-        """
+    def begin(self, alive: Bool[Tensor, " n_cells"], box: Float64[Tensor, " 6"] | None = None) -> None:
+        """See `protocol.RaySteps`."""
         grid = OccupancyGrid.start(alive, self.recipe.aabb_scale)
-        self._set_scene(pool, grid, grid.living_box() if box is None else box)
+        self._set_scene(grid, grid.living_box() if box is None else box)
 
-    def _set_scene(self, pool: PixelPool, grid: OccupancyGrid, box: Tensor) -> None:
-        self._set_pool(pool)
+    def _set_scene(self, grid: OccupancyGrid, box: Tensor) -> None:
         self.box_buffer.copy_(box)
         self.grid = grid
         grid.bits = self._took(grid.bits)
-
-    def _set_pool(self, pool: PixelPool) -> None:
-        self.pool, self.lenses, self.n_pool = pool, lenses_of(pool.table), pool.n_pool
-        self._forget_graphs()
 
     def _took(self, bits: UInt8[Tensor, " n_bytes"]) -> UInt8[Tensor, " n_bytes"]:
         """The buffer that the march reads, holding these bits."""
@@ -129,14 +122,8 @@ class DeviceRaySteps(CapturedSteps):
         return self.bits
 
     def step(self, step: int, rate: float, step_scale: float, *, has_total_variation: bool = False) -> StepResult:
-        """Refresh the occupancy grid if it is due, then launch one step; its figures stay on the device.
-
-        Args:
-            step: Counts from 0.
-            rate: The schedule's learning rate.
-            step_scale: Length of the march's step, in units of the finest.
-            has_total_variation: Not supported here, see `choice.captures_rays`.
-        """
+        """Refresh the occupancy grid if it is due, then launch one step; see `protocol.RaySteps`. Figures stay on the
+        device."""
         assert self.grid is not None and not has_total_variation, "begin() or restore() comes first"
         if step >= self.next_refresh and step > 0:
             self._refresh(step, self.grid)
@@ -150,7 +137,6 @@ class DeviceRaySteps(CapturedSteps):
 
     def _enqueue(self, due_interval: int = 1) -> None:
         r = self.recipe
-        assert self.pool is not None, "a pool comes first"
         self.chosen.random_(0, self.n_pool, generator=self.generator)
         self.noise.uniform_(generator=self.generator)
         draw_rays(self.pool, self.lenses, self.chosen, self.n_rays, self.box_buffer, self.drawn)
@@ -168,13 +154,8 @@ class DeviceRaySteps(CapturedSteps):
         self.n_refreshes += 1
         self.next_refresh = upkeep.next_step(step)
 
-    def warm_up(self, pool: PixelPool) -> None:
-        """Compile every kernel of a step and of a refresh, by running them on no rays and few cells.
-
-        Args:
-            pool: Any pixels of the scene.
-        """
-        self._set_pool(pool)
+    def warm_up(self) -> None:
+        """See `protocol.Steps`: runs the kernels of a step and of a refresh on no rays and few cells."""
         random, n_rays = self.generator.get_state(), self.n_rays.clone()
         self.n_rays.zero_()
         self.buffers.hyper.zero_()
@@ -205,18 +186,8 @@ class DeviceRaySteps(CapturedSteps):
         }  # fmt: skip
         return tensors, values
 
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], pool: PixelPool | None = None) -> None:
-        """Take back what `state` gave.
-
-        Args:
-            tensors: Tensors of `state`, by name.
-            values: Its JSON values.
-            pool: Pixels to draw rays from.
-
-        Raises:
-            CheckpointError: something is missing, or does not fit this run.
-        """
-        assert pool is not None, "steps on rays are given their pool"
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """See `protocol.Steps`."""
         restore_trained(self.field, self.optimizer, tensors, values)
         grid, box = restored_grid(tensors, self.recipe.aabb_scale, self.device)
         try:
@@ -226,7 +197,7 @@ class DeviceRaySteps(CapturedSteps):
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"checkpoint: state: missing or wrong: {error}") from error
         warn_of_other_bits(values, self.precision, follows_threads=False)
-        self._set_scene(pool, grid, box)
+        self._set_scene(grid, box)
         self.n_rays.fill_(min(n_rays, self.max_rays))
         if "device_random" in values:
             self._restore_random(values["device_random"])

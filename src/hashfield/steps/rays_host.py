@@ -44,17 +44,18 @@ LONGEST_RAYS = 2**14
 
 
 class HostRaySteps:
-    """The steps of a run on rays; see `protocol.Steps`."""
+    """The steps of a run on rays; see `protocol.RaySteps`."""
 
     is_captured = False
 
-    def __init__(self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision) -> None:
+    def __init__(self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool) -> None:
         """Args:
         field: What is trained, in place.
         recipe: What stays the same in every step.
         precision: Number type of lookups and networks, as asked for.
+        pool: Pixels to draw rays from.
         """
-        self.field, self.recipe = field, recipe
+        self.field, self.recipe, self.pool = field, recipe, pool
         self.asked_precision: RunPrecision = precision
         table = table_of(field.encoding)
         self.device = table.device
@@ -67,7 +68,6 @@ class HostRaySteps:
         self.random = host_generators(recipe.seed)
         self.n_rays = first_rays(recipe.batch)
         self.next_refresh = self.n_refreshes = 0
-        self.pool: PixelPool | None = None
         self.grid: OccupancyGrid | None = None
         self.box: Float64[Tensor, " 6"] | None = None
 
@@ -75,27 +75,17 @@ class HostRaySteps:
         """The field's numbers as they are now."""
         return field_parameters(self.field, self.optimizer.table_bf16, self.asked_precision)
 
-    def begin(self, pool: PixelPool, alive: Bool[Tensor, " n_cells"], box: Float64[Tensor, " 6"] | None = None) -> None:
-        """Start a fresh run.
-
-        Args:
-            pool: Pixels to draw rays from.
-            alive: Cells that can hold anything.
-            box: (x0, y0, z0, x1, y1, z1) in scene space, to which rays are clipped; None: that of the living cells.
-        """
+    def draw_from(self, pool: PixelPool) -> None:
+        """See `protocol.RaySteps`."""
         self.pool = pool
+
+    def begin(self, alive: Bool[Tensor, " n_cells"], box: Float64[Tensor, " 6"] | None = None) -> None:
+        """See `protocol.RaySteps`."""
         self.grid = OccupancyGrid.start(alive, self.recipe.aabb_scale)
         self.box = self.grid.living_box() if box is None else box
 
     def step(self, step: int, rate: float, step_scale: float, *, has_total_variation: bool = False) -> StepResult:
-        """Refresh the occupancy grid if it is due, then train on one batch of rays.
-
-        Args:
-            step: Counts from 0.
-            rate: The schedule's learning rate.
-            step_scale: Length of the march's step, in units of the finest.
-            has_total_variation: Whether the grid's total variation is part of the loss now.
-        """
+        """Refresh the occupancy grid if it is due, then train on one batch of rays; see `protocol.RaySteps`."""
         recipe, grid = self.recipe, self.grid
         assert grid is not None, "begin() or restore() comes first"
         if step >= self.next_refresh and step > 0:
@@ -120,7 +110,7 @@ class HostRaySteps:
 
     def _draw(self, n: int) -> RayBatch:
         """A batch of n rays through pixels of the pool, with the noise that they need."""
-        assert self.pool is not None and self.box is not None
+        assert self.box is not None
         chosen = self.random["pixels"].integers(0, self.pool.n_pool, n)
         jitter = self.random["rays"].random(n, dtype=np.float32)
         background = self.random["rays"].random((n, 3), dtype=np.float32)
@@ -153,12 +143,8 @@ class HostRaySteps:
         self.n_refreshes += 1
         self.next_refresh = upkeep.next_step(step)
 
-    def warm_up(self, pool: PixelPool) -> None:
-        """Compile every kernel of a step by calling it on next to nothing. Changes nothing.
-
-        Args:
-            pool: Any pixels of the scene.
-        """
+    def warm_up(self) -> None:
+        """See `protocol.Steps`."""
         field, generator, recipe = self.values(), np.random.default_rng(0), self.recipe
         living = torch.zeros(n_cells_of(recipe.aabb_scale), dtype=torch.bool, device=self.device)
         living[:1] = True
@@ -167,7 +153,7 @@ class HostRaySteps:
         box = torch.tensor([0.0, 0, 0, 1, 1, 1], dtype=torch.float64, device=self.device)
         none = torch.zeros(2, 3, device=self.device)
         chosen = torch.zeros(2, dtype=torch.int64, device=self.device)
-        batch = training_rays(chosen, pool, box, jitter=none[:, 0].contiguous(), background=none)
+        batch = training_rays(chosen, self.pool, box, jitter=none[:, 0].contiguous(), background=none)
         workspace = TrainWorkspace(field, 1024)
         options = MarchOptions(recipe.aabb_scale, recipe.cone_angle)
         result = train_rays(field, batch, grid.bits, options, workspace)
@@ -189,17 +175,8 @@ class HostRaySteps:
         }  # fmt: skip
         return tensors, values
 
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], pool: PixelPool | None = None) -> None:
-        """Take back what `state` gave.
-
-        Args:
-            tensors: Tensors of `state`, by name.
-            values: Its JSON values.
-            pool: Pixels to draw rays from.
-
-        Raises:
-            CheckpointError: something is missing, or does not fit this run.
-        """
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """See `protocol.Steps`."""
         restore_trained(self.field, self.optimizer, tensors, values)
         grid, box = restored_grid(tensors, self.recipe.aabb_scale, self.device)
         try:
@@ -215,7 +192,7 @@ class HostRaySteps:
         if is_moved:
             logger.warning("the run was begun on another device and goes on here: with other random numbers")
         warn_of_other_bits(values, self.precision, follows_threads=not is_moved)
-        self.pool, self.grid, self.box = pool, grid, box
+        self.grid, self.box = grid, box
 
 
 def host_generators(seed: int) -> dict[str, np.random.Generator]:

@@ -1,8 +1,7 @@
 """The kinds of things that can be learned, and where each one's parts are. Nothing is imported until it is asked for.
 
 A new kind is three files here (as `sdf_config`, `sdf_model` and `sdf`), a file of commands in `cli` (as
-`cli/sdf.py`), and an entry of `KINDS`. Below `tasks` no code names a kind, and in `cli` only
-that file does.
+`cli/sdf.py`), and an entry of `KINDS`. Below `tasks` no code names a kind, and in `cli` only that file does.
 """
 
 import importlib
@@ -25,7 +24,7 @@ class Kind:
     module: str
     """Holds `load_model(source, device)`: the model in a checkpoint, opened or not."""
     commands: dict[str, str]
-    """Verb of the command line -> "module:function" that takes the verb's arguments and returns the exit code. "train",
+    """Verb of the command line -> "module:name" of what takes the verb's arguments and returns the exit code. "train",
     "demo" and "sweep" get what follows the kind's name, "render" and "evaluate" all of their arguments."""
 
     def load_model(self, source: Any, device: Any) -> Any:
@@ -38,11 +37,11 @@ class Kind:
         return importlib.import_module(self.module).load_model(source, device)
 
     def command(self, verb: str) -> Callable[[list[str]], int] | None:
-        """The function behind a verb, or None where this kind has none."""
+        """What runs a verb, or None where this kind has none."""
         if verb not in self.commands:
             return None
-        module, _, function = self.commands[verb].partition(":")
-        return getattr(importlib.import_module(module), function)
+        module, _, name = self.commands[verb].partition(":")
+        return getattr(importlib.import_module(module), name)
 
 
 KINDS: Final = (
@@ -51,24 +50,36 @@ KINDS: Final = (
         "a radiance field from photos with camera poses",
         "hashfield.tasks.nerf_model",
         {
-            "train": "hashfield.cli.nerf:train_nerf",
-            "demo": "hashfield.cli.nerf:demo_nerf",
+            "train": "hashfield.cli.nerf:TRAIN",
+            "demo": "hashfield.cli.nerf:DEMO",
+            "sweep": "hashfield.cli.nerf:SWEEP",
             "render": "hashfield.cli.render:render_nerf",
             "evaluate": "hashfield.cli.evaluate:evaluate_nerf",
-            "sweep": "hashfield.cli.nerf:sweep_nerf",
         },
     ),
     Kind(
         "image",
         "a picture of any size as a function from position to colour",
         "hashfield.tasks.image_model",
-        {verb: f"hashfield.cli.image:{verb}_image" for verb in ("train", "demo", "render", "evaluate", "sweep")},
+        {
+            "train": "hashfield.cli.image:TRAIN",
+            "demo": "hashfield.cli.image:DEMO",
+            "sweep": "hashfield.cli.image:SWEEP",
+            "render": "hashfield.cli.image:render_image",
+            "evaluate": "hashfield.cli.image:evaluate_image",
+        },
     ),
     Kind(
         "sdf",
         "a signed distance from a mesh",
         "hashfield.tasks.sdf_model",
-        {verb: f"hashfield.cli.sdf:{verb}_sdf" for verb in ("train", "demo", "render", "evaluate", "sweep")},
+        {
+            "train": "hashfield.cli.sdf:TRAIN",
+            "demo": "hashfield.cli.sdf:DEMO",
+            "sweep": "hashfield.cli.sdf:SWEEP",
+            "render": "hashfield.cli.sdf:render_sdf",
+            "evaluate": "hashfield.cli.sdf:evaluate_sdf",
+        },
     ),
 )
 """All of them; the first is the one meant where none is named."""

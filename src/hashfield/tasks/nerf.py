@@ -67,7 +67,7 @@ class NerfTask:
         init = torch.Generator().manual_seed(seed)
         field_config = config.field_config(self.spaces.aabb_scale, self.density_bias)
         self.field = RadianceField(field_config, generator=init).to(device)
-        self.steps = ray_steps(self.field, self._recipe(), config.precision)
+        self.steps = ray_steps(self.field, self._recipe(), config.precision, self.pool)
 
     def _density_bias(self) -> float:
         if self.config.density_bias is not None:
@@ -103,7 +103,7 @@ class NerfTask:
     def warm_up(self) -> None:
         """Compile every kernel of a run by calling it on next to nothing."""
         pool, spaces, device = self.pool, self.spaces, self.device
-        self.steps.warm_up(pool)
+        self.steps.warm_up()
         if self.steps.is_captured and device.type != "cuda":
             return  # an interpreter compiles nothing
         # One pixel of one photo for a device, none for a host: that is enough to compile.
@@ -134,7 +134,8 @@ class NerfTask:
         whole = [*self.spaces.box_min, *self.spaces.box_max]
         # Uncarved, nearly the whole box lives.
         box = None if self.is_carved else torch.tensor(whole, dtype=torch.float64, device=self.device)
-        self.steps.begin(self._training_pool(), alive, box)
+        self.steps.draw_from(self._training_pool())
+        self.steps.begin(alive, box)
 
     def _silhouettes(self, margin_px: int) -> UInt8[Tensor, " n_pixels"] | None:
         pool = self.pool
@@ -146,10 +147,11 @@ class NerfTask:
 
     def _training_pool(self) -> PixelPool:
         """The pixels that rays are drawn from: within silhouettes, and not left out by the photos' masks."""
-        masks = self._silhouettes(self.config.occupancy.pixel_margin_px)
-        if self.masks is not None:
-            masks = self.masks if masks is None else masks * self.masks
-        return self.pool if masks is None else masked_pool(self.pool, masks)
+        pool = self.pool if self.masks is None else masked_pool(self.pool, self.masks)
+        inside = self._silhouettes(self.config.occupancy.pixel_margin_px)
+        if inside is None:
+            return pool
+        return masked_pool(pool, inside if self.masks is None else inside * self.masks)
 
     def step(self, step: int, fraction: float) -> StepResult:
         """One batch of rays through the whole pipeline, and the grid's refresh when it is due."""
@@ -176,7 +178,8 @@ class NerfTask:
         Raises:
             CheckpointError: it does not fit this task's configuration.
         """
-        self.steps.restore(tensors, values, self._training_pool())
+        self.steps.draw_from(self._training_pool())
+        self.steps.restore(tensors, values)
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""

@@ -112,14 +112,14 @@ class SdfTask:
             n_points=train.batch, loss="mape", l2=train.l2, has_squared_error=False, seed=seed
         )  # fmt: skip
         self.steps = point_steps(self.field, recipe, config.precision)
-        self.samples = self._samples(train.batch, makes_ahead=device.type == "cuda")
+        self.samples = self._samples(makes_ahead=device.type == "cuda")
         up = (0.0, 0.0, 1.0) if mesh.path.suffix.lower() == ".stl" else (0.0, 1.0, 0.0)
         self.cameras = {"orbit": view_cameras(mesh.box, up)}
 
-    def _samples(self, n_points: int, makes_ahead: bool = False) -> MeshSamples:
+    def _samples(self, makes_ahead: bool) -> MeshSamples:
         train = self.config.train
         return MeshSamples(
-            self.truth.query, self.truth.box, seed=self.seed, n_points=n_points, surface_share=train.surface_share,
+            self.truth.query, self.truth.box, seed=self.seed, n_points=train.batch, surface_share=train.surface_share,
             near_share=train.near_share, noise=train.noise * HALF_DIAGONAL / 1024,
             steps_per_chunk=train.steps_per_chunk, n_chunks=train.n_chunks, device=self.device,
             makes_ahead=makes_ahead,
@@ -129,9 +129,8 @@ class SdfTask:
 
     def warm_up(self) -> None:
         """Compile every kernel of a run by calling it on next to nothing."""
-        few = self._samples(64).chunk(0).to(self.device)
         self.samples.wait_until_ready()
-        self.steps.warm_up((few.positions_unit, few.distance))
+        self.steps.warm_up()
         if not self.steps.is_captured or self.device.type == "cuda":  # an interpreter compiles nothing
             self.model().render(self.cameras["orbit"][0].resized(2, 2))
         if self.device.type == "cuda":

@@ -16,7 +16,7 @@ from torch import Tensor
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.log import logger
 from hashfield.steps.protocol import StepResult
-from hashfield.train.checkpoint import load_checkpoint, read_metadata, save_checkpoint, write_aside
+from hashfield.train.checkpoint import load_checkpoint, save_checkpoint, write_aside
 from hashfield.train.run_folder import RunFolder
 from hashfield.train.task import Task
 
@@ -269,9 +269,12 @@ def _progress(
     )
 
 
-def planned_length(run: RunFolder) -> tuple[int | None, float | None]:
-    """(n_steps, max_seconds) that the run in a folder was planned with."""
-    metadata = read_metadata(run.checkpoint)
+def planned_length(run: RunFolder, metadata: dict[str, Any]) -> tuple[int | None, float | None]:
+    """(n_steps, max_seconds) that a run was planned with.
+
+    Raises:
+        CheckpointError: its metadata say no such thing; the text names the run's checkpoint.
+    """
     loop = _loop_state(run, metadata, metadata.get("task", ""))
     return loop["n_steps"], loop["max_seconds"]
 
