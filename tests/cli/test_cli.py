@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, writes, refuses, and its exit codes."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hashfield.cli import train
 from hashfield.cli.main import VERBS, run
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 
@@ -123,6 +125,20 @@ def test_resume_goes_on_with_the_plan(photos: Path, tmp_path: Path, capsys):
     assert run([*arguments, "--resume", "--preset", "paper"]) == 0
     assert "those given here are ignored" in capsys.readouterr().out
     assert "--downscale" in fails(capsys, *arguments, "--resume", "--downscale", "2")
+
+
+def test_the_command_that_is_shown_goes_on_with_the_run(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As printed, it reads the same photos again: at the size that the run was begun with."""
+    out = tmp_path / "a run"
+    plan = train.TrainOptions
+    monkeypatch.setattr(train, "TrainOptions", lambda **length: plan(**length, stop_after=5))
+    assert run(["train", "nerf", str(photos), "--out", str(out), "--n-steps", "8", "--downscale", "2", *QUICK]) == 130
+    shown = capsys.readouterr().out.partition("go on with: hashfield ")[2].strip()
+    monkeypatch.undo()
+    assert run(shlex.split(shown)) == 0
+    assert "trained 8 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,11 @@ def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def same_data(options: TrainNerf) -> str:
+    """The options that make the photos what they are."""
+    return f"--downscale {options.downscale}" if options.downscale > 1 else ""
+
+
 def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) -> None:
     """Raise unless the photos read are as many and as large as those the run was begun with.
 
@@ -412,7 +417,8 @@ def prepare_sweep(options: SweepNerf) -> Iterator[Subject]:
 SMALLER = "--train.batch, --encoding.log2-hashmap-size or --downscale"
 TRAIN = TrainKind(
     name="nerf", command=TrainNerf, presets=PRESETS, suits=preset_for, prepare=prepare_nerf, finish=finish,
-    resumed=stored_options, smaller=f"{SMALLER} (or --preset fast)", render_options="--views orbit --format mp4",
+    resumed=stored_options, same_data=same_data, smaller=f"{SMALLER} (or --preset fast)",
+    render_options="--views orbit --format mp4",
 )  # fmt: skip
 SWEEP = SweepKind(
     name="nerf", command=SweepNerf, prepare=prepare_sweep, max_samples=2**22, n_dims=3,

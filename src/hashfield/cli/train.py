@@ -123,6 +123,8 @@ class TrainKind:
     """What to make smaller where memory runs out."""
     render_options: str = ""
     """What a first `hashfield render RUN` is given."""
+    same_data: Callable[[Any], str] = lambda options: ""
+    """Options -> what reads the same data again, for the command that is shown to go on with a run."""
     on_progress: Callable[[Any, RunFolder], Callable[[Progress], None]] | None = None
     """(task, run) -> what else sees the progress."""
 
@@ -151,7 +153,8 @@ def train_kind(kind: TrainKind, arguments: list[str]) -> int:
         say(f"run folder: {run.path}; preset {plan.config.preset}{about}")
         write_config(run, task, plan.length)
         # Quoted, so that a path with spaces can be copied too.
-        resume = f"hashfield train {kind.name} {quote(str(options.path))} --out {quote(str(run.path))} --resume"
+        same = f"{quote(str(options.path))} {kind.same_data(options)}".rstrip()
+        resume = f"hashfield train {kind.name} {same} --out {quote(str(run.path))} --resume"
         on_progress = None if kind.on_progress is None else kind.on_progress(task, run)
         result = run_training(task, run, plan.length, plan.resumed is not None, resume, on_progress)
         if options.tensorboard:
