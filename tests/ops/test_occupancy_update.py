@@ -21,7 +21,7 @@ N_CELLS = CELLS_PER_CASCADE
 
 @pytest.mark.parametrize(
     ("name", "aabb_scale", "is_masked"),
-    [("pinhole", 1, False), ("fisheye", 1, False), ("inside", 2, True), ("two", 1, True)],
+    [("pinhole", 1, False), ("fisheye", 1, False), ("inside", 2, True), ("two", 1, True), ("panorama", 2, True)],
 )
 def test_carving_agrees_with_reference(name: str, aabb_scale: int, is_masked: bool) -> None:
     cameras = CARVING_CAMERAS[name]

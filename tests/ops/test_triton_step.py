@@ -295,7 +295,7 @@ def test_upkeep_of_the_grid_agrees_with_the_reference(backend: Backend) -> None:
 
 
 @on_triton
-@pytest.mark.parametrize("name", ["pinhole", "fisheye", "two"])
+@pytest.mark.parametrize("name", ["pinhole", "fisheye", "two", "panorama"])
 def test_carving_agrees(backend: Backend, name: str) -> None:
     views, there = CARVING_CAMERAS[name], device()
     widths, heights = (torch.tensor([getattr(c, side) for c in views]) for side in ("width", "height"))
