@@ -44,8 +44,9 @@ def task_of(kind: str, folder: Path):
             Image.fromarray(np.stack([x, y, x * y % 256], -1).astype(np.uint8)).save(path)
         return ImageTask(PRESETS["default"], read_picture(path))
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from hashfield.tasks.nerf import NerfTask
     from tests.tasks.scenes import small_scene, tiny_config
+
+    from hashfield.tasks.nerf import NerfTask
 
     return NerfTask(tiny_config(), small_scene())
 

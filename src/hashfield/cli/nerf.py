@@ -45,7 +45,9 @@ class TrainNerf(TrainCommand):
     downscale: int = 1
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
-    """GiB that the decoded photos may take."""
+    """GiB that the decoded photos may take; more of them lie in files, and are trained on from there."""
+    image_cache: Path | None = None
+    """Folder for decoded photos that do not fit --max-image-memory; default: in the user's cache."""
     aabb_scale: int | None = None
     """Side of the training box, a power of two up to 128; default: the file's, or chosen and printed."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
@@ -81,7 +83,7 @@ def prepare_nerf(
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
         max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
-        masks=options.masks, masks_keep=options.masks_keep,
+        masks=options.masks, masks_keep=options.masks_keep, image_cache=options.image_cache, say=say,
     )  # fmt: skip
     scene = load_scene(options.path, read)
     for note in scene.notes:

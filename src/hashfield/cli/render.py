@@ -178,7 +178,13 @@ PANORAMA_WIDTH = 2048
 
 
 def views_of(model: HasFrames, options: Render, known: Sequence[Camera]) -> tuple[list[Camera], float]:
-    """The cameras that --views names, and frames per second; `known` are the model's own."""
+    """The cameras that --views names, and frames per second.
+
+    Args:
+        model: What is shown.
+        options: What the user asks for.
+        known: The model's own cameras, which paths are made from.
+    """
     fps = DEFAULT_FPS if options.fps is None else options.fps
     if options.views in ("test", "train"):
         cameras = model.views.get(options.views) or []

@@ -33,6 +33,8 @@ class PosedImages:
     masks: list[np.ndarray] | None = None
     """A mask for each view, bool [height, width]: True where the pixel shows the scene and may be learned from. None:
     True everywhere."""
+    files: tuple[Path, ...] | None = None
+    """Where images are not in memory: the file of each one's bytes, row by row, of which `images` are views."""
 
     def __post_init__(self) -> None:
         if not len(self.cameras) == len(self.images) == len(self.names):
@@ -84,6 +86,8 @@ class Scene:
     """Lines for the user: what was found, chosen, skipped. Those that begin with "warning: " need a look."""
     folder: Path | None = None
     """What the names of photos are relative to; None where there are no files."""
+    resident_bytes: int | None = None
+    """Where images are not in memory: how much of them training may hold at a time."""
     reading: Mapping[str, str | None] = field(default_factory=dict)
     """How pixels were read: "alpha", "masks" and "masks_keep" of ReadOptions, for whoever reads the photos again."""
 
@@ -99,7 +103,12 @@ class ReadOptions:
     downscale: int = 1
     """Whole number that divides widths and heights."""
     max_image_memory: int = 4 * GIB
-    """Bytes that decoded images may take, 4 a pixel."""
+    """Bytes that decoded images may take, 4 a pixel. Where they take more they lie in files, and half of this is in
+    memory while a model is trained."""
+    image_cache: Path | None = None
+    """Folder of these files; None: in the user's cache."""
+    say: Callable[[str], object] = field(default=lambda text: None, compare=False)
+    """Told about reading that takes long, while it goes on."""
     aabb_scale: int | None = None
     """Replaces the side of the training box, a power of two in 1..128; None: the file's, or chosen."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"

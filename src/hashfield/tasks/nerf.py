@@ -22,11 +22,15 @@ from hashfield.steps.occupancy import Upkeep
 from hashfield.steps.pixel_source import flat_masks, masked_pool, pixel_pool
 from hashfield.steps.protocol import StepResult
 from hashfield.steps.recipes import RayRecipe
+from hashfield.steps.streamed_pool import StreamedPool, overview
 from hashfield.tasks.nerf_config import NerfConfig
 from hashfield.tasks.nerf_model import NerfModel, expected_shapes
 from hashfield.tasks.shared import CPU, check_seed, parse_background
 from hashfield.train.checkpoint import config_to_dict
 from hashfield.train.schedule import learning_rate_at
+
+RESIDENT_BYTES = 2**30
+"""Bytes of photos in memory at a time, where they lie in files and nothing says how many."""
 
 
 class NerfTask:
@@ -60,14 +64,34 @@ class NerfTask:
         self.density_bias = self._density_bias()
         views: PosedImages = scene.splits["train"]
         cameras = self.spaces.camera_table_to_scene(camera_table(views.cameras))
-        self.pool = pixel_pool(views.images, cameras, device)
-        """Every pixel of the photos."""
-        self.masks = None if views.masks is None else flat_masks(views.masks, device)
-        """1 where a pixel may be learned from; None: everywhere."""
+        self.streamed: StreamedPool | None = None
+        """Where rays are drawn from if the photos are not in memory."""
+        self.shrunk = 1
+        """By what the sides of the photos in `pool` are divided."""
+        if views.files is None:
+            self.pool = pixel_pool(views.images, cameras, device)
+            """Every pixel of the photos; where they are not in memory, what carving needs of them."""
+            self.masks = None if views.masks is None else flat_masks(views.masks, device)
+            """1 where a pixel may be learned from; None: everywhere."""
+        else:
+            self.streamed, self.masks = self._stream(views, cameras), None
         init = torch.Generator().manual_seed(seed)
         field_config = config.field_config(self.spaces.aabb_scale, self.density_bias)
         self.field = RadianceField(field_config, generator=init).to(device)
-        self.steps = ray_steps(self.field, self._recipe(), config.precision, self.pool)
+        pool = self.pool if self.streamed is None else self.streamed.pool(device)
+        self.steps = ray_steps(self.field, self._recipe(), config.precision, pool)
+
+    def _stream(self, views: PosedImages, cameras: Tensor) -> StreamedPool:
+        """The pool of photos that lie in files; sets `pool` and `shrunk`."""
+        assert views.files is not None
+        sizes = [(camera.width, camera.height) for camera in views.cameras]
+        n_bytes = self.scene.resident_bytes or RESIDENT_BYTES
+        # an overview takes little beside the strips, and carving needs no more
+        room = n_bytes // 16 if self.is_carved else None
+        whole, self.shrunk = overview(views.files, sizes, cameras, n_bytes=room, masks=views.masks)
+        self.pool = whole.to(self.device)
+        margin = self.config.occupancy.pixel_margin_px if self.is_carved else None
+        return StreamedPool(views.files, sizes, cameras, n_bytes, seed=self.seed, masks=views.masks, margin_px=margin)
 
     def _density_bias(self) -> float:
         if self.config.density_bias is not None:
@@ -141,12 +165,15 @@ class NerfTask:
         pool = self.pool
         if not self.is_carved:
             return None
+        margin_px = -(-margin_px // self.shrunk)
         inside = silhouettes(pool.pixels, pool.starts, pool.widths, pool.heights, margin_px)
         # What a mask leaves out says nothing of the scene: it carves nothing away.
         return inside if self.masks is None else torch.where(self.masks == 0, 1, inside)
 
     def _training_pool(self) -> PixelPool:
         """The pixels that rays are drawn from: within silhouettes, and not left out by the photos' masks."""
+        if self.streamed is not None:
+            return self.streamed.pool(self.device)
         pool = self.pool if self.masks is None else masked_pool(self.pool, self.masks)
         inside = self._silhouettes(self.config.occupancy.pixel_margin_px)
         if inside is None:
@@ -158,7 +185,11 @@ class NerfTask:
         train = self.config.train
         rate = learning_rate_at(fraction, train.learning_rate, train.final_learning_rate, train.flat_until)
         has_total_variation = train.total_variation > 0 and fraction < train.total_variation_until
-        return self.steps.step(step, rate, self.step_scale(fraction), has_total_variation=has_total_variation)
+        result = self.steps.step(step, rate, self.step_scale(fraction), has_total_variation=has_total_variation)
+        # On a device the number of rays is not known here, and the pool stays what it is.
+        if self.streamed is not None and not isinstance(result.n_rays, Tensor) and self.streamed.advance(result.n_rays):
+            self.steps.draw_from(self.streamed.pool())
+        return result
 
     def step_scale(self, fraction: float) -> float:
         """Length of the march's step at this point of the run."""
@@ -170,7 +201,8 @@ class NerfTask:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
-        return self.steps.state()
+        tensors, values = self.steps.state()
+        return tensors, values if self.streamed is None else {**values, "strips_moved": self.streamed.n_moved}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back what `state` gave.
@@ -178,6 +210,9 @@ class NerfTask:
         Raises:
             CheckpointError: it does not fit this task's configuration.
         """
+        if self.streamed is not None:
+            moved = values.get("strips_moved", 0)
+            self.streamed.move_to(moved if isinstance(moved, int) and moved >= 0 else 0)
         self.steps.draw_from(self._training_pool())
         self.steps.restore(tensors, values)
 
@@ -224,5 +259,7 @@ def gpu_memory(config: NerfConfig, scene: Scene) -> int:
     shapes = expected_shapes(field, scene.spaces).items()
     n_weights = sum(math.prod(shape) for name, shape in shapes if "_network." in name)
     n_pixels = sum(camera.width * camera.height for camera in scene.splits["train"].cameras)
+    if scene.splits["train"].files is not None:
+        n_pixels = min(n_pixels, (scene.resident_bytes or RESIDENT_BYTES) // 4)
     n_cells = scene.spaces.n_cells
     return rays_memory(field.encoding.layout(3), n_weights, config.train.batch, n_pixels, n_cells)
