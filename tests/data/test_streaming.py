@@ -72,7 +72,7 @@ def test_photos_are_decoded_once_and_again_when_they_change(tmp_path: Path, monk
     assert len(decoded) == 9
     streamed(folder, cache)
     assert len(decoded) == 9
-    save(folder / "images/0004.png", picture(40, alpha=False), "RGB")
+    save(folder / "images/0004.png", picture(20, alpha=False), "RGB")
     os.utime(folder / "images/0004.png", (1, 1))
     assert_same(streamed(folder, cache), load_scene(folder))
     assert decoded[9:] == ["0004.png"]
