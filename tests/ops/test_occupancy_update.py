@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from hashfield.geometry.cameras import camera_table
+from hashfield.kernels.reference.occupancy_update import cell_points
+from hashfield.ops.backend import Backend
 from hashfield.ops.occupancy import CELLS_PER_CASCADE
 from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
 from hashfield.steps.occupancy import FULL_THICKNESS, HostCells, OccupancyGrid
@@ -38,6 +40,40 @@ def test_carving_agrees_with_reference(name: str, aabb_scale: int, is_masked: bo
     assert 0 < int(found[1].sum()) < len(found[1])
     # A cell whose projection lies on a pixel's very edge may fall on either side.
     assert int((found[0] != found[1]).sum()) <= 2
+
+
+NEAR = {"two": (1.0, 1.2), "inside": (0.3,)}
+"""Distances that lie within the box, for each camera."""
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize(("name", "aabb_scale", "fewest"), [("two", 1, 1), ("two", 1, 2), ("inside", 2, 1)])
+def test_carving_what_few_cameras_see_or_what_is_near_to_one(
+    name: str, aabb_scale: int, fewest: int, is_masked: bool
+) -> None:
+    cameras = CARVING_CAMERAS[name]
+    table, near = camera_table(cameras), torch.tensor(NEAR[name], dtype=torch.float64)
+    widths, heights = torch.tensor([c.width for c in cameras]), torch.tensor([c.height for c in cameras])
+    starts = torch.cumsum(widths * heights, 0) - widths * heights
+    masks = None
+    if is_masked:
+        masks = (torch.rand(int((widths * heights).sum()), generator=torch.Generator().manual_seed(3)) < 0.7).byte()
+
+    def carved(fewest: int, near: torch.Tensor | None, backend: Backend) -> torch.Tensor:
+        return carve(
+            table, starts, widths, heights, masks, aabb_scale=aabb_scale, fewest=fewest, near=near, backend=backend
+        )
+
+    found, right = (carved(fewest, near, backend) for backend in ("numba", "reference"))
+    assert 0 < int(right.sum()) < len(right)
+    assert int((found != right).sum()) <= 2
+    without = carved(fewest, None, "numba")
+    lost = without & ~found
+    assert bool(lost.any()) and not bool((found & ~without).any())
+    cells = torch.nonzero(without)[:, 0]
+    centres = cell_points(cells, torch.full((len(cells), 3), 0.5, dtype=torch.float64))
+    is_near = ((centres[:, None] - table[None, :, [3, 7, 11]]).norm(dim=2) < near).any(1)
+    assert torch.equal(lost[cells], is_near)
 
 
 def test_silhouettes_agree_with_reference() -> None:

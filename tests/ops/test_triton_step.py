@@ -311,3 +311,17 @@ def test_carving_agrees(backend: Backend, name: str) -> None:
         assert 0 < int(right.sum()) < len(right)
         # A cell whose projection lies on a pixel's very edge may fall on either side.
         assert int((found.cpu() != right).sum()) <= 2
+
+
+@on_triton
+@pytest.mark.parametrize("fewest", [1, 2])
+def test_carving_what_few_cameras_see_or_what_is_near_to_one_agrees(backend: Backend, fewest: int) -> None:
+    views, there = CARVING_CAMERAS["two"], device()
+    widths, heights = (torch.tensor([getattr(c, side) for c in views]) for side in ("width", "height"))
+    own, near = (camera_table(views), torch.zeros_like(widths), widths, heights), torch.tensor([1.0, 1.2]).double()
+    found = carve(
+        *(x.to(there) for x in own), None, aabb_scale=1, fewest=fewest, near=near.to(there), backend=backend
+    )  # fmt: skip
+    right = carve(*own, None, aabb_scale=1, fewest=fewest, near=near, backend="numba")
+    assert 0 < int(right.sum()) < int(carve(*own, None, aabb_scale=1, fewest=fewest, backend="numba").sum())
+    assert int((found.cpu() != right).sum()) <= 2
