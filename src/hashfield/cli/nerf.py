@@ -12,12 +12,14 @@ import tyro
 
 from hashfield.cli.demo import DemoCommand, DemoKind
 from hashfield.cli.outcome import Outcome, write_outcome
+from hashfield.cli.prepare import n_threads, prepare_here
 from hashfield.cli.shared import DeviceName, say
 from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.dataset import PosedImages
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from hashfield.data.prepare import PrepareOptions, has_poses
 from hashfield.errors import ConfigError
 from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
 from hashfield.export.video import write_mp4
@@ -51,6 +53,8 @@ class TrainNerf(TrainCommand):
     camera_axes: Literal["opengl", "opencv"] = "opengl"
     """Axes of the cameras in the file: opengl looks along -z, as the formats have it; opencv along +z, as some
     exporters do."""
+    prepare: bool = False
+    """Find the cameras first where PATH is a folder of photos without poses, or a video: see hashfield prepare."""
     config: Annotated[NerfConfig, tyro.conf.arg(name="")] = NerfConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
@@ -75,7 +79,7 @@ def prepare_nerf(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
         max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
     )  # fmt: skip
-    scene = load_scene(options.path, read)
+    scene = load_scene(with_poses(options), read)
     for note in scene.notes:
         say(note)
     if device.type == "cuda" and plan.config.trains_on_device:
@@ -84,6 +88,16 @@ def prepare_nerf(
     if plan.resumed is not None:
         check_same_photos(plan.resumed, plan.metadata, scene)
     yield Training(task, folder(scene.name))
+
+
+def with_poses(options: TrainNerf) -> Path:
+    """The data set to train on: the path that was named, or what `hashfield prepare` makes of it."""
+    if not options.prepare:
+        return options.path
+    if has_poses(options.path):
+        say(f"--prepare has no effect: {options.path} has camera poses already")
+        return options.path
+    return prepare_here(options.path, None, PrepareOptions(threads=n_threads(options.threads))).path
 
 
 def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +114,8 @@ def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
 
 def same_data(options: TrainNerf) -> str:
     """The options that make the photos what they are."""
-    return f"--downscale {options.downscale}" if options.downscale > 1 else ""
+    said = [f"--downscale {options.downscale}"] if options.downscale > 1 else []
+    return " ".join([*said, *(["--prepare"] if options.prepare else [])])
 
 
 def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) -> None:

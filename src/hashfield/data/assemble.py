@@ -265,7 +265,7 @@ def _check_principal_point(view: StatedView, camera: Camera, tally: Tally) -> No
         )
 
 
-_SILHOUETTE: Final = 0.25
+SILHOUETTE: Final = 0.25
 """Share of transparent pixels from which on photos are cut-outs of an object. NeRF-synthetic's have 0.6 and more;
 corners that undistortion left empty have some hundredths."""
 
@@ -277,7 +277,7 @@ def _alpha(images: Sequence[np.ndarray]) -> tuple[bool, list[str]]:
     translucent = [image[..., 3] for image in images if image[..., 3].min() < 255]
     if not translucent:
         return False, []
-    if sum(int((alpha < 128).sum()) for alpha in translucent) >= _SILHOUETTE * n_pixels:
+    if sum(int((alpha < 128).sum()) for alpha in translucent) >= SILHOUETTE * n_pixels:
         return True, []
     n_translucent = sum(int((alpha < 255).sum()) for alpha in translucent)
     return False, [
