@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from hashfield import ops
-from hashfield.geometry.cameras import Camera, camera_table, look_at
+from hashfield.geometry.cameras import Camera, camera_table, look_at, panorama
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import PixelPool, RayBatch, RaySamples
 from hashfield.geometry.spaces import n_cells_of
@@ -467,7 +467,7 @@ def one_of_each_lens() -> list[Camera]:
         eye = torch.tensor([2.0 + k, -1.0, 0.5 * k], dtype=torch.float64)
         pose = look_at(eye, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
         made.append(Camera(pose, 80, 60, 50.0 + k, 52.0, 41.0, 29.5, lens, distortion))  # pyright: ignore
-    return made
+    return [*made, panorama(look_at([-1.5, 0.3, 0.4], [0.0, 0.0, 0.0]), 80, 60)]
 
 
 def facing_cameras() -> list[Camera]:
@@ -737,6 +737,7 @@ def looking_in(
         "pinhole": (),
         "opencv": (0.05, -0.02, 0.0, 0.0, 0.001, 0.002),
         "fisheye": (0.02, 0.0, 0.0, 0.0, 0.0, 0.0),
+        "equirectangular": (),
     }
     focal = 0.5 * size / math.tan(math.radians(fov) / 2)
     center = (size / 2, (size - 7) / 2)
@@ -748,6 +749,7 @@ CARVING_CAMERAS = {
     "inside": [looking_in((0.6, 0.45, 0.8), fov=90)],
     "fisheye": [looking_in((0.1, 0.5, 1.8), "fisheye", 70)],
     "two": [looking_in((1.4, 0.2, 0.3), "opencv"), looking_in((0.3, -0.9, 0.7), fov=25)],
+    "panorama": [panorama(looking_in((0.6, 0.45, 0.8)).camera_to_world, 40, 20)],
 }
 
 
@@ -858,6 +860,7 @@ OCCUPANCY_CASES = [
     _carve("two", 1, 0.7, 1, (1.0, 1.2)),
     _carve("two", 1, None, 2, (1.0, 1.2)),
     _carve("inside", 2, None, 1, (0.3,)),
+    _carve("panorama", 2, 0.7),
 ]
 
 

@@ -17,7 +17,7 @@ from hashfield.cli.shared import DeviceName, say
 from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory
 from hashfield.data import ReadOptions, Scene, load_scene
-from hashfield.data.dataset import PosedImages
+from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.data.prepare import PrepareOptions, has_poses
 from hashfield.errors import ConfigError
@@ -55,6 +55,13 @@ class TrainNerf(TrainCommand):
     exporters do."""
     prepare: bool = False
     """Find the cameras first where PATH is a folder of photos without poses, or a video: see hashfield prepare."""
+    alpha: Literal["auto", "matte", "mask"] = "auto"
+    """What it means where photos are not opaque: a matte cuts an object out of nothing, a mask leaves out pixels that
+    show something else; auto tells by how many pixels are clear."""
+    masks: Path | None = None
+    """Folder of a mask for each photo, by its name (a.png or a.jpg.png of a.jpg), besides those that the data state."""
+    masks_keep: Literal["white", "black"] = "white"
+    """Which pixels of --masks are learned from: those that are not black, or the black ones."""
     config: Annotated[NerfConfig, tyro.conf.arg(name="")] = NerfConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
@@ -77,7 +84,8 @@ def prepare_nerf(
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
-        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
+        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
+        masks=options.masks, masks_keep=options.masks_keep,
     )  # fmt: skip
     scene = load_scene(with_poses(options), read)
     for note in scene.notes:
@@ -109,6 +117,7 @@ def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
         "aabb_scale": stored(spaces, "aabb_scale", int, path),
         "background": background_text(stored_background(metadata, path)),
         "camera_axes": scene.get("camera_axes", "opengl"),
+        **stored_reading(scene),
     }
 
 

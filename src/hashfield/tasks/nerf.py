@@ -212,6 +212,9 @@ class NerfTask:
                 "path": str(self.scene.path),
                 "has_alpha": self.scene.has_alpha,
                 "camera_axes": self.scene.camera_axes,
+                "folder": None if self.scene.folder is None else str(self.scene.folder),
+                "reading": dict(self.scene.reading),
+                "photos": {split: list(views.names) for split, views in self.scene.splits.items()},
             },
         }
 

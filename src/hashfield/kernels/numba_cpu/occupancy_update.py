@@ -120,6 +120,11 @@ def project(camera, x, y, z):
         s = theta * theta
         ratio = theta * (1.0 + s * (k1 + s * (k2 + s * (k3 + s * k4)))) / r if r > 0.0 else 1.0 / w
         return camera[12] * u * ratio + camera[14], camera[13] * v * ratio + camera[15]
+    if camera[16] == 3.0:
+        level = math.hypot(u, w)
+        if level == 0.0 and v == 0.0:
+            return -1.0, -1.0
+        return camera[12] * math.atan2(u, w) + camera[14], camera[13] * math.atan2(v, level) + camera[15]
     if w <= 1e-6:
         return -1.0, -1.0
     u, v = u / w, v / w

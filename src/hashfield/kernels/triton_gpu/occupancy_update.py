@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hashfield.geometry.spaces import CELLS_PER_CASCADE, n_cascades_of, n_cells_of
-from hashfield.kernels.triton_gpu.camera_rays import length2, radial
+from hashfield.kernels.triton_gpu.camera_rays import length2, lenses_of, radial
 from hashfield.kernels.triton_gpu.common import INTERPRETED, count_of, launch
 from hashfield.kernels.triton_gpu.field import DeviceField, field_density
 from hashfield.kernels.triton_gpu.render_rays import device_field
@@ -183,6 +183,13 @@ def project(row, x, y, z, HAS_OPENCV: tl.constexpr, HAS_FISHEYE: tl.constexpr):
         within = (limit <= 0.0) | (theta <= limit)
         px, py = tl.where(is_fisheye, u * ratio, px), tl.where(is_fisheye, v * ratio, py)
         seen = tl.where(is_fisheye, within, seen)
+        is_panorama = lens == 3.0
+        level = length2(u, w)
+        around = _angle(tl.abs(u), w)
+        px = tl.where(is_panorama, tl.where(u < 0.0, -around, around), px)
+        up = _angle(tl.abs(v), level)
+        py = tl.where(is_panorama, tl.where(v < 0.0, -up, up), py)
+        seen = tl.where(is_panorama, (level > 0.0) | (v != 0.0), seen)
     px = tl.where(seen, tl.load(row + 12) * px + tl.load(row + 14), -1.0)
     py = tl.where(seen, tl.load(row + 13) * py + tl.load(row + 15), -1.0)
     return px, py
@@ -252,11 +259,11 @@ def carve(
     device = starts.device
     n_cells = n_cells_of(aabb_scale)
     alive = torch.empty(n_cells, dtype=torch.uint8, device=device)
-    lenses = set(table[:, 16].tolist())
+    lenses = lenses_of(table)
     block = _block(n_cells)
     launch(
         _carve, (triton.cdiv(n_cells, block["BLOCK"]),), table.to(device).double().contiguous(), len(table), widths,
         heights, starts, alive if masks is None else masks, alive, n_cells, fewest, near.to(device).double().contiguous(),
-        HAS_MASKS=masks is not None, HAS_OPENCV=1.0 in lenses, HAS_FISHEYE=2.0 in lenses, **block,
+        HAS_MASKS=masks is not None, **lenses, **block,
     )  # fmt: skip
     return alive.bool()
