@@ -267,7 +267,7 @@ def _pose_values(camera: Camera) -> Tensor:
     optics = [math.log(camera.fx), math.log(camera.fy), camera.cx, camera.cy]
     return torch.cat(
         [
-            _quaternion(camera.camera_to_world[:, :3]),
+            quaternion_of(camera.camera_to_world[:, :3]),
             camera.position,
             torch.tensor(optics, dtype=torch.float64),
         ]
@@ -316,8 +316,8 @@ def _spline(knots: list[float], values: Tensor, period: float | None) -> Callabl
     return sample
 
 
-def _quaternion(rotation: Tensor) -> Tensor:
-    """Unit quaternion (w, x, y, z) of a rotation matrix, by the largest of its four components."""
+def quaternion_of(rotation: Tensor) -> Tensor:
+    """Unit quaternion (w, x, y, z) of a rotation matrix [3, 3], by the largest of its four components."""
     (a, b, c), (d, e, f), (g, h, i) = rotation.tolist()
     candidates = (
         (1 + a + e + i, (1 + a + e + i, h - f, c - g, d - b)),
