@@ -1,4 +1,4 @@
-"""Rays through pixels: the op's fast kernels against the cameras' own formulas, for every lens."""
+"""Rays through pixels: what the op takes and refuses. Values for every lens: `cases.CAMERA_RAYS_CASES`."""
 
 import math
 
@@ -21,19 +21,6 @@ def pixels(n: int) -> tuple[Tensor, Tensor]:
     pixel = torch.rand(n, 2, generator=g, dtype=torch.float64) * torch.tensor([100.0, 80.0]) - 10.0
     pixel[::7] = torch.tensor([41.0, 29.5], dtype=torch.float64)
     return index, pixel
-
-
-@pytest.mark.op("camera_rays")
-@pytest.mark.parametrize("n", [0, 1, 65, 1000])
-def test_every_lens_agrees_with_the_cameras(backend: Backend, n: int) -> None:
-    table, (index, pixel) = camera_table(one_of_each_lens()), pixels(n)
-    exact = ops.camera_rays(table, index, pixel, dtype=torch.float64, backend="reference")
-    for i in (index, index.int()):
-        found = ops.camera_rays(table, i, pixel, backend=backend)
-        for mine, right in zip(found, exact, strict=True):
-            assert mine.shape == (n, 3) and mine.dtype == torch.float32
-            assert torch.allclose(mine.double(), right, rtol=tolerances.TWO_ROUNDINGS, atol=tolerances.TWO_ROUNDINGS)
-    assert torch.allclose(found[1].norm(dim=1), torch.ones(n), atol=tolerances.SAME_NUMBER)
 
 
 @pytest.mark.op("camera_rays")

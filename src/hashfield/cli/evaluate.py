@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hashfield.api import load
+from hashfield.aside import write_aside
 from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
 from hashfield.data import ReadOptions, load_scene
 from hashfield.data.dataset import PosedImages
@@ -16,7 +17,7 @@ from hashfield.errors import DataError
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import parse_background
-from hashfield.train.checkpoint import read_metadata, write_aside
+from hashfield.train.checkpoint import read_metadata
 from hashfield.train.metrics import SSIM_WINDOW
 from hashfield.train.run_folder import RunFolder
 

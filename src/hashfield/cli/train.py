@@ -14,6 +14,7 @@ import torch
 import tyro
 
 from hashfield._version import __version__
+from hashfield.aside import write_aside
 from hashfield.cli.progress import ProgressView
 from hashfield.cli.shared import (
     DeviceName,
@@ -28,7 +29,7 @@ from hashfield.cli.shared import (
 )
 from hashfield.errors import ConfigError
 from hashfield.tasks import KINDS
-from hashfield.train.checkpoint import config_from_dict, read_metadata, write_aside
+from hashfield.train.checkpoint import config_from_dict, read_metadata
 from hashfield.train.loop import BetweenSteps, Progress, TrainOptions, TrainResult, planned_length, train
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
 from hashfield.train.sweep import is_cell

@@ -36,7 +36,6 @@ would be typing mistakes.
 import itertools
 import json
 import math
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from hashfield.aside import write_aside
 from hashfield.errors import ConfigError, DataError, HashfieldError
 from hashfield.geometry.cameras import Camera, flip_opengl, look_at, rotation_fault
 
@@ -267,7 +267,7 @@ def _pose_values(camera: Camera) -> Tensor:
     optics = [math.log(camera.fx), math.log(camera.fy), camera.cx, camera.cy]
     return torch.cat(
         [
-            _quaternion(camera.camera_to_world[:, :3]),
+            quaternion_of(camera.camera_to_world[:, :3]),
             camera.position,
             torch.tensor(optics, dtype=torch.float64),
         ]
@@ -316,8 +316,8 @@ def _spline(knots: list[float], values: Tensor, period: float | None) -> Callabl
     return sample
 
 
-def _quaternion(rotation: Tensor) -> Tensor:
-    """Unit quaternion (w, x, y, z) of a rotation matrix, by the largest of its four components."""
+def quaternion_of(rotation: Tensor) -> Tensor:
+    """Unit quaternion (w, x, y, z) of a rotation matrix [3, 3], by the largest of its four components."""
     (a, b, c), (d, e, f), (g, h, i) = rotation.tolist()
     candidates = (
         (1 + a + e + i, (1 + a + e + i, h - f, c - g, d - b)),
@@ -404,13 +404,8 @@ def _write_path(path: Path, cameras: Sequence[Camera], name: str, values: Mappin
         **values,
         name: [_pose_entry(camera) for camera in cameras],
     }
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    text = json.dumps(document, indent=1) + "\n"
+    write_aside(Path(path), lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def _pose_entry(camera: Camera) -> dict[str, Any]:

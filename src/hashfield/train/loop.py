@@ -13,10 +13,11 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from hashfield.aside import write_aside
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.log import logger
 from hashfield.steps.protocol import StepResult
-from hashfield.train.checkpoint import load_checkpoint, save_checkpoint, write_aside
+from hashfield.train.checkpoint import load_checkpoint, save_checkpoint
 from hashfield.train.run_folder import RunFolder
 from hashfield.train.task import Task
 
