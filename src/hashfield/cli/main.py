@@ -29,6 +29,7 @@ VERBS = {
         "hashfield.cli.render",
         "show what a run has learned: test views, an orbit, a camera path; a picture at any size",
     ),
+    "view": ("hashfield.cli.view", "look at a run in a browser: move through it, compare it with the photos, film it"),
     "mesh": ("hashfield.cli.mesh", "write a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
     "sweep": (
         "hashfield.cli.sweep",
@@ -50,6 +51,7 @@ EXTRAS = {
     "trimesh": "hashfield[mesh]",
     "skimage": "hashfield[mesh]",
     "scipy": "hashfield[mesh]",
+    "viser": "hashfield[view]",
 }
 
 

@@ -11,11 +11,13 @@ import torch
 import tyro
 
 from hashfield.cli.demo import DemoCommand, DemoKind
+from hashfield.cli.evaluate import Evaluate, views_of
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.prepare import n_threads, prepare_here
-from hashfield.cli.shared import DeviceName, say
+from hashfield.cli.shared import DeviceName, parse, say
 from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory
+from hashfield.cli.view import View, view
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
@@ -29,11 +31,13 @@ from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.nerf import NerfTask, gpu_memory
 from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
+from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.tasks.studies import Setting
 from hashfield.train.loop import TrainResult
 from hashfield.train.metrics import SSIM_WINDOW, psnr
 from hashfield.train.run_folder import RunFolder
+from hashfield.viewer.pictures import Photos
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,30 @@ def finish(
     )  # fmt: skip
     write_outcome(run, result, outcome, device=task.device, seed=task.seed, by_clock=by_clock)
     return figures
+
+
+# --- view
+
+
+def view_nerf(arguments: list[str]) -> int:
+    """`view` of a radiance field, beside the photos it was learned from."""
+    options = parse(View, arguments, "view")
+
+    def read(model: NerfModel) -> Photos:
+        splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+        known = [split for split in splits if model.cameras.get(split)]
+        return photos_of([views_of(model, Evaluate(options.run, options.data, split)) for split in known])
+
+    return view(options, read)
+
+
+def photos_of(parts: Sequence[PosedImages]) -> Photos:
+    """The photos of several splits, one after another, for the viewer."""
+    return Photos(
+        [camera for part in parts for camera in part.cameras],
+        [name for part in parts for name in part.names],
+        [image for part in parts for image in part.images],
+    )
 
 
 def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -442,7 +470,7 @@ SMALLER = "--train.batch, --encoding.log2-hashmap-size or --downscale"
 TRAIN = TrainKind(
     name="nerf", command=TrainNerf, presets=PRESETS, suits=preset_for, prepare=prepare_nerf, finish=finish,
     resumed=stored_options, same_data=same_data, smaller=f"{SMALLER} (or --preset fast)",
-    render_options="--views orbit --format mp4",
+    render_options="--views orbit --format mp4", reference=lambda task: photos_of(list(task.scene.splits.values())),
 )  # fmt: skip
 SWEEP = SweepKind(
     name="nerf", command=SweepNerf, prepare=prepare_sweep, max_samples=2**22, n_dims=3,
