@@ -817,28 +817,35 @@ def _silhouettes(radius: int) -> OpCase:
 
 
 def _carve_call(
-    backend: Any, table: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, aabb_scale: int
+    backend: Any, table: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, **options: Any
 ) -> dict[str, Tensor]:
-    alive = carve(table, _starts(widths, heights), widths, heights, masks, aabb_scale=aabb_scale, backend=backend)
+    alive = carve(table, _starts(widths, heights), widths, heights, masks, backend=backend, **options)
     assert 0 < int(alive.sum()) < len(alive)
     return {"alive": alive}
 
 
-def _carve(cameras: str, aabb_scale: int, held: float | None = None) -> OpCase:
+def _carve(
+    cameras: str, aabb_scale: int, held: float | None = None, fewest: int = 1, near: tuple[float, ...] | None = None
+) -> OpCase:
     """What one or two cameras see, with noise for masks where a share of pixels `held` is given."""
 
     def make(generator: Generator) -> dict[str, Any]:
         views = CARVING_CAMERAS[cameras]
         n_pixels = sum(c.width * c.height for c in views)
-        masks = None if held is None else (uniform(generator, n_pixels) < held).byte()
         widths, heights = (torch.tensor([getattr(c, side) for c in views]) for side in ("width", "height"))
-        table = camera_table(views)
-        return {"table": table, "widths": widths, "heights": heights, "masks": masks, "aabb_scale": aabb_scale}
+        return {
+            "table": camera_table(views),
+            "widths": widths,
+            "heights": heights,
+            "masks": None if held is None else (uniform(generator, n_pixels) < held).byte(),
+            "aabb_scale": aabb_scale,
+            "fewest": fewest,
+            "near": None if near is None else torch.tensor(near, dtype=torch.float64),
+        }
 
+    name = f"carve_{cameras}" if near is None else f"carve_{cameras}_fewest{fewest}_near"
     # All of it is float64 in the reference. Rounding decides about a cell whose projection lies on a pixel's very edge.
-    return OpCase(
-        "occupancy_update", f"carve_{cameras}", make, _carve_call, is_against_float64=True, n_integers_may_differ=2
-    )
+    return OpCase("occupancy_update", name, make, _carve_call, is_against_float64=True, n_integers_may_differ=2)
 
 
 OCCUPANCY_CASES = [
@@ -850,6 +857,9 @@ OCCUPANCY_CASES = [
     _carve("fisheye", 1),
     _carve("inside", 2, 0.7),
     _carve("two", 1, 0.7),
+    _carve("two", 1, 0.7, 1, (1.0, 1.2)),
+    _carve("two", 1, None, 2, (1.0, 1.2)),
+    _carve("inside", 2, None, 1, (0.3,)),
     _carve("panorama", 2, 0.7),
 ]
 

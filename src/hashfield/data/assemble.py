@@ -162,7 +162,7 @@ def assemble_cameras(stated: StatedScene, options: ReadOptions) -> CameraSet:
         pairs = zip(views, headers, strict=True)
         translucent = [view for view, header in pairs if header.may_have_alpha and view.matte is None]
         n_clear = sum(int((decode_rgba(view.path)[..., 3] < 128).sum()) for view in translucent)
-        has_alpha = n_clear >= _SILHOUETTE * n_pixels or any(view.matte for view in views)
+        has_alpha = n_clear >= SILHOUETTE * n_pixels or any(view.matte for view in views)
     near = [camera for index, camera in enumerate(cameras) if index not in strays]
     spaces, _ = _choose_spaces(stated, options, has_alpha, near)
     names = {view: _name(view, stated) for view in views}
@@ -380,7 +380,7 @@ def _check_principal_point(view: StatedView, camera: Camera, tally: Tally) -> No
         )
 
 
-_SILHOUETTE: Final = 0.25
+SILHOUETTE: Final = 0.25
 """Share of transparent pixels from which on photos are cut-outs of an object. NeRF-synthetic's have 0.6 and more;
 corners that undistortion left empty have some hundredths."""
 
@@ -398,7 +398,7 @@ def _alpha(stats: Sequence[PhotoStats], has_mattes: bool, options: ReadOptions) 
         return True, ["masks cut the object out: nothing is where they are black; --alpha mask only leaves that out"]
     if options.alpha == "mask":
         return False, ["alpha is a mask: pixels that are not opaque are left out (--alpha mask)"]
-    if sum(photo.n_clear for photo in stats) >= _SILHOUETTE * n_pixels:
+    if sum(photo.n_clear for photo in stats) >= SILHOUETTE * n_pixels:
         return True, []
     return False, [
         f"warning: {n_translucent} of {n_pixels} pixels ({100 * n_translucent / n_pixels:.2g} %) are not opaque, too "

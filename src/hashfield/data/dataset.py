@@ -9,6 +9,7 @@ import numpy as np
 
 from hashfield.data.foreign import foreign_hint
 from hashfield.data.stated import StatedScene
+from hashfield.data.video_frames import is_video
 from hashfield.errors import ConfigError, DataError, ShapeError
 from hashfield.geometry.cameras import Camera
 from hashfield.geometry.spaces import Spaces, is_aabb_scale
@@ -217,7 +218,7 @@ _ENDS: Final = (".bin", ".txt")
 def _hint(path: Path) -> str:
     """What lies there instead, where that explains the failure."""
     if not path.is_dir():
-        return ""
+        return f"; find the cameras of a video with `hashfield prepare {path}`" if is_video(path) else ""
     below = sorted(path.glob("*/transforms*.json"))
     if below:
         return f"; {below[0].parent.name}/{below[0].name} lies one folder deeper"
@@ -228,4 +229,7 @@ def _hint(path: Path) -> str:
         if len(lists) == 1:
             return f"; a COLMAP model needs cameras and images, {model or 'the folder'} holds {lists[0]} only"
     pictures = sum(entry.suffix.lower() in _PICTURES for entry in (*path.glob("*"), *path.glob("images/*")))
-    return f"; it holds pictures ({pictures}) but no camera poses" if pictures else ""
+    if pictures:
+        found = f"it holds pictures ({pictures}) but no camera poses"
+        return f"; {found}: find them with `hashfield prepare {path}`, or train with --prepare"
+    return ""

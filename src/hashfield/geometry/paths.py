@@ -46,7 +46,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from hashfield.aside import aside_of
+from hashfield.aside import write_aside
 from hashfield.errors import ConfigError, DataError, HashfieldError
 from hashfield.geometry.cameras import Camera, flip_opengl, is_whole_panorama, look_at, panorama, rotation_fault
 
@@ -368,26 +368,44 @@ def write_camera_path(path: Path, camera_path: CameraPath) -> None:
     Raises:
         ConfigError: no frames, or frames of several sizes.
     """
-    cameras = camera_path.cameras
+    _write_path(path, camera_path.cameras, "frames", {"fps": camera_path.fps})
+
+
+def write_keyframes(
+    path: Path, keyframes: Sequence[Camera], *, seconds: float, fps: float = 30.0, closed: bool = False
+) -> None:
+    """Write keyframes as a camera-path file, from which `read_camera_path` makes the frames between them.
+
+    The file is written aside and renamed.
+
+    Args:
+        path: The JSON file.
+        keyframes: What the camera passes through; all of one size.
+        seconds: Length of the video.
+        fps: Frames per second.
+        closed: Whether the path returns to its start.
+
+    Raises:
+        ConfigError: no keyframes, or keyframes of several sizes.
+    """
+    _write_path(path, keyframes, "keyframes", {"fps": fps, "seconds": seconds, "closed": closed})
+
+
+def _write_path(path: Path, cameras: Sequence[Camera], name: str, values: Mapping[str, Any]) -> None:
     if not cameras:
-        raise ConfigError("write_camera_path: no frames")
+        raise ConfigError(f"camera path: no {name}")
     if len({(camera.width, camera.height) for camera in cameras}) > 1:
-        raise ConfigError("write_camera_path: frames differ in size")
+        raise ConfigError(f"camera path: {name} differ in size")
     document = {
         "format": FORMAT,
         "version": VERSION,
         "width": cameras[0].width,
         "height": cameras[0].height,
-        "fps": camera_path.fps,
-        "frames": [_pose_entry(camera) for camera in cameras],
+        **values,
+        name: [_pose_entry(camera) for camera in cameras],
     }
-    path = Path(path)
-    aside = aside_of(path, "part")
-    try:
-        aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    text = json.dumps(document, indent=1) + "\n"
+    write_aside(Path(path), lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def _pose_entry(camera: Camera) -> dict[str, Any]:
