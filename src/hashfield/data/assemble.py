@@ -5,6 +5,7 @@ Nothing here knows in which form the data lay on the disk.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +47,9 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
     place = {view: index for index, view in enumerate(views)}
     tally = Tally()
     headers = _headers(views, tally)
+    if options.longest_side is not None:
+        longest = max(max(header.width, header.height) for header in headers)
+        options = replace(options, downscale=max(options.downscale, -(-longest // options.longest_side)))
     _check_memory(stated.data_file, headers, options)
     largest = _check_decoding(views, headers, options)
     cameras = [_camera(view, header, options, tally) for view, header in zip(views, headers, strict=True)]
