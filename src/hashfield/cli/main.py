@@ -20,6 +20,10 @@ VERBS = {
         "hashfield.cli.demo",
         "make a small scene (or: demo image, demo sdf), train on it and show what comes out",
     ),
+    "inspect": (
+        "hashfield.cli.inspect",
+        "say what is wrong with photos and cameras, photo by photo, and write a page with pictures",
+    ),
     "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH, train image FILE, train sdf MESH"),
     "evaluate": (
         "hashfield.cli.evaluate",

@@ -12,6 +12,7 @@ import tyro
 
 from hashfield.cli.demo import DemoCommand, DemoKind
 from hashfield.cli.evaluate import Evaluate, views_of
+from hashfield.cli.findings import SAID_BY_NOTES, say_findings
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.prepare import n_threads, prepare_here
 from hashfield.cli.shared import DeviceName, parse, say
@@ -21,6 +22,7 @@ from hashfield.cli.view import View, view
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from hashfield.data.doctor import examine
 from hashfield.data.prepare import PrepareOptions, has_poses
 from hashfield.errors import ConfigError
 from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
@@ -96,6 +98,8 @@ def prepare_nerf(
     scene = load_scene(with_poses(options), read)
     for note in scene.notes:
         say(note)
+    if plan.resumed is None:
+        say_findings([finding for finding in examine(scene).findings if finding.kind not in SAID_BY_NOTES])
     if device.type == "cuda" and plan.config.trains_on_device:
         say_memory(gpu_memory(plan.config, scene), device, options.max_gpu_memory, SMALLER)
     task = NerfTask(plan.config, scene, seed=options.seed, background=options.background, device=device)
