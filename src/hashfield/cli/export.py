@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 import tyro
 
 from hashfield.api import load
+from hashfield.aside import write_aside
 from hashfield.cli.shared import parse, say
 from hashfield.errors import ConfigError, DataError
 from hashfield.tasks.web import web_page
-from hashfield.train.checkpoint import export_checkpoint, write_aside
+from hashfield.train.checkpoint import export_checkpoint
 from hashfield.train.run_folder import RunFolder
 
 

@@ -25,7 +25,10 @@ VERBS = {
         "hashfield.cli.render",
         "show what a run has learned: test views, an orbit, a camera path; a picture at any size",
     ),
-    "mesh": ("hashfield.cli.mesh", "write a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
+    "mesh": (
+        "hashfield.cli.mesh",
+        "write a run's surface: triangles with vertex colours or a texture, points; or its values in space",
+    ),
     "sweep": (
         "hashfield.cli.sweep",
         "train a matrix of settings on one input: tables and plots of the paper's comparison",
@@ -41,6 +44,8 @@ EXTRAS = {
     "tensorboard": "hashfield[tensorboard]",
     "av": "imageio[pyav]",
     "imageio": "imageio[pyav]",
+    "xatlas": "hashfield[texture]",
+    "fast_simplification": "hashfield[texture]",
     "trimesh": "hashfield[mesh]",
     "skimage": "hashfield[mesh]",
     "scipy": "hashfield[mesh]",

@@ -17,10 +17,13 @@ from jaxtyping import Float32
 from hashfield.errors import ConfigError
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.spaces import Spaces, box_low_of
+from hashfield.ops.sphere_trace import HIT_DISTANCE, STEP
 
 FINEST_STEP: Final = math.sqrt(3) / 1024
 """Length of the march's finest step at step_scale 1, as in `kernels.reference.march`."""
 COARSEST_STEP: Final = math.sqrt(3)
+SHADOW_START: Final = 4e-3
+"""Start of a shadow's ray off the surface, as in `render.surface`."""
 BLOCK: Final = 1024
 """Vectors of four numbers in a uniform block: 16 KiB, which every WebGL2 has."""
 MOST_BLOCKS: Final = 11
@@ -315,6 +318,70 @@ def nerf_shader(
         density_bias=number(density_bias),
         density="max(raw, 0.0)" if density_activation == "relu" else "exp(raw)",
         block_check=check if growth else "",
+    )
+
+
+def image_shader(
+    layout: GridLayout, scales: Float32[np.ndarray, "n_levels n_features"], weights: Sequence[np.ndarray],
+    matrices: Matrices, *, interpolation: str, width: int, height: int,
+) -> str:  # fmt: skip
+    """Text of `pixel(at)` for a picture.
+
+    Args:
+        layout: Of its grid.
+        scales: Of the bytes of each level's features.
+        weights: Matrices of its network, whose outputs are 1 to 4: grey, grey and alpha, RGB, RGBA.
+        matrices: Gets them.
+        interpolation: "linear" or "smoothstep".
+        width, height: Pixels of the picture.
+    """
+    n_channels = weights[-1].shape[0]
+    color = {1: "c.xxx, 1.0", 2: "c.xxx, clamp(c.y, 0.0, 1.0)", 3: "c.xyz, 1.0", 4: "c.xyz, clamp(c.w, 0.0, 1.0)"}
+    return template("image.wgsl").substitute(
+        encoding=_encoded_network(layout, scales, weights, matrices, interpolation),
+        width=number(width),
+        height=number(height),
+        color=f"vec4f({color[n_channels]})",
+    )
+
+
+def sdf_shader(
+    layout: GridLayout, scales: Float32[np.ndarray, "n_levels n_features"], weights: Sequence[np.ndarray],
+    matrices: Matrices, *, interpolation: str, box: Sequence[float], reach: float,
+) -> str:  # fmt: skip
+    """Text of `pixel(at)` for a signed distance.
+
+    Args:
+        layout: Of its grid.
+        scales: Of the bytes of each level's features.
+        weights: Matrices of its network, which has one output.
+        matrices: Gets them.
+        interpolation: "linear" or "smoothstep".
+        box: Unit space, lowest and highest corner; beyond, nothing is known.
+        reach: Half the distance of the differences that normals are, unit space.
+    """
+    return template("sdf.wgsl").substitute(
+        encoding=_encoded_network(layout, scales, weights, matrices, interpolation),
+        box_low=", ".join(map(number, box[:3])),
+        box_high=", ".join(map(number, box[3:])),
+        reach=number(reach),
+        most_steps="160u",
+        hit=number(HIT_DISTANCE),
+        step=number(STEP),
+        shadow_start=number(SHADOW_START),
+    )
+
+
+def _encoded_network(
+    layout: GridLayout, scales: np.ndarray, weights: Sequence[np.ndarray], matrices: Matrices, interpolation: str
+) -> str:
+    """Text of `encode(x)` and `net(zero)`, whose outputs are in `channels[0]`."""
+    return "\n".join(
+        [
+            grid(layout, scales, interpolation),
+            "var<private> channels: array<vec4f, 1>;",
+            network(matrices, weights, "net", "features", "channels"),
+        ]
     )
 
 
