@@ -1,4 +1,4 @@
-"""`hashfield export RUN`."""
+"""`hashfield export`: a checkpoint in its small form, a web page, or the cameras of a run or of a data set."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,9 @@ import tyro
 
 from hashfield.api import load
 from hashfield.aside import write_aside
+from hashfield.cli.export_cameras import CameraForm, export_cameras
 from hashfield.cli.shared import parse, say
+from hashfield.data import ReadOptions
 from hashfield.errors import ConfigError, DataError
 from hashfield.tasks.web import web_page
 from hashfield.train.checkpoint import export_checkpoint
@@ -17,12 +19,20 @@ from hashfield.train.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Export:
-    """Write a checkpoint in its small form (half precision, without what only training needs), or as a web page."""
+    """Write a checkpoint in its small form (half precision, without what only training needs), as a web page (--web),
+    or the cameras of a run or of a data set for other programs (--cameras)."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder or checkpoint file."""
+    """Run folder or checkpoint file; with --cameras also a data set, as `hashfield train nerf` takes it."""
     out: Path | None = None
     """File to write; default: <run folder>/model.safetensors."""
+    cameras: Path | None = None
+    """Write cameras instead of a checkpoint: folder to write transforms.json or sparse/0 into, or a name that ends in
+    .json."""
+    form: CameraForm = "transforms"
+    """Form of the cameras: transforms.json, or a COLMAP model as .bin or .txt."""
+    camera_axes: Literal["opengl", "opencv"] = "opengl"
+    """Axes of the cameras in a data set, as for training."""
     web: Path | None = None
     """Write this HTML file instead: a page that draws the model in any browser and loads nothing from anywhere."""
     web_size: Literal["small", "medium", "large"] = "medium"
@@ -32,12 +42,18 @@ class Export:
     credit: str = ""
     """A line on the page, such as whose photos were used."""
     overwrite: bool = False
-    """Replace a file that is there."""
+    """Replace files that are there."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the verb."""
     options = parse(Export, arguments, "export")
+    if options.cameras is not None:
+        if options.out is not None or options.web is not None:
+            raise ConfigError(f"--{'web' if options.out is None else 'out'} and --cameras: give only one of them")
+        read = ReadOptions(camera_axes=options.camera_axes)
+        export_cameras(options.run, options.cameras, options.form, read, overwrite=options.overwrite)
+        return 0
     run = RunFolder.open(options.run)
     if options.web is not None:
         return _write_web(options, run, options.web)
