@@ -93,12 +93,18 @@ def nerf_scene(model: NerfModel, size: WebSize) -> tuple[WebScene, NerfModel, tu
     return _scene("nerf", body, table, matrices, still, view, model.bits.cpu().numpy()), shown, notes
 
 
-def with_table(model: NerfModel, table: QuantisedTable | None) -> NerfModel:
-    """The model in float32, with another table where one is given."""
-    return NerfModel(
-        _field_with_table(model, table), model.spaces, model.bits, model.box, cameras=model.cameras,
-        background=model.background, step_scale=model.step_scale, precision="float32", info=model.info,
-    )  # fmt: skip
+def with_table(model: Any, table: QuantisedTable | None) -> Any:
+    """A model of any kind in float32, with another table where one is given."""
+    field = copy.deepcopy(model.field)
+    if table is not None:
+        old = field.encoding.table
+        old.data = torch.from_numpy(table.values()).to(old.device)
+    if isinstance(model, ImageModel):
+        return ImageModel(field, replace(model.config, precision="float32"), model.shape, model.info)
+    shared = {"cameras": model.cameras, "background": model.background, "precision": "float32", "info": model.info}
+    if isinstance(model, SdfModel):
+        return SdfModel(field, model.spaces, model.box, **shared)
+    return NerfModel(field, model.spaces, model.bits, model.box, step_scale=model.step_scale, **shared)
 
 
 def image_scene(model: ImageModel, size: WebSize) -> tuple[WebScene, ImageModel, tuple[str, ...]]:
@@ -116,18 +122,13 @@ def image_scene(model: ImageModel, size: WebSize) -> tuple[WebScene, ImageModel,
     body = image_shader(
         network.layout, table.scales, weights, matrices, interpolation=network.interpolation, width=width, height=height
     )
-    config = replace(model.config, precision="float32")
-    shown = ImageModel(_field_with_table(model, table), config, model.shape, model.info)
+    shown = with_table(model, table)
     scale = min(1.0, STILL_SIZE_PX / max(width, height))
-    still = shown.frame(
-        shown.view(width=max(1, round(width * scale)), height=max(1, round(height * scale))), ("color",), WHITE
-    )
+    view = shown.view(width=max(1, round(width * scale)), height=max(1, round(height * scale)))
+    still = shown.frame(view, ("color",), WHITE)
     notes = ["light beyond white is clipped in the page"] if model.shape.is_hdr else []
-    return (
-        _scene("image", body, table, matrices, still["color"], {"width": width, "height": height}),
-        shown,
-        tuple(notes),
-    )
+    scene = _scene("image", body, table, matrices, still["color"], {"width": width, "height": height})
+    return scene, shown, tuple(notes)
 
 
 def sdf_scene(model: SdfModel, size: WebSize) -> tuple[WebScene, SdfModel, tuple[str, ...]]:
@@ -146,10 +147,7 @@ def sdf_scene(model: SdfModel, size: WebSize) -> tuple[WebScene, SdfModel, tuple
         network.layout, table.scales, weights, matrices, interpolation=network.interpolation,
         box=model.box.flatten().tolist(), reach=NORMAL_REACH,
     )  # fmt: skip
-    shown = SdfModel(
-        _field_with_table(model, table), model.spaces, model.box, cameras=model.cameras, background=model.background,
-        precision="float32", info=model.info,
-    )  # fmt: skip
+    shown = with_table(model, table)
     cameras, notes = page_cameras(model.cameras, model.spaces)
     still = shown.render(fitted(cameras[0], STILL_SIZE_PX), ("color",), WHITE)["color"]
     return _scene("sdf", body, table, matrices, still, _camera_view(cameras, model.spaces)), shown, notes
@@ -164,15 +162,6 @@ def _numbers_of(field: NetworkWithEncoding, size: WebSize) -> tuple[EncodedNetwo
         )
     weights = [weight.cpu().numpy() for weight in network.weights]
     return network, quantise(network.table.cpu().numpy(), network.layout, size), weights
-
-
-def _field_with_table(model: Any, table: QuantisedTable | None) -> Any:
-    """A copy of a model's field, with another table where one is given."""
-    module = copy.deepcopy(model.field)
-    if table is not None:
-        old = module.encoding.table
-        old.data = torch.from_numpy(table.values()).to(old.device)
-    return module
 
 
 def _scene(
@@ -200,7 +189,7 @@ def page_loss(scene: WebScene, model: Any, shown: Any) -> float:
 
     Args:
         scene: The page.
-        model: The model; a radiance field is taken in float32.
+        model: The model; taken in float32.
         shown: The model as the page shows it.
     """
     if scene.kind == "image":
@@ -208,7 +197,7 @@ def page_loss(scene: WebScene, model: Any, shown: Any) -> float:
     else:
         known = model.cameras.get("test") or page_cameras(model.cameras, model.spaces)[0]
         views = [fitted(view, LOSS_SIZE_PX) for view in chosen(known, LOSS_VIEWS)]
-    exact, errors = with_table(model, None) if scene.kind == "nerf" else model, []
+    exact, errors = with_table(model, None), []
     for view in views:
         a, b = (m.frame(view, ("color",), WHITE)["color"].astype(np.float64).clip(0, 1) for m in (exact, shown))
         errors.append(float(np.square(a - b).mean()))
@@ -242,7 +231,10 @@ def page_cameras(cameras: dict[str, list[Camera]], spaces: Spaces) -> tuple[list
 
 
 def pinhole(camera: Camera) -> Camera:
-    """The camera without its lens's distortion."""
+    """The camera without its lens's distortion; of a panorama the quarter turn ahead."""
+    if camera.lens == "equirectangular":
+        side = camera.height
+        return Camera(camera.camera_to_world, side, side, side / 2, side / 2, side / 2, side / 2)
     values = camera.to_dict() | {"lens": "pinhole", "distortion": []}
     return Camera.from_dict(values)
 
