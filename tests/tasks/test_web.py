@@ -113,7 +113,7 @@ def drawn(scene: Any, row: list[float]) -> np.ndarray:
     width, height = int(row[16]), int(row[17])
     view[:16] = row[:16]
     view[16:26] = [0.5, 0.5, 1.0, 0.0, width, height, 0, height, 1e-4, 1e-5]
-    arrays = [view, scene.table.codes, scene.cells, np.zeros((height, width, 4), np.float32), *scene.blocks]
+    arrays = [view, scene.table.bytes(), scene.cells, np.zeros((height, width, 4), np.float32), *scene.blocks]
     kinds = [
         usage.UNIFORM,
         usage.STORAGE,

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -12,7 +12,17 @@ from torch import Tensor
 
 from hashfield.errors import ConfigError
 from hashfield.export.images import WHITE, to_uint8
-from hashfield.export.web_page import QuantisedTable, WebScene, WebSize, chosen, quantise, table_note, write_page
+from hashfield.export.web_page import (
+    BITS,
+    QuantisedTable,
+    WebKind,
+    WebScene,
+    WebSize,
+    chosen,
+    quantise,
+    table_note,
+    write_page,
+)
 from hashfield.export.web_shaders import Matrices, compute_module, image_shader, nerf_shader, sdf_shader
 from hashfield.geometry.cameras import Camera, camera_table, look_at
 from hashfield.geometry.spaces import Spaces
@@ -58,7 +68,7 @@ def web_page(model: Any, size: WebSize = "medium", title: str = "hashfield", cre
     scene, shown, notes = make(model, size)
     loss = page_loss(scene, model, shown)
     scene.title, scene.credits = title, credit
-    note = table_note(scene.table.layout)
+    note = table_note(scene.table)
     return WebPage(write_page(scene), loss, notes if note is None else (*notes, note))
 
 
@@ -78,7 +88,7 @@ def nerf_scene(model: NerfModel, size: WebSize) -> tuple[WebScene, NerfModel, tu
             "--web: a page shows grids with linear interpolation, one hidden density layer and two hidden colour "
             "layers; this run has another encoding or other networks"
         )
-    table = quantise(field.table.cpu().numpy(), field.layout, size)
+    table = quantise(field.table.cpu().numpy(), field.layout, BITS["nerf"][size])
     density, color = ([w.cpu().numpy() for w in ws] for ws in (field.density_weights, field.color_weights))
     matrices = Matrices()
     body = nerf_shader(
@@ -117,7 +127,7 @@ def image_scene(model: ImageModel, size: WebSize) -> tuple[WebScene, ImageModel,
     Raises:
         ConfigError: a page cannot draw such a model.
     """
-    network, table, weights = _numbers_of(model.field, size)
+    network, table, weights = _numbers_of(model.field, BITS["image"][size])
     matrices, (width, height) = Matrices(), (model.shape.width, model.shape.height)
     body = image_shader(
         network.layout, table.scales, weights, matrices, interpolation=network.interpolation, width=width, height=height
@@ -141,11 +151,11 @@ def sdf_scene(model: SdfModel, size: WebSize) -> tuple[WebScene, SdfModel, tuple
     Raises:
         ConfigError: a page cannot draw such a model.
     """
-    network, table, weights = _numbers_of(model.field, size)
+    network, table, weights = _numbers_of(model.field, BITS["sdf"][size])
     matrices = Matrices()
     body = sdf_shader(
         network.layout, table.scales, weights, matrices, interpolation=network.interpolation,
-        box=model.box.flatten().tolist(), reach=NORMAL_REACH,
+        has_rest=table.rest is not None, box=model.box.flatten().tolist(), reach=NORMAL_REACH,
     )  # fmt: skip
     shown = with_table(model, table)
     cameras, notes = page_cameras(model.cameras, model.spaces)
@@ -153,7 +163,9 @@ def sdf_scene(model: SdfModel, size: WebSize) -> tuple[WebScene, SdfModel, tuple
     return _scene("sdf", body, table, matrices, still, _camera_view(cameras, model.spaces)), shown, notes
 
 
-def _numbers_of(field: NetworkWithEncoding, size: WebSize) -> tuple[EncodedNetwork, QuantisedTable, list[np.ndarray]]:
+def _numbers_of(
+    field: NetworkWithEncoding, bits: tuple[int, int]
+) -> tuple[EncodedNetwork, QuantisedTable, list[np.ndarray]]:
     """A network behind a grid, its table in few bits, its matrices."""
     network = encoded_network(field, None, "float32")
     if network.encode is not None or network.interpolation == "nearest":
@@ -161,11 +173,11 @@ def _numbers_of(field: NetworkWithEncoding, size: WebSize) -> tuple[EncodedNetwo
             "--web: a page shows grids with linear or smooth interpolation; this run has another encoding"
         )
     weights = [weight.cpu().numpy() for weight in network.weights]
-    return network, quantise(network.table.cpu().numpy(), network.layout, size), weights
+    return network, quantise(network.table.cpu().numpy(), network.layout, bits), weights
 
 
 def _scene(
-    kind: Literal["nerf", "image", "sdf"], body: str, table: QuantisedTable, matrices: Matrices,
+    kind: WebKind, body: str, table: QuantisedTable, matrices: Matrices,
     still: np.ndarray, view: dict[str, Any], cells: np.ndarray | None = None,
 ) -> WebScene:  # fmt: skip
     blocks = matrices.data()
