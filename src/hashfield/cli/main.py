@@ -34,7 +34,10 @@ VERBS = {
         "show what a run has learned: test views, an orbit, a camera path; a picture at any size",
     ),
     "view": ("hashfield.cli.view", "look at a run in a browser: move through it, compare it with the photos, film it"),
-    "mesh": ("hashfield.cli.mesh", "write a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
+    "mesh": (
+        "hashfield.cli.mesh",
+        "write a run's surface: triangles with vertex colours or a texture, points; or its values in space",
+    ),
     "sweep": (
         "hashfield.cli.sweep",
         "train a matrix of settings on one input: tables and plots of the paper's comparison",
@@ -52,6 +55,8 @@ EXTRAS = {
     "tensorboard": "hashfield[tensorboard]",
     "av": "imageio[pyav]",
     "imageio": "imageio[pyav]",
+    "xatlas": "hashfield[texture]",
+    "fast_simplification": "hashfield[texture]",
     "trimesh": "hashfield[mesh]",
     "skimage": "hashfield[mesh]",
     "scipy": "hashfield[mesh]",

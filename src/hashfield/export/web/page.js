@@ -67,6 +67,7 @@ function cameraControls({ cameras, pivot, up }) {
       [0, 1, 2].forEach((i) => view.set([right[i], down[i], forward[i], place[i]], 4 * i));
       view.set([fx, fy, width / 2 + (cx - w / 2) * fx / lens[0], height / 2 + (cy - h / 2) * fy / lens[1]], 12);
     },
+    label: "a view to turn and move",
     help: ["Drag, one finger or arrow keys: turn around the scene", "Right button, two fingers or Shift + arrows: move",
       "Wheel, pinch or + and -: nearer and farther", "N and P: views of the photos; Home: the first view"],
   };
@@ -77,7 +78,29 @@ function scale([fx, fy, , , w, h], width, height) {  // focal lengths that show 
   return [fx * s, fy * s];
 }
 
-const kinds = { nerf: cameraControls };
+function pictureControls({ width, height }) {
+  let x, y, s;  // the middle of the window in the picture's pixels; how many of them an own pixel is wide
+  const whole = () => { [x, y, s] = [width / 2, height / 2, Math.max(width / innerWidth, height / innerHeight)]; };
+  const move = (dx, dy) => { [x, y] = [x - dx * innerHeight * s, y - dy * innerHeight * s]; };
+  whole();
+  return {
+    n: 1, photo: whole, turn: move, move,
+    zoom(factor, [left, top] = [innerWidth / 2, innerHeight / 2]) {  // the point under the pointer stays
+      const least = 1 / 256, most = 4 * Math.max(width / innerWidth, height / innerHeight), before = s;
+      s = Math.max(least, Math.min(most, s * factor));
+      x += (left - innerWidth / 2) * (before - s);
+      y += (top - innerHeight / 2) * (before - s);
+    },
+    fill(view, columns, rows) {
+      const [across, down] = [s * innerWidth / columns, s * innerHeight / rows];
+      view.set([x - across * columns / 2, y - down * rows / 2, across, down]);
+    },
+    label: "a picture to move and enlarge",
+    help: ["Drag, one finger or arrow keys: move", "Wheel, pinch or + and -: enlarge and shrink", "Home: the whole picture"],
+  };
+}
+
+const kinds = { nerf: cameraControls, sdf: cameraControls, image: pictureControls };
 
 // --- the page
 
@@ -98,7 +121,7 @@ async function start() {
       canvas = document.createElement("canvas");
       canvas.tabIndex = 0;
       canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", facts.title + ": a view to turn and move, with the mouse, fingers or arrow keys");
+      canvas.setAttribute("aria-label", `${facts.title}: ${view.label}, with the mouse, fingers or arrow keys`);
       $("stage").replaceChildren(canvas);
       try {
         gpu = await way(canvas, facts, part);
@@ -136,7 +159,7 @@ async function start() {
   // Draws rows of a picture; resolves to milliseconds for a pixel.
   async function draw(picture, { first = 0, rows = picture.height, jitter = [0.5, 0.5], share = 1, isQuick = false, camera } = {}) {
     const numbers = new Float32Array(32), before = performance.now();
-    if (camera) numbers.set([...camera.pose, camera.fx, camera.fy, camera.cx, camera.cy]);
+    if (camera) numbers.set(camera.numbers);
     else view.fill(numbers, picture.width, picture.height);
     numbers.set([...jitter, share, 0, picture.width, picture.height, first, rows, ...(isQuick ? [1e-2, 4e-3] : [1e-4, 1e-5])], 16);
     await gpu.draw(picture, numbers);
@@ -264,7 +287,7 @@ async function start() {
   };
   addEventListener("resize", () => gpu && fit());
 
-  window.hashfield = {  // for tests: a picture from any camera, as premultiplied floats
+  window.hashfield = {  // for tests: a picture of any camera {numbers, width, height}, as premultiplied floats
     async render(camera) {
       if (probe) probe.free();
       probe = gpu.picture(camera.width, camera.height);
