@@ -141,6 +141,8 @@ class Page:
         _check_address(host, port)
         self.session = session
         self.visitors: dict[int, Visitor] = {}
+        self._left: set[int] = set()
+        """Those who have left before they were let in."""
         self._lock = threading.Lock()
         self._is_stopped = threading.Event()
         # A visitor who leaves while something is sent to them is no news.
@@ -201,12 +203,17 @@ class Page:
     def _come(self, client: viser.ClientHandle) -> None:
         visitor = Visitor(self.session, client)
         with self._lock:
+            if client.client_id in self._left:
+                self._left.remove(client.client_id)
+                return
             self.visitors[client.client_id] = visitor
         visitor.begin()
 
     def _leave(self, client: viser.ClientHandle) -> None:
         with self._lock:
             visitor = self.visitors.pop(client.client_id, None)
+            if visitor is None:  # these calls come on several threads: this one was faster than that of the coming
+                self._left.add(client.client_id)
         if visitor is not None:
             visitor.end()
 
@@ -260,7 +267,10 @@ class Visitor:
         name = html.escape(self.session.title)
         gui.add_html(f"<div style='padding:0 1em;font-weight:600;overflow-wrap:anywhere'>{name}</div>")
         self.status = gui.add_html(_line("the model is made ready ..."))
-        self.session.loop.add(self.watcher)
+        with self._lock:
+            if self._is_gone:
+                return
+            self.session.loop.add(self.watcher)
         self.client.camera.on_update(self._guarded(lambda _: self._camera_moved()))
         if self.session.training is not None:
             self._guarded(self._build_training)()
@@ -284,8 +294,9 @@ class Visitor:
 
     def end(self) -> None:
         """Let go of everything."""
-        self._is_gone = True
-        self.session.loop.remove(self.watcher)
+        with self._lock:
+            self._is_gone = True
+            self.session.loop.remove(self.watcher)
         for job in (self._film, self._thumbnails):
             if job is not None:
                 self.session.loop.cancel(job)
@@ -513,8 +524,10 @@ class Visitor:
         self.ask()
 
     def _fov_changed(self) -> None:
-        self.client.camera.fov = math.radians(float(self.fov.value))
-        self._camera_moved()
+        # Not where the slider only follows the camera, whose field of view is no whole number.
+        if abs(math.degrees(self.client.camera.fov) - float(self.fov.value)) > 0.5:
+            self.client.camera.fov = math.radians(float(self.fov.value))
+            self._camera_moved()
 
     def _navigation_changed(self) -> None:
         stage, camera = self.session.stage, self.client.camera

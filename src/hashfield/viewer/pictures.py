@@ -318,7 +318,7 @@ def _slice_colors(model: Any, points: Float[Tensor, "n 3"], diagonal: float) -> 
     Args:
         model: Has a distance, or a density.
         points: In the world.
-        diagonal: Of the model's box, in world units.
+        diagonal: Length of the diagonal of the model's box, in world units.
     """
     if isinstance(model, HasDistance):
         share = model.distance(points).cpu().numpy() / diagonal
