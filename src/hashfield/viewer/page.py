@@ -570,8 +570,9 @@ class Visitor:
         self._nodes.setdefault(name, []).extend(nodes)
 
     def _clear(self, name: str) -> None:
-        for node in self._nodes.pop(name, []):
-            node.remove()
+        with self._lock:
+            for node in self._nodes.pop(name, []):
+                node.remove()
 
     def _save_still(self) -> None:
         wish = self.wish()
@@ -638,16 +639,16 @@ class Visitor:
             self._thumbnails = None
         if is_shown:
             chosen = np.unique(np.linspace(0, len(self._cameras) - 1, MOST_FRUSTA).round().astype(int)).tolist()
-            for index in chosen:
-                self._add_frustum(index, None)
-            self._thumbnails = self._frusta_job(chosen)
+            frusta = {index: self._add_frustum(index) for index in chosen}
+            self._keep("frusta", *frusta.values())
+            self._thumbnails = self._thumbnail_job(frusta)
             self.session.loop.start(self._thumbnails)
 
-    def _frusta_job(self, chosen: list[int]) -> Job:
+    def _thumbnail_job(self, frusta: dict[int, Any]) -> Job:
         """Puts a thumbnail into each camera: the photo where it is read, else what the model shows."""
         photos = self.session.photos()
         known = {} if photos is None else {camera: k for k, camera in enumerate(photos.cameras)}
-        for index in chosen:
+        for index, frustum in frusta.items():
             camera = self._cameras[index]
             scale = THUMBNAIL_PX / max(camera.width, camera.height)
             width, height = max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
@@ -658,22 +659,22 @@ class Visitor:
             else:
                 wish = Wish(eye_of(camera), Look(background=self._look().background), width / height, height)
                 yield from self.session.loop.painted(wish, width, height, found.append)
-            if self._is_gone:
-                return
-            self._add_frustum(index, found[0])
+            with self._lock:  # they may be taken away meanwhile
+                if self._is_gone or frustum not in self._nodes.get("frusta", ()):
+                    return
+                frustum.image = found[0]
 
-    def _add_frustum(self, index: int, image: np.ndarray | None) -> None:
+    def _add_frustum(self, index: int) -> Any:
         stage, camera = self.session.stage, self._cameras[index]
         assert isinstance(stage, Stage)
         frustum = self.client.scene.add_camera_frustum(
             f"/cameras/{index}", 2 * math.atan(0.5 * camera.height / camera.fy),
-            camera.width / camera.height * camera.fy / camera.fx, scale=0.12, color=(60, 60, 60), image=image,
+            camera.width / camera.height * camera.fy / camera.fx, scale=0.12, color=(60, 60, 60),
             format="jpeg", wxyz=tf.SO3.from_matrix(camera.camera_to_world[:, :3].numpy()).wxyz,
             position=stage.to_page(camera.position.numpy()), cast_shadow=False, receive_shadow=False,
         )  # fmt: skip
         frustum.on_click(self._guarded(lambda _, index=index: self._go_to_photo(index)))
-        if image is None:
-            self._keep("frusta", frustum)
+        return frustum
 
     # --- camera path
 
