@@ -702,8 +702,9 @@ class Visitor:
 
     def _edit(self, act: Callable[[PathEditor, Eye], None]) -> None:
         with self._lock:
-            if isinstance(self._seen, Eye):
-                act(self.path, self._seen)
+            eye = self._view_now()  # not what is shown, which may lag behind
+            if isinstance(eye, Eye):
+                act(self.path, eye)
         self._path_changed()
 
     def _keyframe_chosen(self) -> None:
@@ -715,8 +716,7 @@ class Visitor:
         stage, path = self.session.stage, self.path
         assert isinstance(stage, Stage)
         with self._lock:
-            path.seconds, path.fps = float(self.path_seconds.value), float(self.path_fps.value)
-            path.is_closed = bool(self.path_closed.value)
+            self._read_times()
             names = tuple(str(k + 1) for k in range(len(path.eyes))) or ("none",)
             if tuple(self.keyframe.options) != names:
                 self.keyframe.options = names
@@ -737,6 +737,11 @@ class Visitor:
                     wxyz=tf.SO3.from_matrix(eye.camera_to_world[:, :3].numpy()).wxyz,
                     position=stage.to_page(eye.camera_to_world[:, 3].numpy())))  # fmt: skip
 
+    def _read_times(self) -> None:
+        """Take over length and frames from the panel: a button may be quicker than the control before it."""
+        self.path.seconds, self.path.fps = float(self.path_seconds.value), float(self.path_fps.value)
+        self.path.is_closed = bool(self.path_closed.value)
+
     def _go_to_keyframe(self) -> None:
         with self._lock:
             eye = self.path.eyes[self.path.chosen] if self.path.eyes else None
@@ -745,6 +750,7 @@ class Visitor:
 
     def _start_preview(self) -> None:
         with self._lock:
+            self._read_times()
             cameras = self.path.cameras(64, 36)
             seconds = self.path.seconds
         if self._preview is not None:
@@ -766,6 +772,7 @@ class Visitor:
     def _save_path(self) -> None:
         width, height = _size(self.path_width.value, self.path_height.value)
         with self._lock:
+            self._read_times()
             self.path.cameras(width, height)  # what is wrong is said before there is a file
             file = self.session.new_file("path", ".json")
             self.path.write(file, width, height)
@@ -779,6 +786,7 @@ class Visitor:
         if look.output in ("difference", "photo") and self.session.loop.reference is None:
             raise ConfigError("the photos are not read yet")
         with self._lock:
+            self._read_times()
             self._film = self.session.video(
                 self.path, look, width, height, self._film_at, self._film_done, self._film_failed
             )
