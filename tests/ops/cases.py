@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from hashfield import ops
-from hashfield.geometry.cameras import Camera, camera_table, look_at
+from hashfield.geometry.cameras import Camera, camera_table, look_at, panorama
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import PixelPool, RayBatch, RaySamples
 from hashfield.geometry.spaces import n_cells_of
@@ -467,7 +467,7 @@ def one_of_each_lens() -> list[Camera]:
         eye = torch.tensor([2.0 + k, -1.0, 0.5 * k], dtype=torch.float64)
         pose = look_at(eye, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
         made.append(Camera(pose, 80, 60, 50.0 + k, 52.0, 41.0, 29.5, lens, distortion))  # pyright: ignore
-    return made
+    return [*made, panorama(look_at([-1.5, 0.3, 0.4], [0.0, 0.0, 0.0]), 80, 60)]
 
 
 def facing_cameras() -> list[Camera]:
@@ -737,6 +737,7 @@ def looking_in(
         "pinhole": (),
         "opencv": (0.05, -0.02, 0.0, 0.0, 0.001, 0.002),
         "fisheye": (0.02, 0.0, 0.0, 0.0, 0.0, 0.0),
+        "equirectangular": (),
     }
     focal = 0.5 * size / math.tan(math.radians(fov) / 2)
     center = (size / 2, (size - 7) / 2)
@@ -748,6 +749,7 @@ CARVING_CAMERAS = {
     "inside": [looking_in((0.6, 0.45, 0.8), fov=90)],
     "fisheye": [looking_in((0.1, 0.5, 1.8), "fisheye", 70)],
     "two": [looking_in((1.4, 0.2, 0.3), "opencv"), looking_in((0.3, -0.9, 0.7), fov=25)],
+    "panorama": [panorama(looking_in((0.6, 0.45, 0.8)).camera_to_world, 40, 20)],
 }
 
 
@@ -815,28 +817,35 @@ def _silhouettes(radius: int) -> OpCase:
 
 
 def _carve_call(
-    backend: Any, table: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, aabb_scale: int
+    backend: Any, table: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, **options: Any
 ) -> dict[str, Tensor]:
-    alive = carve(table, _starts(widths, heights), widths, heights, masks, aabb_scale=aabb_scale, backend=backend)
+    alive = carve(table, _starts(widths, heights), widths, heights, masks, backend=backend, **options)
     assert 0 < int(alive.sum()) < len(alive)
     return {"alive": alive}
 
 
-def _carve(cameras: str, aabb_scale: int, held: float | None = None) -> OpCase:
+def _carve(
+    cameras: str, aabb_scale: int, held: float | None = None, fewest: int = 1, near: tuple[float, ...] | None = None
+) -> OpCase:
     """What one or two cameras see, with noise for masks where a share of pixels `held` is given."""
 
     def make(generator: Generator) -> dict[str, Any]:
         views = CARVING_CAMERAS[cameras]
         n_pixels = sum(c.width * c.height for c in views)
-        masks = None if held is None else (uniform(generator, n_pixels) < held).byte()
         widths, heights = (torch.tensor([getattr(c, side) for c in views]) for side in ("width", "height"))
-        table = camera_table(views)
-        return {"table": table, "widths": widths, "heights": heights, "masks": masks, "aabb_scale": aabb_scale}
+        return {
+            "table": camera_table(views),
+            "widths": widths,
+            "heights": heights,
+            "masks": None if held is None else (uniform(generator, n_pixels) < held).byte(),
+            "aabb_scale": aabb_scale,
+            "fewest": fewest,
+            "near": None if near is None else torch.tensor(near, dtype=torch.float64),
+        }
 
+    name = f"carve_{cameras}" if near is None else f"carve_{cameras}_fewest{fewest}_near"
     # All of it is float64 in the reference. Rounding decides about a cell whose projection lies on a pixel's very edge.
-    return OpCase(
-        "occupancy_update", f"carve_{cameras}", make, _carve_call, is_against_float64=True, n_integers_may_differ=2
-    )
+    return OpCase("occupancy_update", name, make, _carve_call, is_against_float64=True, n_integers_may_differ=2)
 
 
 OCCUPANCY_CASES = [
@@ -848,6 +857,10 @@ OCCUPANCY_CASES = [
     _carve("fisheye", 1),
     _carve("inside", 2, 0.7),
     _carve("two", 1, 0.7),
+    _carve("two", 1, 0.7, 1, (1.0, 1.2)),
+    _carve("two", 1, None, 2, (1.0, 1.2)),
+    _carve("inside", 2, None, 1, (0.3,)),
+    _carve("panorama", 2, 0.7),
 ]
 
 

@@ -17,7 +17,7 @@ from tests.ops.cases import one_of_each_lens
 def pixels(n: int) -> tuple[Tensor, Tensor]:
     """Cameras and positions, some outside the picture, some exactly on the axis."""
     g = torch.Generator().manual_seed(3)
-    index = torch.randint(4, (n,), generator=g)
+    index = torch.randint(5, (n,), generator=g)
     pixel = torch.rand(n, 2, generator=g, dtype=torch.float64) * torch.tensor([100.0, 80.0]) - 10.0
     pixel[::7] = torch.tensor([41.0, 29.5], dtype=torch.float64)
     return index, pixel
@@ -79,7 +79,7 @@ def test_cameras_that_do_not_exist_are_refused(backend: Backend, wrong: int) -> 
 
 
 @pytest.mark.op("camera_rays")
-@pytest.mark.parametrize("lens", range(4))
+@pytest.mark.parametrize("lens", range(5))
 def test_rays_of_a_view_are_those_of_its_pixels_in_the_box(backend: Backend, lens: int) -> None:
     camera = one_of_each_lens()[lens].resized(17, 13)
     table, box = camera_table([camera]), torch.tensor([-0.9, -1.0, -0.7, 0.8, 1.0, 1.0], dtype=torch.float64)

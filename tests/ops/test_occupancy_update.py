@@ -10,14 +10,30 @@ import numpy as np
 import pytest
 import torch
 
+from hashfield.kernels.reference.occupancy_update import cell_points
 from hashfield.ops.occupancy import CELLS_PER_CASCADE
 from hashfield.ops.occupancy_update import refresh_cells
 from hashfield.steps.occupancy import FULL_THICKNESS, HostCells, OccupancyGrid
 from tests import tolerances
+from tests.ops.cases import OCCUPANCY_CASES
 from tests.ops.compare import relative_error
 from tests.ops.fused import LAYOUTS, field
 
 N_CELLS = CELLS_PER_CASCADE
+
+
+@pytest.mark.parametrize(("name", "fewest"), [("two", 1), ("two", 2), ("inside", 1)])
+def test_what_lies_too_near_to_a_camera_is_carved(name: str, fewest: int) -> None:
+    case = next(c for c in OCCUPANCY_CASES if c.name == f"carve_{name}_fewest{fewest}_near")
+    inputs = case.make(torch.Generator().manual_seed(3)) | {"masks": None}
+    found = case.call(backend="numba", **inputs)["alive"]
+    without = case.call(backend="numba", **inputs | {"near": None})["alive"]
+    lost = without & ~found
+    assert bool(lost.any()) and not bool((found & ~without).any())
+    cells = torch.nonzero(without)[:, 0]
+    centres = cell_points(cells, torch.full((len(cells), 3), 0.5, dtype=torch.float64))
+    distances = (centres[:, None] - inputs["table"][None, :, [3, 7, 11]]).norm(dim=2)
+    assert torch.equal(lost[cells], (distances < inputs["near"]).any(1))
 
 
 def test_grid_asks_living_cells_only_and_each_at_most_once(monkeypatch: pytest.MonkeyPatch) -> None:

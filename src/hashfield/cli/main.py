@@ -12,6 +12,10 @@ from hashfield._version import __version__
 from hashfield.errors import HashfieldError
 
 VERBS = {
+    "prepare": (
+        "hashfield.cli.prepare",
+        "find the cameras of photos or of a video, for train nerf: hashfield prepare PHOTOS|VIDEO",
+    ),
     "demo": (
         "hashfield.cli.demo",
         "make a small scene (or: demo image, demo sdf), train on it and show what comes out",
@@ -37,6 +41,8 @@ VERBS = {
 
 # Modules whose absence has a remedy: what to install.
 EXTRAS = {
+    "pycolmap": "hashfield[photos]",
+    "pillow_heif": "hashfield[heif]",
     "tifffile": "hashfield[tiff]",
     "imagecodecs": "hashfield[tiff]",
     "tensorboard": "hashfield[tensorboard]",

@@ -13,13 +13,15 @@ import tyro
 from hashfield.cli.demo import DemoCommand, DemoKind
 from hashfield.cli.evaluate import Evaluate, views_of
 from hashfield.cli.outcome import Outcome, write_outcome
+from hashfield.cli.prepare import n_threads, prepare_here
 from hashfield.cli.shared import DeviceName, parse, say
 from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory
 from hashfield.cli.view import View, view
 from hashfield.data import ReadOptions, Scene, load_scene
-from hashfield.data.dataset import PosedImages
+from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from hashfield.data.prepare import PrepareOptions, has_poses
 from hashfield.errors import ConfigError
 from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
 from hashfield.export.video import write_mp4
@@ -55,6 +57,15 @@ class TrainNerf(TrainCommand):
     camera_axes: Literal["opengl", "opencv"] = "opengl"
     """Axes of the cameras in the file: opengl looks along -z, as the formats have it; opencv along +z, as some
     exporters do."""
+    prepare: bool = False
+    """Find the cameras first where PATH is a folder of photos without poses, or a video: see hashfield prepare."""
+    alpha: Literal["auto", "matte", "mask"] = "auto"
+    """What it means where photos are not opaque: a matte cuts an object out of nothing, a mask leaves out pixels that
+    show something else; auto tells by how many pixels are clear."""
+    masks: Path | None = None
+    """Folder of a mask for each photo, by its name (a.png or a.jpg.png of a.jpg), besides those that the data state."""
+    masks_keep: Literal["white", "black"] = "white"
+    """Which pixels of --masks are learned from: those that are not black, or the black ones."""
     config: Annotated[NerfConfig, tyro.conf.arg(name="")] = NerfConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
@@ -77,9 +88,10 @@ def prepare_nerf(
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
-        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
+        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
+        masks=options.masks, masks_keep=options.masks_keep,
     )  # fmt: skip
-    scene = load_scene(options.path, read)
+    scene = load_scene(with_poses(options), read)
     for note in scene.notes:
         say(note)
     if device.type == "cuda" and plan.config.trains_on_device:
@@ -88,6 +100,16 @@ def prepare_nerf(
     if plan.resumed is not None:
         check_same_photos(plan.resumed, plan.metadata, scene)
     yield Training(task, folder(scene.name))
+
+
+def with_poses(options: TrainNerf) -> Path:
+    """The data set to train on: the path that was named, or what `hashfield prepare` makes of it."""
+    if not options.prepare:
+        return options.path
+    if has_poses(options.path):
+        say(f"--prepare has no effect: {options.path} has camera poses already")
+        return options.path
+    return prepare_here(options.path, None, PrepareOptions(threads=n_threads(options.threads))).path
 
 
 def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -99,12 +121,14 @@ def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
         "aabb_scale": stored(spaces, "aabb_scale", int, path),
         "background": background_text(stored_background(metadata, path)),
         "camera_axes": scene.get("camera_axes", "opengl"),
+        **stored_reading(scene),
     }
 
 
 def same_data(options: TrainNerf) -> str:
     """The options that make the photos what they are."""
-    return f"--downscale {options.downscale}" if options.downscale > 1 else ""
+    said = [f"--downscale {options.downscale}"] if options.downscale > 1 else []
+    return " ".join([*said, *(["--prepare"] if options.prepare else [])])
 
 
 def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from hashfield.aside import write_aside
 from hashfield.data.files import escapes, normalized
 from hashfield.errors import ConfigError, DataError
-from hashfield.geometry.cameras import Camera, flip_opengl
+from hashfield.geometry.cameras import Camera, flip_opengl, is_whole_panorama
 from hashfield.geometry.paths import quaternion_of
 from hashfield.geometry.spaces import DEFAULT_OFFSET, DEFAULT_SCALE, Spaces
 
@@ -97,6 +97,11 @@ def _transforms_optics(camera: Camera) -> dict[str, Any]:
     k3 and k4 as something else."""
     values: dict[str, Any] = {"w": camera.width, "h": camera.height}
     distortion = dict(zip(_TERMS, camera.distortion, strict=bool(camera.distortion)))
+    if camera.lens == "equirectangular":
+        _check_whole(camera)
+        # focal lengths as nerfstudio has them, in its own units
+        focal = {"fl_x": camera.width / 2, "fl_y": camera.height, "cx": camera.cx, "cy": camera.cy}
+        return {**values, **focal, "camera_model": "EQUIRECTANGULAR"}
     if camera.lens == "pinhole":
         model = {"camera_model": "PINHOLE"}
     elif camera.lens == "opencv":
@@ -111,6 +116,11 @@ def _transforms_optics(camera: Camera) -> dict[str, Any]:
             "camera_angle_y": 2 * math.atan(0.5 * camera.height / camera.fy),
         }
     return values | model
+
+
+def _check_whole(camera: Camera) -> None:
+    if not is_whole_panorama(camera):
+        raise ConfigError("a part of a panorama cannot be written, only the whole sphere")
 
 
 # --- COLMAP
@@ -166,6 +176,9 @@ def _colmap_lens(camera: Camera) -> tuple[Any, ...]:
     """COLMAP's number and name of the model, width, height and parameters."""
     focal = (camera.fx, camera.fy, camera.cx, camera.cy)
     size = (camera.width, camera.height)
+    if camera.lens == "equirectangular":
+        _check_whole(camera)
+        return 17, "EQUIRECTANGULAR", *size, float(camera.width), float(camera.height)
     k1, k2, k3, k4, p1, p2 = camera.distortion or (0.0,) * 6
     if camera.lens == "pinhole":
         return 1, "PINHOLE", *size, *focal

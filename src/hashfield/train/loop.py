@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from hashfield.aside import write_aside
+from hashfield.aside import remove_left_behind, write_aside
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.log import logger
 from hashfield.steps.protocol import StepResult
@@ -160,6 +160,9 @@ def train(
         CheckpointError: the checkpoint to resume from does not fit, or the last one cannot be written.
     """
     say = on_progress or (lambda progress: None)
+    n_removed, n_bytes = remove_left_behind(run.path)
+    if n_removed:
+        logger.warning("%s: %d files (%.1f MB) that killed saves left are removed", run.path, n_removed, n_bytes / 1e6)
     say(Progress("compiling", 0, options.n_steps, 0.0, 0.0, math.nan, math.nan, 0.0, 0.0, None))
     before = time.perf_counter()
     task.warm_up()
