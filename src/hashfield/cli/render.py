@@ -1,5 +1,6 @@
 """`hashfield render RUN`."""
 
+import io
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import tyro
 
 from hashfield.api import load
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
-from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
+from hashfield.cli.shared import DeviceName, check_same_model, kind_of_run, parse, run_command, say, set_up
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import (
     colorize_depth,
@@ -26,6 +27,7 @@ from hashfield.export.images import (
 from hashfield.export.video import Mp4Writer, check_video
 from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import orbit_path, read_camera_path
+from hashfield.steps.ranks import Ranks, current
 from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.shared import parse_background
 from hashfield.train.run_folder import RunFolder
@@ -84,8 +86,11 @@ def render(options: Render) -> int:
         raise ConfigError("--transparent: a video has no transparency; use --format png")
     if options.format == "mp4":
         check_video()
-    model = load(options.run, device)
-    cameras, fps = chosen_cameras(model, options)
+    ranks = current()
+    with ranks.agreed():
+        model = load(options.run, device)
+        cameras, fps = chosen_cameras(model, options)
+    check_same_model(ranks, options.run)
     name = options.views if options.views in ("test", "train", "orbit") else Path(options.views).stem
     if options.format == "mp4" and len({(camera.width, camera.height) for camera in cameras}) > 1:
         raise ConfigError("--format mp4: the views differ in size; give --width and --height, or use --format png")
@@ -95,15 +100,22 @@ def render(options: Render) -> int:
     targets = [folder / f"{output}.mp4" for output in outputs] if options.format == "mp4" else [
         folder / f"{output}_{k:04d}.png" for output in outputs for k in range(len(cameras))
     ]  # fmt: skip
-    there = [target for target in targets if target.exists()]
-    if there and not options.overwrite:
-        raise ConfigError(f"{there[0]}: is there already; choose another --out, or --overwrite")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be made: {error.strerror}") from error
+    with ranks.agreed():
+        if ranks.is_first:
+            there = [target for target in targets if target.exists()]
+            if there and not options.overwrite:
+                raise ConfigError(f"{there[0]}: is there already; choose another --out, or --overwrite")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(f"{folder}: cannot be made: {error.strerror}") from error
     shown = pictures(model, cameras, outputs, background, options.transparent)
-    if options.format == "mp4":
+    if ranks.n > 1:
+        shown = dealt_pictures(ranks, model, cameras, outputs, background, options.transparent)
+    if not ranks.is_first:
+        for _ in shown:
+            pass  # none comes: what this rank makes goes to the first one
+    elif options.format == "mp4":
         with ExitStack() as stack:
             videos = {name: stack.enter_context(Mp4Writer(folder / f"{name}.mp4", fps=fps)) for name in outputs}
             for found in counted(shown, len(cameras)):
@@ -172,12 +184,54 @@ def resized(camera: Camera, options: Render) -> Camera:
     return camera.resized(width, height)
 
 
+def dealt_pictures(
+    ranks: Ranks,
+    model: HasFrames,
+    cameras: Sequence[Camera],
+    outputs: Sequence[Output],
+    background: tuple[float, float, float],
+    transparent: bool,
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `pictures` gives, made by several ranks; on the first one all of it comes, in order.
+
+    Args:
+        ranks: Those that share the cameras out.
+        model, cameras, outputs, background, transparent: As `pictures` has them.
+    """
+    scale: tuple[float, float] | None = None
+    if "depth" in outputs:
+
+        def first_scale() -> list[float]:
+            found = model.frame(cameras[0], ("depth", "opacity"), None if transparent else background)
+            return list(depth_range([found["depth"]], [found["opacity"]]))
+
+        low, high = ranks.from_first(first_scale)
+        scale = low, high
+
+    def make(k: int) -> dict[str, np.ndarray]:
+        return next(pictures(model, cameras[k : k + 1], outputs, background, transparent, scale))
+
+    return ranks.deal(len(cameras), make, _packed, _unpacked)
+
+
+def _packed(found: dict[str, np.ndarray]) -> bytes:
+    with io.BytesIO() as buffer:
+        np.savez(buffer, **found)
+        return buffer.getvalue()
+
+
+def _unpacked(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        return dict(found)
+
+
 def pictures(
     model: HasFrames,
     cameras: Sequence[Camera],
     outputs: Sequence[Output],
     background: tuple[float, float, float],
     transparent: bool,
+    scale: tuple[float, float] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Each camera's uint8 pictures by output, rendered once for all of them. Depth keeps one colour scale over
     all frames, that of the first.
@@ -188,11 +242,11 @@ def pictures(
         outputs: What each camera is to show.
         background: Colour in sRGB, 0 to 1, behind what is not opaque.
         transparent: Whether pictures get an alpha channel instead of the background.
+        scale: Nearest and farthest depth of the colour scale; None: those of the first frame.
     """
     needed: list[str] = [*outputs]
     if "opacity" not in needed and (transparent or needed != ["color"]):
         needed.append("opacity")
-    scale: tuple[float, float] | None = None
     for camera in cameras:
         found = model.frame(camera, needed, None if transparent else background)
         shown: dict[str, np.ndarray] = {}

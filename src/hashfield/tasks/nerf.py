@@ -24,7 +24,7 @@ from hashfield.steps.protocol import StepResult
 from hashfield.steps.recipes import RayRecipe
 from hashfield.tasks.nerf_config import NerfConfig
 from hashfield.tasks.nerf_model import NerfModel, expected_shapes
-from hashfield.tasks.shared import CPU, check_seed, parse_background
+from hashfield.tasks.shared import CPU, check_seed, fingerprint_of, parse_background
 from hashfield.train.checkpoint import config_to_dict
 from hashfield.train.schedule import learning_rate_at
 
@@ -180,6 +180,11 @@ class NerfTask:
         """
         self.steps.draw_from(self._training_pool())
         self.steps.restore(tensors, values)
+
+    def fingerprint(self) -> int:
+        """A number that tells this task's data from others."""
+        pool = self.pool
+        return fingerprint_of(pool.pixels, pool.widths, pool.table, *([] if self.masks is None else [self.masks]))
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""
