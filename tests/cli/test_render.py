@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hashfield.cli.kept_frames import DepthScale
 from hashfield.cli.render import dealt_pictures, pictures
 from hashfield.geometry.cameras import Camera
 
@@ -63,7 +64,9 @@ def test_ranks_share_the_frames_and_the_first_gets_all_in_order():
     wanted = list(pictures(model, cameras(7), OUTPUTS, (1.0, 1.0, 1.0), False))  # type: ignore[arg-type]
 
     def work(ranks):
-        return list(dealt_pictures(ranks, FakeModel(asked=[]), cameras(7), OUTPUTS, (1.0, 1.0, 1.0), False))  # type: ignore[arg-type]
+        return list(
+            dealt_pictures(ranks, FakeModel(asked=[]), cameras(7), OUTPUTS, (1.0, 1.0, 1.0), False, DepthScale())
+        )  # type: ignore[arg-type]
 
     first, second = as_ranks(2, work)
     assert second == [] and len(first) == 7

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from hashfield.aside import write_aside
 from hashfield.cli.progress import ProgressView
 from hashfield.cli.shared import kind_from_name, parse, run_command, say, set_up
 from hashfield.errors import ConfigError
@@ -18,7 +19,6 @@ from hashfield.export.plots import Series, plot_svg
 from hashfield.steps.ranks import current
 from hashfield.tasks import KINDS
 from hashfield.tasks.studies import Setting, encodings_study, grid_study
-from hashfield.train.checkpoint import write_aside
 from hashfield.train.loop import TrainOptions
 from hashfield.train.sweep import (
     Cell,
