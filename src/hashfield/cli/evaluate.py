@@ -9,11 +9,12 @@ import tyro
 
 from hashfield.api import load
 from hashfield.aside import write_aside
-from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
+from hashfield.cli.shared import DeviceName, check_same_model, kind_of_run, parse, run_command, say, set_up
 from hashfield.data import ReadOptions, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import DataError
+from hashfield.steps.ranks import current
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import parse_background
@@ -57,9 +58,15 @@ def evaluate_nerf(arguments: list[str]) -> int:
     """`evaluate` for a radiance field."""
     options = parse(Evaluate, arguments, "evaluate")
     device = set_up(options.device, options.threads)
-    model = load(options.run, device)
-    background = None if options.background is None else parse_background(options.background)
-    figures = evaluate_views(model, views_of(model, options), background)
+    ranks = current()
+    with ranks.agreed():
+        model = load(options.run, device)
+        background = None if options.background is None else parse_background(options.background)
+        views = views_of(model, options)
+    check_same_model(ranks, options.run)
+    figures = evaluate_views(model, views, background)
+    if not ranks.is_first:
+        return 0
     for view in figures["views"]:
         say(f"{view['name']}: PSNR {view['psnr']:.2f} dB, SSIM {view['ssim']:.4f}, {view['seconds']:.2f} s")
     say(f"mean of {figures['n_views']} views: PSNR {figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}")

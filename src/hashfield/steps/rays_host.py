@@ -25,9 +25,11 @@ from hashfield.ops.render_rays import FieldParameters, MarchOptions
 from hashfield.ops.total_variation import cube_sides, total_variation
 from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
 from hashfield.ops.training_rays import training_rays
+from hashfield.steps.gradient_mean import GradientMean, table_levels
 from hashfield.steps.occupancy import HostCells, OccupancyGrid
 from hashfield.steps.optimizers import HostOptimizer, network_groups
 from hashfield.steps.protocol import StepResult
+from hashfield.steps.ranks import current
 from hashfield.steps.ray_budget import first_rays, next_rays
 from hashfield.steps.recipes import RayRecipe
 from hashfield.steps.state import (
@@ -60,10 +62,12 @@ class HostRaySteps:
         table = table_of(field.encoding)
         self.device = table.device
         self.matrices = [*field.density_network.weights, *field.color_network.weights]
-        self.optimizer = HostOptimizer(network_groups(table, self.matrices, l2=recipe.l2))
+        self.ranks = current()
+        self.mean = GradientMean(self.ranks, table_levels(field.encoding)) if self.ranks.n > 1 else None
+        self.optimizer = HostOptimizer(network_groups(table, self.matrices, l2=recipe.l2), reduce=self.mean)
         numbers = self.values()
         self.precision: str = numbers.precision
-        room = max(2 * recipe.batch, LONGEST_RAYS * torch.get_num_threads())
+        room = max(2 * recipe.batch // self.ranks.n, LONGEST_RAYS * torch.get_num_threads())
         self.workspace = TrainWorkspace(numbers, room)
         self.random = host_generators(recipe.seed)
         self.n_rays = first_rays(recipe.batch)
@@ -98,22 +102,37 @@ class HostRaySteps:
             self.values(), batch, grid.bits, options, self.workspace, huber_delta=recipe.huber_delta,
             sparsity=recipe.sparsity,
         )  # fmt: skip
-        if not math.isfinite(result.loss):  # the run ends here, with the parameters of the step before
+        if has_total_variation and result.n_rays > 0 and math.isfinite(result.loss):
+            result.loss += recipe.total_variation * self._add_total_variation(step)
+        found = StepResult(result.loss, result.squared_error, result.n_rays, result.n_kept)
+        if self.mean is not None:
+            found = self._of_all_ranks(result, self.mean)
+        if not math.isfinite(found.loss):  # the run ends here, with the parameters of the step before
             self.workspace.grad_table.zero_()
-        elif result.n_rays > 0:
-            if has_total_variation:
-                result.loss += recipe.total_variation * self._add_total_variation(step)
+        elif found.n_rays > 0:
             gradients = {"table": [self.workspace.grad_table], "matrices": self._matrix_gradients(result)}
             self.optimizer.step(gradients, rate)
-        self.n_rays = next_rays(result.n_rays, result.n_kept, recipe.batch)
-        return StepResult(result.loss, result.squared_error, result.n_rays, result.n_kept)
+        self.n_rays = next_rays(int(found.n_rays), int(found.n_samples), recipe.batch)
+        return found
+
+    def _of_all_ranks(self, result: TrainRaysResult, mean: GradientMean) -> StepResult:
+        """The figures of all ranks' rays together, of this rank's own."""
+        n = result.n_rays
+        own = self.ranks.share(self.n_rays)
+        loss, error, n_rays, n_kept = mean.offer(
+            [result.loss * n, result.squared_error * n, n, result.n_kept], self.workspace.grad_table,
+            self.optimizer.rows_due(), own.stop - own.start, self.n_rays,
+        )  # fmt: skip
+        return StepResult(loss / max(n_rays, 1), error / max(n_rays, 1), int(n_rays), int(n_kept))
 
     def _draw(self, n: int) -> RayBatch:
-        """A batch of n rays through pixels of the pool, with the noise that they need."""
+        """A batch of n rays through pixels of the pool, with the noise that they need. All ranks draw the same, and
+        each keeps its share."""
         assert self.box is not None
-        chosen = self.random["pixels"].integers(0, self.pool.n_pool, n)
-        jitter = self.random["rays"].random(n, dtype=np.float32)
-        background = self.random["rays"].random((n, 3), dtype=np.float32)
+        own = self.ranks.share(n)
+        chosen = self.random["pixels"].integers(0, self.pool.n_pool, n)[own]
+        jitter = self.random["rays"].random(n, dtype=np.float32)[own]
+        background = self.random["rays"].random((n, 3), dtype=np.float32)[own]
         chosen, jitter, background = (torch.from_numpy(x).to(self.device) for x in (chosen, jitter, background))
         return training_rays(chosen, self.pool, self.box, jitter=jitter, background=background)
 
@@ -138,7 +157,7 @@ class HostRaySteps:
 
     def _refresh(self, step: int, grid: OccupancyGrid) -> None:
         upkeep = self.recipe.upkeep
-        cells = HostCells(self.values(), self.random["occupancy"], self.recipe.aabb_scale)
+        cells = HostCells(self.values(), self.random["occupancy"], self.recipe.aabb_scale, self.ranks)
         grid.refresh(cells, upkeep.decay, upkeep.cells_at(self.n_refreshes, len(grid.living)))
         self.n_refreshes += 1
         self.next_refresh = upkeep.next_step(step)

@@ -26,7 +26,7 @@ from hashfield.steps.recipes import RayRecipe
 from hashfield.steps.streamed_pool import StreamedPool, overview
 from hashfield.tasks.nerf_config import NerfConfig
 from hashfield.tasks.nerf_model import NerfModel, expected_shapes
-from hashfield.tasks.shared import CPU, check_seed, parse_background
+from hashfield.tasks.shared import CPU, check_seed, fingerprint_of, parse_background
 from hashfield.train.checkpoint import config_to_dict
 from hashfield.train.schedule import learning_rate_at
 
@@ -229,6 +229,11 @@ class NerfTask:
             self.streamed.move_to(moved if isinstance(moved, int) and moved >= 0 else 0)
         self.steps.draw_from(self._training_pool())
         self.steps.restore(tensors, values)
+
+    def fingerprint(self) -> int:
+        """A number that tells this task's data from others."""
+        pool = self.pool
+        return fingerprint_of(pool.pixels, pool.widths, pool.table, *([] if self.masks is None else [self.masks]))
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""
