@@ -13,6 +13,7 @@ from hashfield.data import ReadOptions, load_scene
 from hashfield.data.dataset import PosedImages
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import DataError
+from hashfield.tasks.align import as_refined, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import parse_background
@@ -56,10 +57,18 @@ def evaluate_nerf(arguments: list[str]) -> int:
     device = set_up(options.device, options.threads)
     model = load(options.run, device)
     background = None if options.background is None else parse_background(options.background)
-    figures = evaluate_views(model, views_of(model, options), background)
+    views = views_of(model, options)
+    refined = model.info.get("refinement", {}).get("parts", [])
+    if refined:
+        views = as_refined(views, model.cameras.get(options.split, []))
+    figures = evaluate_views(model, views, background)
     for view in figures["views"]:
         say(f"{view['name']}: PSNR {view['psnr']:.2f} dB, SSIM {view['ssim']:.4f}, {view['seconds']:.2f} s")
     say(f"mean of {figures['n_views']} views: PSNR {figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}")
+    if "poses" in refined or "exposure" in refined:
+        figures["aligned"] = evaluate_aligned(model, views, refined, background)
+        aligned = figures["aligned"]
+        say(f"aligned: PSNR {aligned['psnr']:.3f} dB, SSIM {aligned['ssim']:.4f}; {aligned['alignment']}")
     if options.json is not None:
         write_figures(options.json, {**figures, "split": options.split, "run": str(options.run)})
     return 0

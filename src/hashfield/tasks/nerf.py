@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hashfield.data.dataset import PosedImages, Scene
 from hashfield.errors import ConfigError
-from hashfield.geometry.cameras import camera_table
+from hashfield.geometry.cameras import Camera, camera_table
 from hashfield.geometry.rays import PixelPool
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.occupancy_update import carve, silhouettes
@@ -22,11 +22,16 @@ from hashfield.steps.occupancy import Upkeep
 from hashfield.steps.pixel_source import flat_masks, masked_pool, pixel_pool
 from hashfield.steps.protocol import StepResult
 from hashfield.steps.recipes import RayRecipe
+from hashfield.steps.refinement import Refinement
 from hashfield.tasks.nerf_config import NerfConfig
 from hashfield.tasks.nerf_model import NerfModel, expected_shapes
 from hashfield.tasks.shared import CPU, check_seed, parse_background
 from hashfield.train.checkpoint import config_to_dict
 from hashfield.train.schedule import learning_rate_at
+
+MARGIN_OF_ERROR = 0.04
+"""Share of a picture's longer side by which silhouettes are grown where poses or lenses are refined: as much as half a
+degree, a hundredth of the distance and three of a hundred of the focal length move a pixel near the border."""
 
 
 class NerfTask:
@@ -67,7 +72,11 @@ class NerfTask:
         init = torch.Generator().manual_seed(seed)
         field_config = config.field_config(self.spaces.aabb_scale, self.density_bias)
         self.field = RadianceField(field_config, generator=init).to(device)
-        self.steps = ray_steps(self.field, self._recipe(), config.precision, self.pool)
+        self.refinement = (
+            Refinement(config.refine, views.cameras, self.spaces, config.refinement, device) if config.refine else None
+        )
+        """What is learned of the photos besides; None: nothing."""
+        self.steps = ray_steps(self.field, self._recipe(), config.precision, self.pool, self.refinement)
 
     def _density_bias(self) -> float:
         if self.config.density_bias is not None:
@@ -121,7 +130,7 @@ class NerfTask:
 
     def begin(self) -> None:
         """Carve the grid and choose the pixels to draw from."""
-        masks = self._silhouettes(self.config.occupancy.carve_margin_px)
+        masks = self._silhouettes(self.config.occupancy.carve_margin_px + self._margin_of_error())
         pool = self.pool
         alive = carve(
             pool.table, pool.starts, pool.widths, pool.heights, masks, aabb_scale=self.spaces.aabb_scale
@@ -145,10 +154,16 @@ class NerfTask:
         # What a mask leaves out says nothing of the scene: it carves nothing away.
         return inside if self.masks is None else torch.where(self.masks == 0, 1, inside)
 
+    def _margin_of_error(self) -> int:
+        """Pixels by which silhouettes may be off where the cameras are to be corrected: they must not carve then."""
+        if self.refinement is None or not self.refinement.moves_rays:
+            return 0
+        return math.ceil(MARGIN_OF_ERROR * int(torch.maximum(self.pool.widths, self.pool.heights).max()))
+
     def _training_pool(self) -> PixelPool:
         """The pixels that rays are drawn from: within silhouettes, and not left out by the photos' masks."""
         pool = self.pool if self.masks is None else masked_pool(self.pool, self.masks)
-        inside = self._silhouettes(self.config.occupancy.pixel_margin_px)
+        inside = self._silhouettes(self.config.occupancy.pixel_margin_px + self._margin_of_error())
         if inside is None:
             return pool
         return masked_pool(pool, inside if self.masks is None else inside * self.masks)
@@ -157,6 +172,8 @@ class NerfTask:
         """One batch of rays through the whole pipeline, and the grid's refresh when it is due."""
         train = self.config.train
         rate = learning_rate_at(fraction, train.learning_rate, train.final_learning_rate, train.flat_until)
+        if self.refinement is not None:
+            self.refinement.fraction = fraction
         has_total_variation = train.total_variation > 0 and fraction < train.total_variation_until
         return self.steps.step(step, rate, self.step_scale(fraction), has_total_variation=has_total_variation)
 
@@ -190,9 +207,8 @@ class NerfTask:
             "background": list(self.background),
             "step_scale": self.config.train.step_scales[-1],
             "seed": self.seed,
-            "cameras": {
-                split: [camera.to_dict() for camera in views.cameras] for split, views in self.scene.splits.items()
-            },
+            "cameras": {split: [camera.to_dict() for camera in views] for split, views in self.cameras().items()},
+            **({} if self.refinement is None else {"refinement": self.refinement.report()}),
             "scene": {
                 "name": self.scene.name,
                 "path": str(self.scene.path),
@@ -201,15 +217,30 @@ class NerfTask:
             },
         }
 
+    def cameras(self) -> dict[str, list[Camera]]:
+        """The cameras by split as they are known now: the training photos' as refined, and others carried along with
+        them (`Refinement.carried`). Those of the scene where nothing is refined."""
+        splits, refinement = self.scene.splits, self.refinement
+        if refinement is None:
+            return {split: list(views.cameras) for split, views in splits.items()}
+        return {
+            split: refinement.refined_cameras() if split == "train" else [*map(refinement.carried, views.cameras)]
+            for split, views in splits.items()
+        }
+
+    def _info(self) -> dict[str, Any]:
+        scene = {"scene": {"name": self.scene.name, "path": str(self.scene.path)}}
+        return scene if self.refinement is None else {**scene, "refinement": self.refinement.report()}
+
     def model(self) -> NerfModel:
         """The field as it is now, for evaluation and rendering. Shares memory with the task."""
         grid, box = self.steps.grid, self.steps.box
         assert grid is not None and box is not None, "begin() or restore() comes first"
         return NerfModel(
             self.field, self.spaces, grid.bits, box,
-            cameras={split: views.cameras for split, views in self.scene.splits.items()},
+            cameras=self.cameras(),
             background=self.background, step_scale=self.config.train.step_scales[-1],
-            precision=self.config.precision, info={"scene": {"name": self.scene.name, "path": str(self.scene.path)}},
+            precision=self.config.precision, info=self._info(),
         )  # fmt: skip
 
 
