@@ -753,8 +753,8 @@ CASES = (
     Case(
         "model",
         "unknown lens",
-        top(camera_model="EQUIRECTANGULAR"),
-        "'camera_model': EQUIRECTANGULAR is not supp",
+        top(camera_model="OMNIDIRECTIONALSTEREO_L"),
+        "'camera_model': OMNIDIRECTIONALSTEREO_L is not supp",
     ),
     Case(
         "model_type",
@@ -869,11 +869,12 @@ CASES = (
     Case("ftheta", "f-theta lens", top(ftheta_p0=0.0), "'ftheta_p0': f-theta lenses are not supported yet"),
     Case(
         "latlong",
-        "panorama",
-        frame(latlong=True),
-        IN_FRAME + "'latlong': panoramic images are not supported yet",
+        "panorama with a lens",
+        frame(latlong=True, k1=0.1),
+        IN_FRAME + "'camera_model': a panorama has no lens distortion",
     ),
-    Case("equirect", "panorama", top(equirectangular=1), "'equirectangular': panoramic images"),
+    Case("latlong_cx", "panorama off the middle", top(latlong=True, cx=2.0), "'cx, cy': a panorama's middle is"),
+    Case("equirect", "equal-area panorama", top(equirectangular=1), "'equirectangular': instant-ngp's equal-area"),
     Case("ortho", "orthographic", top(orthographic=True), "'orthographic': orthographic cameras"),
     Case("shutter", "rolling shutter", top(rolling_shutter=[0, 0.1, 0, 0]), "'rolling_shutter': moving cameras"),
     Case("shutter_0", "rolling shutter of 0", top(rolling_shutter=[0, 0, 0, 0]), "form: 7 train", "silent"),

@@ -21,6 +21,7 @@ from hashfield.geometry.cameras import (
     flip_opengl,
     lens_limit,
     look_at,
+    panorama,
     pixel_centers,
     project,
     rays_from_pixels,
@@ -65,6 +66,7 @@ LENS_CASES: dict[str, tuple[Lens, tuple[float, ...]]] = {
     "fisheye_equidistant": ("fisheye", ()),
     "fisheye": ("fisheye", (0.0312, 0.0051, 0.0006, 0.0001, 0.0, 0.0)),
     "fisheye_narrowing": ("fisheye", (-0.05, 0.002, 0.0, 0.0, 0.0, 0.0)),
+    "equirectangular": ("equirectangular", ()),
 }
 lens_cases = pytest.mark.parametrize("case", LENS_CASES)
 
@@ -107,6 +109,17 @@ def test_fisheye_golden_angle() -> None:
     pixel = torch.tensor([[31.0 + 81.77848, 25.0]], dtype=torch.float64)
     _, direction = rays([lens], pixel)
     assert math.acos(float(direction[0, 2])) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_panorama_by_hand() -> None:
+    around = panorama(IDENTITY, 8, 4)
+    # forward, right, back, left; straight up and down; instant-ngp's latlong at (0.75, 0.25) of the picture
+    pixel = torch.tensor([[4, 2], [6, 2], [8, 2], [2, 2], [4, 0], [4, 4], [6, 1]], dtype=torch.float64)
+    _, direction = rays([around], pixel)
+    half = math.sqrt(0.5)
+    expected = [[0, 0, 1], [1, 0, 0], [0, 0, -1], [-1, 0, 0], [0, -1, 0], [0, 1, 0], [half, -half, 0]]
+    torch.testing.assert_close(direction, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
+    assert around.resized(16, 8) == panorama(IDENTITY, 16, 8)
 
 
 def test_pinhole_by_hand() -> None:

@@ -8,16 +8,17 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hashfield.api import load
+from hashfield.aside import write_aside
 from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
 from hashfield.data import ReadOptions, load_scene
-from hashfield.data.dataset import PosedImages
+from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import DataError
 from hashfield.tasks.align import as_refined, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import parse_background
-from hashfield.train.checkpoint import read_metadata, write_aside
+from hashfield.train.checkpoint import read_metadata
 from hashfield.train.metrics import SSIM_WINDOW
 from hashfield.train.run_folder import RunFolder
 
@@ -30,6 +31,8 @@ class Evaluate:
     """Run folder or checkpoint file."""
     data: Path | None = None
     """The photos to compare with; default: where they lay during training."""
+    masks: Path | None = None
+    """Folder of masks, where those of the training are not there any more."""
     split: Literal["test", "train", "val"] = "test"
     """Which of the data's views to judge."""
     background: str | None = None
@@ -103,10 +106,13 @@ def views_of(model: NerfModel, options: Evaluate) -> PosedImages:
     path = options.data or Path(stored.get("path", ""))
     if not path.exists():
         raise DataError(f"{path}: the photos of this run are not there any more; name them with --data")
+    reading = stored_reading(stored)
+    if options.masks is not None:
+        reading["masks"] = options.masks
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=model.spaces.aabb_scale, splits=(options.split,),
         camera_axes=stored.get("camera_axes", "opengl"),
-        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
+        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, **reading,
     )  # fmt: skip
     scene = load_scene(path, read)
     if options.split not in scene.splits:

@@ -12,6 +12,10 @@ from hashfield._version import __version__
 from hashfield.errors import HashfieldError
 
 VERBS = {
+    "prepare": (
+        "hashfield.cli.prepare",
+        "find the cameras of photos or of a video, for train nerf: hashfield prepare PHOTOS|VIDEO",
+    ),
     "demo": (
         "hashfield.cli.demo",
         "make a small scene (or: demo image, demo sdf), train on it and show what comes out",
@@ -25,6 +29,7 @@ VERBS = {
         "hashfield.cli.render",
         "show what a run has learned: test views, an orbit, a camera path; a picture at any size",
     ),
+    "view": ("hashfield.cli.view", "look at a run in a browser: move through it, compare it with the photos, film it"),
     "mesh": ("hashfield.cli.mesh", "write a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
     "sweep": (
         "hashfield.cli.sweep",
@@ -36,6 +41,8 @@ VERBS = {
 
 # Modules whose absence has a remedy: what to install.
 EXTRAS = {
+    "pycolmap": "hashfield[photos]",
+    "pillow_heif": "hashfield[heif]",
     "tifffile": "hashfield[tiff]",
     "imagecodecs": "hashfield[tiff]",
     "tensorboard": "hashfield[tensorboard]",
@@ -44,6 +51,7 @@ EXTRAS = {
     "trimesh": "hashfield[mesh]",
     "skimage": "hashfield[mesh]",
     "scipy": "hashfield[mesh]",
+    "viser": "hashfield[view]",
 }
 
 

@@ -8,12 +8,12 @@ from typing import Annotated
 import tyro
 
 from hashfield.api import load
+from hashfield.aside import write_aside
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
 from hashfield.cli.shared import parse, say, set_up
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.meshes import check_mesh_file, check_resolution, encode_mesh
 from hashfield.tasks.mesh import Box, HasSurface, surface_mesh
-from hashfield.train.checkpoint import write_aside
 from hashfield.train.run_folder import RunFolder
 
 

@@ -12,13 +12,17 @@ import torch
 import tyro
 
 from hashfield.cli.demo import DemoCommand, DemoKind
+from hashfield.cli.evaluate import Evaluate, views_of
 from hashfield.cli.outcome import Outcome, write_outcome
-from hashfield.cli.shared import DeviceName, say
+from hashfield.cli.prepare import n_threads, prepare_here
+from hashfield.cli.shared import DeviceName, parse, say
 from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory
+from hashfield.cli.view import View, view
 from hashfield.data import ReadOptions, Scene, load_scene
-from hashfield.data.dataset import PosedImages
+from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from hashfield.data.prepare import PrepareOptions, has_poses
 from hashfield.errors import ConfigError
 from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
 from hashfield.export.video import write_mp4
@@ -30,12 +34,14 @@ from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.nerf import NerfTask, gpu_memory
 from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
+from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.tasks.studies import Setting
 from hashfield.train.checkpoint import write_aside
 from hashfield.train.loop import TrainResult
 from hashfield.train.metrics import SSIM_WINDOW, psnr
 from hashfield.train.run_folder import RunFolder
+from hashfield.viewer.pictures import Photos
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,15 @@ class TrainNerf(TrainCommand):
     camera_axes: Literal["opengl", "opencv"] = "opengl"
     """Axes of the cameras in the file: opengl looks along -z, as the formats have it; opencv along +z, as some
     exporters do."""
+    prepare: bool = False
+    """Find the cameras first where PATH is a folder of photos without poses, or a video: see hashfield prepare."""
+    alpha: Literal["auto", "matte", "mask"] = "auto"
+    """What it means where photos are not opaque: a matte cuts an object out of nothing, a mask leaves out pixels that
+    show something else; auto tells by how many pixels are clear."""
+    masks: Path | None = None
+    """Folder of a mask for each photo, by its name (a.png or a.jpg.png of a.jpg), besides those that the data state."""
+    masks_keep: Literal["white", "black"] = "white"
+    """Which pixels of --masks are learned from: those that are not black, or the black ones."""
     config: Annotated[NerfConfig, tyro.conf.arg(name="")] = NerfConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
@@ -77,9 +92,10 @@ def prepare_nerf(
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
-        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
+        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
+        masks=options.masks, masks_keep=options.masks_keep,
     )  # fmt: skip
-    scene = load_scene(options.path, read)
+    scene = load_scene(with_poses(options), read)
     for note in scene.notes:
         say(note)
     if device.type == "cuda" and plan.config.trains_on_device:
@@ -88,6 +104,16 @@ def prepare_nerf(
     if plan.resumed is not None:
         check_same_photos(plan.resumed, plan.metadata, scene)
     yield Training(task, folder(scene.name))
+
+
+def with_poses(options: TrainNerf) -> Path:
+    """The data set to train on: the path that was named, or what `hashfield prepare` makes of it."""
+    if not options.prepare:
+        return options.path
+    if has_poses(options.path):
+        say(f"--prepare has no effect: {options.path} has camera poses already")
+        return options.path
+    return prepare_here(options.path, None, PrepareOptions(threads=n_threads(options.threads))).path
 
 
 def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -99,12 +125,14 @@ def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
         "aabb_scale": stored(spaces, "aabb_scale", int, path),
         "background": background_text(stored_background(metadata, path)),
         "camera_axes": scene.get("camera_axes", "opengl"),
+        **stored_reading(scene),
     }
 
 
 def same_data(options: TrainNerf) -> str:
     """The options that make the photos what they are."""
-    return f"--downscale {options.downscale}" if options.downscale > 1 else ""
+    said = [f"--downscale {options.downscale}"] if options.downscale > 1 else []
+    return " ".join([*said, *(["--prepare"] if options.prepare else [])])
 
 
 def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) -> None:
@@ -202,6 +230,30 @@ def finish(
     )  # fmt: skip
     write_outcome(run, result, outcome, device=task.device, seed=task.seed, by_clock=by_clock)
     return figures
+
+
+# --- view
+
+
+def view_nerf(arguments: list[str]) -> int:
+    """`view` of a radiance field, beside the photos it was learned from."""
+    options = parse(View, arguments, "view")
+
+    def read(model: NerfModel) -> Photos:
+        splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+        known = [split for split in splits if model.cameras.get(split)]
+        return photos_of([views_of(model, Evaluate(options.run, options.data, split)) for split in known])
+
+    return view(options, read)
+
+
+def photos_of(parts: Sequence[PosedImages]) -> Photos:
+    """The photos of several splits, one after another, for the viewer."""
+    return Photos(
+        [camera for part in parts for camera in part.cameras],
+        [name for part in parts for name in part.names],
+        [image for part in parts for image in part.images],
+    )
 
 
 def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -456,7 +508,7 @@ SMALLER = "--train.batch, --encoding.log2-hashmap-size or --downscale"
 TRAIN = TrainKind(
     name="nerf", command=TrainNerf, presets=PRESETS, suits=preset_for, prepare=prepare_nerf, finish=finish,
     resumed=stored_options, same_data=same_data, smaller=f"{SMALLER} (or --preset fast)",
-    render_options="--views orbit --format mp4",
+    render_options="--views orbit --format mp4", reference=lambda task: photos_of(list(task.scene.splits.values())),
 )  # fmt: skip
 SWEEP = SweepKind(
     name="nerf", command=SweepNerf, prepare=prepare_sweep, max_samples=2**22, n_dims=3,

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from hashfield.aside import write_aside
 from hashfield.cli.progress import ProgressView
 from hashfield.cli.shared import kind_from_name, parse, run_command, say, set_up
 from hashfield.errors import ConfigError
 from hashfield.export.plots import Series, plot_svg
 from hashfield.tasks import KINDS
 from hashfield.tasks.studies import Setting, encodings_study, grid_study
-from hashfield.train.checkpoint import write_aside
 from hashfield.train.loop import TrainOptions
 from hashfield.train.sweep import (
     Cell,

@@ -3,17 +3,18 @@
 import importlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import tyro
 
 from hashfield._version import __version__
+from hashfield.aside import write_aside
 from hashfield.cli.progress import ProgressView
 from hashfield.cli.shared import (
     DeviceName,
@@ -28,11 +29,14 @@ from hashfield.cli.shared import (
 )
 from hashfield.errors import ConfigError
 from hashfield.tasks import KINDS
-from hashfield.train.checkpoint import config_from_dict, read_metadata, write_aside
-from hashfield.train.loop import Progress, TrainOptions, TrainResult, planned_length, train
+from hashfield.train.checkpoint import config_from_dict, read_metadata
+from hashfield.train.loop import BetweenSteps, Progress, TrainOptions, TrainResult, planned_length, train
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
 from hashfield.train.sweep import is_cell
 from hashfield.train.task import Task
+
+if TYPE_CHECKING:
+    from hashfield.cli.view import WatchedTraining
 
 DEFAULT_SECONDS = 60.0
 
@@ -61,6 +65,12 @@ class TrainCommand:
     """Threads of the kernels; default: as many as torch takes."""
     max_gpu_memory: float | None = None
     """GiB of GPU memory that the run may take; default: all there is."""
+    view: bool = False
+    """Serve a page on which the model is seen while it learns (extra: hashfield[view])."""
+    view_host: str = "127.0.0.1"
+    """Address that the page listens on. Any other than this machine's own lets others see it and press its buttons."""
+    view_port: int = 8080
+    """Port of the page, or the next free one."""
     tensorboard: bool = False
     """Also write the figures for TensorBoard (extra: hashfield[tensorboard])."""
 
@@ -127,6 +137,8 @@ class TrainKind:
     """Options -> what reads the same data again, for the command that is shown to go on with a run."""
     on_progress: Callable[[Any, RunFolder], Callable[[Progress], None]] | None = None
     """(task, run) -> what else sees the progress."""
+    reference: Callable[[Any], Any] | None = None
+    """Task -> what it learns from, to compare with in the viewer."""
 
     def __call__(self, arguments: list[str]) -> int:
         """`train KIND` with its arguments: the exit code."""
@@ -156,15 +168,60 @@ def train_kind(kind: TrainKind, arguments: list[str]) -> int:
         same = f"{quote(str(options.path))} {kind.same_data(options)}".rstrip()
         resume = f"hashfield train {kind.name} {same} --out {quote(str(run.path))} --resume"
         on_progress = None if kind.on_progress is None else kind.on_progress(task, run)
-        result = run_training(task, run, plan.length, plan.resumed is not None, resume, on_progress)
-        if options.tensorboard:
-            write_tensorboard(run, result)
-        if result.stopped_by != "done":
-            return ended_early(result, run, resume)
-        kind.finish(task, run, result, by_clock=plan.length.max_seconds is not None)
-    say(f"report: {run.report}")
-    say(f"render it: hashfield render {quote(str(run.path))} {kind.render_options}".rstrip())
+        with watched(kind, options, task, run, device) as page:
+            if page is not None:
+                on_progress = both(page.report, on_progress)
+            between = None if page is None else page.share.between_steps
+            result = run_training(task, run, plan.length, plan.resumed is not None, resume, on_progress, between)
+            if options.tensorboard:
+                write_tensorboard(run, result)
+            if result.stopped_by != "done":
+                return ended_early(result, run, resume)
+            if page is not None:
+                page.after(run)
+            kind.finish(task, run, result, by_clock=plan.length.max_seconds is not None)
+            say(f"report: {run.report}")
+            say(f"render it: hashfield render {quote(str(run.path))} {kind.render_options}".rstrip())
+            if page is not None:
+                page.wait()
     return 0
+
+
+@contextmanager
+def watched(
+    kind: TrainKind, options: Any, task: Task, run: RunFolder, device: torch.device
+) -> Iterator["WatchedTraining | None"]:
+    """The page of a training, if one is asked for.
+
+    Args:
+        kind: What is trained.
+        options: With view, view_host and view_port.
+        task: The task.
+        run: Folder of the run.
+        device: Where the task trains.
+    """
+    if not options.view:
+        yield None
+        return
+    from hashfield.cli.view import WatchedTraining, about_share, page_of
+
+    reference = kind.reference
+    read = None if reference is None else lambda: reference(task)
+    page = WatchedTraining(task, run, str(options.path), device, read)
+    with page_of(page.session, options.view_host, options.view_port):
+        say(about_share())
+        yield page
+
+
+def both(first: Callable[[Progress], None], second: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    """What hands a report to one after the other."""
+
+    def report(progress: Progress) -> None:
+        first(progress)
+        if second is not None:
+            second(progress)
+
+    return report
 
 
 def preset_of(
@@ -236,6 +293,8 @@ def make_plan(options: Any, defaults: Any, preset: str | None, default_seconds: 
     length = TrainOptions(n_steps=n_steps, max_seconds=max_seconds)
     if options.out is not None and not options.resume:
         RunFolder(options.out, options.out / CHECKPOINT_NAME).check_free(options.overwrite)
+    if getattr(options, "view", False):
+        importlib.import_module("viser")
     if options.tensorboard:
         importlib.import_module("tensorboard")  # a missing extra is named now, not after the training
     return Plan(config, length, resumed, metadata)
@@ -322,6 +381,7 @@ def run_training(
     resume: bool = False,
     resume_command: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    between_steps: BetweenSteps | None = None,
 ) -> TrainResult:
     """Train with progress on the console.
 
@@ -332,6 +392,7 @@ def run_training(
         resume: Whether to go on from the run's checkpoint.
         resume_command: The command that would resume the run, shown to the user.
         on_progress: Sees every report too; its time does not count as training.
+        between_steps: Called after every step; its time does not count as training either.
     """
     with ProgressView(resume_command) as view:
 
@@ -340,7 +401,7 @@ def run_training(
             if on_progress is not None:
                 on_progress(progress)
 
-        result = train(task, run, length, show, resume)
+        result = train(task, run, length, show, resume, between_steps)
     rays = "" if result.n_rays == result.n_samples else f"{result.n_rays / 1e6:.1f} M rays, "
     say(
         f"trained {result.step} steps in {result.train_seconds:.1f} s ({rays}{result.n_samples / 1e6:.1f} M samples; "

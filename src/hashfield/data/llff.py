@@ -174,4 +174,5 @@ READER: Final = Reader(
     looks_for=FILE,
     matches=lambda path: _data_file(path) is not None,
     read=read,
+    state=state,
 )

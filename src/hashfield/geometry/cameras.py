@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hashfield.errors import ConfigError, ShapeError
 
-Lens = Literal["pinhole", "opencv", "fisheye"]
+Lens = Literal["pinhole", "opencv", "fisheye", "equirectangular"]
 LENSES: Final[tuple[Lens, ...]] = get_args(Lens)
 
 TABLE_COLUMNS: Final = 24
@@ -40,7 +40,8 @@ class Camera:
     "opencv": rad = k1 r2 + k2 r2^2 + k3 r2^3 + k4 r2^4, u_d = u (1 + rad) + 2 p1 u v + p2 (r2 + 2 u^2),
     v_d = v (1 + rad) + 2 p2 u v + p1 (r2 + 2 v^2). "fisheye": theta = angle to the axis,
     |(u_d, v_d)| = theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8), good beyond 90 degrees.
-    The pixel is (fx u_d + cx, fy v_d + cy).
+    "equirectangular": u_d = longitude, rightwards from the axis, v_d = latitude, downwards, in radians; `panorama`
+    makes one of the whole sphere. The pixel is (fx u_d + cx, fy v_d + cy).
 
     Raises:
         ShapeError: `camera_to_world` is not a 3x4 float64 tensor.
@@ -59,7 +60,8 @@ class Camera:
     cy: float
     lens: Lens = "pinhole"
     distortion: tuple[float, ...] = ()
-    """Coefficients k1, k2, k3, k4, p1, p2; empty for a pinhole. A fisheye has no p1, p2: they must be 0."""
+    """Coefficients k1, k2, k3, k4, p1, p2; empty for a pinhole and a panorama. A fisheye has no p1, p2: they must be
+    0."""
 
     def __post_init__(self) -> None:
         pose = self.camera_to_world
@@ -171,15 +173,38 @@ def _checked_distortion(lens: Lens, distortion: Sequence[float]) -> tuple[float,
         raise ConfigError(f"distortion: not finite: {values}")
     if any(abs(value) > MAX_COEFFICIENT for value in values):
         raise ConfigError(f"distortion: beyond {MAX_COEFFICIENT:g}: {values}")
-    if lens == "pinhole":
+    if lens in ("pinhole", "equirectangular"):
         if any(values):
-            raise ConfigError(f"distortion: a pinhole has none, got {values}")
+            name = "a pinhole" if lens == "pinhole" else "a panorama"
+            raise ConfigError(f"distortion: {name} has none, got {values}")
         return ()
     if len(values) not in (0, 6):
         raise ConfigError(f"distortion: expected 6 values k1 k2 k3 k4 p1 p2, got {len(values)}")
     if lens == "fisheye" and any(values[4:]):
         raise ConfigError("distortion: a fisheye has no p1, p2")
     return values or (0.0,) * 6
+
+
+def panorama(camera_to_world: Float64[Tensor, "3 4"], width: int, height: int) -> Camera:
+    """The equirectangular camera whose picture shows the whole sphere: longitude -pi to pi, latitude -pi/2 to pi/2.
+
+    Args:
+        camera_to_world: OpenCV axes; the middle of the picture looks forward.
+        width: Pixels.
+        height: Pixels; half the width for square ones.
+    """
+    fx, fy = width / (2 * math.pi), height / math.pi
+    return Camera(camera_to_world, width, height, fx, fy, width / 2, height / 2, "equirectangular")
+
+
+def is_whole_panorama(camera: Camera) -> bool:
+    """Whether the camera is one that `panorama` makes, but for rounding: not a part of a panorama."""
+    if camera.lens != "equirectangular":
+        return False
+    whole = panorama(camera.camera_to_world, camera.width, camera.height)
+    return all(
+        math.isclose(getattr(camera, name), getattr(whole, name), rel_tol=1e-6) for name in ("fx", "fy", "cx", "cy")
+    )
 
 
 def rotation_fault(rotation: Float64[Tensor, "3 3"]) -> float:
@@ -234,12 +259,12 @@ def look_at(
 def lens_limit(lens: Lens, distortion: Sequence[float]) -> float:
     """How far a lens model can be inverted: the smallest radius (opencv; in plane coordinates, without p1 and
     p2) or angle (fisheye; radians) at which the distorted radius stops growing, at most `MAX_RADIUS` or pi; 0
-    for a pinhole.
+    for a pinhole, pi for a panorama.
 
     The distorted radius is f(x) = x (1 + k1 x^2 + ... + k4 x^8), so the limit is the first root of f'.
     """
-    if lens == "pinhole":
-        return 0.0
+    if lens in ("pinhole", "equirectangular"):
+        return 0.0 if lens == "pinhole" else math.pi
     k1, k2, k3, k4 = (*distortion[:4], 0.0, 0.0, 0.0, 0.0)[:4]
     # In y = 1 / x^2 the leading coefficient is 1, so that tiny k3, k4 do not spoil the root that counts
     roots = np.roots([1.0, 3 * k1, 5 * k2, 7 * k3, 9 * k4])
@@ -252,8 +277,8 @@ def camera_table(cameras: Sequence[Camera]) -> Float64[Tensor, "n_cameras 24"]:
     """Cameras as rows of numbers, the form that kernels take.
 
     Columns: 0-11 camera_to_world row by row (3x4), 12-15 fx fy cx cy, 16 lens (0 pinhole, 1 opencv, 2
-    fisheye), 17-20 k1..k4, 21-22 p1 p2, 23 `lens_limit`, which belongs to k1..k4: whoever changes them
-    sets it anew, or to 0.
+    fisheye, 3 equirectangular), 17-20 k1..k4, 21-22 p1 p2, 23 `lens_limit`, which belongs to k1..k4: whoever changes
+    them sets it anew, or to 0.
     """
     rows = torch.zeros(len(cameras), TABLE_COLUMNS, dtype=torch.float64)
     for row, camera in zip(rows, cameras, strict=True):
@@ -262,7 +287,7 @@ def camera_table(cameras: Sequence[Camera]) -> Float64[Tensor, "n_cameras 24"]:
         row[16] = LENSES.index(camera.lens)
         if camera.distortion:
             row[17:23] = torch.tensor(camera.distortion, dtype=torch.float64)
-            row[23] = lens_limit(camera.lens, camera.distortion)
+        row[23] = lens_limit(camera.lens, camera.distortion)
     return rows
 
 
@@ -489,6 +514,12 @@ def _pixels_to_camera(rows: _Rows, pixel: Tensor) -> Tensor:
     direction = plane / plane.norm(dim=-1, keepdim=True)
     if bool(is_fisheye.any()):
         direction = torch.where(is_fisheye[:, None], _fisheye_direction(u_d, v_d, rows), direction)
+    is_panorama = lens == 3
+    if bool(is_panorama.any()):
+        latitude = v_d.clamp(-math.pi / 2, math.pi / 2)
+        level = torch.cos(latitude)
+        around = torch.stack([torch.sin(u_d) * level, torch.sin(latitude), torch.cos(u_d) * level], dim=-1)
+        direction = torch.where(is_panorama[:, None], around, direction)
     return direction
 
 
@@ -540,8 +571,8 @@ def camera_table_gradient(
 
     The same as autograd's through `rays_from_pixels`, without inverting a lens again: a direction and its camera tell
     where in the picture the ray passes, and there the lens model is differentiated implicitly. The lens's number and
-    limit get 0, and rays at or beyond the limit say nothing of lenses. A pinhole's coefficients get what a
-    radial-tangential lens without distortion would, so that it can become one.
+    limit get 0, as do all lens columns of a panorama, and rays at or beyond the limit say nothing of lenses. A
+    pinhole's coefficients get what a radial-tangential lens without distortion would, so that it can become one.
 
     Args:
         table: The cameras that the rays were made with, limits included; rotations are orthonormal. Its dtype is that
@@ -574,7 +605,8 @@ def _lens_gradient(rows: _Rows, local: Tensor, grad: Tensor) -> Tensor:
     r2 = u * u + v * v
     u_d, v_d, (j_uu, j_uv, j_vv) = _distort(u, v, rows)
     determinant = j_uu * j_vv - j_uv * j_uv
-    is_usable = (z > 1e-6) & ((rows.lens == 0) | ((determinant > 1e-3) & (torch.sqrt(r2) < rows.limit * (1 - 1e-6))))
+    is_within = (determinant > 1e-3) & (torch.sqrt(r2) < rows.limit * (1 - 1e-6))
+    is_usable = (z > 1e-6) & (rows.lens != 3) & ((rows.lens == 0) | is_within)
     inverse = torch.where(is_usable, 1 / torch.where(is_usable, determinant, 1.0), 0.0)
     g_u, g_v = grad[:, 0] * depth, grad[:, 1] * depth
     a, b = (j_vv * g_u - j_uv * g_v) * inverse, (j_uu * g_v - j_uv * g_u) * inverse  # to (u_d, v_d)
@@ -665,5 +697,9 @@ def project(
     ratio = torch.where(off_axis, _radial(theta, rows.k)[0] / torch.where(off_axis, lateral, 1.0), 1 / depth)
     u_d, v_d = torch.where(is_fisheye, x * ratio, u_d), torch.where(is_fisheye, y * ratio, v_d)
     is_valid = torch.where(is_fisheye, (theta <= rows.limit) & (off_axis | in_front), is_valid)
+    is_panorama = rows.lens == 3
+    u_d = torch.where(is_panorama, torch.atan2(x, z), u_d)
+    v_d = torch.where(is_panorama, torch.atan2(y, torch.hypot(x, z)), v_d)
+    is_valid = torch.where(is_panorama, off_axis | (z != 0), is_valid)
     pixel = torch.stack([u_d * rows.fx + rows.cx, v_d * rows.fy + rows.cy], dim=1)
     return torch.where(is_valid[:, None], pixel, math.nan), is_valid

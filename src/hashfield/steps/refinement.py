@@ -551,5 +551,10 @@ def _camera_of(row: Float64[Tensor, " 24"], like: Camera) -> Camera:
     left, _, right = torch.linalg.svd(pose[:, :3])
     pose = torch.cat([left @ right, pose[:, 3:]], 1)
     return Camera(
-        pose, like.width, like.height, *values[12:16], lens, () if lens == "pinhole" else tuple(values[17:23])
+        pose,
+        like.width,
+        like.height,
+        *values[12:16],
+        lens,
+        tuple(values[17:23]) if lens in ("opencv", "fisheye") else (),
     )

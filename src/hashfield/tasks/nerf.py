@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from hashfield.data.dataset import PosedImages, Scene
 from hashfield.errors import ConfigError
 from hashfield.geometry.cameras import Camera, camera_table
+from hashfield.geometry.focus import distances_to_focus
 from hashfield.geometry.rays import PixelPool
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.occupancy_update import carve, silhouettes
@@ -133,7 +134,8 @@ class NerfTask:
         masks = self._silhouettes(self.config.occupancy.carve_margin_px + self._margin_of_error())
         pool = self.pool
         alive = carve(
-            pool.table, pool.starts, pool.widths, pool.heights, masks, aabb_scale=self.spaces.aabb_scale
+            pool.table, pool.starts, pool.widths, pool.heights, masks, aabb_scale=self.spaces.aabb_scale,
+            fewest=1 if self.is_carved else self._fewest_views(), near=None if self.is_carved else self._nearest(),
         )  # fmt: skip
         if not bool(alive.any()):
             raise ConfigError(
@@ -145,6 +147,18 @@ class NerfTask:
         box = None if self.is_carved else torch.tensor(whole, dtype=torch.float64, device=self.device)
         self.steps.draw_from(self._training_pool())
         self.steps.begin(alive, box)
+
+    def _fewest_views(self) -> int:
+        """Cameras that must see a cell: as configured, but no more than a quarter of all."""
+        return max(1, min(self.config.occupancy.fewest_views, len(self.pool.table) // 4))
+
+    def _nearest(self) -> Float64[Tensor, " n_cameras"] | None:
+        """How far anything is from each camera at least, scene units; None: no such limit."""
+        distance = distances_to_focus(self.pool.table)
+        if distance is None:
+            return None
+        # A camera that was held closer than most has a subject that is closer than most.
+        return self.config.occupancy.nearest * distance.clamp(max=float(distance.median()))
 
     def _silhouettes(self, margin_px: int) -> UInt8[Tensor, " n_pixels"] | None:
         pool = self.pool
@@ -214,6 +228,9 @@ class NerfTask:
                 "path": str(self.scene.path),
                 "has_alpha": self.scene.has_alpha,
                 "camera_axes": self.scene.camera_axes,
+                "folder": None if self.scene.folder is None else str(self.scene.folder),
+                "reading": dict(self.scene.reading),
+                "photos": {split: list(views.names) for split, views in self.scene.splits.items()},
             },
         }
 

@@ -72,6 +72,12 @@ class OccupancyConfig:
 
     use_alpha: bool = True
     """Carve the grid from the photos' alpha, where they have any, before the first step."""
+    fewest_views: int = 3
+    """Without alpha: training cameras that must see a cell for it to hold anything, but never more than a quarter of
+    them. What few cameras see can be made up so that it looks right from each of them."""
+    nearest: float = 0.25
+    """Without alpha: where the cameras look at a common point, cells that are nearer to a camera than this share of the
+    median distance to that point hold nothing. 0: no such rule."""
     carve_margin_px: int = 9
     """Silhouettes are grown by this before carving: about half a cell's projected diagonal at 800 px."""
     pixel_margin_px: int = 14
@@ -88,7 +94,9 @@ class OccupancyConfig:
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 < self.decay < 1:
             raise ConfigError(f"decay: expected a number in (0, 1), got {self.decay}")
-        for name in ("carve_margin_px", "pixel_margin_px", "full_sweeps"):
+        if not 0 <= self.nearest < 1:
+            raise ConfigError(f"nearest: expected a number in [0, 1), got {self.nearest}")
+        for name in ("fewest_views", "carve_margin_px", "pixel_margin_px", "full_sweeps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
         for name in ("most_steps", "max_cells"):

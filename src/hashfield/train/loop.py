@@ -13,10 +13,11 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from hashfield.aside import remove_left_behind, write_aside
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.log import logger
 from hashfield.steps.protocol import StepResult
-from hashfield.train.checkpoint import load_checkpoint, save_checkpoint, write_aside
+from hashfield.train.checkpoint import load_checkpoint, save_checkpoint
 from hashfield.train.run_folder import RunFolder
 from hashfield.train.task import Task
 
@@ -26,6 +27,11 @@ METRICS: Final = (
     "step", "elapsed_s", "loss", "psnr", "rays_per_s", "samples_per_s", "n_rays", "n_samples",
 )  # fmt: skip
 """The figures of a line of metrics.jsonl; null stands for NaN, which JSON does not have."""
+
+
+BetweenSteps = Callable[[], Literal["go", "wait", "save"]]
+"""What is called after every step: "go" on with the next one; "wait": call it again, unless the run is interrupted;
+"save" a checkpoint, then call it again."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,7 @@ def train(
     options: TrainOptions,
     on_progress: Callable[[Progress], None] | None = None,
     resume: bool = False,
+    between_steps: BetweenSteps | None = None,
 ) -> TrainResult:
     """Run a task's training and return how it ended; checkpoint and metrics.jsonl then lie in the run folder.
 
@@ -147,11 +154,15 @@ def train(
         options: How long.
         on_progress: Called about twice a second.
         resume: Go on from the run's checkpoint.
+        between_steps: Uses the time after a step, such as a viewer; that does not count as training.
 
     Raises:
         CheckpointError: the checkpoint to resume from does not fit, or the last one cannot be written.
     """
     say = on_progress or (lambda progress: None)
+    n_removed, n_bytes = remove_left_behind(run.path)
+    if n_removed:
+        logger.warning("%s: %d files (%.1f MB) that killed saves left are removed", run.path, n_removed, n_bytes / 1e6)
     say(Progress("compiling", 0, options.n_steps, 0.0, 0.0, math.nan, math.nan, 0.0, 0.0, None))
     before = time.perf_counter()
     task.warm_up()
@@ -182,6 +193,13 @@ def train(
         figures = {"steps": step, "train_seconds": elapsed, "n_rays": n_rays, "n_samples": n_samples}
         metadata = {"task": task.name, **task.describe(), "figures": figures, "loop": loop, "state": state}
         save_checkpoint(run.checkpoint, tensors, metadata)
+
+    def save_and_say() -> None:
+        try:
+            save()
+            say(_saved(step, options, elapsed, fraction()))
+        except CheckpointError as error:
+            logger.warning("%s", error)
 
     def fraction() -> float:
         if options.n_steps is not None:
@@ -227,13 +245,16 @@ def train(
                 say(progress)
                 window = _Window()
             if now >= next_save:
-                try:
-                    save()
-                    say(_saved(step, options, elapsed, fraction()))
-                except CheckpointError as error:
-                    logger.warning("%s", error)
+                save_and_say()
                 next_save = time.perf_counter() + options.autosave_seconds
                 window.started += time.perf_counter() - now
+            if between_steps is not None and fraction() < 1.0:
+                before = time.perf_counter()
+                while not signals.caught and (asked := between_steps()) != "go":
+                    if asked == "save":
+                        n_rays, n_samples = _plus(n_rays, n_samples, window.read())
+                        save_and_say()
+                window.started += time.perf_counter() - before
         n_rays, n_samples = _plus(n_rays, n_samples, window.read())
         if not math.isfinite(window.loss):
             stopped_by = "non_finite"

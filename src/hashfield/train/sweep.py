@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from hashfield._version import __version__
+from hashfield.aside import write_aside
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.ops.backend import kernel_path
-from hashfield.train.checkpoint import write_aside
 from hashfield.train.loop import Progress, TrainOptions, TrainResult, read_metrics, train
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
 from hashfield.train.task import Task

@@ -1,0 +1,279 @@
+"""Cameras from photos alone, on a scene by formula; and what is said about photos that give none."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hashfield.cli.main import run
+from hashfield.data import load_scene
+from hashfield.data.dataset import ReadOptions
+from hashfield.data.photo_files import list_photos, read_photo, small_copy
+from hashfield.data.prepare import PrepareOptions, default_out, prepare
+from hashfield.data.structure_from_motion import connected
+from hashfield.data.video_frames import choose_frames, extract_frames
+from hashfield.errors import ConfigError, DataError
+from tests.data.photographed_scene import cameras, photo
+
+needs_pycolmap = pytest.mark.skipif(
+    importlib.util.find_spec("pycolmap") is None, reason="pycolmap is not installed (pip install 'hashfield[photos]')"
+)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    return [photo(camera) for camera in cameras()]
+
+
+@pytest.fixture(scope="module")
+def photos(pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten photos, one of them stored on its side with a tag that says so, one of them a copy of another."""
+    folder = tmp_path_factory.mktemp("walk") / "my photos"
+    folder.mkdir()
+    for k, picture in enumerate(pictures):
+        image, tags = Image.fromarray(picture), Image.Exif()
+        if k == 3:
+            image, tags = image.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+            tags[0x0112] = 6  # to be turned clockwise by 90 degrees
+        image.save(folder / f"p{k}.jpg", quality=95, exif=tags)
+    shutil.copy(folder / "p5.jpg", folder / "p5 again.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(photos: Path) -> SimpleNamespace:
+    if importlib.util.find_spec("pycolmap") is None:
+        pytest.skip("pycolmap is not installed (pip install 'hashfield[photos]')")
+    stages: list[str] = []
+    result = prepare(photos, default_out(photos), PrepareOptions(), lambda stage, done, total: stages.append(stage))
+    return SimpleNamespace(result=result, stages=stages)
+
+
+def aligned(found: np.ndarray, truth: np.ndarray) -> float:
+    """Mean distance of points from the truth after the best similarity, over the truth's spread."""
+    a, b = found - found.mean(axis=0), truth - truth.mean(axis=0)
+    left, size, right = np.linalg.svd(b.T @ a)
+    sign = np.diag([1, 1, np.sign(np.linalg.det(left @ right))])
+    scale = (size * np.diag(sign)).sum() / (a**2).sum()
+    return float(
+        np.linalg.norm(scale * a @ (left @ sign @ right).T - b, axis=1).mean() / np.linalg.norm(b, axis=1).mean()
+    )
+
+
+def test_photos_become_cameras(prepared: SimpleNamespace, photos: Path):
+    result = prepared.result
+    assert (result.n_photos, result.n_placed, result.lost) == (10, 10, ())
+    assert any("1 of 11 photos are exact copies" in note and "p5" in note for note in result.notes)
+    scene = load_scene(result.path, ReadOptions(splits=("train", "test")))
+    views = [
+        view for split in scene.splits.values() for view in zip(split.names, split.cameras, split.images, strict=True)
+    ]
+    views.sort(key=lambda view: Path(view[0]).name)
+    by_name = {Path(name).name: camera for name, camera, _ in views}
+    known = dict(zip((f"p{k}.jpg" for k in range(10)), cameras(), strict=True))
+    used = [name for name in known if name in by_name]
+    assert len(used) >= 9 and len(by_name) == 10
+    found = np.stack([by_name[name].position.numpy() for name in used])
+    assert aligned(found, np.stack([known[name].position.numpy() for name in used])) < 0.01
+    # the cameras look at the middle of the box, and up is +z
+    up = torch.stack([camera.up for camera in by_name.values()]).mean(dim=0)
+    assert float(up[2] / up.norm()) > 0.8
+    assert all(abs(camera.fx / 360 - 1) < 0.02 for camera in by_name.values())
+    # the photo on its side was written anew, upright; the others stay where they are
+    data = json.loads((result.path / "transforms.json").read_text())
+    paths = [frame["file_path"] for frame in data["frames"]]
+    assert sorted(path for path in paths if path.startswith("images/")) == ["images/p3.jpg"]
+    assert sum(path.startswith("../my photos/") for path in paths) == 9
+    assert all((image.shape[1], image.shape[0]) == (400, 300) for _, _, image in views)
+    assert sorted(path.name for path in photos.iterdir()) == sorted([*known, "p5 again.jpg"])
+
+
+def test_the_colmap_model_is_in_the_same_world(prepared: SimpleNamespace):
+    from hashfield.data import colmap
+
+    stated = colmap.state(prepared.result.path / "sparse" / "0", ReadOptions())
+    frames = json.loads((prepared.result.path / "transforms.json").read_text())["frames"]
+    places = {Path(frame["file_path"]).name: np.array(frame["transform_matrix"])[:3, 3] for frame in frames}
+    assert stated.points is not None and len(stated.points) > 200
+    assert {view.name for view in stated.views} == set(places)
+    assert (prepared.result.path / "sparse" / "0" / "sparse.ply").is_file()
+
+
+def test_a_second_run_finds_all_done_and_another_photo_reuses_the_work(
+    prepared: SimpleNamespace, photos: Path, pictures: list[np.ndarray], tmp_path: Path
+):
+    stages: list[str] = []
+    out = default_out(photos)
+    again = prepare(photos, out, PrepareOptions(), lambda stage, done, total: stages.append(stage))
+    assert again.was_there and set(stages) == {"reading"}
+    # a stopped run: the database is there, its result is not
+    copy = tmp_path / "half done"
+    shutil.copytree(out / ".prepare", copy / ".prepare")
+    for name in ("done.json", "solved.json"):
+        (copy / ".prepare" / name).unlink()
+    stamp = (copy / ".prepare" / "photos").stat().st_mtime_ns
+    result = prepare(photos, copy, PrepareOptions(), lambda stage, done, total: None)
+    assert result.n_placed == 10
+    assert (copy / ".prepare" / "photos").stat().st_mtime_ns == stamp, "small copies were written again"
+
+
+def test_ctrl_c_ends_within_seconds_and_loses_nothing(photos: Path, tmp_path: Path):
+    if importlib.util.find_spec("pycolmap") is None:
+        pytest.skip("pycolmap is not installed (pip install 'hashfield[photos]')")
+    out = tmp_path / "stopped"
+    command = [sys.executable, "-m", "hashfield", "prepare", str(photos), "--out", str(out), "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / ".prepare" / "database.db").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - began < 10
+    assert "interrupted" in errors and "Traceback" not in errors
+    assert not (out / "transforms.json").exists()
+    assert prepare(photos, out, PrepareOptions(), lambda stage, done, total: None).n_placed == 10
+
+
+# --- what gives no scene
+
+
+def test_too_few_photos_are_refused(tmp_path: Path, pictures: list[np.ndarray]):
+    if importlib.util.find_spec("pycolmap") is None:
+        pytest.skip("pycolmap is not installed (pip install 'hashfield[photos]')")
+    two = tmp_path / "two"
+    two.mkdir()
+    for k in range(2):
+        Image.fromarray(pictures[k]).save(two / f"{k}.jpg")
+    with pytest.raises(DataError, match="has 2 photos: at least 3 different ones are needed"):
+        prepare(two, tmp_path / "out", PrepareOptions(), lambda *args: None)
+    same = tmp_path / "same"
+    same.mkdir()
+    for k in range(20):
+        Image.fromarray(pictures[0]).save(same / f"{k}.jpg")
+    with pytest.raises(DataError, match="has 20 photos, and 19 of them are copies of another one"):
+        prepare(same, tmp_path / "out", PrepareOptions(), lambda *args: None)
+
+
+@needs_pycolmap
+def test_walls_and_unrelated_photos_are_refused_in_one_line(tmp_path: Path):
+    random = np.random.default_rng(0)
+    wall, mixed = tmp_path / "wall", tmp_path / "mixed"
+    for folder in (wall, mixed):
+        folder.mkdir()
+    for k in range(5):
+        grey = np.clip(235 + random.normal(0, 1.5, (240, 320, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(grey).save(wall / f"{k}.jpg")
+        blocks = np.kron(random.integers(0, 255, (30, 40, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+        Image.fromarray(blocks).save(mixed / f"{k}.png")
+    with pytest.raises(DataError, match="almost no texture"):
+        prepare(wall, tmp_path / "out wall", PrepareOptions(), lambda *args: None)
+    with pytest.raises(DataError, match="of 5 photos, 0 have enough in common"):
+        prepare(mixed, tmp_path / "out mixed", PrepareOptions(), lambda *args: None)
+
+
+def test_folders_without_photos_say_what_is_there(tmp_path: Path):
+    with pytest.raises(DataError, match="there are no photos"):
+        list_photos(tmp_path)
+    (tmp_path / "walk.MP4").write_bytes(b"")
+    with pytest.raises(DataError, match=r"walk.MP4 is a video: name the file itself"):
+        list_photos(tmp_path)
+    (tmp_path / "a.NEF").write_bytes(b"MM\0*" + bytes(60))
+    with pytest.raises(DataError, match=r"a.NEF: is a raw photo"):
+        list_photos(tmp_path)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
+    found, notes = list_photos(tmp_path)
+    assert [path.name for path in found] == ["a.jpg"] and "1 raw photos are left out" in notes[0]
+
+
+def test_a_foreign_data_set_is_not_overwritten(tmp_path: Path):
+    (tmp_path / "transforms.json").write_text("{}")
+    if importlib.util.find_spec("pycolmap") is None:
+        pytest.skip("pycolmap is not installed (pip install 'hashfield[photos]')")
+    with pytest.raises(ConfigError, match="was not made here"):
+        prepare(tmp_path, tmp_path, PrepareOptions(), lambda *args: None)
+    assert (tmp_path / "transforms.json").read_text() == "{}"
+
+
+def test_training_on_photos_without_poses_names_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
+    assert run(["train", "nerf", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "hashfield prepare" in said and "--prepare" in said
+
+
+def test_a_missing_pycolmap_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run(["prepare", str(tmp_path)]) == 2
+    assert "pip install 'hashfield[photos]'" in capsys.readouterr().err
+
+
+# --- photos and videos
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_small_copies_are_upright_whatever_the_tag(tmp_path: Path, tag: int):
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:20, :30] = (250, 10, 10)  # red at the upper left
+    stored = {
+        1: picture, 2: picture[:, ::-1], 3: picture[::-1, ::-1], 4: picture[::-1],
+        5: picture.transpose(1, 0, 2), 6: np.rot90(picture, 1),
+        7: picture[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(picture, -1),
+    }  # fmt: skip
+    tags = Image.Exif()
+    tags[0x0112] = tag
+    pixels = np.ascontiguousarray(stored[tag])
+    for ending in (".jpg", ".png"):
+        path = tmp_path / f"a{ending}"
+        Image.fromarray(pixels).save(path, exif=tags, **({"quality": 98} if ending == ".jpg" else {}))
+        read = read_photo(path, path.name)
+        small = np.asarray(small_copy(read, 30))
+        assert (read.width, read.height) == (60, 40) and small.shape == (20, 30, 3)
+        assert small[4, 6, 0] > 200 and small[16, 6, 0] < 60 and small[4, 24, 0] < 60, tag
+        assert read.is_rewritten == (tag != 1)
+
+
+def test_of_each_step_of_a_video_the_sharpest_frame_is_taken():
+    pairs = [(1, 0), (9, 1), (2, 0.5), (3, 1), (8, 0), (4, 1), (7, 0.5)]  # sharpness and motion; half way is at 2
+    measured = [SimpleNamespace(sharpness=sharp, motion=motion) for sharp, motion in pairs]
+    assert choose_frames(measured, 2) == [1, 4]
+    still = [SimpleNamespace(sharpness=1, motion=0) for _ in range(10)]
+    assert choose_frames(still, 5) == [0, 2, 4, 6, 8]
+
+
+def film(path: Path, n: int = 30) -> None:
+    from hashfield.export.video import write_mp4
+
+    wide = photo(cameras(1, (400, 96))[0])
+    write_mp4(path, (np.ascontiguousarray(wide[:, 4 * k : 4 * k + 128]) for k in range(n)), fps=10)
+
+
+def test_frames_of_a_video_and_of_a_truncated_one(tmp_path: Path):
+    film(tmp_path / "walk.mp4")
+    paths, notes = extract_frames(tmp_path / "walk.mp4", tmp_path, 10)
+    assert 8 <= len(paths) <= 10 and "frames of walk.mp4" in notes[0]
+    with Image.open(paths[0]) as image:
+        assert image.size == (128, 96)
+    data = (tmp_path / "walk.mp4").read_bytes()
+    for share in (0.3, 0.6, 0.9):
+        (tmp_path / "cut.mp4").write_bytes(data[: int(share * len(data))])
+        with pytest.raises(DataError, match=r"cut\.mp4.*cut off"):
+            extract_frames(tmp_path / "cut.mp4", tmp_path)
+
+
+def test_names_that_links_hold_together():
+    assert connected(["a", "b", "c", "d"], [("a", "c"), ("c", "d")]) == [["a", "c", "d"], ["b"]]
+    assert os.path.basename(default_out(Path("/x/walk"))) == "walk-prepared"
