@@ -62,7 +62,7 @@ class NerfTask:
         device: Where to train.
 
         Raises:
-            ConfigError: the background is not a colour, the seed is negative, or the cameras are to be refined where that
+            ConfigError: the background is not a colour, the seed is negative, or photos are to be refined where that
                 is not possible.
         """
         self.config, self.scene, self.seed, self.device = config, scene, check_seed(seed), device
