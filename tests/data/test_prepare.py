@@ -206,6 +206,11 @@ def test_a_foreign_data_set_is_not_overwritten(tmp_path: Path):
     assert (tmp_path / "transforms.json").read_text() == "{}"
 
 
+def test_a_data_set_of_other_photos_is_not_overwritten(prepared: SimpleNamespace, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"holds what was prepared of .*my photos"):
+        prepare(tmp_path, prepared.result.path, PrepareOptions(), lambda *args: None)
+
+
 def test_training_on_photos_without_poses_names_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
     assert run(["train", "nerf", str(tmp_path)]) == 2

@@ -126,6 +126,8 @@ class _Case:
     are_matched: bool = False
     """Whether the links come from features found here, not from the sparse model."""
     findings: list[Finding] = field(default_factory=list)
+    span: float | None = None
+    """Stops between the darkest and the brightest exposure, without the outermost twentieths; None: unknown."""
 
     def say(self, kind: str, text: str, remedy: str, photos: Iterable[int] = ()) -> None:
         self.findings.append(Finding(kind, text, remedy, tuple(self.names[k] for k in photos)))
@@ -154,10 +156,10 @@ def examine(
     _check_copies(case)
     sharpness = _check_sharpness(case)
     stops = _check_exposure(case)
+    _check_strays(case)
     whole = _check_all_poses(case)
     error, n_points, shares = _check_each_pose(case, whole)
     _check_focal_lengths(case)
-    _check_strays(case)
     _check_box(case)
     if whole:
         _check_up(case)
@@ -386,7 +388,8 @@ def _check_sharpness(case: _Case) -> np.ndarray:
 
 _STOPS: Final = 0.8
 _STOPS_UNLINKED: Final = 1.2
-_BALANCE: Final = 0.3
+_BALANCE: Final = 0.4
+_SPAN: Final = 1.5
 
 
 def _check_exposure(case: _Case) -> np.ndarray:
@@ -400,10 +403,16 @@ def _check_exposure(case: _Case) -> np.ndarray:
         groups = connected(range(len(case.names)), [(link.first, link.second) for link in case.links])
         group = {k: g for g, members in enumerate(groups) for k in members}
         near = [np.array([j for j in row.tolist() if group[j] == group[k]], int) for k, row in enumerate(near)]
+        case.span = float(np.subtract(*np.quantile(value, (0.95, 0.05))))
+        if case.span > _SPAN:
+            case.say(
+                "exposure span",
+                f"the exposure changes by {case.span:.1f} stops over the capture",
+                "lock the exposure while taking photos; else haze and floating blobs make up for it",
+            )
     stops = relative(value, near)
     usual = float(np.median(np.abs(stops))) * 1.48
     off = np.flatnonzero(np.abs(stops) > max(limit, 4 * usual)).tolist()
-    # a photo between two wrong ones looks wrong too: the worst are named, and judged again without each other
     for k in off:
         word = "brighter" if stops[k] > 0 else "darker"
         case.say(
@@ -544,8 +553,8 @@ def _check_each_pose(case: _Case, are_right: bool) -> tuple[np.ndarray, list[int
 
 
 def _say_wrong_poses(case: _Case, wrong: list[int], error: np.ndarray, shares: np.ndarray) -> None:
-    mirrored = {name for f in case.findings if f.kind in ("mirrored", "duplicate") for name in f.photos}
-    wrong = [k for k in wrong if case.names[k] not in mirrored]
+    explained = {name for f in case.findings if f.kind in ("mirrored", "duplicate", "stray") for name in f.photos}
+    wrong = [k for k in wrong if case.names[k] not in explained]
     if len(wrong) > 0.4 * len(case.cameras):
         case.say(
             "poses",
@@ -817,7 +826,7 @@ def _facts(case: _Case) -> list[tuple[str, str]]:
             f"{distance.min():.3g} to {distance.max():.3g} units from the box's centre, "
             f"{distance.mean() * spaces.scale:.2f} scene units on average (1.32 is usual); "
             f"{100 * inside:.0f} % inside the box; they look at a point "
-            f"{np.linalg.norm(focus - center):.3g} units from its centre",
+            f"{max(0.0, np.linalg.norm(focus - center) - 1e-9):.3g} units from its centre",
         ),
         ("up", f"{_tilt(cameras):.0f} degrees from +z"),
         (
@@ -839,6 +848,8 @@ def _facts(case: _Case) -> list[tuple[str, str]]:
             box = Spaces(spaces.scale, spaces.offset, int(scale))
             rays.append(f"{100 * share_of_rays_meeting_box(cameras, box):.0f} % at {words}")
     facts.append(("view rays that meet the box", ", ".join(rays)))
+    if case.span is not None:
+        facts.append(("exposure", f"spans {case.span:.1f} stops over the capture, by what photos have in common"))
     if case.links:
         shares = agreement(cameras, case.links)
         source = "points of the sparse model" if case.tracks is not None else "matched features"
