@@ -135,3 +135,30 @@ def write_llff(folder: Path, rows: np.ndarray | None = None, name: str = "{:04d}
         save(folder / images / photo, picture(index, alpha=False), "RGB")
     np.save(folder / "poses_bounds.npy", rows)
     return folder
+
+
+def write_neus(folder: Path, n: int = 9, name: str = "cameras_sphere.npz", *, masks: bool = True) -> Path:
+    """Writes the ring of cameras as NeuS does, a hundred times as large and off the origin, and returns the folder.
+
+    The object's sphere has radius 150 around (10, 20, 30). Masks are white in the right half.
+    """
+    matrices = {}
+    # pixel centres at whole numbers: half a pixel less than ours
+    intrinsics = np.array([[FOCAL, 0, WIDTH / 2 - 0.5], [0, FOCAL + 1, HEIGHT / 2 - 0.5], [0, 0, 1]])
+    sphere = np.diag([150.0, 150.0, 150.0, 1.0])
+    sphere[:3, 3] = 10, 20, 30
+    for index in range(n):
+        pose = np.array(opengl_pose(index, n))[:3] * [1, -1, -1, 1]
+        pose[:, 3] = 100 * pose[:, 3] + [10, 20, 30]
+        rotation = pose[:, :3].T
+        matrix = np.eye(4)
+        matrix[:3] = intrinsics @ np.column_stack([rotation, -rotation @ pose[:, 3]])
+        matrices |= {f"world_mat_{index}": (-2 if index % 2 else 3) * matrix, f"scale_mat_{index}": sphere}
+        save(folder / f"image/{index:03d}.png", picture(index, alpha=False), "RGB")
+        if masks:
+            white = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+            white[:, WIDTH // 2 :] = 255
+            white[..., 3] = 255
+            save(folder / f"mask/{index:03d}.png", white, "RGB")
+    np.savez(folder / name, **matrices)
+    return folder

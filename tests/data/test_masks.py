@@ -1,5 +1,6 @@
 """Which pixels masks keep, in the ways of nerfstudio and of instant-ngp."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 from PIL import Image
 
 from hashfield.data import PosedImages, ReadOptions, load_scene
+from hashfield.data.dataset import stored_reading
 from hashfield.data.images import decode_mask, downscale_mask
-from hashfield.errors import ShapeError
+from hashfield.errors import DataError, ShapeError
 from tests.data.broken_cases import names
+from tests.data.colmap_files import ring, write_binary, write_photos
 from tests.data.small_scenes import HEIGHT, WIDTH, picture, save, write_scene
 
 LEFT = np.zeros((HEIGHT, WIDTH), np.bool_)
@@ -140,3 +143,90 @@ def test_posed_images_check_their_masks(tmp_path: Path) -> None:
     ):
         with pytest.raises(ShapeError, match=message):
             PosedImages(views.cameras, views.images, views.names, masks)
+
+
+# --- folders of masks, alpha
+
+
+@pytest.mark.parametrize("name", ["{:04d}.png", "{:04d}.jpg.png", "images/{:04d}.png", "images/{:04d}.png.png"])
+def test_a_folder_of_masks_by_the_names_of_photos(tmp_path: Path, name: str) -> None:
+    folder = write_scene(tmp_path / "data", name="images/{:04d}.png", alpha=False)
+    for index in range(9):
+        stated = name.format(index).replace("jpg.png", "png.png")
+        write_mask(tmp_path / "elsewhere" / stated, LEFT)
+    masks = masks_of(folder, masks=tmp_path / "elsewhere")
+    assert masks is not None and all(np.array_equal(mask, LEFT) for mask in masks.values())
+    masks = masks_of(folder, masks=tmp_path / "elsewhere", masks_keep="black")
+    assert masks is not None and all(np.array_equal(mask, ~LEFT) for mask in masks.values())
+    notes = load_scene(folder, ReadOptions(masks=tmp_path / "elsewhere", masks_keep="black")).notes
+    assert any("what is black is learned from" in note for note in notes)
+
+
+def test_photos_without_a_mask_are_named_and_folders_without_any_refused(tmp_path: Path) -> None:
+    folder = write_scene(tmp_path / "data", alpha=False)
+    write_mask(tmp_path / "masks/0003.png", LEFT)
+    options = ReadOptions(masks=tmp_path / "masks")
+    scene = load_scene(folder, options)
+    assert any("warning: no mask" in note and "3 more" in note for note in scene.notes), scene.notes
+    assert scene.reading == {"alpha": "auto", "masks": str(tmp_path / "masks"), "masks_keep": "white"}
+    assert ReadOptions(**stored_reading({"reading": scene.reading})) == options
+    (tmp_path / "masks/0003.png").rename(tmp_path / "masks/other.png")
+    for wrong, reason in ((tmp_path / "masks", "no mask has the name of a photo"), (tmp_path / "no", "no such folder")):
+        with pytest.raises(DataError, match=reason):
+            load_scene(folder, ReadOptions(masks=wrong))
+
+
+def test_photos_of_the_same_name_take_masks_of_their_own_folder(tmp_path: Path) -> None:
+    folder = write_scene(tmp_path / "data", 8, name="{}.png", alpha=False)
+    values = json.loads((folder / "transforms.json").read_text())
+    for index, frame in enumerate(values["frames"]):
+        name = f"cam{index % 2}/{index // 2}.png"
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / frame["file_path"]).rename(folder / name)
+        frame["file_path"] = name
+        write_mask(tmp_path / "masks" / name, LEFT if index % 2 else ~LEFT)
+    (folder / "transforms.json").write_text(json.dumps(values))
+    masks = masks_of(folder, masks=tmp_path / "masks")
+    assert masks is not None and len(masks) == 8
+    for name, mask in masks.items():
+        assert np.array_equal(mask, LEFT if name.startswith("cam1") else ~LEFT)
+
+
+@pytest.mark.parametrize("photos", ["images", "images_2"])
+def test_masks_beside_a_colmap_model(tmp_path: Path, photos: str) -> None:
+    model = ring()
+    write_binary(tmp_path / "sparse/0", model)
+    factor = 2 if photos == "images_2" else 1
+    write_photos(tmp_path / photos, model, WIDTH // factor, HEIGHT // factor)
+    for index in range(0, 9, 2):  # COLMAP's own way to call them; masks of the whole photos
+        write_mask(tmp_path / f"masks/{index:04d}.png.png", LEFT)
+    masks = masks_of(tmp_path)
+    assert masks is not None
+    half = LEFT[::factor, ::factor]
+    for index, (_, mask) in enumerate(sorted(masks.items())):
+        assert np.array_equal(mask, half if index % 2 == 0 else np.ones_like(half))
+    assert any("masks of 5 of 9 photos from masks" in note for note in load_scene(tmp_path).notes)
+
+
+def test_alpha_as_matte_and_as_mask(tmp_path: Path) -> None:
+    """A tenth of the pixels is clear: by itself too little for a silhouette, until the user says what it is."""
+
+    def clear(index: int, n_rows: int) -> np.ndarray:
+        pixels = picture(index, alpha=False)
+        pixels[:n_rows, :, 3] = 0
+        return pixels
+
+    for n_rows, by_itself in ((1, False), (4, True)):
+        folder = write_scene(tmp_path / str(n_rows))
+        for index in range(9):
+            save(folder / f"images/{index:04d}.png", clear(index, n_rows))
+        kept = np.ones((HEIGHT, WIDTH), bool)
+        kept[:n_rows] = False
+        for alpha, has_alpha in (("auto", by_itself), ("matte", True), ("mask", False)):
+            scene = load_scene(folder, ReadOptions(alpha=alpha))  # type: ignore[arg-type]
+            masks = scene.splits["train"].masks
+            assert scene.has_alpha == has_alpha
+            assert masks is None if has_alpha else masks is not None and all(np.array_equal(m, kept) for m in masks)
+            assert alpha == "auto" or any(f"--alpha {alpha}" in note for note in scene.notes)
+    opaque = load_scene(write_scene(tmp_path / "opaque", alpha=False), ReadOptions(alpha="matte"))
+    assert not opaque.has_alpha and any("--alpha matte has no effect" in note for note in opaque.notes)

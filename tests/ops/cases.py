@@ -10,10 +10,14 @@ import torch
 from torch import Generator, Tensor
 
 from hashfield import ops
-from hashfield.geometry.cameras import Camera, camera_table, look_at
+from hashfield.geometry.cameras import Camera, camera_table, look_at, panorama
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.rays import PixelPool, RayBatch, RaySamples
+from hashfield.geometry.spaces import n_cells_of
 from hashfield.ops.eval_points import EncodedNetwork
+from hashfield.ops.occupancy import CELLS_PER_CASCADE
+from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
+from hashfield.ops.pixel_batch import pixel_batch
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.ops.train_rays import TrainWorkspace, train_rays
 from hashfield.ops.training_rays import training_rays
@@ -51,6 +55,9 @@ class OpCase:
     reference then is what a backend must equal, and may be far from float64."""
     each_element: float | None = None
     """Where given, also a bound on every single element's error: relative, or absolute for elements below 1."""
+
+    n_integers_may_differ: int = 0
+    """Elements of an integer or boolean output that rounding may decide either way."""
 
     @property
     def id(self) -> str:
@@ -460,7 +467,7 @@ def one_of_each_lens() -> list[Camera]:
         eye = torch.tensor([2.0 + k, -1.0, 0.5 * k], dtype=torch.float64)
         pose = look_at(eye, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
         made.append(Camera(pose, 80, 60, 50.0 + k, 52.0, 41.0, 29.5, lens, distortion))  # pyright: ignore
-    return made
+    return [*made, panorama(look_at([-1.5, 0.3, 0.4], [0.0, 0.0, 0.0]), 80, 60)]
 
 
 def facing_cameras() -> list[Camera]:
@@ -730,6 +737,7 @@ def looking_in(
         "pinhole": (),
         "opencv": (0.05, -0.02, 0.0, 0.0, 0.001, 0.002),
         "fisheye": (0.02, 0.0, 0.0, 0.0, 0.0, 0.0),
+        "equirectangular": (),
     }
     focal = 0.5 * size / math.tan(math.radians(fov) / 2)
     center = (size / 2, (size - 7) / 2)
@@ -741,7 +749,202 @@ CARVING_CAMERAS = {
     "inside": [looking_in((0.6, 0.45, 0.8), fov=90)],
     "fisheye": [looking_in((0.1, 0.5, 1.8), "fisheye", 70)],
     "two": [looking_in((1.4, 0.2, 0.3), "opencv"), looking_in((0.3, -0.9, 0.7), fov=25)],
+    "panorama": [panorama(looking_in((0.6, 0.45, 0.8)).camera_to_world, 40, 20)],
 }
+
+
+N_CELLS = CELLS_PER_CASCADE
+
+
+def _refresh_call(backend: Any, values: Tensor, cells: Tensor, noise: Tensor, **more: Any) -> dict[str, Tensor]:
+    values, kept = values.clone(), values
+    refresh_cells(values, cells, noise, more["field"], aabb_scale=more["aabb_scale"], backend=backend)
+    untouched = torch.ones(len(values), dtype=torch.bool, device=values.device)
+    untouched[cells] = False
+    assert torch.equal(values[untouched], kept[untouched]), "a cell was changed that is not asked for"
+    return {"values": values[cells]}
+
+
+def _refresh(name: str, aabb_scale: int, n: int) -> OpCase:
+    """Cells from all cascades, each at most once."""
+
+    def make(generator: Generator) -> dict[str, Any]:
+        return {
+            "values": torch.full((n_cells_of(aabb_scale),), 1e-3),
+            "cells": torch.randperm(n_cells_of(aabb_scale), generator=generator)[:n],
+            "noise": uniform(generator, n, 3),
+            "field": fused.field(fused.LAYOUTS["L5F2"], 32),
+            "aabb_scale": aabb_scale,
+        }
+
+    return OpCase("occupancy_update", f"refresh_{name}", make, _refresh_call)
+
+
+def _bits_call(backend: Any, values: Tensor, threshold: float, aabb_scale: int) -> dict[str, Tensor]:
+    return {"bits": occupied_bits(values.float(), threshold, aabb_scale=aabb_scale, backend=backend)}
+
+
+def _bits(name: str, aabb_scale: int, threshold: float) -> OpCase:
+    """Most values far below the threshold, and every seventh cell declared dead."""
+
+    def make(generator: Generator) -> dict[str, Any]:
+        values = uniform(generator, n_cells_of(aabb_scale)) ** 8
+        values[::7] = -math.inf
+        return {"values": values, "threshold": threshold, "aabb_scale": aabb_scale}
+
+    return OpCase("occupancy_update", f"bits_{name}", make, _bits_call)
+
+
+def _starts(widths: Tensor, heights: Tensor) -> Tensor:
+    return torch.cumsum(widths * heights, 0) - widths * heights
+
+
+def _silhouettes_call(backend: Any, pixels: Tensor, widths: Tensor, heights: Tensor, radius: int) -> dict[str, Tensor]:
+    found = silhouettes(pixels, _starts(widths, heights), widths, heights, radius, backend=backend)
+    return {"is_near": found > 0}
+
+
+def _silhouettes(radius: int) -> OpCase:
+    """Images of odd sizes, one of a single pixel, with a dozen pixels that are not transparent."""
+
+    def make(generator: Generator) -> dict[str, Any]:
+        widths, heights = torch.tensor([9, 1, 17]), torch.tensor([5, 1, 30])
+        pixels = torch.zeros(int((widths * heights).sum()), 4, dtype=torch.uint8)
+        pixels[torch.randint(0, len(pixels), (12,), generator=generator), 3] = 1
+        return {"pixels": pixels, "widths": widths, "heights": heights, "radius": radius}
+
+    return OpCase("occupancy_update", f"silhouettes_{radius}", make, _silhouettes_call)
+
+
+def _carve_call(
+    backend: Any, table: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, **options: Any
+) -> dict[str, Tensor]:
+    alive = carve(table, _starts(widths, heights), widths, heights, masks, backend=backend, **options)
+    assert 0 < int(alive.sum()) < len(alive)
+    return {"alive": alive}
+
+
+def _carve(
+    cameras: str, aabb_scale: int, held: float | None = None, fewest: int = 1, near: tuple[float, ...] | None = None
+) -> OpCase:
+    """What one or two cameras see, with noise for masks where a share of pixels `held` is given."""
+
+    def make(generator: Generator) -> dict[str, Any]:
+        views = CARVING_CAMERAS[cameras]
+        n_pixels = sum(c.width * c.height for c in views)
+        widths, heights = (torch.tensor([getattr(c, side) for c in views]) for side in ("width", "height"))
+        return {
+            "table": camera_table(views),
+            "widths": widths,
+            "heights": heights,
+            "masks": None if held is None else (uniform(generator, n_pixels) < held).byte(),
+            "aabb_scale": aabb_scale,
+            "fewest": fewest,
+            "near": None if near is None else torch.tensor(near, dtype=torch.float64),
+        }
+
+    name = f"carve_{cameras}" if near is None else f"carve_{cameras}_fewest{fewest}_near"
+    # All of it is float64 in the reference. Rounding decides about a cell whose projection lies on a pixel's very edge.
+    return OpCase("occupancy_update", name, make, _carve_call, is_against_float64=True, n_integers_may_differ=2)
+
+
+OCCUPANCY_CASES = [
+    *(_refresh(f"box{box}_n{n}", box, n) for box in (1, 4) for n in (0, 1, 2049)),
+    _bits("box1", 1, 0.2),
+    _bits("box4", 4, 0.5),
+    *(_silhouettes(radius) for radius in (0, 1, 4, 40)),
+    _carve("pinhole", 1),
+    _carve("fisheye", 1),
+    _carve("inside", 2, 0.7),
+    _carve("two", 1, 0.7),
+    _carve("two", 1, 0.7, 1, (1.0, 1.2)),
+    _carve("two", 1, None, 2, (1.0, 1.2)),
+    _carve("inside", 2, None, 1, (0.3,)),
+    _carve("panorama", 2, 0.7),
+]
+
+
+def _pixel_batch_call(
+    backend: Any, pixels: Tensor, random: Tensor, values: Tensor, lattice: tuple[int, int], **options: Any
+) -> dict[str, Tensor]:
+    n_channels = options.pop("n_channels")
+    pixels = pixels.float() if pixels.dtype == torch.float64 else pixels  # float32 is what is stored
+    return pixel_batch(pixels, random, lattice, values, n_channels, backend=backend, **options)._asdict()
+
+
+def _pixel_batch(
+    name: str,
+    size: tuple[int, int],
+    lattice: tuple[int, int],
+    stored: torch.dtype,
+    n_channels: int = 3,
+    **options: Any,
+) -> OpCase:
+    """Pixels of noise with four stored channels; `size` is (width, height)."""
+
+    def make(generator: Generator) -> dict[str, Any]:
+        shape = (size[1], size[0], 4)
+        if stored == torch.float32:
+            pixels, values = uniform(generator, *shape), torch.zeros(2, 0)
+        else:
+            codes = 256 if stored == torch.uint8 else 65536
+            pixels = torch.randint(0, codes, shape, generator=generator).to(stored)
+            values = uniform(generator, 2, codes)
+        random = torch.randint(0, 2**32, (lattice[0] * lattice[1],), generator=generator)
+        return {
+            "pixels": pixels, "random": random, "values": values, "lattice": lattice, "n_channels": n_channels,
+            **options,
+        }  # fmt: skip
+
+    # The position is fixed point and what a pixel shows is read from a table: nothing is left to rounding.
+    return OpCase("pixel_batch", name, make, _pixel_batch_call, each_element=0.0)
+
+
+_STORED = {"uint8": torch.uint8, "int16": torch.int16, "float32": torch.float32}
+PIXEL_BATCH_CASES = [
+    _pixel_batch(f"{kind}_{content}_{place}", size, lattice, stored, **options)
+    for kind, stored in _STORED.items()
+    for content, options in (
+        ("grey", {"n_channels": 1}),
+        ("rgb", {"n_channels": 3}),
+        ("rgba", {"n_channels": 4, "has_alpha": True}),
+        ("premultiplied", {"n_channels": 2, "has_alpha": True, "is_premultiplied": True}),
+    )
+    for place, size, lattice in (
+        ("odd", (37, 23), (8, 5)),
+        ("narrow", (3, 200), (16, 4)),
+        ("one_pixel", (1, 1), (1, 1)),
+    )
+]
+
+
+def _camera_rays_call(backend: Any, table: Tensor, index: Tensor, pixel: Tensor) -> dict[str, Tensor]:
+    exact = {"dtype": torch.float64} if backend == "reference" else {}
+    origin, direction = ops.camera_rays(table, index, pixel, backend=backend, **exact)
+    return {"origin": origin, "direction": direction}
+
+
+def _camera_rays(name: str, n: int, index_type: torch.dtype = torch.int64, *, strided: bool = False) -> OpCase:
+    """Positions around the pictures of every lens, some outside them, some exactly on the axis."""
+
+    def make(generator: Generator) -> dict[str, Any]:
+        pixel = uniform(generator, n, 2).double() * torch.tensor([100.0, 80.0]) - 10.0
+        pixel[::7] = torch.tensor([41.0, 29.5], dtype=torch.float64)
+        cameras = one_of_each_lens()
+        index = torch.randint(len(cameras), (n,), generator=generator).to(index_type)
+        made = {"table": camera_table(cameras), "index": index, "pixel": pixel}
+        return {key: every_other(value) for key, value in made.items()} if strided else made
+
+    return OpCase(
+        "camera_rays", name, make, _camera_rays_call, is_against_float64=True, each_element=tolerances.TWO_ROUNDINGS
+    )
+
+
+CAMERA_RAYS_CASES = [
+    *(_camera_rays(f"n{n}", n) for n in SIZES),
+    _camera_rays("int32_index", 65, torch.int32),
+    _camera_rays("not_contiguous", 65, strided=True),
+]
 
 
 CASES = [
@@ -751,6 +954,9 @@ CASES = [
     *ENCODED_CASES,
     *COMPOSITE_CASES,
     *ADAM_CASES,
+    *CAMERA_RAYS_CASES,
+    *OCCUPANCY_CASES,
+    *PIXEL_BATCH_CASES,
     *TRAINING_RAYS_CASES,
     *TRAIN_RAYS_CASES,
     *RENDER_RAYS_CASES,

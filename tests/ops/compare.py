@@ -30,7 +30,8 @@ def compare(case: OpCase, backend: Backend, seed: int = 0) -> None:
     expected, expected_grads = evaluate(case, "reference", inputs, seed)
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        check_close(f"output {name}", actual[name], value, case.bound_of(name, tolerances.FAST_OUTPUT))
+        bound = case.bound_of(name, tolerances.FAST_OUTPUT)
+        check_close(f"output {name}", actual[name], value, bound, case.n_integers_may_differ)
         check_accuracy(f"output {name}", actual[name], value, exact[name])
         if case.each_element is not None:
             check_elements(f"output {name}", actual[name], value, case.each_element)
@@ -68,7 +69,9 @@ def _check_against_float64(case: OpCase, what: str, found: Results, exact: Resul
         if value.dtype == torch.float64:
             assert got.dtype == torch.float32, f"{what} {name}: {got.dtype}, not float32"
             got = got.double()
-        check_close(f"{what} {name}", got, value, case.bound_of(name, tolerances.FAST_OUTPUT))
+        check_close(
+            f"{what} {name}", got, value, case.bound_of(name, tolerances.FAST_OUTPUT), case.n_integers_may_differ
+        )
         if value.dtype == torch.float64:
             check_rows(f"{what} {name}", got, value)
             if case.each_element is not None:
@@ -111,12 +114,13 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((difference - tolerances.SUBNORMAL).clamp(min=0) / scale.clamp(min=1e-300))
 
 
-def check_close(what: str, actual: Tensor, expected: Tensor, bound: float) -> None:
-    """Check shape, dtype, finiteness and relative error."""
+def check_close(what: str, actual: Tensor, expected: Tensor, bound: float, n_may_differ: int = 0) -> None:
+    """Check shape, dtype, finiteness and relative error; of integers all but `n_may_differ` must be equal."""
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, not {list(expected.shape)}"
     assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, not {expected.dtype}"
     if not expected.dtype.is_floating_point:
-        assert torch.equal(actual, expected), f"{what}: integers differ"
+        n_wrong = int((actual != expected).sum())
+        assert n_wrong <= n_may_differ, f"{what}: {n_wrong} of {expected.numel()} integers differ"
         return
     finite = torch.isfinite(expected)
     wrong = int((torch.isfinite(actual) != finite).sum())

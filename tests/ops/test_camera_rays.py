@@ -1,4 +1,4 @@
-"""Rays through pixels: the op's fast kernels against the cameras' own formulas, for every lens."""
+"""Rays through pixels: what the op takes and refuses. Values for every lens: `cases.CAMERA_RAYS_CASES`."""
 
 import math
 
@@ -17,23 +17,10 @@ from tests.ops.cases import one_of_each_lens
 def pixels(n: int) -> tuple[Tensor, Tensor]:
     """Cameras and positions, some outside the picture, some exactly on the axis."""
     g = torch.Generator().manual_seed(3)
-    index = torch.randint(4, (n,), generator=g)
+    index = torch.randint(5, (n,), generator=g)
     pixel = torch.rand(n, 2, generator=g, dtype=torch.float64) * torch.tensor([100.0, 80.0]) - 10.0
     pixel[::7] = torch.tensor([41.0, 29.5], dtype=torch.float64)
     return index, pixel
-
-
-@pytest.mark.op("camera_rays")
-@pytest.mark.parametrize("n", [0, 1, 65, 1000])
-def test_every_lens_agrees_with_the_cameras(backend: Backend, n: int) -> None:
-    table, (index, pixel) = camera_table(one_of_each_lens()), pixels(n)
-    exact = ops.camera_rays(table, index, pixel, dtype=torch.float64, backend="reference")
-    for i in (index, index.int()):
-        found = ops.camera_rays(table, i, pixel, backend=backend)
-        for mine, right in zip(found, exact, strict=True):
-            assert mine.shape == (n, 3) and mine.dtype == torch.float32
-            assert torch.allclose(mine.double(), right, rtol=tolerances.TWO_ROUNDINGS, atol=tolerances.TWO_ROUNDINGS)
-    assert torch.allclose(found[1].norm(dim=1), torch.ones(n), atol=tolerances.SAME_NUMBER)
 
 
 @pytest.mark.op("camera_rays")
@@ -92,7 +79,7 @@ def test_cameras_that_do_not_exist_are_refused(backend: Backend, wrong: int) -> 
 
 
 @pytest.mark.op("camera_rays")
-@pytest.mark.parametrize("lens", range(4))
+@pytest.mark.parametrize("lens", range(5))
 def test_rays_of_a_view_are_those_of_its_pixels_in_the_box(backend: Backend, lens: int) -> None:
     camera = one_of_each_lens()[lens].resized(17, 13)
     table, box = camera_table([camera]), torch.tensor([-0.9, -1.0, -0.7, 0.8, 1.0, 1.0], dtype=torch.float64)

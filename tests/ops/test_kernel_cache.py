@@ -156,6 +156,30 @@ def test_path_is_the_best_or_the_one_asked_for(
 
 
 @pytest.mark.parametrize(
+    ("cpu", "asked", "has_tiles", "paths"),
+    [
+        ("znver4", "", False, ("avx512_bf16", "avx512", "avx2", "scalar")),
+        ("znver5", "", False, ("avx512_bf16", "avx512", "avx2", "scalar")),
+        ("sapphirerapids", "", True, ("amx", "avx512", "avx512_bf16", "avx2", "scalar")),
+        ("sapphirerapids", "", False, ("avx512", "avx512_bf16", "avx2", "scalar")),
+        ("cooperlake", "avx512_bf16", False, ("avx512", "avx512_bf16", "avx2", "scalar")),
+    ],
+)
+def test_pairs_of_bfloat16_are_used_where_they_are_fast(
+    cpu: str, asked: str, has_tiles: bool, paths: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = {**_AVX2, **_AVX512, "avx512bf16": True, "amx-tile": has_tiles, "amx-bf16": has_tiles}
+    monkeypatch.setattr(target, "host_features", lambda: features)
+    monkeypatch.setattr(target.llvm, "get_host_cpu_name", lambda: cpu)
+    monkeypatch.setattr(target, "_may_use_tiles", lambda: has_tiles)
+    monkeypatch.setattr(target, "pairs_pay", target.pairs_pay.__wrapped__)  # past its cache
+    monkeypatch.setenv("HASHFIELD_CPU", asked)
+    monkeypatch.delenv("HASHFIELD_AMX", raising=False)
+    assert target.available_paths() == paths
+    assert target._chosen_path() == (asked or paths[0])
+
+
+@pytest.mark.parametrize(
     ("features", "asked", "message"),
     [
         (_AVX2, "avx512", "HASHFIELD_CPU=avx512: this CPU offers only avx2, scalar"),

@@ -1,4 +1,7 @@
-"""Upkeep of the occupancy grid, fast against reference: refresh, bits, silhouettes, carving."""
+"""Upkeep of the occupancy grid: which cells a refresh asks, and what bfloat16 costs.
+
+Its values against the reference: `cases.OCCUPANCY_CASES`.
+"""
 
 import math
 from dataclasses import replace
@@ -7,72 +10,30 @@ import numpy as np
 import pytest
 import torch
 
-from hashfield.geometry.cameras import camera_table
+from hashfield.kernels.reference.occupancy_update import cell_points
 from hashfield.ops.occupancy import CELLS_PER_CASCADE
-from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
+from hashfield.ops.occupancy_update import refresh_cells
 from hashfield.steps.occupancy import FULL_THICKNESS, HostCells, OccupancyGrid
 from tests import tolerances
-from tests.ops.cases import CARVING_CAMERAS
+from tests.ops.cases import OCCUPANCY_CASES
 from tests.ops.compare import relative_error
 from tests.ops.fused import LAYOUTS, field
 
 N_CELLS = CELLS_PER_CASCADE
 
 
-@pytest.mark.parametrize(
-    ("name", "aabb_scale", "is_masked"),
-    [("pinhole", 1, False), ("fisheye", 1, False), ("inside", 2, True), ("two", 1, True)],
-)
-def test_carving_agrees_with_reference(name: str, aabb_scale: int, is_masked: bool) -> None:
-    cameras = CARVING_CAMERAS[name]
-    widths = torch.tensor([c.width for c in cameras])
-    heights = torch.tensor([c.height for c in cameras])
-    starts = torch.cumsum(widths * heights, 0) - widths * heights
-    masks = None
-    if is_masked:
-        masks = (torch.rand(int((widths * heights).sum()), generator=torch.Generator().manual_seed(3)) < 0.7).byte()
-    found = [
-        carve(camera_table(cameras), starts, widths, heights, masks, aabb_scale=aabb_scale, backend=backend)
-        for backend in ("numba", "reference")
-    ]
-    assert 0 < int(found[1].sum()) < len(found[1])
-    # A cell whose projection lies on a pixel's very edge may fall on either side.
-    assert int((found[0] != found[1]).sum()) <= 2
-
-
-def test_silhouettes_agree_with_reference() -> None:
-    widths, heights = torch.tensor([9, 1, 17]), torch.tensor([5, 1, 30])
-    starts = torch.cumsum(widths * heights, 0) - widths * heights
-    pixels = torch.zeros(int((widths * heights).sum()), 4, dtype=torch.uint8)
-    pixels[torch.randint(0, len(pixels), (12,), generator=torch.Generator().manual_seed(0)), 3] = 1
-    for radius in (0, 1, 4, 40):
-        one, other = (silhouettes(pixels, starts, widths, heights, radius, backend=b) for b in ("numba", "reference"))
-        assert torch.equal(one > 0, other > 0), radius
-
-
-@pytest.mark.parametrize("aabb_scale", [1, 4])
-@pytest.mark.parametrize("n", [0, 1, 2049])
-def test_refresh_agrees_with_reference(aabb_scale: int, n: int) -> None:
-    parameters = field(LAYOUTS["L5F2"], 32)
-    generator = torch.Generator().manual_seed(1)
-    cells = torch.randperm(aabb_scale.bit_length() * N_CELLS, generator=generator)[:n]
-    noise = torch.rand(n, 3, generator=generator)
-    found = []
-    for backend in ("numba", "reference"):
-        values = torch.full((aabb_scale.bit_length() * N_CELLS,), 1e-3)
-        refresh_cells(values, cells, noise, parameters, aabb_scale=aabb_scale, backend=backend)
-        found.append(values)
-    untouched = torch.ones(len(found[0]), dtype=torch.bool)
-    untouched[cells] = False
-    assert bool((found[0][untouched] == 1e-3).all()) and bool((found[0] >= 1e-3).all())
-    assert relative_error(found[0], found[1]) < tolerances.FAST_OUTPUT
-
-
-def test_bits_agree_with_reference_and_cover_finer_cells() -> None:
-    values = torch.rand(3 * N_CELLS, generator=torch.Generator().manual_seed(2)) ** 8
-    values[::7] = -math.inf
-    one, other = (occupied_bits(values, 0.5, aabb_scale=4, backend=b) for b in ("numba", "reference"))
-    assert torch.equal(one, other)
+@pytest.mark.parametrize(("name", "fewest"), [("two", 1), ("two", 2), ("inside", 1)])
+def test_what_lies_too_near_to_a_camera_is_carved(name: str, fewest: int) -> None:
+    case = next(c for c in OCCUPANCY_CASES if c.name == f"carve_{name}_fewest{fewest}_near")
+    inputs = case.make(torch.Generator().manual_seed(3)) | {"masks": None}
+    found = case.call(backend="numba", **inputs)["alive"]
+    without = case.call(backend="numba", **inputs | {"near": None})["alive"]
+    lost = without & ~found
+    assert bool(lost.any()) and not bool((found & ~without).any())
+    cells = torch.nonzero(without)[:, 0]
+    centres = cell_points(cells, torch.full((len(cells), 3), 0.5, dtype=torch.float64))
+    distances = (centres[:, None] - inputs["table"][None, :, [3, 7, 11]]).norm(dim=2)
+    assert torch.equal(lost[cells], (distances < inputs["near"]).any(1))
 
 
 def test_grid_asks_living_cells_only_and_each_at_most_once(monkeypatch: pytest.MonkeyPatch) -> None:

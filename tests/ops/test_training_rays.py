@@ -20,7 +20,7 @@ def places(pool: PixelPool) -> list[tuple[int, int]]:
 @pytest.mark.op("training_rays")
 @pytest.mark.parametrize("held", [0.3, 1.0])
 def test_number_k_is_the_kth_pixel_of_the_pool(backend: Backend, held: float, generator: torch.Generator) -> None:
-    sizes = ((11, 6), (5, 7), (1, 9), (23, 1))
+    sizes = ((11, 6), (5, 7), (1, 9), (23, 1), (8, 4))
     cameras = [c.resized(*size) for c, size in zip(one_of_each_lens(), sizes, strict=True)]
     pool = random_pool(generator, cameras, held)
     wanted, box = places(pool), torch.tensor(BOX, dtype=torch.float64)

@@ -1,6 +1,5 @@
 """The GPU's training step, frames and grid upkeep against the reference: in Triton's interpreter, or on a card."""
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,14 +14,13 @@ from hashfield.geometry.rays import Rays
 from hashfield.ops.adam import adam, adam_table
 from hashfield.ops.backend import INTERPRETER_VARIABLE, Backend
 from hashfield.ops.occupancy import CELLS_PER_CASCADE, morton3_inverse, pack_bits
-from hashfield.ops.occupancy_update import carve, occupied_bits, refresh_cells, silhouettes
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.ops.train_rays import TrainWorkspace
 from hashfield.ops.training_rays import training_rays
 from hashfield.steps.pixel_source import masked_pool, pixel_pool
 from tests import tolerances
 from tests.conftest import backend_params
-from tests.ops.cases import CARVING_CAMERAS, TRAIN_RAYS, one_of_each_lens
+from tests.ops.cases import TRAIN_RAYS, one_of_each_lens
 from tests.ops.compare import relative_error
 from tests.ops.fused import LAYOUTS, Batch, batch, field, in_double, step
 from tests.ops.memory import checked_memory
@@ -274,40 +272,3 @@ def test_batches_agree_with_the_reference(backend: Backend) -> None:
     for name in ("origin", "direction", "t_min", "t_max", "image_index"):
         mine, theirs = getattr(found.rays, name).cpu(), getattr(right.rays, name)
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
-
-
-@on_triton
-def test_upkeep_of_the_grid_agrees_with_the_reference(backend: Backend) -> None:
-    parameters, there = field(LAYOUTS["L5F2"], 32), device()
-    cells = torch.randperm(3 * CELLS_PER_CASCADE, generator=torch.Generator().manual_seed(1))[:2049]
-    noise = torch.rand(2049, 3, generator=torch.Generator().manual_seed(2))
-    found = []
-    for name, place in ((backend, there), ("reference", torch.device("cpu"))):
-        own = parameters if name == "reference" else on_device(parameters, batch(1))[0]
-        values = torch.full((3 * CELLS_PER_CASCADE,), 1e-3, device=place)
-        refresh_cells(values, cells.to(place), noise.to(place), own, aabb_scale=4, backend=name)  # type: ignore[arg-type]
-        found.append(values.cpu())
-    assert relative_error(*found) < tolerances.FAST_OUTPUT
-    values = torch.rand(3 * CELLS_PER_CASCADE, generator=torch.Generator().manual_seed(2)) ** 8
-    values[::7] = -math.inf
-    bits = occupied_bits(values.to(there), 0.5, aabb_scale=4, backend=backend)
-    assert torch.equal(bits.cpu(), occupied_bits(values, 0.5, aabb_scale=4, backend="reference"))
-
-
-@on_triton
-@pytest.mark.parametrize("name", ["pinhole", "fisheye", "two"])
-def test_carving_agrees(backend: Backend, name: str) -> None:
-    views, there = CARVING_CAMERAS[name], device()
-    widths, heights = (torch.tensor([getattr(c, side) for c in views]) for side in ("width", "height"))
-    starts = torch.cumsum(widths * heights, 0) - widths * heights
-    pixels = torch.zeros(int((widths * heights).sum()), 4, dtype=torch.uint8)
-    pixels[:, 3] = torch.rand(len(pixels), generator=torch.Generator().manual_seed(3)) < 0.02
-    masks = silhouettes(*(x.to(there) for x in (pixels, starts, widths, heights)), 3, backend=backend)
-    assert torch.equal(masks.cpu() > 0, silhouettes(pixels, starts, widths, heights, 3, backend="reference") > 0)
-    for mask in (masks.cpu(), None) if name == "pinhole" else (masks.cpu(),):
-        own = (x.to(there) for x in (camera_table(views), starts, widths, heights))
-        found = carve(*own, None if mask is None else mask.to(there), aabb_scale=1, backend=backend)
-        right = carve(camera_table(views), starts, widths, heights, mask, aabb_scale=1, backend="numba")
-        assert 0 < int(right.sum()) < len(right)
-        # A cell whose projection lies on a pixel's very edge may fall on either side.
-        assert int((found.cpu() != right).sum()) <= 2

@@ -255,7 +255,7 @@ def _occupancy() -> None:
     occupancy_update.occupied_bits(values, 0.01, 2)
     sizes, mask = cells[:2], torch.zeros(n, dtype=torch.uint8)
     for masks in (mask, None):
-        occupancy_update.carve(_lenses(), sizes, sizes, sizes, masks, 1)
+        occupancy_update.carve(_lenses(), sizes, sizes, sizes, masks, 1, 1, _lenses()[:, 0])
 
 
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32

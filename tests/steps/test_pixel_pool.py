@@ -17,7 +17,9 @@ SIZES = ((13, 17), (1, 9), (33, 1), (64, 5))
 
 def pool_of(images: list[np.ndarray]) -> PixelPool:
     """Photos behind one lens each."""
-    cameras = [c.resized(i.shape[1], i.shape[0]) for c, i in zip(one_of_each_lens(), images, strict=True)]
+    cameras = [
+        c.resized(i.shape[1], i.shape[0]) for c, i in zip(one_of_each_lens()[: len(images)], images, strict=True)
+    ]
     return pixel_pool(images, camera_table(cameras))
 
 

@@ -10,6 +10,7 @@ import torch
 import hashfield
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.export.images import over
+from hashfield.kernels.reference.occupancy_update import cell_points
 from hashfield.nn.config import EncodingConfig
 from hashfield.ops.training_rays import training_rays
 from hashfield.tasks.evaluate import evaluate_views
@@ -52,6 +53,32 @@ def test_learns_views_it_has_not_seen(trained):
     assert figures["psnr"] > blurred_baseline(views) + 5.0
     assert 0.5 < figures["ssim"] <= 1.0
     assert {"background", "color", "views", "n_views"} <= set(figures)
+
+
+def test_without_alpha_nothing_is_near_cameras_or_seen_by_few():
+    """Such cells are dead from the start; silhouettes carve as if there were no such rule."""
+
+    def dead(use_alpha: bool, **rules: float) -> torch.Tensor:
+        config = tiny_config()
+        occupancy = replace(config.occupancy, use_alpha=use_alpha, **rules)  # type: ignore[arg-type]
+        scene = small_scene()
+        wide = replace(scene, spaces=replace(scene.spaces, aabb_scale=4))
+        task = NerfTask(replace(config, occupancy=occupancy), wide)
+        task.begin()
+        assert task.steps.grid is not None
+        return task.steps.grid.values < 0
+
+    seen, often, near = (dead(False, fewest_views=n, nearest=r) for n, r in ((1, 0.0), (4, 0.0), (1, 0.25)))
+    assert bool((often & ~seen).any()) and not bool((seen & ~often).any())
+    cells = torch.nonzero(near & ~seen)[:, 0]
+    points = cell_points(cells, torch.full((len(cells), 3), 0.5, dtype=torch.float64))
+    spaces, views = small_scene().spaces, small_scene().splits["train"]
+    eyes = torch.stack([spaces.world_to_scene(camera.position) for camera in views.cameras])
+    # The demo's cameras all look at the middle of the box, from nearly the same distance.
+    reach = 0.25 * float((eyes - 0.5).norm(dim=1).median())
+    distance = (points[:, None] - eyes).norm(dim=2).amin(1)
+    assert len(cells) and float(distance.max()) < 1.05 * reach
+    assert torch.equal(dead(True), dead(True, fewest_views=1, nearest=0.0))
 
 
 def test_learns_without_alpha():

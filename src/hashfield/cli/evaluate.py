@@ -8,15 +8,18 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hashfield.api import load
-from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
+from hashfield.aside import write_aside
+from hashfield.cli.shared import DeviceName, check_same_model, kind_of_run, parse, run_command, say, set_up
 from hashfield.data import ReadOptions, load_scene
-from hashfield.data.dataset import PosedImages
+from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import DataError
+from hashfield.steps.ranks import current
+from hashfield.tasks.align import as_refined, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import parse_background
-from hashfield.train.checkpoint import read_metadata, write_aside
+from hashfield.train.checkpoint import read_metadata
 from hashfield.train.metrics import SSIM_WINDOW
 from hashfield.train.run_folder import RunFolder
 
@@ -29,6 +32,8 @@ class Evaluate:
     """Run folder or checkpoint file."""
     data: Path | None = None
     """The photos to compare with; default: where they lay during training."""
+    masks: Path | None = None
+    """Folder of masks, where those of the training are not there any more."""
     split: Literal["test", "train", "val"] = "test"
     """Which of the data's views to judge."""
     background: str | None = None
@@ -54,12 +59,25 @@ def evaluate_nerf(arguments: list[str]) -> int:
     """`evaluate` for a radiance field."""
     options = parse(Evaluate, arguments, "evaluate")
     device = set_up(options.device, options.threads)
-    model = load(options.run, device)
-    background = None if options.background is None else parse_background(options.background)
-    figures = evaluate_views(model, views_of(model, options), background)
+    ranks = current()
+    with ranks.agreed():
+        model = load(options.run, device)
+        background = None if options.background is None else parse_background(options.background)
+        views = views_of(model, options)
+    check_same_model(ranks, options.run)
+    refined = model.info.get("refinement", {}).get("parts", [])
+    if refined:
+        views = as_refined(views, model.cameras.get(options.split, []))
+    figures = evaluate_views(model, views, background)
+    if not ranks.is_first:
+        return 0
     for view in figures["views"]:
         say(f"{view['name']}: PSNR {view['psnr']:.2f} dB, SSIM {view['ssim']:.4f}, {view['seconds']:.2f} s")
     say(f"mean of {figures['n_views']} views: PSNR {figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}")
+    if "poses" in refined or "exposure" in refined:
+        figures["aligned"] = evaluate_aligned(model, views, refined, background)
+        aligned = figures["aligned"]
+        say(f"aligned: PSNR {aligned['psnr']:.3f} dB, SSIM {aligned['ssim']:.4f}; {aligned['alignment']}")
     if options.json is not None:
         write_figures(options.json, {**figures, "split": options.split, "run": str(options.run)})
     return 0
@@ -94,10 +112,13 @@ def views_of(model: NerfModel, options: Evaluate) -> PosedImages:
     path = options.data or Path(stored.get("path", ""))
     if not path.exists():
         raise DataError(f"{path}: the photos of this run are not there any more; name them with --data")
+    reading = stored_reading(stored)
+    if options.masks is not None:
+        reading["masks"] = options.masks
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=model.spaces.aabb_scale, splits=(options.split,),
         camera_axes=stored.get("camera_axes", "opengl"),
-        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
+        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, **reading,
     )  # fmt: skip
     scene = load_scene(path, read)
     if options.split not in scene.splits:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ from hashfield.cli.progress import PLAIN_LINE_SECONDS
 from hashfield.cli.shared import DeviceName, parse, say, set_up
 from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, memory_for_run, say_memory
+from hashfield.cli.view import View, view
 from hashfield.data.demo_picture import save_demo_picture
 from hashfield.data.pictures import MAX_PIXELS, Picture, read_picture, read_picture_header
 from hashfield.errors import ConfigError, DataError
@@ -35,7 +36,7 @@ from hashfield.nn.config import MLPConfig
 from hashfield.tasks.frames import Frame
 from hashfield.tasks.image import ImageTask, gpu_memory
 from hashfield.tasks.image_config import PRESETS, ImageConfig, ImageTrainConfig, preset_for
-from hashfield.tasks.image_model import ImageModel, compare, to_linear
+from hashfield.tasks.image_model import ImageModel, compare, shape_of, to_linear
 from hashfield.tasks.shared import parse_background, stored
 from hashfield.tasks.studies import Setting
 from hashfield.train.checkpoint import exported_size
@@ -291,6 +292,26 @@ def evaluate_image(arguments: list[str]) -> int:
     return 0
 
 
+# --- view
+
+
+def view_image(arguments: list[str]) -> int:
+    """`view` of a trained picture, beside the picture itself."""
+    options = parse(View, arguments, "view")
+    with ExitStack() as opened:
+
+        def read(model: ImageModel) -> Picture:
+            path = options.data or Path(model.info.get("scene", {}).get("path", ""))
+            if not path.is_file():
+                raise DataError(f"{path}: the picture of this run is not there any more; name it with --data")
+            picture = opened.enter_context(read_picture(path))
+            if shape_of(picture) != model.shape:
+                raise ConfigError(f"{path}: is {shape_of(picture)}, the model is of {model.shape}")
+            return picture
+
+        return view(options, read)
+
+
 # --- render
 
 
@@ -442,6 +463,7 @@ TRAIN = TrainKind(
     name="image", command=TrainImage, presets=PRESETS, suits=lambda seconds, steps, on_gpu: preset_for(on_gpu),
     prepare=prepare_image, finish=finish_image, smaller=f"{SMALLER} (or --preset small)", on_progress=progress_pictures,
     resumed=lambda run, metadata: {"seed": stored(metadata, "seed", int, run.checkpoint)},
+    reference=lambda task: task.picture,
 )  # fmt: skip
 SWEEP = SweepKind(
     name="image", command=SweepImage, prepare=prepare_sweep, max_samples=2**24, n_dims=2,

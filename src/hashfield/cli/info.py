@@ -49,7 +49,8 @@ def about_this_machine() -> None:
     cpu = cpu_kernels()
     say(f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, kernels for {cpu.path} ({cpu.lanes} lanes"
         f"{', tiles emulated' if cpu.are_tiles_emulated else ''}); "
-        f"possible here: {', '.join(cpu.possible_paths)}")  # fmt: skip
+        f"possible here, fastest first: {', '.join(cpu.possible_paths)}"
+        + (f"; {cpu.reason}" if cpu.reason else ""))  # fmt: skip
     for line in about_gpus():
         say(line)
     say(f"compiled kernels: {cpu.cache} ({'warm' if is_kernel_cache_warm() else 'empty'})")

@@ -1,5 +1,6 @@
 """The commands of radiance fields that are theirs alone: `train nerf PATH`, `demo` and `sweep nerf PATH`."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,14 +12,16 @@ import torch
 import tyro
 
 from hashfield.cli.demo import DemoCommand, DemoKind
+from hashfield.cli.evaluate import Evaluate, views_of
 from hashfield.cli.findings import SAID_BY_NOTES, say_findings
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.prepare import n_threads, prepare_here
-from hashfield.cli.shared import DeviceName, say
+from hashfield.cli.shared import DeviceName, parse, say
 from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory
+from hashfield.cli.view import View, view
 from hashfield.data import ReadOptions, Scene, load_scene
-from hashfield.data.dataset import PosedImages
+from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.data.doctor import examine
 from hashfield.data.prepare import PrepareOptions, has_poses
@@ -27,15 +30,20 @@ from hashfield.export.images import colorize_depth, comparison_sheet, error_pict
 from hashfield.export.video import write_mp4
 from hashfield.geometry.paths import orbit_path
 from hashfield.nn.config import RadianceFieldConfig
+from hashfield.steps.refinement import summary
+from hashfield.tasks.align import as_refined, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.nerf import NerfTask, gpu_memory
 from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
+from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.tasks.studies import Setting
+from hashfield.train.checkpoint import write_aside
 from hashfield.train.loop import TrainResult
 from hashfield.train.metrics import SSIM_WINDOW, psnr
 from hashfield.train.run_folder import RunFolder
+from hashfield.viewer.pictures import Photos
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,9 @@ class TrainNerf(TrainCommand):
     downscale: int = 1
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
-    """GiB that the decoded photos may take."""
+    """GiB that the decoded photos may take; more of them lie in files, and are trained on from there."""
+    image_cache: Path | None = None
+    """Folder for decoded photos that do not fit --max-image-memory; default: in the user's cache."""
     aabb_scale: int | None = None
     """Side of the training box, a power of two up to 128; default: the file's, or chosen and printed."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
@@ -57,6 +67,13 @@ class TrainNerf(TrainCommand):
     exporters do."""
     prepare: bool = False
     """Find the cameras first where PATH is a folder of photos without poses, or a video: see hashfield prepare."""
+    alpha: Literal["auto", "matte", "mask"] = "auto"
+    """What it means where photos are not opaque: a matte cuts an object out of nothing, a mask leaves out pixels that
+    show something else; auto tells by how many pixels are clear."""
+    masks: Path | None = None
+    """Folder of a mask for each photo, by its name (a.png or a.jpg.png of a.jpg), besides those that the data state."""
+    masks_keep: Literal["white", "black"] = "white"
+    """Which pixels of --masks are learned from: those that are not black, or the black ones."""
     config: Annotated[NerfConfig, tyro.conf.arg(name="")] = NerfConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
@@ -79,7 +96,8 @@ def prepare_nerf(
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
-        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
+        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
+        masks=options.masks, masks_keep=options.masks_keep, image_cache=options.image_cache, say=say,
     )  # fmt: skip
     scene = load_scene(with_poses(options), read)
     for note in scene.notes:
@@ -113,6 +131,7 @@ def stored_options(run: RunFolder, metadata: dict[str, Any]) -> dict[str, Any]:
         "aabb_scale": stored(spaces, "aabb_scale", int, path),
         "background": background_text(stored_background(metadata, path)),
         "camera_axes": scene.get("camera_axes", "opengl"),
+        **stored_reading(scene),
     }
 
 
@@ -167,7 +186,7 @@ def finish(
     figures: dict[str, Any] = {}
     sheets: list[tuple[str, np.ndarray]] = []
     if "test" in scene.splits and len(scene.splits["test"]):
-        views = scene.splits["test"]
+        views = as_refined(scene.splits["test"], model.cameras["test"])
         chosen = set(np.linspace(0, len(views) - 1, min(SHEETS, len(views))).round().astype(int).tolist())
 
         def keep(k: int, rendering: np.ndarray, photo: np.ndarray) -> None:
@@ -185,8 +204,12 @@ def finish(
         figures = evaluate_views(model, views, on_view=keep)
         say(
             f"held-out: {figures['n_views']} views, PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}, "
-            f"{np.median([v['seconds'] for v in figures['views']]):.2f} s a frame"
+            f"{np.median([v['seconds'] for v in figures['views']]):.2f} s a frame; views not aligned"
         )
+        if fits_views(task):
+            figures["aligned"] = evaluate_aligned(model, views, task.config.refine)
+            say(aligned_line(figures["aligned"]))
+    refined = [] if task.refinement is None else tell_refinement(task, run)
     video = None
     if video_frames:
         video = run.renders / "turntable.mp4"
@@ -203,7 +226,7 @@ def finish(
                                    for shapes in sizes.network_shapes())),
             ("carved from alpha", "yes" if task.is_carved else "no"),
         ],
-        figures=[*figure_rows(figures), *extra],
+        figures=[*figure_rows(figures), *refined, *extra],
         headline=[("held-out PSNR", f"{figures['psnr']:.2f} dB"), ("SSIM", f"{figures['ssim']:.3f}")]
                  if figures else [],
         sheets=sheets,
@@ -215,16 +238,70 @@ def finish(
     return figures
 
 
+# --- view
+
+
+def view_nerf(arguments: list[str]) -> int:
+    """`view` of a radiance field, beside the photos it was learned from."""
+    options = parse(View, arguments, "view")
+
+    def read(model: NerfModel) -> Photos:
+        splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+        known = [split for split in splits if model.cameras.get(split)]
+        return photos_of([views_of(model, Evaluate(options.run, options.data, split)) for split in known])
+
+    return view(options, read)
+
+
+def photos_of(parts: Sequence[PosedImages]) -> Photos:
+    """The photos of several splits, one after another, for the viewer."""
+    return Photos(
+        [camera for part in parts for camera in part.cameras],
+        [name for part in parts for name in part.names],
+        [image for part in parts for image in part.images],
+    )
+
+
 def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """Figures on the held-out views, for people; nothing where there are no such views."""
     if not figures:
         return []
+    aligned = figures.get("aligned")
     return [
         ("held-out PSNR", f"{figures['psnr']:.2f} dB, mean over {figures['n_views']} views on background "
                           f"{tuple(round(v, 3) for v in figures['background'])}"),
         ("held-out SSIM", f"{figures['ssim']:.4f} (11x11 Gaussian, RGB)"),
+        *([("alignment of these views", "none")] if not aligned else [
+            ("alignment of these views", "none, but for what all cameras share"),
+            ("aligned views", f"PSNR {aligned['psnr']:.2f} dB, SSIM {aligned['ssim']:.4f}: {aligned['alignment']}"),
+        ]),
         ("colour", figures["color"]),
     ]  # fmt: skip
+
+
+def fits_views(task: NerfTask) -> bool:
+    """Whether a run refined what held-out views differ in too, so that they are judged aligned as well."""
+    return any(part in task.config.refine for part in ("poses", "exposure"))
+
+
+def aligned_line(aligned: dict[str, Any]) -> str:
+    """Figures of aligned views, and how they were aligned."""
+    return (
+        f"aligned: {aligned['n_views']} views, PSNR {aligned['psnr']:.2f} dB, SSIM {aligned['ssim']:.4f}; "
+        f"{aligned['alignment']}"
+    )
+
+
+def tell_refinement(task: NerfTask, run: RunFolder) -> list[tuple[str, str]]:
+    """Say how far cameras, lenses and gains went, write it for each photo to refinement.json, and return it as rows."""
+    assert task.refinement is not None
+    report = {"photos": list(task.scene.splits["train"].names), **task.refinement.report()}
+    text = json.dumps(report, indent=1) + "\n"
+    write_aside(run.path / "refinement.json", lambda aside: aside.write_text(text, encoding="utf-8"))
+    rows = summary(report)
+    for name, value in rows:
+        say(f"{name}: {value}")
+    return rows
 
 
 def turntable(model: HasFrames, scene: Scene, n_frames: int):
@@ -437,7 +514,7 @@ SMALLER = "--train.batch, --encoding.log2-hashmap-size or --downscale"
 TRAIN = TrainKind(
     name="nerf", command=TrainNerf, presets=PRESETS, suits=preset_for, prepare=prepare_nerf, finish=finish,
     resumed=stored_options, same_data=same_data, smaller=f"{SMALLER} (or --preset fast)",
-    render_options="--views orbit --format mp4",
+    render_options="--views orbit --format mp4", reference=lambda task: photos_of(list(task.scene.splits.values())),
 )  # fmt: skip
 SWEEP = SweepKind(
     name="nerf", command=SweepNerf, prepare=prepare_sweep, max_samples=2**22, n_dims=3,

@@ -1,18 +1,22 @@
 """`hashfield render RUN`."""
 
+import io
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
+import torch
 import tyro
 
 from hashfield.api import load
+from hashfield.cli.kept_frames import DepthScale, KeptFrames, plan_of
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
-from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
+from hashfield.cli.shared import DeviceName, check_same_model, kind_of_run, parse, run_command, say, set_up
+from hashfield.data.json_fields import Fields, load_json
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import (
     colorize_depth,
@@ -21,16 +25,22 @@ from hashfield.export.images import (
     depth_range,
     straight_alpha,
     to_uint8,
-    write_png,
 )
-from hashfield.export.video import Mp4Writer, check_video
+from hashfield.export.video import check_video, write_mp4
 from hashfield.geometry.cameras import Camera
-from hashfield.geometry.paths import orbit_path, read_camera_path
+from hashfield.geometry.path_files import PathPlace, PathWish, read_path_file
+from hashfield.geometry.paths import orbit_path
+from hashfield.geometry.spaces import Spaces
+from hashfield.geometry.tours import along_path, as_panoramas, spiral_path
+from hashfield.steps.ranks import Ranks, current
 from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.shared import parse_background
 from hashfield.train.run_folder import RunFolder
 
 Output = Literal["color", "depth", "normals", "opacity"]
+
+DEFAULT_FRAMES = 60
+DEFAULT_FPS = 20.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,8 @@ class Render:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint file."""
     views: str = "test"
-    """What to show: test, train, orbit, or a camera-path file (docs/camera_path.md)."""
+    """What to show: test, train, orbit, spiral, along (a ride through the places of the photos), or a camera-path file
+    of hashfield, instant-ngp or nerfstudio (docs/camera_path.md)."""
     output: tuple[Output, ...] = ("color",)
     """What to show; several give several files."""
     format: Literal["png", "mp4"] = "png"
@@ -51,16 +62,20 @@ class Render:
     """Width of the pictures in pixels; default: the cameras' own. Given alone, it keeps the shape."""
     height: int | None = None
     """Height of the pictures in pixels; default: the cameras' own. Given alone, it keeps the shape."""
-    n_frames: int = 60
-    """Frames of an orbit."""
-    fps: float = 20.0
-    """Frames per second of a video; a camera path brings its own."""
+    n_frames: int | None = None
+    """Frames of an orbit, a spiral or a ride, and of an instant-ngp path that does not tell its length; default: 60."""
+    fps: float | None = None
+    """Frames per second of a video; default: 20, or what the camera-path file says."""
+    panorama: bool = False
+    """Show the whole sphere around each view's place, upright: an equirectangular picture of --width (default 2048)."""
+    dataparser_transforms: Path | None = None
+    """nerfstudio's dataparser_transforms.json of the run that a nerfstudio path was made for."""
     transparent: bool = False
     """Write PNGs with an alpha channel instead of a background."""
     background: str | None = None
     """Colour behind the scene (white, black or #rrggbb); default: that of the run."""
     overwrite: bool = False
-    """Replace files that are there."""
+    """Replace files that are there. A rendering that was interrupted goes on without it, by the same command."""
     threads: int | None = None
     """Threads of the kernels."""
     device: DeviceName = "auto"
@@ -84,38 +99,44 @@ def render(options: Render) -> int:
         raise ConfigError("--transparent: a video has no transparency; use --format png")
     if options.format == "mp4":
         check_video()
-    model = load(options.run, device)
-    cameras, fps = chosen_cameras(model, options)
-    name = options.views if options.views in ("test", "train", "orbit") else Path(options.views).stem
+    ranks = current()
+    with ranks.agreed():
+        model = load(options.run, device)
+        cameras, fps = chosen_cameras(model, options)
+    check_same_model(ranks, options.run)
+    name = options.views if options.views in NAMED_VIEWS else Path(options.views).stem
     if options.format == "mp4" and len({(camera.width, camera.height) for camera in cameras}) > 1:
         raise ConfigError("--format mp4: the views differ in size; give --width and --height, or use --format png")
-    folder = options.out or RunFolder.open(options.run).renders / name
+    run = RunFolder.open(options.run)
+    folder = options.out or run.renders / name
     background = model.background if options.background is None else parse_background(options.background)
     outputs = tuple(dict.fromkeys(options.output))
-    targets = [folder / f"{output}.mp4" for output in outputs] if options.format == "mp4" else [
-        folder / f"{output}_{k:04d}.png" for output in outputs for k in range(len(cameras))
-    ]  # fmt: skip
-    there = [target for target in targets if target.exists()]
-    if there and not options.overwrite:
-        raise ConfigError(f"{there[0]}: is there already; choose another --out, or --overwrite")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be made: {error.strerror}") from error
-    shown = pictures(model, cameras, outputs, background, options.transparent)
-    if options.format == "mp4":
-        with ExitStack() as stack:
-            videos = {name: stack.enter_context(Mp4Writer(folder / f"{name}.mp4", fps=fps)) for name in outputs}
-            for found in counted(shown, len(cameras)):
-                for name, picture in found.items():
-                    videos[name].add(picture)
-        for video in videos.values():
-            say(f"{video.path}: {video.n_frames} frames of {cameras[0].width}x{cameras[0].height}")
-    else:
-        for k, found in enumerate(counted(shown, len(cameras))):
-            for name, picture in found.items():
-                write_png(folder / f"{name}_{k:04d}.png", picture)
-        say(f"{folder}: {len(targets)} pictures")
+    is_video = options.format == "mp4"
+    plan = plan_of(run, cameras, outputs, background, options.transparent)
+    frames = KeptFrames(folder, outputs, len(cameras), plan, of_video=is_video)
+    targets = [folder / f"{output}.mp4" for output in outputs] if is_video else frames.paths()
+    with ExitStack() as stack:
+        with ranks.agreed():
+            there = [target for target in targets if target.exists()] if ranks.is_first else []
+            if there and not options.overwrite and not frames.are_ours:
+                raise ConfigError(f"{there[0]}: is there already; choose another --out, or --overwrite")
+            if ranks.is_first:
+                stack.enter_context(frames)
+        missing = ranks.from_first(frames.missing)
+        if len(missing) < len(cameras):
+            say(f"{len(cameras) - len(missing)} of {len(cameras)} frames are there from before; going on with the rest")
+        some = [cameras[k] for k in missing]
+        shown = dealt_pictures(ranks, model, some, outputs, background, options.transparent, frames.scale)
+        if not ranks.is_first:
+            return sum(0 for _ in shown)  # none comes: what this rank makes goes to the first one
+        for k, found in zip(missing, counted(shown, len(missing)), strict=True):
+            frames.keep(k, found)
+        if is_video:
+            for output in outputs:
+                write_mp4(folder / f"{output}.mp4", frames.read(output), fps=fps)
+                say(f"{folder / f'{output}.mp4'}: {len(cameras)} frames of {cameras[0].width}x{cameras[0].height}")
+        else:
+            say(f"{folder}: {len(targets)} pictures")
     return 0
 
 
@@ -123,13 +144,29 @@ _Item = TypeVar("_Item")
 
 
 def counted(items: Iterator[_Item], total: int) -> Iterator[_Item]:
-    """The items, with a line every few seconds about how many there were."""
-    next_line = time.perf_counter() + PLAIN_LINE_SECONDS
+    """The items, with a line every few seconds about how many there were and how long the rest will take."""
+    started = time.perf_counter()
+    next_line = started + PLAIN_LINE_SECONDS
     for k, item in enumerate(items, start=1):
         yield item
-        if time.perf_counter() >= next_line and k < total:
-            next_line = time.perf_counter() + PLAIN_LINE_SECONDS
-            say(f"{k} of {total} frames")
+        now = time.perf_counter()
+        if now >= next_line and k < total:
+            next_line = now + PLAIN_LINE_SECONDS
+            each = (now - started) / k
+            say(f"{k} of {total} frames, {each:.2g} s each, {duration((total - k) * each)} left")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "42 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+NAMED_VIEWS = ("test", "train", "orbit", "spiral", "along")
 
 
 def chosen_cameras(model: HasFrames, options: Render) -> tuple[list[Camera], float]:
@@ -138,26 +175,72 @@ def chosen_cameras(model: HasFrames, options: Render) -> tuple[list[Camera], flo
         value = getattr(options, name)
         if value is not None and not 1 <= value <= 2**15:
             raise ConfigError(f"--{name}: expected 1 to {2**15}, got {value}")
+    if options.n_frames is not None and not 1 <= options.n_frames <= 100_000:
+        raise ConfigError(f"--n-frames: expected 1 to 100000, got {options.n_frames}")
+    known = model.views.get("train") or next(iter(model.views.values()), None) or []
+    if not options.panorama:
+        return views_of(model, options, known)
+    if options.height is not None:
+        raise ConfigError("--panorama: give --width alone; a panorama is half as high as wide")
+    found, fps = views_of(model, replace(options, width=None), known)
+    return list(as_panoramas(found, known, options.width or PANORAMA_WIDTH)), fps
+
+
+PANORAMA_WIDTH = 2048
+
+
+def views_of(model: HasFrames, options: Render, known: Sequence[Camera]) -> tuple[list[Camera], float]:
+    """The cameras that --views names, and frames per second.
+
+    Args:
+        model: What is shown.
+        options: What the user asks for.
+        known: The model's own cameras, which paths are made from.
+    """
+    fps = DEFAULT_FPS if options.fps is None else options.fps
     if options.views in ("test", "train"):
         cameras = model.views.get(options.views) or []
         if not cameras:
             raise DataError(f"{options.run}: holds no {options.views} cameras; try --views orbit")
-        return [resized(camera, options) for camera in cameras], options.fps
-    if options.views == "orbit":
-        if not 1 <= options.n_frames <= 100_000:
-            raise ConfigError(f"--n-frames: expected 1 to 100000, got {options.n_frames}")
-        known = model.views.get("train") or next(iter(model.views.values()), None)
+        return [resized(camera, options) for camera in cameras], fps
+    if options.views in NAMED_VIEWS:
         if not known:
-            raise DataError(f"{options.run}: holds no cameras to build an orbit from; use a camera path")
-        like = resized(known[0], options)
-        return list(orbit_path(known, options.n_frames, width=like.width, height=like.height)), options.fps
+            raise DataError(f"{options.run}: holds no cameras to build a path from; use a camera-path file")
+        like, n_frames = resized(known[0], options), options.n_frames or DEFAULT_FRAMES
+        make = {"orbit": orbit_path, "spiral": spiral_path, "along": along_path}[options.views]
+        return list(make(known, n_frames, width=like.width, height=like.height)), fps
     path = Path(options.views)
     if not path.exists():
-        raise DataError(f"--views {options.views}: expected test, train, orbit or a camera-path file that exists")
-    if (options.width is None) != (options.height is None):
-        raise ConfigError("--width and --height: give both, or none, with a camera path")
-    found = read_camera_path(path, width=options.width, height=options.height)
+        raise DataError(f"--views {options.views}: expected {', '.join(NAMED_VIEWS)} or a camera-path file that exists")
+    every = [camera for views in model.views.values() for camera in views]
+    place = PathPlace(
+        spaces=getattr(model, "spaces", None) or Spaces(),
+        cameras=every,
+        dataparser=options.dataparser_transforms,
+        applied=applied_transform(model, options.dataparser_transforms),
+    )
+    wish = PathWish(options.width, options.height, options.n_frames, options.fps)
+    found, notes = read_path_file(path, place, wish)
+    for note in notes:
+        say(note)
     return list(found.cameras), found.fps
+
+
+def applied_transform(model: HasFrames, dataparser: Path | None) -> torch.Tensor | None:
+    """What nerfstudio's transforms.json says its coordinates were turned by, if the run's data are such a file and
+    still there; only asked for together with a dataparser_transforms.json."""
+    data = str(getattr(model, "info", {}).get("scene", {}).get("path", ""))
+    if dataparser is None or not data:
+        return None
+    file = Path(data) if data.endswith(".json") else Path(data) / "transforms.json"
+    try:
+        top = load_json(file)
+        rows = Fields(top, str(file)).values.get("applied_transform") if isinstance(top, dict) else None
+        matrix = None if rows is None else torch.tensor(rows[:3], dtype=torch.float64)
+    except (DataError, TypeError, ValueError):
+        say(f"warning: {file} cannot be read, so that its applied_transform, if it has one, is not taken into account")
+        return None
+    return matrix if matrix is not None and matrix.shape == (3, 4) else None
 
 
 def resized(camera: Camera, options: Render) -> Camera:
@@ -172,12 +255,57 @@ def resized(camera: Camera, options: Render) -> Camera:
     return camera.resized(width, height)
 
 
+def dealt_pictures(
+    ranks: Ranks,
+    model: HasFrames,
+    cameras: Sequence[Camera],
+    outputs: Sequence[Output],
+    background: tuple[float, float, float],
+    transparent: bool,
+    depth_scale: DepthScale,
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `pictures` gives, made by several ranks; on the first one all of it comes, in order.
+
+    Args:
+        ranks: Those that share the cameras out.
+        model, cameras, outputs, background, transparent, depth_scale: As `pictures` has them.
+    """
+    if ranks.n == 1:
+        return pictures(model, cameras, outputs, background, transparent, depth_scale)
+    if "depth" in outputs and cameras:
+
+        def first_scale() -> list[float]:
+            if depth_scale.range is None:
+                found = model.frame(cameras[0], ("depth", "opacity"), None if transparent else background)
+                depth_scale.set(*depth_range([found["depth"]], [found["opacity"]]))
+            return list(depth_scale.range or ())
+
+        depth_scale.range = tuple(ranks.from_first(first_scale))
+
+    def make(k: int) -> dict[str, np.ndarray]:
+        return next(pictures(model, cameras[k : k + 1], outputs, background, transparent, depth_scale))
+
+    return ranks.deal(len(cameras), make, _packed, _unpacked)
+
+
+def _packed(found: dict[str, np.ndarray]) -> bytes:
+    with io.BytesIO() as buffer:
+        np.savez(buffer, **found)
+        return buffer.getvalue()
+
+
+def _unpacked(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        return dict(found)
+
+
 def pictures(
     model: HasFrames,
     cameras: Sequence[Camera],
     outputs: Sequence[Output],
     background: tuple[float, float, float],
     transparent: bool,
+    depth_scale: DepthScale | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Each camera's uint8 pictures by output, rendered once for all of them. Depth keeps one colour scale over
     all frames, that of the first.
@@ -188,11 +316,12 @@ def pictures(
         outputs: What each camera is to show.
         background: Colour in sRGB, 0 to 1, behind what is not opaque.
         transparent: Whether pictures get an alpha channel instead of the background.
+        depth_scale: Keeps the colour scale of depth beyond this call; None: only within it.
     """
+    scale = depth_scale or DepthScale()
     needed: list[str] = [*outputs]
     if "opacity" not in needed and (transparent or needed != ["color"]):
         needed.append("opacity")
-    scale: tuple[float, float] | None = None
     for camera in cameras:
         found = model.frame(camera, needed, None if transparent else background)
         shown: dict[str, np.ndarray] = {}
@@ -206,8 +335,8 @@ def pictures(
                 continue
             fade = None if transparent else found["opacity"]  # straight alpha: what fades is not mixed with white too
             if output == "depth":
-                scale = scale or depth_range([found["depth"]], [found["opacity"]])
-                picture = colorize_depth(found["depth"], fade, near=scale[0], far=scale[1])
+                near, far = scale.range or scale.set(*depth_range([found["depth"]], [found["opacity"]]))
+                picture = colorize_depth(found["depth"], fade, near=near, far=far)
             else:
                 picture = colorize_normals(found["normals"], fade)
             if transparent:

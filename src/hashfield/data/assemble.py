@@ -4,8 +4,9 @@ Nothing here knows in which form the data lay on the disk.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +14,19 @@ import numpy as np
 import torch
 
 from hashfield.data.dataset import GIB, PosedImages, ReadOptions, Scene
-from hashfield.data.images import ImageHeader, decode_all, decode_mask, decoding_bytes, downscale_mask, read_header
+from hashfield.data.files import MaskFolder
+from hashfield.data.images import (
+    ImageHeader,
+    decode_all,
+    decode_mask,
+    decode_rgba,
+    decoding_bytes,
+    downscale_mask,
+    read_header,
+)
 from hashfield.data.json_fields import one_line
-from hashfield.data.stated import LARGEST, SPLITS, StatedScene, StatedView, Tally
+from hashfield.data.photo_cache import CachedPhotos, PhotoCache, PhotoStats, Wanted, cache_root
+from hashfield.data.stated import LARGEST, SPLITS, StatedMask, StatedScene, StatedView, Tally
 from hashfield.data.training_box import choose_box, stray_cameras
 from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.cameras import Camera
@@ -50,19 +61,16 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
     if options.longest_side is not None:
         longest = max(max(header.width, header.height) for header in headers)
         options = replace(options, downscale=max(options.downscale, -(-longest // options.longest_side)))
-    _check_memory(stated.data_file, headers, options)
     largest = _check_decoding(views, headers, options)
     cameras = [_camera(view, header, options, tally) for view, header in zip(views, headers, strict=True)]
-    images = decode_all(
-        [view.path for view in views],
-        options.downscale,
-        explain=lambda index, error: views[index].fail(str(error)),
-        warn=lambda index, text: tally.damaged.setdefault(text, []).append(views[index].name),
-        n_threads=max(1, options.max_image_memory // largest),
+    photos, memory_notes = _decoded(
+        views, cameras, headers, options, tally, max(1, options.max_image_memory // largest)
     )
-    has_alpha, alpha_notes = _alpha(images)
-    masks = _masks(views, headers, images, has_alpha, options.downscale)
-    mask_notes = _mask_notes(masks, [place[view] for view in splits.get("train", [])], stated)
+    images, stats = photos.images, photos.stats
+    has_alpha, alpha_notes = _alpha(stats, any(view.matte for view in views), options)
+    named, folder_notes = _masks_of_folder(views, stated, options)
+    masks = _masks(views, headers, photos, has_alpha, named, options)
+    mask_notes = folder_notes + _mask_notes(masks, [place[view] for view in splits.get("train", [])], stated, options)
     strays, stray_notes = _strays(views, cameras, stated.view_noun)
     near = [camera for index, camera in enumerate(cameras) if index not in strays]
     spaces, origin = _choose_spaces(stated, options, has_alpha, near)
@@ -74,8 +82,9 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
         return PosedImages(
             tuple(cameras[index] for index in indices),
             tuple(images[index] for index in indices),
-            tuple(Path(os.path.relpath(view.path, stated.folder)).as_posix() for view in chosen),
+            tuple(_name(view, stated) for view in chosen),
             None if masks is None else [masks[index] for index in indices],
+            tuple(photos.files[index] for index in indices) if photos.files else None,
         )
 
     counts = " and ".join(f"{len(chosen)} {split}" for split, chosen in splits.items())
@@ -94,13 +103,88 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             *stated.notes,
             *_tally_notes(tally, len(views), stated.view_noun),
             *map(one_line, stated.final_notes(views, tally)),
-            *([] if has_alpha else _brightness_notes(images)),
+            *memory_notes,
+            *([] if has_alpha else _brightness_notes(stats)),
             *alpha_notes,
             *mask_notes,
             *stray_notes,
             *_space_notes(spaces, origin, near, _other_axes(stated, options)),
         ),
+        folder=stated.folder,
+        reading={
+            "alpha": options.alpha,
+            "masks": None if options.masks is None else str(options.masks.expanduser().resolve()),
+            "masks_keep": options.masks_keep,
+        },
+        resident_bytes=options.max_image_memory // 2 if photos.files else None,
     )
+
+
+def _name(view: StatedView, stated: StatedScene) -> str:
+    """How the photo is called in a scene: its file relative to the data's folder."""
+    return Path(os.path.relpath(view.path, stated.folder)).as_posix()
+
+
+@dataclass(frozen=True)
+class CameraSet:
+    """The cameras of a data set, without its pixels."""
+
+    folder: Path
+    """What the names of photos are relative to."""
+    cameras: Mapping[str, Camera]
+    """Name of each photo -> its camera in the world, for the whole photo."""
+    splits: Mapping[str, tuple[str, ...]]
+    """Names of photos by "train", "test" and, where there is one, "val"."""
+    spaces: Spaces
+    masks: Mapping[str, Path]
+    """Name of a photo -> the file of its mask, in which black is not learned from."""
+    points: np.ndarray | None
+    """See `StatedScene`."""
+
+
+def assemble_cameras(stated: StatedScene, options: ReadOptions) -> CameraSet:
+    """The cameras that a reader's statement describes, with the splits and the training box that training would take.
+    Pixels are decoded only where it depends on them whether an object is cut out by alpha, one photo at a time.
+
+    Args:
+        stated: What a reader states.
+        options: How to read; `downscale` must be 1.
+
+    Raises:
+        DataError: one line that names file, view and field.
+    """
+    splits, _ = _complete_splits(stated)
+    views = list({view: None for chosen in splits.values() for view in chosen})
+    tally = Tally()
+    headers = _headers(views, tally)
+    cameras = [_camera(view, header, options, tally) for view, header in zip(views, headers, strict=True)]
+    strays, _ = _strays(views, cameras, stated.view_noun)
+    has_alpha = False
+    if stated.spaces.scale is None or stated.spaces.aabb_scale is None:
+        n_pixels = sum(header.width * header.height for header in headers)
+        pairs = zip(views, headers, strict=True)
+        translucent = [view for view, header in pairs if header.may_have_alpha and view.matte is None]
+        n_clear = sum(int((decode_rgba(view.path)[..., 3] < 128).sum()) for view in translucent)
+        has_alpha = n_clear >= SILHOUETTE * n_pixels or any(view.matte for view in views)
+    near = [camera for index, camera in enumerate(cameras) if index not in strays]
+    spaces, _ = _choose_spaces(stated, options, has_alpha, near)
+    names = {view: _name(view, stated) for view in views}
+    return CameraSet(
+        folder=stated.folder,
+        cameras={names[view]: camera for view, camera in zip(views, cameras, strict=True)},
+        splits={split: tuple(names[view] for view in chosen) for split, chosen in splits.items()},
+        spaces=spaces,
+        masks=mask_files(stated),
+        points=stated.points,
+    )
+
+
+def mask_files(stated: StatedScene) -> dict[str, Path]:
+    """Name of a photo -> the file of its mask in which black is not learned from, or nothing is. Masks of the other
+    kind lie beside the photos, where every reader of transforms.json that knows them looks by itself."""
+    views = [view for view in stated.views if view.image is not None]
+    found = {_name(view, stated): view.matte for view in views if view.matte is not None}
+    return found | {_name(view, stated): mask.path for view in views for mask in view.masks if not mask.keeps_black}
 
 
 # --- splits
@@ -178,28 +262,58 @@ def _headers(views: Iterable[StatedView], tally: Tally) -> list[ImageHeader]:
     return headers
 
 
-def _check_memory(data_file: Path, headers: list[ImageHeader], options: ReadOptions) -> None:
-    """Raise before anything is decoded where the pixels would not fit the budget."""
+def _decoded(
+    views: list[StatedView],
+    cameras: list[Camera],
+    headers: list[ImageHeader],
+    options: ReadOptions,
+    tally: Tally,
+    n_threads: int,
+) -> tuple[CachedPhotos, list[str]]:
+    """The photos: in memory if they fit the budget, else in files of the cache; and a note about these."""
+
+    def explain(index: int, error: DataError) -> DataError:
+        return views[index].fail(str(error))
+
+    def warn(index: int, text: str) -> None:
+        tally.damaged.setdefault(text, []).append(views[index].name)
+
+    needed, budget = sum(4 * camera.width * camera.height for camera in cameras), options.max_image_memory
+    if needed <= budget:
+        paths, mattes = [view.path for view in views], [view.matte for view in views]
+        images = decode_all(paths, options.downscale, explain, warn, n_threads, mattes)
+        return CachedPhotos(images, [], [PhotoStats.of(image) for image in images]), []
+    cache = PhotoCache(cache_root() if options.image_cache is None else options.image_cache.expanduser())
+    wanted = [
+        Wanted(view.path, camera.width, camera.height, view.matte) for view, camera in zip(views, cameras, strict=True)
+    ]
+    try:
+        missing = cache.make_room(wanted, options.downscale)
+    except DataError as error:
+        raise DataError(f"{error}, or {_smaller(headers, options)}") from error
+    held = f"{_memory(budget // 2)} of them are in memory at a time"
+    options.say(
+        f"{len(views)} photos take {_memory(needed)} decoded, more than --max-image-memory ({_memory(budget)}): they "
+        f"are kept in files ({_memory(missing)} are missing); {_smaller(headers, options)} does without them"
+    )
+    found = cache.photos(wanted, options.downscale, explain, warn, n_threads, options.say)
+    return found, [f"photos are trained on from files in {cache.root}, {held}"]
+
+
+def _smaller(headers: list[ImageHeader], options: ReadOptions) -> str:
+    """What makes the photos fit the memory that they may take, in words: the least downscaling, or more memory."""
 
     def size_bytes(factor: int) -> int:
         return sum(4 * (header.width // factor) * (header.height // factor) for header in headers)
 
-    needed, budget = size_bytes(options.downscale), options.max_image_memory
-    if needed <= budget:
-        return
-    factor, largest = options.downscale + 1, min(min(header.width, header.height) for header in headers)
+    budget, largest = options.max_image_memory, min(min(header.width, header.height) for header in headers)
+    factor = options.downscale + 1
     while factor < largest and size_bytes(factor) > budget:
         factor += 1
-    advice = "raise --max-image-memory"
-    if factor <= largest and size_bytes(factor) <= budget:
-        advice = f"use --downscale {factor} ({_memory(size_bytes(factor))}) or {advice}"
-    else:
-        advice = f"--downscale cannot help, {advice}"
-    now = f" at --downscale {options.downscale}" if options.downscale > 1 else ""
-    raise DataError(
-        f"{data_file}: {len(headers)} images take {_memory(needed)} as 8-bit RGBA{now}, more than "
-        f"--max-image-memory ({_memory(budget)}): {advice}"
-    )
+    more = f"--max-image-memory {-(-size_bytes(options.downscale) // GIB)}"
+    if factor > largest or size_bytes(factor) > budget:
+        return more
+    return f"--downscale {factor} ({_memory(size_bytes(factor))}) or {more}"
 
 
 def _check_decoding(views: list[StatedView], headers: list[ImageHeader], options: ReadOptions) -> int:
@@ -274,48 +388,95 @@ SILHOUETTE: Final = 0.25
 corners that undistortion left empty have some hundredths."""
 
 
-def _alpha(images: Sequence[np.ndarray]) -> tuple[bool, list[str]]:
+def _alpha(stats: Sequence[PhotoStats], has_mattes: bool, options: ReadOptions) -> tuple[bool, list[str]]:
     """Whether the photos are cut-outs of an object by their alpha, and a note where they have some alpha but are
-    not."""
-    n_pixels = sum(image.shape[0] * image.shape[1] for image in images)
-    translucent = [image[..., 3] for image in images if image[..., 3].min() < 255]
-    if not translucent:
-        return False, []
-    if sum(int((alpha < 128).sum()) for alpha in translucent) >= SILHOUETTE * n_pixels:
+    not, where the data bring it in files of their own, or where the user says what it is."""
+    n_pixels = sum(photo.n_pixels for photo in stats)
+    n_translucent = sum(photo.n_translucent for photo in stats)
+    if not n_translucent:
+        return False, [f"--alpha {options.alpha} has no effect: all pixels are opaque"] * (options.alpha != "auto")
+    if options.alpha == "matte":
+        return True, ["alpha is a matte: it cuts the object out, and nothing is where it is 0 (--alpha matte)"]
+    if options.alpha == "auto" and has_mattes:
+        return True, ["masks cut the object out: nothing is where they are black; --alpha mask only leaves that out"]
+    if options.alpha == "mask":
+        return False, ["alpha is a mask: pixels that are not opaque are left out (--alpha mask)"]
+    if sum(photo.n_clear for photo in stats) >= SILHOUETTE * n_pixels:
         return True, []
-    n_translucent = sum(int((alpha < 255).sum()) for alpha in translucent)
     return False, [
         f"warning: {n_translucent} of {n_pixels} pixels ({100 * n_translucent / n_pixels:.2g} %) are not opaque, too "
-        "few to be the background of a cut-out object: the photos are read as ordinary ones, without these pixels"
+        "few to be the background of a cut-out object: the photos are read as ordinary ones, without these pixels; "
+        "--alpha matte or --alpha mask says what they are"
     ]
+
+
+def _masks_of_folder(
+    views: list[StatedView], stated: StatedScene, options: ReadOptions
+) -> tuple[list[StatedMask | None], list[str]]:
+    """The mask of each photo in the folder that the user named, and a note."""
+    if options.masks is None:
+        return [None] * len(views), []
+    root = options.masks.expanduser()
+    if not root.is_dir():
+        raise DataError(f"--masks {options.masks}: no such folder")
+    folder, found = MaskFolder(root), []
+    stems = Counter(view.path.stem for view in views)
+    for view in views:
+        file = view.path.name
+        names = [view.name, _name(view, stated)]
+        # below the folder of photos, if there is one
+        names += [name.partition("/")[2] for name in names if name.startswith("images")]
+        path = folder.find([*names, *([file] if stems[view.path.stem] == 1 else [])])
+        found.append(None if path is None else StatedMask(path, "--masks", options.masks_keep == "black"))
+    missing = [view.name for view, mask in zip(views, found, strict=True) if mask is None]
+    if len(missing) == len(views):
+        raise DataError(
+            one_line(
+                f"--masks {options.masks}: no mask has the name of a photo; of {missing[0]} it would be called "
+                f"{missing[0]}.png, or have its name with another ending"
+            )
+        )
+    kept = "what is not black" if options.masks_keep == "white" else "what is black"
+    told = f"{kept} is learned from (--masks-keep {options.masks_keep})"
+    note = f"masks of {len(views) - len(missing)} of {len(views)} photos from {root}: {told}"
+    lost = f"warning: no mask in {root} for {some(missing)}: all of their pixels are learned from"
+    return found, [note, *[lost] * bool(missing)]
 
 
 def _masks(
     views: list[StatedView],
     headers: list[ImageHeader],
-    images: Sequence[np.ndarray],
+    photos: CachedPhotos,
     has_alpha: bool,
-    downscale: int,
+    named: Sequence[StatedMask | None],
+    options: ReadOptions,
 ) -> list[np.ndarray] | None:
     """Which pixels of each photo show the scene, None where all of them do.
 
     Where alpha does not cut an object out, a pixel that is not opaque says nothing about the scene either.
     """
+    is_alpha_mask = [not has_alpha and photo.n_translucent > 0 for photo in photos.stats]
+    if not any(is_alpha_mask) and not any(view.masks for view in views) and not any(named):
+        return None
+    cache = PhotoCache(photos.files[0].parent) if photos.files else None
     masks = []
-    for view, header, image in zip(views, headers, images, strict=True):
-        mask = np.ones(image.shape[:2], np.bool_) if has_alpha else image[..., 3] == 255
-        for stated in view.masks:
+    for k, (view, header, image, own) in enumerate(zip(views, headers, photos.images, named, strict=True)):
+        mask = image[..., 3] == 255 if is_alpha_mask[k] else np.ones(image.shape[:2], np.bool_)
+        for stated in (*view.masks, *([] if own is None else [own])):
             try:
                 is_set = decode_mask(stated.path)
             except DataError as error:
                 raise view.fail(str(error), stated.field) from error
-            if is_set.shape != (header.height, header.width):
-                size = f"{is_set.shape[1]}x{is_set.shape[0]}"
+            keeps = is_set != stated.keeps_black
+            # masks of the whole photos fit those of images_4, too
+            larger = max(1, keeps.shape[1] // header.width)
+            if (keeps.shape[0] // larger, keeps.shape[1] // larger) != (header.height, header.width):
+                size = f"{keeps.shape[1]}x{keeps.shape[0]}"
                 raise view.fail(
                     f"{stated.path}: the mask is {size}, the image {header.width}x{header.height}", stated.field
                 )
-            mask &= downscale_mask(is_set != stated.keeps_black, downscale)
-        masks.append(mask)
+            mask &= downscale_mask(downscale_mask(keeps, larger), options.downscale)
+        masks.append(mask if cache is None else cache.keep_mask(photos.files[k], mask))
     return None if all(bool(mask.all()) for mask in masks) else masks
 
 
@@ -323,14 +484,17 @@ _MOST_MASKED: Final = 0.9
 """Share of the pixels beyond which a mask may have black and white exchanged."""
 
 
-def _mask_notes(masks: list[np.ndarray] | None, training: list[int], stated: StatedScene) -> list[str]:
+def _mask_notes(
+    masks: list[np.ndarray] | None, training: list[int], stated: StatedScene, options: ReadOptions
+) -> list[str]:
     """What the masks leave; raises where nothing is left to learn from."""
     if masks is None or not training:
         return []
     n_views = sum(1 for index in training if not masks[index].all())
     n_pixels = sum(masks[index].size for index in training)
     n_left = sum(int(masks[index].sum()) for index in training)
-    polarity = "mask_path leaves out what is black, dynamic_mask_* what is not"
+    polarity = "mask_path leaves out what is black, as masks/ does, dynamic_mask_* what is not"
+    polarity += "" if options.masks is None else f", --masks what is not {options.masks_keep}"
     if not n_left:
         raise DataError(f"{stated.data_file}: the masks leave no pixel to learn from ({polarity})")
     share = 1 - n_left / n_pixels
@@ -419,11 +583,9 @@ def _tally_notes(tally: Tally, n_views: int, noun: str) -> list[str]:
 _UNEVEN_BRIGHTNESS: Final = 2.0  # ratio of the 90 % to the 10 % image's mean; instant-ngp's fox has 1.3
 
 
-def _brightness_notes(images: Sequence[np.ndarray]) -> list[str]:
+def _brightness_notes(stats: Sequence[PhotoStats]) -> list[str]:
     """A warning where photos differ so much in brightness that exposure must have changed between them."""
-    # every 64th pixel or so tells a mean well enough
-    step = [max(1, min(image.shape[:2]) // 100) for image in images]
-    means = [float(image[::n, ::n, :3].mean()) for image, n in zip(images, step, strict=True)]
+    means = [photo.mean for photo in stats]
     dark, bright = np.quantile(means, (0.1, 0.9))
     if bright <= _UNEVEN_BRIGHTNESS * max(dark, 1.0):
         return []
@@ -462,7 +624,8 @@ def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera
     # behind a camera counts only where it lies clearly along the axis
     is_behind = (to_focus * forward).sum(dim=1) < -0.5 * to_focus.norm(dim=1)
     away = float(is_behind.double().mean())
-    if len(cameras) > 2 and away > 0.8 and other_axes:
+    sees_one_side = any(camera.lens != "equirectangular" for camera in cameras)
+    if len(cameras) > 2 and away > 0.8 and other_axes and sees_one_side:
         notes.append(
             f"warning: {100 * away:.0f} % of the cameras look away from the point their axes share; right "
             "for views outwards from one place, else the poses may have the other camera axes: --camera-axes "

@@ -21,12 +21,12 @@ from jaxtyping import Float64
 
 from hashfield.data.assemble import assemble, some
 from hashfield.data.dataset import Reader, ReadOptions, Scene
-from hashfield.data.files import PhotoFolder, escapes, is_photo_folder, normalized, photo_folders
+from hashfield.data.files import MaskFolder, PhotoFolder, escapes, is_photo_folder, normalized, photo_folders
 from hashfield.data.images import ImageHeader
 from hashfield.data.json_fields import one_line
-from hashfield.data.stated import LARGEST, StatedScene, StatedSpaces, StatedView, Tally, check_size
+from hashfield.data.stated import LARGEST, StatedMask, StatedScene, StatedSpaces, StatedView, Tally, check_size
 from hashfield.errors import DataError
-from hashfield.geometry.cameras import Camera, Lens
+from hashfield.geometry.cameras import Camera, Lens, panorama
 
 # --- lens models
 
@@ -59,7 +59,7 @@ _MODELS: Final[dict[int, _Model]] = {
     14: _Model("SIMPLE_FISHEYE", "f cx cy", "fisheye"),
     15: _Model("FISHEYE", "fx fy cx cy", "fisheye"),
     16: _Model("EUCM", "fx fy cx cy alpha beta", None),
-    17: _Model("EQUIRECTANGULAR", "w h", None),
+    17: _Model("EQUIRECTANGULAR", "w h", "equirectangular"),
 }
 """COLMAP's camera models by their number. FULL_OPENCV is ours where its denominator d4, d5, d6 is 0."""
 _READ_MODELS: Final = ", ".join(model.name for model in _MODELS.values() if model.lens)
@@ -84,6 +84,8 @@ class _Lens:
                 f"{self.place}: 'model': {self.model.name} is not supported; supported are {_READ_MODELS} (the "
                 "denominator of FULL_OPENCV must be 0): undistort the photos with `colmap image_undistorter`"
             )
+        if lens == "equirectangular":
+            return panorama(pose, header.width, header.height)
         x, y = header.width / self.width, header.height / self.height
         return Camera(
             pose,
@@ -468,9 +470,19 @@ def _by_order(
 # --- the reader
 
 
+def mask_folders(photos: list[Path | None]) -> list[str]:
+    """Names of folders of masks for these photos, the likeliest first: of images_4, masks_4 and masks."""
+    used = {part for photo in photos if photo is not None for part in photo.parts if part.startswith("images_")}
+    return [*(f"masks_{name.partition('_')[2]}" for name in sorted(used)), "masks"]
+
+
 def _views(
-    images: list[_Image], files: list[Path | None], lenses: dict[int, _Lens], cameras_file: Path
+    images: list[_Image], files: list[Path | None], lenses: dict[int, _Lens], cameras_file: Path, root: Path
 ) -> list[StatedView]:
+    # COLMAP's own convention, and nerfstudio's: masks of images_4 in masks_4, black is left out
+    places = [base / name for name in mask_folders(files) for base in (root, root / "colmap")]
+    folder = next((MaskFolder(place) for place in places if place.is_dir()), None)
+
     def view_of(image: _Image, file: Path | None) -> StatedView:
         if image.camera_id not in lenses:
             raise DataError(f"{image.place}: 'camera_id': {image.camera_id} is not in {cameras_file.name}")
@@ -480,7 +492,9 @@ def _views(
             check_size(view, (lens.width, lens.height), header, tally, "width, height")
             return lens.camera(image.pose(), header)
 
-        view = StatedView(image.name, image.place, file, make_camera, image_field="name")
+        mask = None if folder is None else folder.find([normalized(image.name)])
+        masks = () if mask is None else (StatedMask(mask, "mask of name", keeps_black=False),)
+        view = StatedView(image.name, image.place, file, make_camera, masks=masks, image_field="name")
         return view
 
     return [view_of(image, file) for image, file in zip(images, files, strict=True)]
@@ -522,6 +536,11 @@ def _state(path: Path, capture: _Capture, options: ReadOptions) -> StatedScene:
     if points_file is not None:
         points = (_binary_points if points_file.suffix == ".bin" else _text_points)(points_file)
     files, photo_notes = _photos(capture, images, images_file)
+    views = _views(images, files, lenses, cameras_file, capture.root)
+    masked = [view for view in views if view.masks]
+    if masked:
+        folder = masked[0].masks[0].path.relative_to(capture.root).parts[0]
+        notes.append(f"masks of {len(masked)} of {len(views)} photos from {folder}: what is black is left out")
     if options.camera_axes != "opengl":
         notes.append("--camera-axes has no effect: COLMAP's axes are known")
     return StatedScene(
@@ -530,7 +549,7 @@ def _state(path: Path, capture: _Capture, options: ReadOptions) -> StatedScene:
         data_file=images_file,
         folder=capture.root,
         form="COLMAP",
-        views=tuple(_views(images, files, lenses, cameras_file)),
+        views=tuple(views),
         spaces=StatedSpaces(None, None, None, {}),
         order="string order",
         view_noun="photos",
@@ -556,4 +575,5 @@ READER: Final = Reader(
     looks_for="cameras.bin or cameras.txt in sparse/0",
     matches=lambda path: _locate(path) is not None,
     read=read,
+    state=state,
 )

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
+from hashfield.data.foreign import foreign_hint
+from hashfield.data.stated import StatedScene
 from hashfield.data.video_frames import is_video
 from hashfield.errors import ConfigError, DataError, ShapeError
 from hashfield.geometry.cameras import Camera
@@ -32,6 +34,8 @@ class PosedImages:
     masks: list[np.ndarray] | None = None
     """A mask for each view, bool [height, width]: True where the pixel shows the scene and may be learned from. None:
     True everywhere."""
+    files: tuple[Path, ...] | None = None
+    """Where images are not in memory: the file of each one's bytes, row by row, of which `images` are views."""
 
     def __post_init__(self) -> None:
         if not len(self.cameras) == len(self.images) == len(self.names):
@@ -81,6 +85,12 @@ class Scene:
     """Axes of the cameras in the file, by which the poses were read; see ReadOptions."""
     notes: tuple[str, ...] = ()
     """Lines for the user: what was found, chosen, skipped. Those that begin with "warning: " need a look."""
+    folder: Path | None = None
+    """What the names of photos are relative to; None where there are no files."""
+    resident_bytes: int | None = None
+    """Where images are not in memory: how much of them training may hold at a time."""
+    reading: Mapping[str, str | None] = field(default_factory=dict)
+    """How pixels were read: "alpha", "masks" and "masks_keep" of ReadOptions, for whoever reads the photos again."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,12 @@ class ReadOptions:
     downscale: int = 1
     """Whole number that divides widths and heights."""
     max_image_memory: int = 4 * GIB
-    """Bytes that decoded images may take, 4 a pixel."""
+    """Bytes that decoded images may take, 4 a pixel. Where they take more they lie in files, and half of this is in
+    memory while a model is trained."""
+    image_cache: Path | None = None
+    """Folder of these files; None: in the user's cache."""
+    say: Callable[[str], object] = field(default=lambda text: None, compare=False)
+    """Told about reading that takes long, while it goes on."""
     aabb_scale: int | None = None
     """Replaces the side of the training box, a power of two in 1..128; None: the file's, or chosen."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
@@ -102,6 +117,13 @@ class ReadOptions:
     (x right, y down, looking along +z), as files of some exporters have it."""
     splits: tuple[str, ...] = field(default=("train", "test"))
     """Which of train, val and test to decode."""
+    alpha: Literal["auto", "matte", "mask"] = "auto"
+    """What it means where photos are not opaque: "matte" cuts an object out, nothing is there where it is 0; "mask"
+    leaves pixels out, something unknown is there; "auto" is a matte where many pixels are clear, as around objects."""
+    masks: Path | None = None
+    """Folder of a mask for each photo, besides those that the data state."""
+    masks_keep: Literal["white", "black"] = "white"
+    """Which pixels of these masks are learned from: those that are not black, or the black ones."""
     least_side: int = 1
     """Pixels that every side of a photo must have as it will lie in memory, e.g. what a measure of quality needs."""
 
@@ -118,9 +140,26 @@ class ReadOptions:
             raise ConfigError(f"aabb_scale: expected a power of two in 1..128, got {self.aabb_scale!r}")
         if self.camera_axes not in ("opengl", "opencv"):
             raise ConfigError(f"camera_axes: expected opengl or opencv, got {self.camera_axes!r}")
+        if self.alpha not in ("auto", "matte", "mask"):
+            raise ConfigError(f"alpha: expected auto, matte or mask, got {self.alpha!r}")
+        if self.masks_keep not in ("white", "black"):
+            raise ConfigError(f"masks_keep: expected white or black, got {self.masks_keep!r}")
         unknown = [name for name in self.splits if name not in ("train", "val", "test")]
         if unknown or not self.splits:
             raise ConfigError(f"splits: expected some of train, val, test, got {self.splits!r}")
+
+
+def stored_reading(scene: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `ReadOptions` about alpha and masks, from what a checkpoint tells of its scene; the defaults for those
+    that it does not tell, as checkpoints of earlier versions."""
+    reading = scene.get("reading")
+    reading = reading if isinstance(reading, dict) else {}
+    masks = reading.get("masks")
+    return {
+        "alpha": reading.get("alpha", "auto"),
+        "masks": None if masks is None else Path(str(masks)),
+        "masks_keep": reading.get("masks_keep", "white"),
+    }
 
 
 @dataclass(frozen=True)
@@ -133,6 +172,8 @@ class Reader:
     matches: Callable[[Path], bool]
     """Whether a folder or file is of this form, from what lies there; cheap."""
     read: Callable[[Path, ReadOptions], Scene]
+    state: Callable[[Path, ReadOptions], StatedScene] | None = None
+    """What the files say, no pixel decoded; None where a reader cannot tell."""
 
 
 READERS: list[Reader] = []
@@ -150,17 +191,28 @@ def load_scene(path: Path, options: ReadOptions | None = None) -> Scene:
         DataError: nothing there, no reader knows it, or the data are wrong; one line naming file, frame and
         field.
     """
+    reader, resolved = find_reader(path)
+    return reader.read(resolved, ReadOptions() if options is None else options)
+
+
+def find_reader(path: Path) -> tuple[Reader, Path]:
+    """The first of `READERS` that knows the form of what lies at a path, and the path as it takes it.
+
+    Raises:
+        DataError: nothing there, or no reader knows it.
+    """
     given = Path(path).expanduser()
-    options = ReadOptions() if options is None else options
     if not given.exists():
         raise DataError(f"{path}: no such file or folder")
     # a file's own name counts, not that of what it links to: download caches link transforms.json to blobs
     resolved = given.resolve() if given.is_dir() else given.parent.resolve() / given.name
     for reader in READERS:
         if reader.matches(resolved):
-            return reader.read(resolved, options)
+            return reader, resolved
     wanted = "; ".join(f"{reader.looks_for} ({reader.name})" for reader in READERS)
-    raise DataError(f"{path}: no data set that can be read here; looked for {wanted}{_hint(resolved)}")
+    raise DataError(
+        f"{path}: no data set that can be read here; looked for {wanted}{foreign_hint(resolved) or _hint(resolved)}"
+    )
 
 
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic")

@@ -4,6 +4,7 @@ import os
 import posixpath
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -83,6 +84,10 @@ class PhotoFolder:
         for name in reversed(self.names):
             self._by_stem[_fold(posixpath.splitext(name)[0])] = name
 
+    def find_exactly(self, name: str) -> Path | None:
+        """The photo of this name, whatever the case of its letters; None without one."""
+        return self._files.find(name)
+
     def find(self, name: str) -> Path | None:
         """The photo of this name, whatever the case of its letters, or with another ending; None without one.
 
@@ -91,6 +96,30 @@ class PhotoFolder:
         found = self._files.find(name)
         other = self._by_stem.get(_fold(posixpath.splitext(name)[0]))
         return found or (None if other is None else self.root / other)
+
+
+class MaskFolder:
+    """The masks of one folder, found by the names of photos."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folder = PhotoFolder(root)
+
+    def find(self, names: Sequence[str]) -> Path | None:
+        """The mask of a photo that goes by any of these names, relative to some folder of photos; None without one.
+
+        Of a/b.jpg that is a/b.jpg.png, as COLMAP has it, a/b.png or another picture a/b; and then the same without the
+        folder a, which is only unambiguous where no two photos share a name: the caller sees to that.
+        """
+        for name in names:
+            for ending in EXTENSIONS:
+                found = self._folder.find_exactly(name + ending)
+                if found is not None:
+                    return found
+            found = self._folder.find(name)
+            if found is not None:
+                return found
+        return None
 
 
 def photo_folders(root: Path) -> list[PhotoFolder]:

@@ -41,6 +41,8 @@ class ImageHeader:
     reduction: str | None
     """What is lost or converted on the way to 8-bit RGB, in words; None for ordinary pictures."""
     is_jpeg: bool = False
+    may_have_alpha: bool = False
+    """Whether the file's kind of picture has transparency; its pixels may be opaque all the same."""
 
 
 def read_header(path: Path) -> ImageHeader:
@@ -53,7 +55,7 @@ def read_header(path: Path) -> ImageHeader:
 
 
 def decode_rgba(
-    path: Path, downscale: int = 1, warn: Callable[[str], object] = lambda text: None
+    path: Path, downscale: int = 1, warn: Callable[[str], object] = lambda text: None, matte: Path | None = None
 ) -> UInt8[np.ndarray, "height width 4"]:
     """Pixels as uint8 RGBA with straight alpha, 255 where the file has none.
 
@@ -67,16 +69,30 @@ def decode_rgba(
         downscale: see `downscale_rgba`. Of a JPEG with more pixels than `_LARGE`, a half, quarter or eighth is decoded
             where that divides it.
         warn: called with what is wrong with a file that could be decoded all the same.
+        matte: a grey picture of the same size that is multiplied into alpha.
 
     Raises:
         DataError: not an image, truncated, or of a kind without an 8-bit meaning (floating point).
     """
+    if matte is not None:
+        return downscale_rgba(_with_matte(decode_rgba(path, 1, warn), path, matte), downscale)
     pixels, reduced = _with_image(path, lambda image: _pixels_of_file(path, image, downscale, warn))
     if downscale == reduced:
         return pixels
     if min(pixels.shape[:2]) < downscale // reduced:
         raise DataError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} is too small for --downscale {downscale}")
     return downscale_rgba(pixels, downscale // reduced)
+
+
+def _with_matte(pixels: UInt8[np.ndarray, "height width 4"], path: Path, matte: Path) -> np.ndarray:
+    """The pixels with their alpha multiplied by the grey of another picture."""
+    other = decode_rgba(matte)
+    if other.shape != pixels.shape:
+        sizes = [f"{found.shape[1]}x{found.shape[0]}" for found in (other, pixels)]
+        raise DataError(f"{matte}: the mask is {sizes[0]}, the image {path.name} {sizes[1]}")
+    grey = other[..., :3].max(axis=-1).astype(np.uint16)
+    pixels[..., 3] = (pixels[..., 3] * grey + 127) // 255
+    return pixels
 
 
 _LARGE: Final = 100_000_000
@@ -175,6 +191,7 @@ def decode_all(
     explain: Callable[[int, DataError], DataError] | None = None,
     warn: Callable[[int, str], object] = lambda index, text: None,
     n_threads: int | None = None,
+    mattes: Sequence[Path | None] | None = None,
 ) -> list[np.ndarray]:
     """`decode_rgba` of many files by a small pool of threads (Pillow's decoders run outside Python's lock).
 
@@ -184,6 +201,7 @@ def decode_all(
         explain: turns the error of the file with this index into the one to raise.
         warn: called with the index of a file and what is wrong with it although it could be decoded.
         n_threads: at most so many at once, since each holds a whole picture; default 8.
+        mattes: a picture for each file that is its alpha, see `decode_rgba`.
 
     Raises:
         DataError: that of the first file in order that cannot be decoded; the rest is then given up.
@@ -192,8 +210,8 @@ def decode_all(
     pool = ThreadPoolExecutor(n_workers, thread_name_prefix="decode")
     try:
         pending = [
-            pool.submit(decode_rgba, path, downscale, functools.partial(warn, index))
-            for index, path in enumerate(paths)
+            pool.submit(decode_rgba, path, downscale, functools.partial(warn, index), matte)
+            for index, (path, matte) in enumerate(zip(paths, mattes or [None] * len(paths), strict=True))
         ]
         images = []
         for index, future in enumerate(pending):
@@ -317,7 +335,12 @@ def _with_image(path: Path, action: Callable[[Image.Image], _Result]) -> _Result
 
 
 def _header(image: Image.Image) -> ImageHeader:
-    return ImageHeader(*image.size, reduction=_reduction(image), is_jpeg=image.format == "JPEG")
+    return ImageHeader(
+        *image.size,
+        reduction=_reduction(image),
+        is_jpeg=image.format == "JPEG",
+        may_have_alpha=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+    )
 
 
 def _reduction(image: Image.Image) -> str | None:

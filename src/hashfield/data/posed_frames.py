@@ -20,7 +20,7 @@ from hashfield.data.images import ImageHeader
 from hashfield.data.json_fields import Fields, kind, one_line
 from hashfield.data.stated import StatedMask, StatedView, Tally, check_size, rigid_pose
 from hashfield.errors import DataError
-from hashfield.geometry.cameras import MAX_COEFFICIENT, Camera, Lens, flip_opengl
+from hashfield.geometry.cameras import MAX_COEFFICIENT, Camera, Lens, flip_opengl, panorama
 
 # --- what is refused, what is ignored
 
@@ -44,8 +44,11 @@ _COLOR_KEY: Final = "a colour that stands for transparency is not supported yet"
 
 REFUSED: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     **{f"ftheta_p{power}": (_is_present, "f-theta lenses are not supported yet") for power in range(5)},
-    "latlong": (_is_on, "panoramic images are not supported yet"),
-    "equirectangular": (_is_on, "panoramic images are not supported yet"),
+    "equirectangular": (
+        _is_on,
+        "instant-ngp's equal-area panoramas are not supported; ordinary ones are called latlong, or have camera_model "
+        "EQUIRECTANGULAR",
+    ),
     "orthographic": (_is_on, "orthographic cameras are not supported yet"),
     "rolling_shutter": (_has_non_zero, _MOVING),
     "transform_matrix_start": (_is_present, _MOVING),
@@ -193,6 +196,8 @@ def _camera(frame: Frame, view: StatedView, header: ImageHeader, camera_axes: st
     if camera_axes == "opengl":
         pose = flip_opengl(pose)
     check_size(view, _stated_size(frame.fields, frame.top), header, tally)
+    if _is_panorama(frame):
+        return _panorama(frame, pose, header, tally)
     scopes = ((frame.fields, frame.top), (frame.top, frame.fields))
     focal = next((found for scope, other in scopes if (found := _focal(scope, other, header, view, tally))), None)
     if focal is None:
@@ -211,6 +216,32 @@ def _camera(frame: Frame, view: StatedView, header: ImageHeader, camera_axes: st
         lens=lens,
         distortion=distortion,
     )
+
+
+# --- panoramas
+
+_PANORAMA: Final = "EQUIRECTANGULAR"
+
+
+def _is_panorama(frame: Frame) -> bool:
+    """Whether the photo shows the whole sphere: nerfstudio's camera model, or instant-ngp's latlong."""
+    model = _model_name(frame.fields) or _model_name(frame.top)
+    on = frame.fields.boolean("latlong")
+    return model == _PANORAMA or bool(frame.top.boolean("latlong") if on is None else on)
+
+
+def _panorama(frame: Frame, pose: Tensor, header: ImageHeader, tally: Tally) -> Camera:
+    """The camera of a photo of the whole sphere. Focal lengths say nothing: nerfstudio writes w / 2 and h."""
+    for scope in (frame.fields, frame.top):
+        if any(_coefficients(scope)):
+            raise scope.fail("camera_model", "a panorama has no lens distortion, but a coefficient is not 0")
+    cx, cy = _principal_point(frame, header)
+    if max(abs(cx - 0.5 * header.width), abs(cy - 0.5 * header.height)) > 1:
+        raise frame.fields.fail("cx, cy", f"a panorama's middle is ({header.width / 2:g}, {header.height / 2:g})")
+    if abs(header.width - 2 * header.height) > 0.02 * header.width:
+        told = "a panorama of the whole sphere is twice as wide as high, this one is stretched"
+        tally.doubtful.setdefault(told, []).append(f"{frame.file_path} ({header.width}x{header.height})")
+    return panorama(pose, header.width, header.height)
 
 
 # --- pose
@@ -320,6 +351,7 @@ _CAMERA_MODELS: Final[Mapping[str, _Model]] = {
     **dict.fromkeys(("FISHEYE", "OPENCV_FISHEYE"), _Model(True, "k1 k2 k3 k4 p1 p2")),
     "SIMPLE_RADIAL_FISHEYE": _Model(True, "k1 p1 p2"),
     "RADIAL_FISHEYE": _Model(True, "k1 k2 p1 p2"),
+    _PANORAMA: _Model(False, ""),
 }
 _TERMS: Final = ("k1", "k2", "k3", "k4", "p1", "p2")
 

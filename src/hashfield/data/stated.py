@@ -70,6 +70,8 @@ class StatedView:
     """Splits among train, val and test that list the view; empty where the data leave that open."""
     masks: tuple[StatedMask, ...] = ()
     """Pixels must pass all of them."""
+    matte: Path | None = None
+    """A grey picture of the photo's size that is its alpha: white where the object is, black where nothing is."""
     image_field: str = "file_path"
     """The field that names the photo, for errors about the file."""
 

@@ -51,7 +51,8 @@ def choose_box(
     position = torch.stack([camera.position for camera in cameras]).numpy()
     forward = torch.stack([camera.forward for camera in cameras]).numpy()
     center, center_reason = focus_point(cameras).numpy(), "what the cameras look at"
-    looks_inward = 2 * int((((center - position) * forward).sum(axis=1) > 0).sum()) >= len(cameras)
+    sees_one_side = np.array([camera.lens != "equirectangular" for camera in cameras])
+    looks_inward = 2 * int((sees_one_side & (((center - position) * forward).sum(axis=1) > 0)).sum()) >= len(cameras)
     if not looks_inward:
         center = np.median(position if points is None else points, axis=0)
         center_reason = f"middle of the {'cameras' if points is None else points_origin}, as they look outwards"

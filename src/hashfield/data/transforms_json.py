@@ -251,4 +251,5 @@ READER: Final = Reader(
     looks_for="transforms.json or transforms_train.json",
     matches=_matches,
     read=read,
+    state=state,
 )

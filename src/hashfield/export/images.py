@@ -3,7 +3,6 @@
 Arrays in, arrays out; the only file access is in `write_png` and in the writers that take a picture strip by strip.
 """
 
-import os
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from hashfield.aside import aside_of
 from hashfield.errors import DataError, ShapeError
 
 Color = tuple[float, float, float]
@@ -213,7 +213,7 @@ def write_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> Path:
         DataError: the file cannot be written.
     """
     picture = Image.fromarray(_checked(image))
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = aside_of(path, "part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(aside, format="PNG", compress_level=4)
@@ -223,6 +223,19 @@ def write_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> Path:
             aside.unlink()
         raise DataError(f"{path}: cannot write the picture: {error.strerror or error}") from error
     return path
+
+
+def read_png(path: Path) -> UInt8[np.ndarray, "..."]:
+    """The pixels of a PNG file that `write_png` wrote: [h, w] or [h, w, channels].
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture)
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"{path}: cannot be read again: {error}") from error
 
 
 class StripWriter(ABC):
@@ -240,7 +253,7 @@ class StripWriter(ABC):
         """
         self.path, self.width, self.height, self.n_channels = path, width, height, n_channels
         self.n_rows = 0
-        self._aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._aside = aside_of(path, "part")
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> "StripWriter":

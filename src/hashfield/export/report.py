@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from html import escape
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, features
 
+from hashfield.aside import aside_of
 from hashfield.errors import DataError
 
 Points = Sequence[tuple[float, float]]
@@ -131,7 +131,7 @@ def write_page(path: Path, parts: Sequence[str]) -> Path:
     Raises:
         DataError: the page cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = aside_of(path, "part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text("\n".join([*parts, "</body></html>\n"]), encoding="utf-8")

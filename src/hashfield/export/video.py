@@ -1,6 +1,5 @@
 """Videos: mp4 files (H.264, yuv420p, readable everywhere)."""
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -11,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import UInt8
 
+from hashfield.aside import aside_of
 from hashfield.errors import ConfigError, DataError, ShapeError
 
 QUALITY: Final = 18
@@ -43,7 +43,7 @@ class Mp4Writer:
         self.path, self.fps, self.quality = path, fps, quality
         self.n_frames = 0
         self._av = _av()
-        self._aside = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+        self._aside = aside_of(path, "part.mp4")
         self._container: Any = None
         self._stream: Any = None
         self._shape: tuple[int, ...] | None = None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hashfield.errors import ConfigError, ShapeError
 
-Lens = Literal["pinhole", "opencv", "fisheye"]
+Lens = Literal["pinhole", "opencv", "fisheye", "equirectangular"]
 LENSES: Final[tuple[Lens, ...]] = get_args(Lens)
 
 TABLE_COLUMNS: Final = 24
@@ -40,7 +40,8 @@ class Camera:
     "opencv": rad = k1 r2 + k2 r2^2 + k3 r2^3 + k4 r2^4, u_d = u (1 + rad) + 2 p1 u v + p2 (r2 + 2 u^2),
     v_d = v (1 + rad) + 2 p2 u v + p1 (r2 + 2 v^2). "fisheye": theta = angle to the axis,
     |(u_d, v_d)| = theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8), good beyond 90 degrees.
-    The pixel is (fx u_d + cx, fy v_d + cy).
+    "equirectangular": u_d = longitude, rightwards from the axis, v_d = latitude, downwards, in radians; `panorama`
+    makes one of the whole sphere. The pixel is (fx u_d + cx, fy v_d + cy).
 
     Raises:
         ShapeError: `camera_to_world` is not a 3x4 float64 tensor.
@@ -59,7 +60,8 @@ class Camera:
     cy: float
     lens: Lens = "pinhole"
     distortion: tuple[float, ...] = ()
-    """Coefficients k1, k2, k3, k4, p1, p2; empty for a pinhole. A fisheye has no p1, p2: they must be 0."""
+    """Coefficients k1, k2, k3, k4, p1, p2; empty for a pinhole and a panorama. A fisheye has no p1, p2: they must be
+    0."""
 
     def __post_init__(self) -> None:
         pose = self.camera_to_world
@@ -171,15 +173,38 @@ def _checked_distortion(lens: Lens, distortion: Sequence[float]) -> tuple[float,
         raise ConfigError(f"distortion: not finite: {values}")
     if any(abs(value) > MAX_COEFFICIENT for value in values):
         raise ConfigError(f"distortion: beyond {MAX_COEFFICIENT:g}: {values}")
-    if lens == "pinhole":
+    if lens in ("pinhole", "equirectangular"):
         if any(values):
-            raise ConfigError(f"distortion: a pinhole has none, got {values}")
+            name = "a pinhole" if lens == "pinhole" else "a panorama"
+            raise ConfigError(f"distortion: {name} has none, got {values}")
         return ()
     if len(values) not in (0, 6):
         raise ConfigError(f"distortion: expected 6 values k1 k2 k3 k4 p1 p2, got {len(values)}")
     if lens == "fisheye" and any(values[4:]):
         raise ConfigError("distortion: a fisheye has no p1, p2")
     return values or (0.0,) * 6
+
+
+def panorama(camera_to_world: Float64[Tensor, "3 4"], width: int, height: int) -> Camera:
+    """The equirectangular camera whose picture shows the whole sphere: longitude -pi to pi, latitude -pi/2 to pi/2.
+
+    Args:
+        camera_to_world: OpenCV axes; the middle of the picture looks forward.
+        width: Pixels.
+        height: Pixels; half the width for square ones.
+    """
+    fx, fy = width / (2 * math.pi), height / math.pi
+    return Camera(camera_to_world, width, height, fx, fy, width / 2, height / 2, "equirectangular")
+
+
+def is_whole_panorama(camera: Camera) -> bool:
+    """Whether the camera is one that `panorama` makes, but for rounding: not a part of a panorama."""
+    if camera.lens != "equirectangular":
+        return False
+    whole = panorama(camera.camera_to_world, camera.width, camera.height)
+    return all(
+        math.isclose(getattr(camera, name), getattr(whole, name), rel_tol=1e-6) for name in ("fx", "fy", "cx", "cy")
+    )
 
 
 def rotation_fault(rotation: Float64[Tensor, "3 3"]) -> float:
@@ -234,12 +259,12 @@ def look_at(
 def lens_limit(lens: Lens, distortion: Sequence[float]) -> float:
     """How far a lens model can be inverted: the smallest radius (opencv; in plane coordinates, without p1 and
     p2) or angle (fisheye; radians) at which the distorted radius stops growing, at most `MAX_RADIUS` or pi; 0
-    for a pinhole.
+    for a pinhole, pi for a panorama.
 
     The distorted radius is f(x) = x (1 + k1 x^2 + ... + k4 x^8), so the limit is the first root of f'.
     """
-    if lens == "pinhole":
-        return 0.0
+    if lens in ("pinhole", "equirectangular"):
+        return 0.0 if lens == "pinhole" else math.pi
     k1, k2, k3, k4 = (*distortion[:4], 0.0, 0.0, 0.0, 0.0)[:4]
     # In y = 1 / x^2 the leading coefficient is 1, so that tiny k3, k4 do not spoil the root that counts
     roots = np.roots([1.0, 3 * k1, 5 * k2, 7 * k3, 9 * k4])
@@ -252,8 +277,8 @@ def camera_table(cameras: Sequence[Camera]) -> Float64[Tensor, "n_cameras 24"]:
     """Cameras as rows of numbers, the form that kernels take.
 
     Columns: 0-11 camera_to_world row by row (3x4), 12-15 fx fy cx cy, 16 lens (0 pinhole, 1 opencv, 2
-    fisheye), 17-20 k1..k4, 21-22 p1 p2, 23 `lens_limit`, which belongs to k1..k4: whoever changes them
-    sets it anew, or to 0.
+    fisheye, 3 equirectangular), 17-20 k1..k4, 21-22 p1 p2, 23 `lens_limit`, which belongs to k1..k4: whoever changes
+    them sets it anew, or to 0.
     """
     rows = torch.zeros(len(cameras), TABLE_COLUMNS, dtype=torch.float64)
     for row, camera in zip(rows, cameras, strict=True):
@@ -262,7 +287,7 @@ def camera_table(cameras: Sequence[Camera]) -> Float64[Tensor, "n_cameras 24"]:
         row[16] = LENSES.index(camera.lens)
         if camera.distortion:
             row[17:23] = torch.tensor(camera.distortion, dtype=torch.float64)
-            row[23] = lens_limit(camera.lens, camera.distortion)
+        row[23] = lens_limit(camera.lens, camera.distortion)
     return rows
 
 
@@ -489,6 +514,12 @@ def _pixels_to_camera(rows: _Rows, pixel: Tensor) -> Tensor:
     direction = plane / plane.norm(dim=-1, keepdim=True)
     if bool(is_fisheye.any()):
         direction = torch.where(is_fisheye[:, None], _fisheye_direction(u_d, v_d, rows), direction)
+    is_panorama = lens == 3
+    if bool(is_panorama.any()):
+        latitude = v_d.clamp(-math.pi / 2, math.pi / 2)
+        level = torch.cos(latitude)
+        around = torch.stack([torch.sin(u_d) * level, torch.sin(latitude), torch.cos(u_d) * level], dim=-1)
+        direction = torch.where(is_panorama[:, None], around, direction)
     return direction
 
 
@@ -527,6 +558,81 @@ def rays_from_pixels(
             f"{tuple(camera_index.shape)}"
         )
     return _rays(_rows(table[camera_index.long()]), pixel.to(table.dtype))
+
+
+def camera_table_gradient(
+    table: Float[Tensor, "n_cameras 24"],
+    camera_index: Int[Tensor, " n_rays"],
+    direction: Float[Tensor, "n_rays 3"],
+    grad_origin: Float[Tensor, "n_rays 3"],
+    grad_direction: Float[Tensor, "n_rays 3"],
+) -> Float[Tensor, "n_cameras 24"]:
+    """What a loss's derivatives with respect to rays say about the cameras that the rays come from.
+
+    The same as autograd's through `rays_from_pixels`, without inverting a lens again: a direction and its camera tell
+    where in the picture the ray passes, and there the lens model is differentiated implicitly. The lens's number and
+    limit get 0, as do all lens columns of a panorama, and rays at or beyond the limit say nothing of lenses. A
+    pinhole's coefficients get what a radial-tangential lens without distortion would, so that it can become one.
+
+    Args:
+        table: The cameras that the rays were made with, limits included; rotations are orthonormal. Its dtype is that
+            of the sums; a ray's own share has the dtype of `direction`.
+        camera_index: Row of the table for each ray.
+        direction: Unit directions of the rays, in the space of the table's poses.
+        grad_origin: Derivative of the loss with respect to each ray's origin.
+        grad_direction: Derivative with respect to each ray's direction, its three numbers free of each other.
+    """
+    index = camera_index.long()
+    rows = _rows(table.to(direction.dtype)[index])
+    # Rays are normalised: only what is across the direction counts.
+    across = grad_direction - (grad_direction * direction).sum(1, keepdim=True) * direction
+    local = (rows.rotation * direction[:, :, None]).sum(1)
+    rotation = across[:, :, None] * local[:, None, :]
+    pose = torch.cat([rotation, grad_origin[:, :, None]], 2).reshape(-1, 12)
+    lens = _lens_gradient(rows, local, (rows.rotation * across[:, :, None]).sum(1))
+    found = torch.cat([pose, lens], 1).to(table.dtype)
+    return torch.zeros_like(table).index_add_(0, index, found)
+
+
+def _lens_gradient(rows: _Rows, local: Tensor, grad: Tensor) -> Tensor:
+    """Columns 12 to 23 of `camera_table_gradient` for each ray: direction and gradient are in the camera's axes, the
+    gradient across the direction."""
+    x, y, z = local.unbind(1)
+    lateral = torch.hypot(x, y)
+    # Radial-tangential, and a pinhole as one without distortion: n = (u, v, 1) / |(u, v, 1)|.
+    depth = torch.where(z > 1e-6, z, 1.0)
+    u, v = x / depth, y / depth
+    r2 = u * u + v * v
+    u_d, v_d, (j_uu, j_uv, j_vv) = _distort(u, v, rows)
+    determinant = j_uu * j_vv - j_uv * j_uv
+    is_within = (determinant > 1e-3) & (torch.sqrt(r2) < rows.limit * (1 - 1e-6))
+    is_usable = (z > 1e-6) & (rows.lens != 3) & ((rows.lens == 0) | is_within)
+    inverse = torch.where(is_usable, 1 / torch.where(is_usable, determinant, 1.0), 0.0)
+    g_u, g_v = grad[:, 0] * depth, grad[:, 1] * depth
+    a, b = (j_vv * g_u - j_uv * g_v) * inverse, (j_uu * g_v - j_uv * g_u) * inverse  # to (u_d, v_d)
+    along = -(a * u + b * v)
+    k = [along * r2 ** (n + 1) for n in range(4)]
+    p1 = -(2 * a * u * v + b * (r2 + 2 * v * v))
+    p2 = -(a * (r2 + 2 * u * u) + 2 * b * u * v)
+    is_fisheye, zero = rows.lens == 2, torch.zeros_like(a)
+    if bool(is_fisheye.any()):
+        off_axis = lateral > 1e-12
+        across = torch.where(off_axis, lateral, 1.0)
+        cosine, sine = torch.where(off_axis, x / across, 1.0), torch.where(off_axis, y / across, 0.0)
+        theta = torch.atan2(lateral, z)
+        rho, slope = _radial(theta, rows.k)
+        is_within = (theta < rows.limit * (1 - 1e-6)) & (slope > 1e-6)
+        g_theta = z * (cosine * grad[:, 0] + sine * grad[:, 1]) - lateral * grad[:, 2]
+        g_rho = torch.where(is_within, g_theta / torch.where(is_within, slope, 1.0), 0.0)
+        ratio = torch.where(off_axis, lateral / torch.where(off_axis, rho, 1.0), 1.0)
+        g_phi = torch.where(is_within, ratio * (cosine * grad[:, 1] - sine * grad[:, 0]), 0.0)
+        pairs = (
+            (a, g_rho * cosine - g_phi * sine), (b, g_rho * sine + g_phi * cosine), (u_d, rho * cosine),
+            (v_d, rho * sine), *((k[n], -g_rho * theta ** (2 * n + 3)) for n in range(4)), (p1, zero), (p2, zero),
+        )  # fmt: skip
+        a, b, u_d, v_d, *k, p1, p2 = (torch.where(is_fisheye, new, old) for old, new in pairs)
+    columns = [-a * u_d / rows.fx, -b * v_d / rows.fy, -a / rows.fx, -b / rows.fy, zero, *k, p1, p2, zero]
+    return torch.stack(columns, 1)
 
 
 def pixel_centers(
@@ -591,5 +697,9 @@ def project(
     ratio = torch.where(off_axis, _radial(theta, rows.k)[0] / torch.where(off_axis, lateral, 1.0), 1 / depth)
     u_d, v_d = torch.where(is_fisheye, x * ratio, u_d), torch.where(is_fisheye, y * ratio, v_d)
     is_valid = torch.where(is_fisheye, (theta <= rows.limit) & (off_axis | in_front), is_valid)
+    is_panorama = rows.lens == 3
+    u_d = torch.where(is_panorama, torch.atan2(x, z), u_d)
+    v_d = torch.where(is_panorama, torch.atan2(y, torch.hypot(x, z)), v_d)
+    is_valid = torch.where(is_panorama, off_axis | (z != 0), is_valid)
     pixel = torch.stack([u_d * rows.fx + rows.cx, v_d * rows.fy + rows.cy], dim=1)
     return torch.where(is_valid[:, None], pixel, math.nan), is_valid

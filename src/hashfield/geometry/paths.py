@@ -24,7 +24,7 @@ A pose is an object:
     "fov_y"                              vertical field of view in degrees, 0 < fov_y < 180; or instead of it
     "fx", "fy", "cx", "cy"               pixels of width x height; fy defaults to fx, cx and cy to the centre
     "lens", "distortion"                 optional: "pinhole" (default), "opencv" or "fisheye"; k1 k2 k3 k4 p1
-    p2
+    p2; or "equirectangular": the whole sphere, without field of view or distortion
     "time"                               keyframes only: seconds from the start, growing; on all keyframes or
     on none
 
@@ -36,7 +36,6 @@ would be typing mistakes.
 import itertools
 import json
 import math
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,8 +46,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from hashfield.aside import write_aside
 from hashfield.errors import ConfigError, DataError, HashfieldError
-from hashfield.geometry.cameras import Camera, flip_opengl, look_at, rotation_fault
+from hashfield.geometry.cameras import Camera, flip_opengl, is_whole_panorama, look_at, panorama, rotation_fault
 
 FORMAT: Final = "hashfield_camera_path"
 VERSION: Final = 1
@@ -267,7 +267,7 @@ def _pose_values(camera: Camera) -> Tensor:
     optics = [math.log(camera.fx), math.log(camera.fy), camera.cx, camera.cy]
     return torch.cat(
         [
-            _quaternion(camera.camera_to_world[:, :3]),
+            quaternion_of(camera.camera_to_world[:, :3]),
             camera.position,
             torch.tensor(optics, dtype=torch.float64),
         ]
@@ -275,7 +275,7 @@ def _pose_values(camera: Camera) -> Tensor:
 
 
 def _camera_from_values(values: Tensor, like: Camera) -> Camera:
-    pose = torch.cat([_rotation(values[:4]), values[4:7, None]], dim=1)
+    pose = torch.cat([rotation_of(values[:4]), values[4:7, None]], dim=1)
     log_fx, log_fy, cx, cy = values[7:].tolist()
     return Camera(pose, like.width, like.height, math.exp(log_fx), math.exp(log_fy), cx, cy, like.lens, like.distortion)
 
@@ -316,8 +316,8 @@ def _spline(knots: list[float], values: Tensor, period: float | None) -> Callabl
     return sample
 
 
-def _quaternion(rotation: Tensor) -> Tensor:
-    """Unit quaternion (w, x, y, z) of a rotation matrix, by the largest of its four components."""
+def quaternion_of(rotation: Tensor) -> Tensor:
+    """Unit quaternion (w, x, y, z) of a rotation matrix [3, 3], by the largest of its four components."""
     (a, b, c), (d, e, f), (g, h, i) = rotation.tolist()
     candidates = (
         (1 + a + e + i, (1 + a + e + i, h - f, c - g, d - b)),
@@ -329,7 +329,7 @@ def _quaternion(rotation: Tensor) -> Tensor:
     return best / best.norm()
 
 
-def _rotation(quaternion: Tensor) -> Tensor:
+def rotation_of(quaternion: Tensor) -> Tensor:
     """Rotation matrix of a quaternion (w, x, y, z) of any length but 0."""
     w, x, y, z = (quaternion / quaternion.norm()).tolist()
     return torch.tensor(
@@ -368,31 +368,53 @@ def write_camera_path(path: Path, camera_path: CameraPath) -> None:
     Raises:
         ConfigError: no frames, or frames of several sizes.
     """
-    cameras = camera_path.cameras
+    _write_path(path, camera_path.cameras, "frames", {"fps": camera_path.fps})
+
+
+def write_keyframes(
+    path: Path, keyframes: Sequence[Camera], *, seconds: float, fps: float = 30.0, closed: bool = False
+) -> None:
+    """Write keyframes as a camera-path file, from which `read_camera_path` makes the frames between them.
+
+    The file is written aside and renamed.
+
+    Args:
+        path: The JSON file.
+        keyframes: What the camera passes through; all of one size.
+        seconds: Length of the video.
+        fps: Frames per second.
+        closed: Whether the path returns to its start.
+
+    Raises:
+        ConfigError: no keyframes, or keyframes of several sizes.
+    """
+    _write_path(path, keyframes, "keyframes", {"fps": fps, "seconds": seconds, "closed": closed})
+
+
+def _write_path(path: Path, cameras: Sequence[Camera], name: str, values: Mapping[str, Any]) -> None:
     if not cameras:
-        raise ConfigError("write_camera_path: no frames")
+        raise ConfigError(f"camera path: no {name}")
     if len({(camera.width, camera.height) for camera in cameras}) > 1:
-        raise ConfigError("write_camera_path: frames differ in size")
+        raise ConfigError(f"camera path: {name} differ in size")
     document = {
         "format": FORMAT,
         "version": VERSION,
         "width": cameras[0].width,
         "height": cameras[0].height,
-        "fps": camera_path.fps,
-        "frames": [_pose_entry(camera) for camera in cameras],
+        **values,
+        name: [_pose_entry(camera) for camera in cameras],
     }
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    text = json.dumps(document, indent=1) + "\n"
+    write_aside(Path(path), lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def _pose_entry(camera: Camera) -> dict[str, Any]:
     # + 0.0 turns the -0.0 of a flipped zero into 0.0
     matrix = (flip_opengl(camera.camera_to_world) + 0.0).tolist()
+    if camera.lens == "equirectangular":
+        if not is_whole_panorama(camera):
+            raise ConfigError("camera path: a part of a panorama cannot be written, only the whole sphere")
+        return {"camera_to_world": matrix, "lens": camera.lens}
     entry = {"camera_to_world": matrix, "fx": camera.fx, "fy": camera.fy, "cx": camera.cx, "cy": camera.cy}
     if camera.lens != "pinhole":
         entry |= {"lens": camera.lens, "distortion": list(camera.distortion)}
@@ -413,15 +435,15 @@ def read_camera_path(path: Path, *, width: int | None = None, height: int | None
     """
     if (width is None) != (height is None):
         raise ConfigError("read_camera_path: give both width and height, or none")
-    reader = _PathReader(Path(path))
+    reader = PathReader(Path(path))
     cameras, fps = reader.read()
     if width is not None and height is not None:
         cameras = [camera.resized(width, height) for camera in cameras]
     return CameraPath(tuple(cameras), fps)
 
 
-class _PathReader:
-    """Reads and checks one camera-path file."""
+class PathReader:
+    """Reads and checks one camera-path file; what it raises names file, place and field."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -461,7 +483,8 @@ class _PathReader:
             return cameras, fps
         return self.between(cameras, entries, top, fps), fps
 
-    def document(self) -> dict[str, Any]:
+    def json(self) -> dict[str, Any]:
+        """The object in the file."""
         try:
             top = json.loads(self.path.read_bytes().decode("utf-8-sig"))
         except FileNotFoundError as error:
@@ -472,16 +495,18 @@ class _PathReader:
             raise self.fail("", f"not JSON: line {error.lineno} column {error.colno}: {error.msg}") from error
         except (UnicodeDecodeError, RecursionError, ValueError) as error:
             raise self.fail("", f"not JSON in UTF-8: {error}") from error
-        if not isinstance(top, dict) or top.get("format") != FORMAT:
-            hint = ""
-            if isinstance(top, dict):
-                known = (
-                    ("camera_path", "nerfstudio"),
-                    ("path", "instant-ngp"),
-                    ("frames", "transforms.json"),
-                )
-                maker = next((maker for field, maker in known if field in top), None)
-                hint = f"; it looks like {maker}'s, which is not read yet" if maker else ""
+        if not isinstance(top, dict):
+            raise self.fail("", f"expected an object, got {_kind(top)}")
+        return top
+
+    def document(self) -> dict[str, Any]:
+        """The object in a file of hashfield's own format."""
+        top = self.json()
+        if top.get("format") != FORMAT:
+            known = (("camera_path", "a camera path of nerfstudio's"), ("path", "a camera path of instant-ngp's"))
+            known += (("frames", "a data set, a transforms.json"),)
+            maker = next((maker for field, maker in known if field in top), None)
+            hint = f"; it looks like {maker}" if maker else ""
             raise self.fail("'format'", f"expected {FORMAT!r}{hint}")
         if top.get("version") != VERSION or isinstance(top.get("version"), bool):
             raise self.fail("'version'", f"this program reads version {VERSION}, got {top.get('version')!r}")
@@ -513,6 +538,11 @@ class _PathReader:
 
     def camera(self, entry: Mapping[str, Any], top: Mapping[str, Any], size: tuple[int, ...], where: str) -> Camera:
         width, height = size
+        if {**top, **entry}.get("lens") == "equirectangular":
+            stated = sorted(name for name in (*_FOCUS, "distortion") if name in entry)
+            if stated:
+                raise self.fail(f"{where}, '{stated[0]}'", "a panorama of the whole sphere has none")
+            return panorama(self.pose(entry.get("camera_to_world"), where), width, height)
         own = entry if any(name in entry for name in ("fov_y", "fx")) else {**top, **entry}
         focus = {name: own[name] for name in _FOCUS if name in own}
         if ("fov_y" in focus) == ("fx" in focus):

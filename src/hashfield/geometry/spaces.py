@@ -243,8 +243,8 @@ def choose_aabb_scale(cameras: Sequence[Camera], spaces: Spaces) -> int:
     Such pictures show a background, and it lies beyond the cameras: people walk around a subject inside a
     room. With m the largest distance of a camera from the box centre along any scene axis, the half side is
     at least 2 m, or 8 m where fewer than half of the cameras have the box centre before them (they look
-    outwards). Rounded up to a power of two, at least 2, at most 128. instant-ngp's cameras at about 1.3 from
-    the centre give 8.
+    outwards, as panoramas do). Rounded up to a power of two, at least 2, at most 128. instant-ngp's cameras at about
+    1.3 from the centre give 8.
 
     Args:
         cameras: in the world; all views, held-out ones too.
@@ -254,7 +254,8 @@ def choose_aabb_scale(cameras: Sequence[Camera], spaces: Spaces) -> int:
         return MIN_CHOSEN_AABB_SCALE
     from_center = torch.stack([spaces.world_to_scene(camera.position) for camera in cameras]) - 0.5
     forward = torch.stack([spaces.direction_world_to_scene(camera.forward) for camera in cameras])
-    faces_center = (from_center * forward).sum(dim=1) < 0
+    sees_one_side = torch.tensor([camera.lens != "equirectangular" for camera in cameras])
+    faces_center = sees_one_side & ((from_center * forward).sum(dim=1) < 0)
     reach = REACH_INWARD if 2 * int(faces_center.sum()) >= len(cameras) else REACH_OUTWARD
     side = 2 * reach * float(from_center.abs().max())
     chosen = MIN_CHOSEN_AABB_SCALE

@@ -3,7 +3,7 @@
 import copy
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -19,3 +19,15 @@ def frozen_view(module: _Module) -> _Module:
     }
     shared |= {id(buffer): buffer for buffer in module.buffers()}
     return copy.deepcopy(module, shared)
+
+
+def with_buffers(module: _Module, **buffers: Tensor) -> _Module:
+    """A module like `module`, which stays as it is, with some of its buffers replaced and all else shared.
+
+    Args:
+        module: What is copied, itself only: parts and parameters are the same objects.
+        buffers: New tensors, by the names of buffers that `module` has.
+    """
+    other = copy.copy(module)
+    other._buffers = {**module._buffers, **buffers}
+    return other

@@ -15,7 +15,9 @@ class CpuKernels:
     are_tiles_emulated: bool
     """Whether matrix tiles are emulated, which is for tests."""
     possible_paths: tuple[str, ...]
-    """What this CPU can run, best first."""
+    """What this CPU can run, fastest first."""
+    reason: str
+    """Why a path with more instructions was not taken; empty where none was left."""
     cache: Path
     """Folder of compiled kernels."""
 
@@ -25,7 +27,10 @@ def cpu_kernels() -> CpuKernels:
     from hashfield.kernels.numba_cpu.common import cache_folder
     from hashfield.kernels.numba_cpu.target import ARE_TILES_EMULATED, LANES, PATH, available_paths
 
-    return CpuKernels(PATH, LANES, ARE_TILES_EMULATED, available_paths(), Path(cache_folder()))
+    paths = available_paths()
+    is_passed_over = PATH == "avx512" and paths[0] == PATH and "avx512_bf16" in paths
+    reason = "products of bfloat16 pairs are slower on this CPU" if is_passed_over else ""
+    return CpuKernels(PATH, LANES, ARE_TILES_EMULATED, paths, reason, Path(cache_folder()))
 
 
 def is_kernel_cache_warm() -> bool:

@@ -97,19 +97,27 @@ def carve(
     masks: UInt8[Tensor, " n_pixels"] | None,
     *,
     aabb_scale: int,
+    fewest: int = 1,
+    near: Float64[Tensor, " n_cameras"] | None = None,
     backend: Backend | None = None,
 ) -> Bool[Tensor, " n_cells"]:
-    """Which cells can hold anything: seen by a camera and, with masks, inside every silhouette that sees them.
+    """Which cells can hold anything: seen by enough cameras, not too near to any, and, with masks, inside every
+    silhouette that sees them.
 
-    A cell is judged by its centre (the visual hull); masks must therefore be grown by about half a cell's
-    projected diagonal. Without masks a cell lives if its centre or a corner is in some picture.
+    With masks a cell is judged by its centre (the visual hull); they must therefore be grown by about half a cell's
+    projected diagonal. Without masks a camera sees a cell if the cell's centre or a corner is in its picture.
 
     Args:
         table: Cameras in scene space, see `geometry.cameras.camera_table`.
         starts, widths, heights: First pixel, width and height of each camera's mask.
         masks: As `silhouettes` makes them, or None.
         aabb_scale: Side of the box; log2 + 1 cascades.
+        fewest: Cameras that must see a cell, at least 1.
+        near: For each camera the distance, in scene units, that the centres of living cells have from it at least;
+            None: 0.
         backend: Implementation; chosen by device if None.
     """
     choice = choose("occupancy_update", backend, starts)
-    return choice.kernels.carve(table, starts, widths, heights, masks, aabb_scale)
+    near = torch.zeros(len(table), dtype=torch.float64) if near is None else near
+    Checker("carve")("near", near, (len(table),))
+    return choice.kernels.carve(table, starts, widths, heights, masks, aabb_scale, fewest, near)

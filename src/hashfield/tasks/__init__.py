@@ -25,7 +25,7 @@ class Kind:
     """Holds `load_model(source, device)`: the model in a checkpoint, opened or not."""
     commands: dict[str, str]
     """Verb of the command line -> "module:name" of what takes the verb's arguments and returns the exit code. "train",
-    "demo" and "sweep" get what follows the kind's name, "render" and "evaluate" all of their arguments."""
+    "demo" and "sweep" get what follows the kind's name, "render", "view" and "evaluate" all of their arguments."""
 
     def load_model(self, source: Any, device: Any) -> Any:
         """The model in a checkpoint of this kind.
@@ -54,6 +54,7 @@ KINDS: Final = (
             "demo": "hashfield.cli.nerf:DEMO",
             "sweep": "hashfield.cli.nerf:SWEEP",
             "render": "hashfield.cli.render:render_nerf",
+            "view": "hashfield.cli.nerf:view_nerf",
             "evaluate": "hashfield.cli.evaluate:evaluate_nerf",
         },
     ),
@@ -66,6 +67,7 @@ KINDS: Final = (
             "demo": "hashfield.cli.image:DEMO",
             "sweep": "hashfield.cli.image:SWEEP",
             "render": "hashfield.cli.image:render_image",
+            "view": "hashfield.cli.image:view_image",
             "evaluate": "hashfield.cli.image:evaluate_image",
         },
     ),
@@ -78,6 +80,7 @@ KINDS: Final = (
             "demo": "hashfield.cli.sdf:DEMO",
             "sweep": "hashfield.cli.sdf:SWEEP",
             "render": "hashfield.cli.sdf:render_sdf",
+            "view": "hashfield.cli.view:view_model",
             "evaluate": "hashfield.cli.sdf:evaluate_sdf",
         },
     ),

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
+import torch
+from jaxtyping import Float32, Float64
+from torch import Tensor
 
 from hashfield.errors import ConfigError
 from hashfield.geometry.cameras import Camera
@@ -108,6 +110,44 @@ class HasFrames(Protocol):
             ConfigError: an output is not known.
         """
         ...
+
+
+Corners = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Lowest and highest corner of a box along the world's axes, in world units."""
+
+
+@runtime_checkable
+class HasBox(HasFrames, Protocol):
+    """A model of something in space, which can be cut open."""
+
+    @property
+    def box_world(self) -> Float64[Tensor, "2 3"]:
+        """Lowest and highest corner, in the world, of the box that holds all there is to see."""
+        ...
+
+    def within(self, corners: Corners) -> "HasFrames":
+        """A view of the model in which only what lies in a box is seen. Shares all memory.
+
+        Raises:
+            ConfigError: nothing of the model lies in the box.
+        """
+        ...
+
+
+def common_box(a: Float64[Tensor, "2 3"], b: Float64[Tensor, "2 3"]) -> Float64[Tensor, "2 3"]:
+    """Lowest and highest corner of what two boxes share.
+
+    Args:
+        a: Lowest and highest corner of a box.
+        b: Those of the other, in the same space.
+
+    Raises:
+        ConfigError: they share nothing.
+    """
+    low, high = torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
+    if not bool((low < high).all()):
+        raise ConfigError("box: nothing of the model lies in it")
+    return torch.stack([low, high])
 
 
 class CameraFrames(ABC):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from hashfield.errors import ConfigError
 from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig, RunPrecision
 from hashfield.steps.choice import captures_rays
+from hashfield.steps.refinement import Part, RefineOptions, check_parts
 from hashfield.tasks.config import (
     RateConfig,
     check_batch,
@@ -71,6 +72,12 @@ class OccupancyConfig:
 
     use_alpha: bool = True
     """Carve the grid from the photos' alpha, where they have any, before the first step."""
+    fewest_views: int = 3
+    """Without alpha: training cameras that must see a cell for it to hold anything, but never more than a quarter of
+    them. What few cameras see can be made up so that it looks right from each of them."""
+    nearest: float = 0.25
+    """Without alpha: where the cameras look at a common point, cells that are nearer to a camera than this share of the
+    median distance to that point hold nothing. 0: no such rule."""
     carve_margin_px: int = 9
     """Silhouettes are grown by this before carving: about half a cell's projected diagonal at 800 px."""
     pixel_margin_px: int = 14
@@ -87,7 +94,9 @@ class OccupancyConfig:
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 < self.decay < 1:
             raise ConfigError(f"decay: expected a number in (0, 1), got {self.decay}")
-        for name in ("carve_margin_px", "pixel_margin_px", "full_sweeps"):
+        if not 0 <= self.nearest < 1:
+            raise ConfigError(f"nearest: expected a number in [0, 1), got {self.nearest}")
+        for name in ("fewest_views", "carve_margin_px", "pixel_margin_px", "full_sweeps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
         for name in ("most_steps", "max_cells"):
@@ -128,8 +137,14 @@ class NerfConfig:
     """Batches, loss and schedules."""
     occupancy: OccupancyConfig = OccupancyConfig()
     """How empty space is skipped."""
+    refine: tuple[Part, ...] = ()
+    """What is learned of the photos besides the scene: poses (turn and shift of each), lens (focal length, principal
+    point and first distortion terms, shared), exposure (a gain of each photo and channel). Default: nothing."""
+    refinement: RefineOptions = RefineOptions()
+    """How fast that is learned, and when."""
 
     def __post_init__(self) -> None:
+        check_parts(self.refine)
         object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
         check_precision(self.precision)
         check_n_neurons(self.n_neurons)
@@ -152,9 +167,10 @@ class NerfConfig:
 
     @property
     def trains_on_device(self) -> bool:
-        """Whether GPUs train such a field without waiting: what the fused kernels take, and no further loss."""
+        """Whether GPUs train such a field without waiting: what the fused kernels take, no further loss, and nothing
+        refined."""
         train = self.train
-        return captures_rays(
+        return not self.refine and captures_rays(
             self.field_config(1, 0.0), sparsity=train.sparsity, total_variation=train.total_variation
         )  # fmt: skip
 

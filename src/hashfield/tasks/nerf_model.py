@@ -6,20 +6,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.cameras import Camera, camera_table
-from hashfield.geometry.spaces import Spaces
+from hashfield.geometry.spaces import GRID_SIZE, Spaces
 from hashfield.nn.config import RadianceFieldConfig, RunPrecision
 from hashfield.nn.encodings import table_of
 from hashfield.nn.fields import RadianceField, field_parameters
-from hashfield.nn.frozen import frozen_view
+from hashfield.nn.frozen import frozen_view, with_buffers
 from hashfield.ops.camera_rays import view_rays
+from hashfield.ops.occupancy import morton3_inverse
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
 from hashfield.steps.state import restore_module
-from hashfield.tasks.frames import CameraFrames
+from hashfield.tasks.frames import CameraFrames, Corners, common_box
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.nerf_config import NerfConfig
 from hashfield.tasks.nerf_surface import nerf_surface
@@ -73,6 +74,41 @@ class NerfModel(CameraFrames, nn.Module):
     def parameters_of_field(self) -> FieldParameters:
         """The field's numbers as the fused ops take them."""
         return field_parameters(self.field, self.table_bf16, self.precision)
+
+    @property
+    def box_world(self) -> Float64[Tensor, "2 3"]:
+        """Lowest and highest corner, in the world, of the box that rays are clipped to."""
+        return self.spaces.scene_to_world(self.box.double().cpu().reshape(2, 3))
+
+    def within(self, corners: Corners) -> "NerfModel":
+        """A view of the field in which only what lies in a box of the world is seen: see `frames.HasBox`."""
+        wanted = self.spaces.world_to_scene(torch.tensor(corners, dtype=torch.float64))
+        return with_buffers(self, box=common_box(self.box.reshape(2, 3), wanted.to(self.box)).flatten())
+
+    def occupied_cells(self, n_most: int = 20_000) -> tuple[Float64[Tensor, "n 3"], Float64[Tensor, " n"]]:
+        """Where the field is taken to hold something: centres and sides of cells, in the world.
+
+        Args:
+            n_most: Cells that are given at most: where more are occupied, eight are joined into one, as often as
+                needed.
+        """
+        n = self.spaces.n_cascades
+        bits = self.bits.cpu()[:, None].bitwise_right_shift(torch.arange(8, dtype=torch.uint8)).bitwise_and(1)
+        occupied = bits.bool().reshape(n, GRID_SIZE**3)
+        for joined in range(GRID_SIZE.bit_length() - 1):
+            # In Morton order the eight cells of a coarser one follow each other.
+            cells = occupied.reshape(n, -1, 8**joined).any(2)
+            side = GRID_SIZE >> joined
+            centers, sides = [], []
+            for cascade in range(n):
+                cell = (morton3_inverse(cells[cascade].nonzero()[:, 0]).double() + 0.5) / side - 0.5
+                if cascade:  # the middle is what the finer cascades are about
+                    cell = cell[(cell.abs() > 0.25).any(1)]
+                centers.append(0.5 + cell * 2**cascade)
+                sides.append(torch.full((len(cell),), 2.0**cascade / side, dtype=torch.float64))
+            if sum(map(len, centers)) <= n_most:
+                break
+        return self.spaces.scene_to_world(torch.cat(centers)), self.spaces.distance_scene_to_world(torch.cat(sides))
 
     def density(self, positions_world: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
         """Density per world unit of length; 0 outside the training box."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
@@ -16,7 +16,7 @@ from hashfield.geometry.rays import Rays
 from hashfield.geometry.spaces import Spaces
 from hashfield.nn.config import MLPConfig, RunPrecision
 from hashfield.nn.encodings import GridEncoding, table_of
-from hashfield.nn.frozen import frozen_view
+from hashfield.nn.frozen import frozen_view, with_buffers
 from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.camera_rays import view_rays
 from hashfield.ops.encoded_mlp import encoded_mlp
@@ -25,7 +25,7 @@ from hashfield.ops.ray_box import ray_box
 from hashfield.ops.sphere_trace import DistanceField, sphere_trace
 from hashfield.render.surface import SHADOW_START, shade, soft_shadow
 from hashfield.steps.state import restore_module
-from hashfield.tasks.frames import CameraFrames
+from hashfield.tasks.frames import CameraFrames, Corners, common_box
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.sdf_config import SdfConfig
 from hashfield.tasks.shared import (
@@ -78,10 +78,16 @@ class SdfModel(CameraFrames, nn.Module):
         self.info = info or {}
 
     @property
-    def box_world(self) -> Float[Tensor, "2 3"]:
+    def box_world(self) -> Float64[Tensor, "2 3"]:
         """Lowest and highest corner of the box in the world."""
-        corners = self.spaces.unit_to_world(self.box)
+        corners = self.spaces.unit_to_world(self.box.cpu())
         return torch.stack([corners.amin(0), corners.amax(0)])
+
+    def within(self, corners: Corners) -> "SdfModel":
+        """A view of the distance in which only what lies in a box of the world is seen: see `frames.HasBox`. The
+        surface is cut open there, and the cut is closed."""
+        wanted = self.spaces.world_to_unit(torch.tensor(corners, dtype=torch.float64))
+        return with_buffers(self, box=common_box(self.box, wanted.to(self.box)))
 
     @property
     def distance_field(self) -> DistanceField:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import platform
 import tempfile
 import typing
@@ -16,38 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hashfield._version import __version__
+from hashfield.aside import write_aside
 from hashfield.errors import CheckpointError, HashfieldError
 
 FORMAT_VERSION = 2
 """Version 2 calls every kind's batch `config.train.batch`; see `migrated`."""
-STATE_PREFIXES = ("optimizer.", "occupancy.")
+STATE_PREFIXES = ("optimizer.", "occupancy.", "refinement.")
 """Tensors that only a resumed run needs; an export leaves them out."""
 _MAX_METADATA_BYTES = 64 << 20
-
-
-def write_aside(path: Path, write: typing.Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, and rename it over `path`.
-
-    A reader sees the old file or the new one, never half of one; when anything fails the old one stays.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.touch()
-        mode = aside.stat().st_mode & 0o777  # the user's own habit; some writers make files that nobody else may read
-        write(aside)
-        aside.chmod(mode)
-        with open(aside, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(aside, path)
-        if os.name == "posix":
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

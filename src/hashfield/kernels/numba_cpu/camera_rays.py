@@ -117,6 +117,10 @@ def pixel_direction(camera, px, py):
                 rho, camera[17], camera[18], camera[19], camera[20], limit if limit > 0.0 else math.pi
             )
             u, v, w = u * math.sin(theta) / rho, v * math.sin(theta) / rho, math.cos(theta)
+    elif lens == 3.0:
+        v = min(max(v, -0.5 * math.pi), 0.5 * math.pi)
+        level = math.cos(v)
+        u, v, w = math.sin(u) * level, math.sin(v), math.cos(u) * level
     x = camera[0] * u + camera[1] * v + camera[2] * w
     y = camera[4] * u + camera[5] * v + camera[6] * w
     z = camera[8] * u + camera[9] * v + camera[10] * w

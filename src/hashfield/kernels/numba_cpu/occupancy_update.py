@@ -120,6 +120,11 @@ def project(camera, x, y, z):
         s = theta * theta
         ratio = theta * (1.0 + s * (k1 + s * (k2 + s * (k3 + s * k4)))) / r if r > 0.0 else 1.0 / w
         return camera[12] * u * ratio + camera[14], camera[13] * v * ratio + camera[15]
+    if camera[16] == 3.0:
+        level = math.hypot(u, w)
+        if level == 0.0 and v == 0.0:
+            return -1.0, -1.0
+        return camera[12] * math.atan2(u, w) + camera[14], camera[13] * math.atan2(v, level) + camera[15]
     if w <= 1e-6:
         return -1.0, -1.0
     u, v = u / w, v / w
@@ -146,44 +151,88 @@ def is_beyond(camera, cone, x, y, z, radius):
     return math.sqrt(u * u + v * v) * cone[0] - w * cone[1] > radius
 
 
-@kernel
-def _carve(table, cones, widths, heights, mask_starts, masks, has_masks, n_cascades, alive, thread, threads):
-    """A cell lives if some camera sees it and no camera that sees it finds its centre outside the mask.
+@part
+def pixel_of_cell(camera, cone, width, height, x, y, z, side, has_corners):
+    """Where a camera sees a cell's centre or, if asked for, else one of its corners; (-1, -1) where it sees none."""
+    if is_beyond(camera, cone, x, y, z, side):  # the cell's own radius is sqrt(3)/2 of its side
+        return -1.0, -1.0
+    for corner in range(9 if has_corners else 1):  # 0 is the centre
+        a, b, c = 0.0, 0.0, 0.0
+        if corner > 0:
+            a, b, c = (corner - 1 & 1) - 0.5, (corner - 1 >> 1 & 1) - 0.5, (corner - 1 >> 2 & 1) - 0.5
+        px, py = project(camera, x + a * side, y + b * side, z + c * side)
+        if 0.0 <= px < width and 0.0 <= py < height:
+            return px, py
+    return -1.0, -1.0
 
-    Without masks it is seen if its centre or one of its corners is."""
-    n = n_cascades * CELLS
+
+@inline
+def distance_to(camera, x, y, z):
+    """From a camera to a point."""
+    x, y, z = x - camera[3], y - camera[7], z - camera[11]
+    return math.sqrt(x * x + y * y + z * z)
+
+
+@kernel
+def _carve(
+    table, cones, widths, heights, mask_starts, masks, has_masks, n_cascades, fewest, near, alive, thread, threads
+):  # fmt: skip
+    """A cell lives if enough cameras see it, none of them is too near, and none that sees it finds its centre outside
+    the mask. Without masks it is seen if its centre or one of its corners is."""
     n_cameras = table.shape[0]
-    blocks = n // 512
-    for block in range(thread, blocks, threads):
+    able, close = np.empty(n_cameras, np.int64), np.empty(n_cameras, np.int64)
+    for block in range(thread, n_cascades * CELLS // 512, threads):
+        # The block is a cube of 8 x 8 x 8 cells: the cameras that may see one of them, or be too near to one.
+        first, scale = block * 512, float(1 << (block * 512 // CELLS))
+        code, side = first & (CELLS - 1), scale / GRID_SIZE
+        x = ((compact_bits(code) + 4.0) / GRID_SIZE - 0.5) * scale + 0.5
+        y = ((compact_bits(code >> 1) + 4.0) / GRID_SIZE - 0.5) * scale + 0.5
+        z = ((compact_bits(code >> 2) + 4.0) / GRID_SIZE - 0.5) * scale + 0.5
+        n_able, n_close = 0, 0
+        for camera in range(n_cameras):
+            if not is_beyond(table[camera], cones[camera], x, y, z, 7.0 * side):  # 4 sqrt(3) to a corner of the block
+                able[n_able] = camera
+                n_able += 1
+            if distance_to(table[camera], x, y, z) < near[camera] + 7.0 * side:
+                close[n_close] = camera
+                n_close += 1
         remembered = 0  # neighbours are mostly refused, or seen, by the same camera: ask it first
-        for cell in range(block * 512, (block + 1) * 512):
-            code, scale = cell & (CELLS - 1), float(1 << (cell // CELLS))
+        for cell in range(first, first + 512):
+            alive[cell] = False
+            if n_able < fewest:
+                continue
+            code = cell & (CELLS - 1)
             i, j, l = compact_bits(code), compact_bits(code >> 1), compact_bits(code >> 2)
-            side = scale / GRID_SIZE
             x = ((i + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
             y = ((j + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
             z = ((l + 0.5) / GRID_SIZE - 0.5) * scale + 0.5
-            is_seen, is_outside = False, False
-            for k in range(n_cameras):
-                camera = (remembered + k) % n_cameras
-                if is_beyond(table[camera], cones[camera], x, y, z, side):
-                    continue  # the cell's own radius is sqrt(3)/2 of its side
-                for corner in range(1 if has_masks else 9):  # 0 is the centre
-                    a, b, c = 0.0, 0.0, 0.0
-                    if corner > 0:
-                        a, b, c = (corner - 1 & 1) - 0.5, (corner - 1 >> 1 & 1) - 0.5, (corner - 1 >> 2 & 1) - 0.5
-                    px, py = project(table[camera], x + a * side, y + b * side, z + c * side)
-                    if 0.0 <= px < widths[camera] and 0.0 <= py < heights[camera]:
-                        is_seen = True
-                        if has_masks:
-                            is_outside = (
-                                masks[mask_starts[camera] + int(py) * widths[camera] + int(px)] == 0
-                            )
+            n_seen, is_outside, asked_first = 0, False, remembered
+            for k in range(n_close):
+                is_outside = is_outside or distance_to(table[close[k]], x, y, z) < near[close[k]]
+            if is_outside:
+                continue
+            for k in range(n_able):
+                if n_seen + n_able - k < fewest:
+                    break  # too few are left
+                at = (remembered + k) % n_able
+                camera = able[at]
+                px, py = pixel_of_cell(
+                    table[camera], cones[camera], widths[camera], heights[camera], x, y, z, side, not has_masks
+                )
+                if px < 0.0:
+                    continue
+                n_seen += 1
+                if n_seen == 1:
+                    asked_first = at
+                if has_masks:
+                    is_outside = masks[mask_starts[camera] + int(py) * widths[camera] + int(px)] == 0
+                    if is_outside:
+                        asked_first = at
                         break
-                if is_outside or (is_seen and not has_masks):
-                    remembered = camera
+                elif n_seen >= fewest:
                     break
-            alive[cell] = is_seen and not is_outside
+            remembered = asked_first
+            alive[cell] = n_seen >= fewest and not is_outside
 
 
 @kernel
@@ -256,12 +305,13 @@ def cones_of_view(table: torch.Tensor, widths: torch.Tensor, heights: torch.Tens
     return torch.stack([angle.cos(), angle.sin()], 1).numpy()
 
 
-def carve(table, starts, widths, heights, masks, aabb_scale: int) -> torch.Tensor:
+def carve(table, starts, widths, heights, masks, aabb_scale: int, fewest: int, near) -> torch.Tensor:
     """See `hashfield.ops.occupancy_update`."""
     n_cascades = n_cascades_of(aabb_scale)
     alive = np.empty(n_cascades * CELLS, np.bool_)
     launch(
         _carve, as_array(table.contiguous()), cones_of_view(table, widths, heights), *map(as_array, (widths, heights, starts)),
-        np.zeros(1, np.uint8) if masks is None else as_array(masks), masks is not None, n_cascades, alive,
+        np.zeros(1, np.uint8) if masks is None else as_array(masks), masks is not None, n_cascades, fewest,
+        as_array(near.double().contiguous()), alive,
     )  # fmt: skip
     return torch.from_numpy(alive)

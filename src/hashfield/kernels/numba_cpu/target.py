@@ -1,6 +1,6 @@
 """Which vector instructions the kernels are compiled for.
 
-`HASHFIELD_CPU=amx|avx512_bf16|avx512|avx2|scalar` forces a path; unset, the best one that this CPU has is taken. Must
+`HASHFIELD_CPU=amx|avx512_bf16|avx512|avx2|scalar` forces a path; unset, the fastest one that this CPU has is taken. Must
 be imported before anything is compiled, since a forced path narrows the features that Numba may use.
 """
 
@@ -50,9 +50,22 @@ def _may_use_tiles() -> bool:
         return False
 
 
+@lru_cache
+def pairs_pay() -> bool:
+    """Whether products of bfloat16 pairs in vectors, without tiles, are faster here than products of float32.
+
+    On Zen 4 a step of training took 12 % less time with them. On an Intel CPU with AMX, whose tiles were not used, it
+    took 1.09 to 1.18 us a sample with them and 0.71 with float32: there they are a slow instruction."""
+    return llvm.get_host_cpu_name().startswith("znver")
+
+
 def available_paths() -> tuple[str, ...]:
-    """The paths this CPU can run, best first."""
-    return tuple(path for path in PATHS if _has(_NEEDS[path]) and (path != "amx" or _may_use_tiles()))
+    """The paths this CPU can run, fastest first."""
+    paths = [path for path in PATHS if _has(_NEEDS[path]) and (path != "amx" or _may_use_tiles())]
+    if "avx512_bf16" in paths and not pairs_pay():
+        paths.remove("avx512_bf16")
+        paths.insert(paths.index("avx512") + 1, "avx512_bf16")
+    return tuple(paths)
 
 
 def _wants_emulation() -> bool:

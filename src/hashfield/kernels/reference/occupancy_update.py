@@ -55,19 +55,26 @@ def silhouettes(pixels: Tensor, starts: Tensor, widths: Tensor, heights: Tensor,
 
 
 def carve(
-    table: Tensor, starts: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, aabb_scale: int
-) -> Tensor:
+    table: Tensor, starts: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, aabb_scale: int, fewest: int,
+    near: Tensor,
+) -> Tensor:  # fmt: skip
     """Camera by camera over all cells."""
     device = starts.device
     cells = torch.arange(n_cells_of(aabb_scale), device=device)
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)] * 3)
     centre = torch.full((3,), 0.5, dtype=torch.float64, device=device)
     offsets = [centre] + ([] if masks is not None else list(corners))
-    seen, outside = (torch.zeros(len(cells), dtype=torch.bool, device=device) for _ in range(2))
+    n_seen = torch.zeros(len(cells), dtype=torch.int64, device=device)
+    outside = torch.zeros(len(cells), dtype=torch.bool, device=device)
+    centres = cell_points(cells, centre.expand(len(cells), 3))
     for k in range(len(table)):
+        outside |= (centres - table[k, [3, 7, 11]].to(device)).norm(dim=1) < float(near[k])
+    for k in range(len(table)):
+        seen = torch.zeros_like(outside)
+        # Without silhouettes a cell that was seen often enough is done with.
+        asked = cells if masks is not None else cells[n_seen < fewest]
         for offset in offsets:
-            # Without silhouettes a cell that was seen once is done with.
-            rest = cells if masks is not None else cells[~seen]
+            rest = asked[~seen[asked]]
             pixel, valid = project(table, torch.full_like(rest, k), cell_points(rest, offset.expand(len(rest), 3)))
             w, h = int(widths[k]), int(heights[k])
             inside = valid & (pixel >= 0).all(1) & (pixel[:, 0] < w) & (pixel[:, 1] < h)
@@ -75,4 +82,5 @@ def carve(
             if masks is not None:
                 x, y = (torch.where(inside, pixel[:, a], 0.0).long() for a in range(2))
                 outside |= inside & (masks[int(starts[k]) + y * w + x] == 0)
-    return seen & ~outside
+        n_seen += seen
+    return (n_seen >= fewest) & ~outside

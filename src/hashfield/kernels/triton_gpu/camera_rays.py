@@ -8,6 +8,7 @@ from torch import Tensor
 from hashfield.kernels.triton_gpu.common import INTERPRETED, launch
 
 FARTHEST_OPENCV, FARTHEST_FISHEYE = tl.constexpr(1e3), tl.constexpr(3.141592653589793)
+HALF_PI = tl.constexpr(1.5707963267948966)
 
 
 @triton.jit
@@ -132,6 +133,11 @@ def pixel_ray(table, camera, px, py, mask, HAS_OPENCV: tl.constexpr, HAS_FISHEYE
             lateral = tl.sin(theta) / tl.where(rho > 0.0, rho, 1.0)
             u, v = tl.where(is_fisheye, plane_u * lateral, u), tl.where(is_fisheye, plane_v * lateral, v)
             w = tl.where(is_fisheye, tl.cos(theta), w)
+            is_panorama = mask & (lens == 3.0)
+            latitude = tl.minimum(tl.maximum(plane_v, -HALF_PI), HALF_PI)
+            level = tl.cos(latitude)
+            u, w = tl.where(is_panorama, tl.sin(plane_u) * level, u), tl.where(is_panorama, tl.cos(plane_u) * level, w)
+            v = tl.where(is_panorama, tl.sin(latitude), v)
     x = tl.load(row, mask=mask, other=0.0) * u + tl.load(row + 1, mask=mask, other=0.0) * v
     y = tl.load(row + 4, mask=mask, other=0.0) * u + tl.load(row + 5, mask=mask, other=0.0) * v
     z = tl.load(row + 8, mask=mask, other=0.0) * u + tl.load(row + 9, mask=mask, other=0.0) * v
@@ -212,9 +218,10 @@ def pixel_block(n: int) -> dict[str, int]:
 
 
 def lenses_of(table: Tensor) -> dict[str, bool]:
-    """Which lens models occur in a camera table; reads it, so a table on a device is waited for."""
+    """Which lens models occur in a camera table; reads it, so a table on a device is waited for. Panoramas share the
+    code, and the flag, of fisheyes: both see behind the camera."""
     found = set(table[:, 16].tolist())
-    return {"HAS_OPENCV": 1.0 in found, "HAS_FISHEYE": 2.0 in found}
+    return {"HAS_OPENCV": 1.0 in found, "HAS_FISHEYE": bool(found & {2.0, 3.0})}
 
 
 def camera_rays_forward(table: Tensor, camera_index: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:

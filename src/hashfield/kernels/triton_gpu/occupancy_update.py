@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hashfield.geometry.spaces import CELLS_PER_CASCADE, n_cascades_of, n_cells_of
-from hashfield.kernels.triton_gpu.camera_rays import length2, radial
+from hashfield.kernels.triton_gpu.camera_rays import length2, lenses_of, radial
 from hashfield.kernels.triton_gpu.common import INTERPRETED, count_of, launch
 from hashfield.kernels.triton_gpu.field import DeviceField, field_density
 from hashfield.kernels.triton_gpu.render_rays import device_field
@@ -183,6 +183,13 @@ def project(row, x, y, z, HAS_OPENCV: tl.constexpr, HAS_FISHEYE: tl.constexpr):
         within = (limit <= 0.0) | (theta <= limit)
         px, py = tl.where(is_fisheye, u * ratio, px), tl.where(is_fisheye, v * ratio, py)
         seen = tl.where(is_fisheye, within, seen)
+        is_panorama = lens == 3.0
+        level = length2(u, w)
+        around = _angle(tl.abs(u), w)
+        px = tl.where(is_panorama, tl.where(u < 0.0, -around, around), px)
+        up = _angle(tl.abs(v), level)
+        py = tl.where(is_panorama, tl.where(v < 0.0, -up, up), py)
+        seen = tl.where(is_panorama, (level > 0.0) | (v != 0.0), seen)
     px = tl.where(seen, tl.load(row + 12) * px + tl.load(row + 14), -1.0)
     py = tl.where(seen, tl.load(row + 13) * py + tl.load(row + 15), -1.0)
     return px, py
@@ -203,12 +210,11 @@ def _angle(r, w):
 
 @triton.jit
 def _carve(
-    table, n_cameras, widths, heights, starts, masks, alive, n_cells, HAS_MASKS: tl.constexpr,
+    table, n_cameras, widths, heights, starts, masks, alive, n_cells, fewest, near, HAS_MASKS: tl.constexpr,
     HAS_OPENCV: tl.constexpr, HAS_FISHEYE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A cell lives if some camera sees it and no camera that sees it finds its centre outside the mask.
-
-    Without masks it is seen if its centre or one of its corners is."""
+    """A cell lives if enough cameras see it, none of them is too near, and none that sees it finds its centre outside
+    the mask. Without masks it is seen if its centre or one of its corners is."""
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = cell < n_cells
     code, cascade = cell & (CELLS - 1), cell // CELLS
@@ -217,43 +223,47 @@ def _carve(
     x = ((compact_bits(code).to(tl.float64) + 0.5) * 0.0078125 - 0.5) * scale + 0.5
     y = ((compact_bits(code >> 1).to(tl.float64) + 0.5) * 0.0078125 - 0.5) * scale + 0.5
     z = ((compact_bits(code >> 2).to(tl.float64) + 0.5) * 0.0078125 - 0.5) * scale + 0.5
-    seen, outside = tl.zeros_like(valid), tl.zeros_like(valid)
-    k = 0
-    open_ones = valid
-    while (k < n_cameras) & (tl.max(open_ones.to(tl.int32), axis=0) > 0):
-        width, height = tl.load(widths + k), tl.load(heights + k)
-        for corner in tl.static_range(1 if HAS_MASKS else 9):  # 0 is the centre
-            a, b, c = 0.0, 0.0, 0.0
-            if corner > 0:
-                a = ((corner - 1) & 1) - 0.5
-                b = (((corner - 1) >> 1) & 1) - 0.5
-                c = (((corner - 1) >> 2) & 1) - 0.5
-            px, py = project(table + 24 * k, x + a * side, y + b * side, z + c * side, HAS_OPENCV, HAS_FISHEYE)
-            inside = open_ones & (px >= 0.0) & (py >= 0.0) & (px < width) & (py < height)
-            seen = seen | inside
-            if HAS_MASKS:
-                at = tl.load(starts + k) + py.to(tl.int64) * width + px.to(tl.int64)
-                outside = outside | (inside & (tl.load(masks + at, mask=inside, other=1) == 0))
-        if HAS_MASKS:
-            open_ones = open_ones & (outside == 0)
-        else:
-            open_ones = open_ones & (seen == 0)
-        k += 1
-    tl.store(alive + cell, (seen & (outside == 0)).to(tl.uint8), mask=valid)
+    n_seen, outside = tl.zeros_like(cell), tl.zeros_like(valid)
+    for k in range(n_cameras):
+        row = table + 24 * k
+        off_x, off_y, off_z = x - tl.load(row + 3), y - tl.load(row + 7), z - tl.load(row + 11)
+        reach = tl.load(near + k)
+        outside = outside | (off_x * off_x + off_y * off_y + off_z * off_z < reach * reach)
+        open_ones = valid & (outside == 0)
+        if not HAS_MASKS:  # a cell that was seen often enough is done with, unless a later camera is too near
+            open_ones = open_ones & (n_seen < fewest)
+        if tl.max(open_ones.to(tl.int32), axis=0) > 0:
+            width, height = tl.load(widths + k), tl.load(heights + k)
+            seen = tl.zeros_like(valid)
+            for corner in tl.static_range(1 if HAS_MASKS else 9):  # 0 is the centre
+                a, b, c = 0.0, 0.0, 0.0
+                if corner > 0:
+                    a = ((corner - 1) & 1) - 0.5
+                    b = (((corner - 1) >> 1) & 1) - 0.5
+                    c = (((corner - 1) >> 2) & 1) - 0.5
+                px, py = project(row, x + a * side, y + b * side, z + c * side, HAS_OPENCV, HAS_FISHEYE)
+                inside = open_ones & (px >= 0.0) & (py >= 0.0) & (px < width) & (py < height)
+                seen = seen | inside
+                if HAS_MASKS:
+                    at = tl.load(starts + k) + py.to(tl.int64) * width + px.to(tl.int64)
+                    outside = outside | (inside & (tl.load(masks + at, mask=inside, other=1) == 0))
+            n_seen += seen.to(tl.int32)
+    tl.store(alive + cell, ((n_seen >= fewest) & (outside == 0)).to(tl.uint8), mask=valid)
 
 
 def carve(
-    table: Tensor, starts: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, aabb_scale: int
-) -> Tensor:
+    table: Tensor, starts: Tensor, widths: Tensor, heights: Tensor, masks: Tensor | None, aabb_scale: int, fewest: int,
+    near: Tensor,
+) -> Tensor:  # fmt: skip
     """See `hashfield.ops.occupancy_update`."""
     device = starts.device
     n_cells = n_cells_of(aabb_scale)
     alive = torch.empty(n_cells, dtype=torch.uint8, device=device)
-    lenses = set(table[:, 16].tolist())
+    lenses = lenses_of(table)
     block = _block(n_cells)
     launch(
         _carve, (triton.cdiv(n_cells, block["BLOCK"]),), table.to(device).double().contiguous(), len(table), widths,
-        heights, starts, alive if masks is None else masks, alive, n_cells, HAS_MASKS=masks is not None,
-        HAS_OPENCV=1.0 in lenses, HAS_FISHEYE=2.0 in lenses, **block,
+        heights, starts, alive if masks is None else masks, alive, n_cells, fewest, near.to(device).double().contiguous(),
+        HAS_MASKS=masks is not None, **lenses, **block,
     )  # fmt: skip
     return alive.bool()
