@@ -151,6 +151,8 @@ def examine(
         threads: For that; -1: one for each CPU.
     """
     case = _open(scene)
+    if case.links:
+        _check_pictures(case)
     if is_thorough and has_pycolmap() and len(case.cameras) > 2:
         _match(case, report, threads)
     _check_copies(case)
@@ -236,23 +238,80 @@ def _names_in_model(names: Sequence[str], stated: Sequence[str]) -> dict[int, st
     return found
 
 
+_PARTNERS: Final = 8  # photos that each photo is compared with, of those that show most of the same points
+_COUNTED: Final = 20_000  # points by which that is found out
+
+
 def _links_of_tracks(case: _Case) -> list[Link]:
+    """What photos have in common by the sparse model, whatever their cameras in the scene."""
     assert case.tracks is not None
+    known = sorted(case.name_of)
+    seen = [case.tracks.sightings[case.name_of[k]] for k in known]
+    step = max(1, len(case.tracks.points) // _COUNTED)
+    shows = np.zeros((len(known), len(case.tracks.points) // step + 1), np.float32)
+    for row, sighting in zip(shows, seen, strict=True):
+        row[sighting.points[sighting.points % step == 0] // step] = 1
+    common = shows @ shows.T
+    np.fill_diagonal(common, 0)
+    pairs = set()
+    for a, row in enumerate(common):
+        pairs.update((min(a, b), max(a, b)) for b in np.argsort(-row)[:_PARTNERS].tolist() if row[b] > 0)
     found = []
-    for a, near in enumerate(case.near):
-        for b in near.tolist():
-            if (a > b and a in case.near[b]) or a not in case.name_of or b not in case.name_of:
-                continue
-            one, two = (case.tracks.sightings[case.name_of[k]] for k in (a, b))
-            _, rows_a, rows_b = np.intersect1d(one.points, two.points, return_indices=True)
-            if len(rows_a) >= 12:
-                sizes = [np.array([case.cameras[k].width, case.cameras[k].height]) for k in (a, b)]
-                xy = (
-                    one.pixels[rows_a] * sizes[0] / np.array(one.size),
-                    two.pixels[rows_b] * sizes[1] / np.array(two.size),
-                )
-                found.append(Link(a, b, xy))
+    for a, b in sorted(pairs):
+        one, two = seen[a], seen[b]
+        _, rows_a, rows_b = np.intersect1d(one.points, two.points, return_indices=True)
+        if len(rows_a) >= _FEWEST_COMMON:
+            sizes = [np.array([case.cameras[known[k]].width, case.cameras[known[k]].height]) for k in (a, b)]
+            xy = (
+                one.pixels[rows_a] * sizes[0] / np.array(one.size),
+                two.pixels[rows_b] * sizes[1] / np.array(two.size),
+            )
+            found.append(Link(known[a], known[b], xy))
     return found
+
+
+_FEWEST_COMMON: Final = 12
+
+
+def _check_pictures(case: _Case) -> None:
+    """Photos that do not show what the sparse model saw in them: mirrored ones, and other pictures of the same name."""
+    assert case.tracks is not None
+    grey = [np.asarray(Image.fromarray(p.small).convert("L").reduce(2), np.float64) for p in case.pixels]
+
+    def sampled(k: int, xy: np.ndarray, is_mirrored: bool) -> np.ndarray:
+        picture, factor = grey[k], 2 * case.pixels[k].factor
+        column = np.clip((xy[:, 0] / factor).astype(int), 0, picture.shape[1] - 1)
+        row = np.clip((xy[:, 1] / factor).astype(int), 0, picture.shape[0] - 1)
+        return picture[row, picture.shape[1] - 1 - column if is_mirrored else column]
+
+    def likeness(which: int | None = None) -> np.ndarray:
+        """For each photo, the median of its correlations with others, photo `which` mirrored."""
+        of: list[list[float]] = [[] for _ in case.names]
+        for link in case.links:
+            if which is None or which in (link.first, link.second):
+                ends = zip((link.first, link.second), link.pixels, strict=True)
+                a, b = (sampled(k, xy, k == which) for k, xy in ends)
+                if a.std() > 4 and b.std() > 4:
+                    value = float(np.corrcoef(a, b)[0, 1])
+                    of[link.first].append(value)
+                    of[link.second].append(value)
+        return np.array([float(np.median(values)) if len(values) > 1 else math.nan for values in of])
+
+    alike = likeness()
+    if np.isnan(alike).all() or not float(np.nanmedian(alike)) > _ALIKE:
+        return
+    for k in np.flatnonzero(alike < _UNLIKE).tolist():
+        if likeness(k)[k] > max(_ALIKE, alike[k] + 0.3):
+            case.say("mirrored", "shows what the sparse model saw in it only when it is mirrored", _MIRROR_BACK, [k])
+        elif len(case.tracks.sightings[case.name_of[k]].points) >= _MANY and alike[k] < _UNLIKE / 2:
+            text = f"does not show what the sparse model saw in it (correlation {alike[k]:.2f} with other photos)"
+            case.say("other picture", text, "put the photo back that the model was made from, or leave it out", [k])
+
+
+_ALIKE: Final = 0.6  # correlation of grey levels at the same points of two photos, usually
+_UNLIKE: Final = 0.3
+_MANY: Final = 100  # points of a photo; fewer may lie on one plain or shiny thing
+_MIRROR_BACK: Final = "mirror the file back, or leave it out"
 
 
 # --- features, where pycolmap is installed
@@ -323,7 +382,9 @@ def _check_mirrored(case: _Case, shop: Workshop, copy: list[str], matches: Match
     partners = matches.partners()
     most = np.array([partners.get(name, [(0, "")])[0][0] if partners.get(name) else 0 for name in copy])
     usual = float(np.median(most))
+    told = {name for finding in case.findings for name in finding.photos if finding.kind == "mirrored"}
     lonely = [k for k in range(len(copy)) if most[k] < 0.35 * usual and len(matches.keypoints.get(copy[k], ())) > 100]
+    lonely = [k for k in lonely if case.names[k] not in told]
     if not lonely or usual < 40:
         return
     flipped = {}
@@ -345,7 +406,7 @@ def _check_mirrored(case: _Case, shop: Workshop, copy: list[str], matches: Match
             case.say(
                 "mirrored",
                 f"fits the others only when it is mirrored ({best} points in common, {most[k]} as it is)",
-                "mirror the file back, or leave it out",
+                _MIRROR_BACK,
                 [k],
             )
 
@@ -408,7 +469,7 @@ def _check_exposure(case: _Case) -> np.ndarray:
             case.say(
                 "exposure span",
                 f"the exposure changes by {case.span:.1f} stops over the capture",
-                "lock the exposure while taking photos; else haze and floating blobs make up for it",
+                "train with --refine exposure, or haze and floating blobs make up for it; lock it while taking photos",
             )
     stops = relative(value, near)
     usual = float(np.median(np.abs(stops))) * 1.48
@@ -418,7 +479,7 @@ def _check_exposure(case: _Case) -> np.ndarray:
         case.say(
             "exposure",
             f"is {abs(stops[k]):.1f} stops {word} than its neighbours",
-            "leave it out, or correct its exposure; lock the exposure while taking photos",
+            "leave it out or train with --refine exposure; lock the exposure while taking photos",
             [k],
         )
     tint = np.stack([relative(balance[:, k], near) for k in range(2)], axis=1)
@@ -429,7 +490,7 @@ def _check_exposure(case: _Case) -> np.ndarray:
             "white balance",
             f"{'have' if len(jumps) > 1 else 'has'} another white balance than the neighbours (up to "
             f"{np.abs(tint[jumps]).max():.1f} stops between colours)",
-            "lock the white balance while taking photos, or correct these",
+            "train with --refine exposure; lock the white balance while taking photos",
             jumps,
         )
     return stops
@@ -491,7 +552,7 @@ def _check_all_poses(case: _Case) -> bool:
     ]
     if len(case.cameras) < 4:
         return True
-    if len(case.links) < 3 or not (case.are_matched or case.points is not None):
+    if len(case.links) < 3:
         turned = inverted(case.cameras, axes)
         as_is, other = convergence(case.cameras), convergence(turned)
         if other > 0.5 and as_is < 0.5 * other and not _same_poses(case.cameras, turned):
@@ -552,8 +613,12 @@ def _check_each_pose(case: _Case, are_right: bool) -> tuple[np.ndarray, list[int
     return error, n_points, shares
 
 
+_EXPLAINED: Final = ("mirrored", "other picture", "duplicate", "stray")
+"""Kinds of findings that explain why a pose does not fit."""
+
+
 def _say_wrong_poses(case: _Case, wrong: list[int], error: np.ndarray, shares: np.ndarray) -> None:
-    explained = {name for f in case.findings if f.kind in ("mirrored", "duplicate", "stray") for name in f.photos}
+    explained = {name for f in case.findings if f.kind in _EXPLAINED for name in f.photos}
     wrong = [k for k in wrong if case.names[k] not in explained]
     if len(wrong) > 0.4 * len(case.cameras):
         case.say(
@@ -584,7 +649,7 @@ def _say_wrong_poses(case: _Case, wrong: list[int], error: np.ndarray, shares: n
 def _fits(case: _Case, cameras: list[Camera], which: tuple[int, int]) -> bool:
     """Whether these cameras explain what the photos `which` have in common with others."""
     links = [link for link in case.links if link.first in which or link.second in which]
-    if links and (case.are_matched or case.points is not None):
+    if links:
         return float(agreement(cameras, links).mean()) > _GOOD
     if case.tracks is None or case.points is None:
         return False
