@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
 from hashfield.errors import ConfigError
-from hashfield.export.meshes import Mesh, ascii_lines, obj_digits
+from hashfield.export.meshes import Mesh, ascii_lines, obj_digits, unit_vectors
 
 TEXTURED_FORMATS: Final = (".glb", ".obj")
 PADDING: Final = 4
@@ -196,9 +196,3 @@ def encode_textured(
         image.save(file, "PNG")
         found[f"{path.stem}.png"] = file.getvalue()
     return found
-
-
-def unit_vectors(values: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
-    """Vectors of length 1; those of no length become the third axis, as glTF allows none."""
-    length = np.linalg.norm(values, axis=1, keepdims=True)
-    return np.where(length > 1e-6, values / np.maximum(length, 1e-12), np.float32([0, 0, 1])).astype(np.float32)

@@ -11,8 +11,8 @@ from torch.nn.functional import grid_sample, max_pool2d
 
 from hashfield.data.dataset import PosedImages
 from hashfield.errors import ConfigError
-from hashfield.export.meshes import Mesh
-from hashfield.export.textures import Atlas, at_texels, rasterize, spread_colors, unit_vectors
+from hashfield.export.meshes import Mesh, unit_vectors
+from hashfield.export.textures import Atlas, at_texels, rasterize, spread_colors
 from hashfield.geometry.cameras import Camera, camera_table, project
 from hashfield.tasks.mesh import Surface, in_parts
 
