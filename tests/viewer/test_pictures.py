@@ -69,7 +69,9 @@ def test_the_difference_is_seen_through_the_nearest_photos_own_camera() -> None:
     near = Eye(look_at((-2.1, 3.4, 1.1), (0.0, 0.0, 0.0)), 0.7)
     canvas = canvas_of(scene, wish_of(near, Look("difference"), rows=48), 48, reference=photos)
     picture = whole(canvas)
-    assert canvas.note == "photo 2" and (canvas.width, canvas.height) == (64, 48)
+    right = scene.render(cameras[2], ("color",), (1.0, 1.0, 1.0))["color"]
+    error = np.square(right - images[2][..., :3] / np.float32(255)).mean()
+    assert canvas.note == f"photo 2, PSNR {-10 * np.log10(error):.1f} dB" and (canvas.width, canvas.height) == (64, 48)
     assert picture[24:].max() <= 5 and picture[23, 32, 2] == 255
     shown = whole(canvas_of(scene, wish_of(near, Look("photo"), rows=48), 48, reference=photos))
     assert np.array_equal(shown, images[2][..., :3])

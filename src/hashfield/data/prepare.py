@@ -108,6 +108,7 @@ _COARSE: Final = 24  # of a row, so many photos are compared with each other, wh
 _RETRY: Final = 0.9  # a smaller share of photos with a place calls for more comparisons
 _MOST_PAIRS: Final = 8000  # that a retry adds
 _FULL_LENS: Final = 10  # photos from which on a camera's lens is found with all its terms, and its principal point
+_LEAST_PIECE: Final = 3  # photos that make a piece of their own
 _FEW_FEATURES: Final = 60  # a photo with fewer shows no texture
 
 
@@ -330,7 +331,7 @@ def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: W
     """The photos without a place, with the reason."""
     placed, partners = solved["images"], matches.partners()
     name_of = {copy_name(photo): photo.name for photo in photos}
-    pieces = solved["pieces"][1:]
+    pieces = [[name for name in piece if name not in placed] for piece in solved["pieces"][1:]]
     sharp = {copy_name(photo): _sharpness(shop.photos / copy_name(photo)) for photo in photos}
     usual = float(np.median(list(sharp.values())))
     lost = []
@@ -340,7 +341,7 @@ def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: W
             continue
         n_features = len(matches.keypoints.get(copy, ()))
         n_common, other = next(iter(partners.get(copy, [])), (0, ""))
-        piece = next((piece for piece in pieces if copy in piece), None)
+        piece = next((piece for piece in pieces if copy in piece and len(piece) >= _LEAST_PIECE), None)
         if n_features < _FEW_FEATURES:
             reason = f"it shows almost no texture ({n_features} features)"
         elif piece is not None:
@@ -396,8 +397,11 @@ def _solution_notes(photos: list[Photo], placed: list[Photo], solved: dict[str, 
         f"camera{'s' if len(cameras) > 1 else ''}; {len(matches.pairs)} of {matches.n_tried} compared pairs have "
         "points in common"
     ]
-    if len(solved["pieces"]) > 1:
-        sizes = ", ".join(str(len(piece)) for piece in solved["pieces"])
+    # COLMAP tries to place lost photos together with placed ones: pieces are what has photos of its own
+    own = [set(piece) - set(solved["images"]) for piece in solved["pieces"][1:]]
+    own = [piece for piece in own if len(piece) >= _LEAST_PIECE]
+    if own:
+        sizes = ", ".join(str(size) for size in (len(placed), *map(len, own)))
         notes.append(
             f"warning: the photos fall into pieces that do not connect, of {sizes} photos: the largest is kept"
         )

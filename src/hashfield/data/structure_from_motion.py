@@ -9,11 +9,11 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -230,7 +230,10 @@ def _described(features: np.ndarray, centers: np.ndarray) -> np.ndarray:
     return (sums / max(float(np.linalg.norm(sums)), 1e-9)).ravel()
 
 
-def connected(names: Sequence[str], links: Sequence[tuple[str, str]]) -> list[list[str]]:
+_Name = TypeVar("_Name", bound=Hashable)
+
+
+def connected(names: Iterable[_Name], links: Iterable[tuple[_Name, _Name]]) -> list[list[_Name]]:
     """The names in groups that links hold together, the largest group first.
 
     Args:
@@ -239,7 +242,7 @@ def connected(names: Sequence[str], links: Sequence[tuple[str, str]]) -> list[li
     """
     root = {name: name for name in names}
 
-    def find(name: str) -> str:
+    def find(name: _Name) -> _Name:
         while root[name] != name:
             root[name] = root[root[name]]
             name = root[name]
@@ -247,7 +250,7 @@ def connected(names: Sequence[str], links: Sequence[tuple[str, str]]) -> list[li
 
     for first, second in links:
         root[find(first)] = find(second)
-    groups: dict[str, list[str]] = {}
-    for name in names:
+    groups: dict[_Name, list[_Name]] = {}
+    for name in root:
         groups.setdefault(find(name), []).append(name)
     return sorted(groups.values(), key=len, reverse=True)
