@@ -25,6 +25,8 @@ from hashfield.train.run_folder import RunFolder
 
 VOLUME: Final = ".npy"
 """Ending of the file that values in space are written to."""
+MANY_TRIANGLES: Final = 150_000
+"""With more, cutting the surface into charts takes long."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ def _mesh_files(
     counts = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} triangles"
     if not options.texture:
         return {target.name: encode_mesh(target, mesh, notes)}, counts
+    if len(mesh.faces) > MANY_TRIANGLES:
+        say(f"charts of {len(mesh.faces):,} triangles take minutes: --triangles 60000 would be faster")
     atlas = make_atlas(mesh, options.texture)
     cell = longest_side(surface.box) / options.resolution
     texture, lines = bake_texture(model, surface, mesh, atlas, options.texture, cell, _photos(options, model))
