@@ -76,6 +76,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{options.run}: what this run learned has no surface")
     before = time.perf_counter()
     surface = model.surface(resolution=options.resolution, box=options.box, level=options.level)
+    if options.texture and surface.colors is None:
+        raise ConfigError("--texture: what this run learned has no colours")
     for note in surface.notes:
         say(note)
     x0, y0, z0, x1, y1, z1 = surface.box

@@ -195,24 +195,24 @@ async function start() {
         }
         const found = await draw(quick, { isQuick: true });
         if (gpu !== mine) continue;
-        cost.quick = cost.quick === 1 ? found : 0.7 * cost.quick + 0.3 * found;
+        cost.quick = cost.quick === 1 ? found : 0.4 * cost.quick + 0.6 * found;
         done = pass = 0;
         show(0);
         if (root.dataset.state === "loading") root.dataset.state = "ready";
-        tell(found);
+        tell();
       } else if (pass < (gpu.onePass ? 1 : PASSES) && performance.now() - lastMove > REST_MS) {
         if (!pass && !done && cost.full === 1) cost.full = cost.quick;
         const rows = Math.min(canvas.height - done, Math.max(8, Math.floor(FRAME_MS / cost.full / canvas.width)));
         const jitter = pass ? [0, 1].map((k) => (0.5 + (pass + 1) * [0.7548777, 0.5698403][k]) % 1) : [0.5, 0.5];  // the R2 sequence
         const found = await draw(full, { first: done, rows, jitter, share: 1 / (pass + 1) });
         if (gpu !== mine) continue;
-        cost.full = 0.7 * cost.full + 0.3 * found;
+        cost.full = 0.4 * cost.full + 0.6 * found;
         done += rows;
         if (isChanged) continue;
         show(pass ? canvas.height : done);
         if (done >= canvas.height) [done, pass] = [0, pass + 1];
         root.dataset.passes = pass;
-        tell(found);
+        tell();
       } else if (performance.now() - lastMove > REST_MS) {
         await new Promise((resolve) => { wake = resolve; });
         wake = null;
