@@ -17,8 +17,11 @@ from hashfield.errors import ConfigError
 from hashfield.export.meshes import Mesh, ascii_lines, obj_digits, unit_vectors
 
 TEXTURED_FORMATS: Final = (".glb", ".obj")
-PADDING: Final = 4
-"""Texels between the charts of an atlas, which get the colours of the nearest chart."""
+PADDING: Final = 3
+"""Texels between the charts of an atlas, at least about one in the end: the packer's estimate of its size is rough."""
+CHART_COST: Final = 8.0
+"""How unevenly a chart may lie, xatlas's `max_cost`. Its own 2 cuts the rough surfaces of radiance fields into charts of
+three triangles, with more padding than picture."""
 TEXELS_AT_ONCE: Final = 2**21
 
 
@@ -66,7 +69,7 @@ def make_atlas(mesh: Mesh, size: int) -> Atlas:
     low, high = mesh.vertices.min(0), mesh.vertices.max(0)
     scaled = ((mesh.vertices - low) / (high - low).max()).astype(np.float32)
     charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
-    charts.max_iterations = 1
+    charts.max_iterations, charts.max_cost, charts.normal_deviation_weight = 1, CHART_COST, 1.0
     packing.resolution, packing.padding, packing.bilinear, packing.create_image = size, PADDING, True, False
     atlas = xatlas.Atlas()
     atlas.add_mesh(scaled, mesh.faces.astype(np.uint32))
