@@ -20,7 +20,7 @@ TEXTURED_FORMATS: Final = (".glb", ".obj")
 PADDING: Final = 3
 """Texels between the charts of an atlas, at least about one in the end: the packer's estimate of its size is rough."""
 CHART_COST: Final = 8.0
-"""How unevenly a chart may lie, xatlas's `max_cost`. Its own 2 cuts the rough surfaces of radiance fields into charts of
+"""How unevenly a chart may lie, xatlas's `max_cost`. Its own 2 cuts rough surfaces of radiance fields into charts of
 three triangles, with more padding than picture."""
 TEXELS_AT_ONCE: Final = 2**21
 
