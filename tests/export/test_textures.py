@@ -1,5 +1,6 @@
 """Atlas, texels, files with textures; points and volumes; simplification. Balls, whose surface is known."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from hashfield.errors import ConfigError
 from hashfield.export.clouds import Cloud, encode_cloud, encode_volume, points_on, sample_volume
-from hashfield.export.meshes import Mesh, extract_mesh, mesh_normals, simplify
+from hashfield.export.meshes import Mesh, encode_mesh, extract_mesh, mesh_normals, simplify
 from hashfield.export.textures import (
     Atlas,
     at_texels,
@@ -123,6 +124,18 @@ def check_by_khronos(content: bytes) -> None:
     report = subprocess.run([node, "-e", script], input=content, capture_output=True, check=True).stdout
     issues = json.loads(report)
     assert issues["numErrors"] == issues["numWarnings"] == 0, issues["messages"][:3]
+
+
+def test_a_glb_of_vertex_colors_has_unit_normals_even_where_the_mesh_has_none():
+    mesh = ball()
+    assert mesh.normals is not None
+    normals = mesh.normals.copy()
+    normals[5] = 0.0
+    colored = Mesh(mesh.vertices, mesh.faces, normals, np.full((len(mesh.vertices), 3), 90, np.uint8))
+    content = encode_mesh(Path("v.glb"), colored)
+    found = trimesh.load(io.BytesIO(content), file_type="glb", force="mesh", process=False)
+    assert np.abs(np.linalg.norm(found.vertex_normals, axis=1) - 1).max() < 1e-4
+    check_by_khronos(content)
 
 
 def test_wrong_names_and_sizes_are_refused_before_the_work():

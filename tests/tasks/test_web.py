@@ -269,6 +269,12 @@ def test_both_ways_of_the_page_draw_what_the_model_renders(browser: Any, page_fi
     assert frame.locator("canvas").get_attribute("aria-label").startswith('A "toy" <b>')
     assert frame.locator("h1").text_content() == 'A "toy" <b>'
     assert not [line for line in said if line.startswith("error")], said
+    frame.evaluate("hashfield.lose()")
+    if way == "webgpu":  # the device is gone: the other way takes over
+        frame.wait_for_function("document.documentElement.dataset.backend === 'webgl2'")
+    else:
+        frame.wait_for_function("document.documentElement.dataset.state.startsWith('error: The graphics device')")
+        assert frame.locator("#message").is_visible() and frame.locator("#still").is_visible()
     chromium.close()
 
 

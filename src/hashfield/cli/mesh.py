@@ -25,6 +25,8 @@ from hashfield.train.run_folder import RunFolder
 
 VOLUME: Final = ".npy"
 """Ending of the file that values in space are written to."""
+MANY_TRIANGLES: Final = 150_000
+"""With more, cutting the surface into charts takes long."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{options.run}: what this run learned has no surface")
     before = time.perf_counter()
     surface = model.surface(resolution=options.resolution, box=options.box, level=options.level)
+    if options.texture and surface.colors is None:
+        raise ConfigError("--texture: what this run learned has no colours")
     for note in surface.notes:
         say(note)
     x0, y0, z0, x1, y1, z1 = surface.box
@@ -132,6 +136,8 @@ def _mesh_files(
     counts = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} triangles"
     if not options.texture:
         return {target.name: encode_mesh(target, mesh, notes)}, counts
+    if len(mesh.faces) > MANY_TRIANGLES:
+        say(f"charts of {len(mesh.faces):,} triangles take minutes: --triangles 60000 would be faster")
     atlas = make_atlas(mesh, options.texture)
     cell = longest_side(surface.box) / options.resolution
     texture, lines = bake_texture(model, surface, mesh, atlas, options.texture, cell, _photos(options, model))

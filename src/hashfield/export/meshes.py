@@ -389,8 +389,11 @@ def encode_mesh(path: Path, mesh: Mesh, notes: Sequence[str] = ()) -> bytes:
     colors = mesh.colors
     if colors is not None and kind == ".glb":
         colors = _linear_from_srgb(colors)
+    normals = mesh.normals
+    if normals is not None and kind == ".glb":
+        normals = unit_vectors(normals)
     model = trimesh.Trimesh(
-        mesh.vertices, mesh.faces, vertex_normals=mesh.normals, vertex_colors=colors, process=False, validate=False
+        mesh.vertices, mesh.faces, vertex_normals=normals, vertex_colors=colors, process=False, validate=False
     )
     if kind == ".ply":
         content = export_ply(model, vertex_normal=mesh.normals is not None)
@@ -419,6 +422,12 @@ def encode_mesh(path: Path, mesh: Mesh, notes: Sequence[str] = ()) -> bytes:
 def ascii_lines(notes: Sequence[str]) -> list[str]:
     """Lines as comments of any format take them; what is not ASCII becomes a question mark."""
     return [" ".join(line.encode("ascii", "replace").decode().split()) for line in notes]
+
+
+def unit_vectors(values: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
+    """Vectors of length 1; those of no length become the third axis, as glTF allows none."""
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.where(length > 1e-6, values / np.maximum(length, 1e-12), np.float32([0, 0, 1])).astype(np.float32)
 
 
 def obj_digits(mesh: Mesh) -> int:

@@ -14,11 +14,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
 from hashfield.errors import ConfigError
-from hashfield.export.meshes import Mesh, ascii_lines, obj_digits
+from hashfield.export.meshes import Mesh, ascii_lines, obj_digits, unit_vectors
 
 TEXTURED_FORMATS: Final = (".glb", ".obj")
-PADDING: Final = 4
-"""Texels between the charts of an atlas, which get the colours of the nearest chart."""
+PADDING: Final = 3
+"""Texels between the charts of an atlas, at least about one in the end: the packer's estimate of its size is rough."""
+CHART_COST: Final = 8.0
+"""How unevenly a chart may lie, xatlas's `max_cost`. Its own 2 cuts rough surfaces of radiance fields into charts of
+three triangles, with more padding than picture."""
 TEXELS_AT_ONCE: Final = 2**21
 
 
@@ -66,7 +69,7 @@ def make_atlas(mesh: Mesh, size: int) -> Atlas:
     low, high = mesh.vertices.min(0), mesh.vertices.max(0)
     scaled = ((mesh.vertices - low) / (high - low).max()).astype(np.float32)
     charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
-    charts.max_iterations = 1
+    charts.max_iterations, charts.max_cost, charts.normal_deviation_weight = 1, CHART_COST, 1.0
     packing.resolution, packing.padding, packing.bilinear, packing.create_image = size, PADDING, True, False
     atlas = xatlas.Atlas()
     atlas.add_mesh(scaled, mesh.faces.astype(np.uint32))
@@ -196,9 +199,3 @@ def encode_textured(
         image.save(file, "PNG")
         found[f"{path.stem}.png"] = file.getvalue()
     return found
-
-
-def unit_vectors(values: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
-    """Vectors of length 1; those of no length become the third axis, as glTF allows none."""
-    length = np.linalg.norm(values, axis=1, keepdims=True)
-    return np.where(length > 1e-6, values / np.maximum(length, 1e-12), np.float32([0, 0, 1])).astype(np.float32)

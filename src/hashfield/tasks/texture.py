@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, max_pool2d
 
 from hashfield.data.dataset import PosedImages
-from hashfield.errors import ConfigError
-from hashfield.export.meshes import Mesh
-from hashfield.export.textures import Atlas, at_texels, rasterize, spread_colors, unit_vectors
+from hashfield.export.meshes import Mesh, unit_vectors
+from hashfield.export.textures import Atlas, at_texels, rasterize, spread_colors
 from hashfield.geometry.cameras import Camera, camera_table, project
 from hashfield.tasks.mesh import Surface, in_parts
 
@@ -52,12 +51,8 @@ def bake_texture(
         size: Texels along each side.
         cell: Side of a cell that the mesh was made with, world units: how exact its surface is.
         photos: To take colours from; None takes all from the field.
-
-    Raises:
-        ConfigError: the surface has no colours.
     """
-    if surface.colors is None or mesh.normals is None:
-        raise ConfigError("texture: what this run learned has no colours")
+    assert surface.colors is not None and mesh.normals is not None
     texels = rasterize(atlas, size)
     filled = texels.face >= 0
     points = torch.from_numpy(at_texels(mesh.vertices, mesh.faces, texels))
