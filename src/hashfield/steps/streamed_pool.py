@@ -44,7 +44,7 @@ class StreamedPool:
         sizes: Width and height of each photo.
         table_scene: Their cameras in scene space.
         n_bytes: Memory for strips; one strip is held in any case.
-        seed: Of the order of the strips.
+        seed: Seed of the order of the strips.
         masks: Where each photo may be drawn from, bool [height, width]; None: everywhere.
         margin_px: Draw only within so many pixels of what is not clear by alpha; None: everywhere.
         """
