@@ -198,7 +198,10 @@ def overview(
             if masks is not None:
                 alpha = np.where(masks[k], alpha, 255)
             edge = ((0, -height % factor), (0, -width % factor))
-            blocks = np.pad(alpha, edge).reshape(-(-height // factor), factor, -(-width // factor), factor)
+            # a block that reaches beyond the picture is opaque, as nothing is known of what lies there
+            blocks = np.pad(alpha, edge, constant_values=255).reshape(
+                -(-height // factor), factor, -(-width // factor), factor
+            )
             small = np.zeros((shrunk[k][1] * shrunk[k][0], 4), np.uint8)
             small[:, 3] = blocks.max(axis=(1, 3)).reshape(-1)
             parts.append(small)
