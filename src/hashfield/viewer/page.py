@@ -670,6 +670,7 @@ class Visitor:
         frustum = self.client.scene.add_camera_frustum(
             f"/cameras/{index}", 2 * math.atan(0.5 * camera.height / camera.fy),
             camera.width / camera.height * camera.fy / camera.fx, scale=0.12, color=(60, 60, 60),
+            thickness=1.5, thickness_units="screen",
             format="jpeg", wxyz=tf.SO3.from_matrix(camera.camera_to_world[:, :3].numpy()).wxyz,
             position=stage.to_page(camera.position.numpy()), cast_shadow=False, receive_shadow=False,
         )  # fmt: skip
@@ -733,7 +734,8 @@ class Visitor:
             for k, eye in enumerate(path.eyes):
                 color = (200, 40, 90) if k == path.chosen else (120, 60, 80)
                 self._keep("path", self.client.scene.add_camera_frustum(
-                    f"/path/{k}", eye.fov_y, 16 / 9, scale=0.08, color=color, cast_shadow=False, receive_shadow=False,
+                    f"/path/{k}", eye.fov_y, 16 / 9, scale=0.08, color=color,
+                    thickness=1.5, thickness_units="screen", cast_shadow=False, receive_shadow=False,
                     wxyz=tf.SO3.from_matrix(eye.camera_to_world[:, :3].numpy()).wxyz,
                     position=stage.to_page(eye.camera_to_world[:, 3].numpy())))  # fmt: skip
 
