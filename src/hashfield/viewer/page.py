@@ -60,6 +60,8 @@ THUMBNAIL_PX: Final = 64
 MOST_CELLS: Final = 6000
 FLY_REACH: Final = 0.05
 """How far before the eye the point lies that it turns around when flying, in the page's units."""
+LAST: Final = 1e15
+"""Place in the panel below everything that has none."""
 TICK_SECONDS: Final = 0.25
 LONGEST_DOWNLOAD: Final = 2**28
 """Bytes of a file above which it is not sent to the browser."""
@@ -824,7 +826,8 @@ class Visitor:
         gui = self.client.gui
         training = self.session.training
         assert training is not None
-        with gui.add_folder("Training"):
+        self._training_folder = gui.add_folder("Training", order=LAST)
+        with self._training_folder:
             self.training_status = gui.add_html(_line(training.status()))
             pause = gui.add_checkbox("Pause", training.share.is_paused)
             self._on(pause, lambda: training.pause(pause.value))
@@ -847,14 +850,15 @@ class Visitor:
         figures = [(psnr, "batch PSNR, dB")] if np.isfinite(psnr).any() else []
         figures.append((loss, "loss, log10"))
         if self._plots is None:
-            self._plots = [
-                self.client.gui.add_uplot(
-                    (seconds, values),
-                    (uplot.Series(label="seconds"), uplot.Series(label=name, stroke="#2060c0", width=2)),
-                    scales={"x": uplot.Scale(time=False)}, title=name, height=150,
-                )
-                for values, name in figures
-            ]  # fmt: skip
+            with self._training_folder:
+                self._plots = [
+                    self.client.gui.add_uplot(
+                        (seconds, values),
+                        (uplot.Series(label="seconds"), uplot.Series(label=name, stroke="#2060c0", width=2)),
+                        scales={"x": uplot.Scale(time=False)}, title=name, height=150,
+                    )
+                    for values, name in figures
+                ]  # fmt: skip
             return
         for plot, (values, _) in zip(self._plots, figures, strict=False):
             plot.data = (seconds, values)
