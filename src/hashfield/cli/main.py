@@ -43,7 +43,7 @@ VERBS = {
         "hashfield.cli.sweep",
         "train a matrix of settings on one input: tables and plots of the paper's comparison",
     ),
-    "export": ("hashfield.cli.export", "write a checkpoint in its small form: half precision, no optimiser"),
+    "export": ("hashfield.cli.export", "write a run as a small checkpoint, as a web page, or its cameras for other programs"),
     "info": ("hashfield.cli.info", "tell versions, CPU and kernels, or what a run or checkpoint holds"),
 }
 
