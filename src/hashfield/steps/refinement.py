@@ -70,7 +70,7 @@ class RefineOptions:
     """Poses' share of the learning rate: radians by which rays move in a step."""
     lens_rate: float = 0.01
     """Lenses' share of it, in the same measure."""
-    exposure_rate: float = 0.5
+    exposure_rate: float = 1.0
     """Share of the logarithms of gains."""
     rays_per_update: int = 256
     """Rays of each photo, on average, whose gradients are gathered before poses and lenses take a step. With fewer, a
@@ -286,7 +286,7 @@ class Refinement(nn.Module):
         row[12:14] *= torch.exp(lens[0])
         row[14:16] += lens[1:3] * row.new_tensor([camera.width, camera.height])
         row[17:19] += lens[3:]
-        row[16] = self.table()[like, 16]
+        row[16] = self.table().detach()[like, 16]
         return _camera_of(row, camera)
 
     # --- batches

@@ -35,6 +35,10 @@ N_STEPS: Final = 20
 """Steps of the fit of a pose, at most."""
 LEAST_STEP: Final = 1e-5
 """Radians by which rays move in a step that is the last."""
+LONGEST_STEP: Final = 0.01
+"""Radians by which they move in a step, at most: farther, a ray's colour tells little of another place's."""
+MOST_DAMPING: Final = 10.0
+"""Damping at which no step is better than none."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class Fit:
         if self.fits_pose:
             table = self._fitted(pool, chosen, given)
         if self.fits_gain:
-            gain = self._gain(*self._look(pool, chosen, table))
+            gain = self._gain(*self._look(pool, chosen, table, gain), gain)
         moved = self.spaces.camera_table_to_world(table)[0, :12].reshape(3, 4)
         left_turn, _, right_turn = torch.linalg.svd(moved[:, :3])
         moved = torch.cat([left_turn @ right_turn, moved[:, 3:]], 1)
@@ -182,14 +186,18 @@ class Fit:
         degrees = float(np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1))))
         return Alignment(camera.moved(moved), gain, degrees, float((moved[:, 3] - before[:, 3]).norm()))
 
-    def _look(self, pool: PixelPool, chosen: Tensor, table: Tensor) -> tuple[RayBatch, RayGradients]:
-        """What the model says of some pixels of a camera, with what would make it agree."""
+    def _look(
+        self, pool: PixelPool, chosen: Tensor, table: Tensor, gain: Float64[np.ndarray, " 3"]
+    ) -> tuple[RayBatch, RayGradients]:
+        """What the model says of some pixels of a camera, with what would make it agree with the photo over a gain."""
         n = len(chosen)
         jitter = torch.full((n,), 0.5, device=self.device)
         background = torch.tensor(self.background, device=self.device).expand(n, 3).contiguous()
         batch = training_rays(
             chosen, replace(pool, table=table.to(self.device)), self.model.box, jitter=jitter, background=background
         )
+        channels = torch.from_numpy(np.append(1 / gain, 1.0)).to(batch.target)
+        batch = replace(batch, target=batch.target * channels)
         if self.workspace is None:
             self.workspace = TrainWorkspace(self.field, 128 * N_RAYS)
         found = train_rays(
@@ -198,12 +206,15 @@ class Fit:
         assert found is not None
         return batch, found
 
-    def _gain(self, batch: RayBatch, found: RayGradients) -> Float64[np.ndarray, " 3"]:
-        """The gain of each channel with which the rendering comes closest to the photo, by least squares."""
-        photo = batch.target[:, :3] * batch.target[:, 3:]
-        counts = (batch.target[:, :3].amax(1) <= SATURATED)[:, None]
+    def _gain(self, batch: RayBatch, found: RayGradients, gain: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " 3"]:
+        """The gain of each channel with which the rendering comes closest to the photo, by least squares. What is
+        given is what `_look` gave for an earlier gain."""
+        rgb = batch.target[:, :3].double()
+        counts = ((rgb * torch.from_numpy(gain).to(rgb)).amax(1) <= SATURATED)[:, None]
+        photo = rgb * batch.target[:, 3:]
         color = torch.where(counts, found.color, 0.0).double()
-        return ((color * photo).sum(0) / color.square().sum(0).clamp(min=1e-6)).clamp(0.05, 20.0).cpu().numpy()
+        ratio = (color * photo).sum(0) / color.square().sum(0).clamp(min=1e-6)
+        return (gain * ratio.cpu().numpy()).clip(0.05, 20.0)
 
     def _fitted(self, pool: PixelPool, chosen: Tensor, given: Float64[Tensor, "1 24"]) -> Float64[Tensor, "1 24"]:
         """The camera whose rays agree best, by damped Gauss-Newton on each ray's distance in colour."""
@@ -212,17 +223,22 @@ class Fit:
         unit = inverse_root(pose_effects(given, sizes))[0]
         best, best_error, table, damping = given, np.inf, given, 1e-2
         hessian, slope = torch.eye(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
+        gain = np.ones(3)
+        if self.fits_gain:
+            gain = self._gain(*self._look(pool, chosen, table, gain), gain)
         for _ in range(N_STEPS):
-            batch, found = self._look(pool, chosen, table)
+            batch, found = self._look(pool, chosen, table, gain)
             error, new_hessian, new_slope = self._normal_equations(batch, found, unit, reach)
             if error < best_error:
                 best, best_error, hessian, slope, damping = table, error, new_hessian, new_slope, damping / 3
+                gain = self._gain(batch, found, gain) if self.fits_gain else gain
             else:
                 damping *= 4
             step = -torch.linalg.solve(hessian + damping * torch.diag(hessian.diagonal() + 1e-9), slope)
-            if float(step.norm()) < LEAST_STEP:
+            length = float(step.norm())
+            if length < LEAST_STEP or damping > MOST_DAMPING:
                 break
-            by = unit @ step
+            by = unit @ (step * min(1.0, LONGEST_STEP / length))
             pose = best[:, :12].reshape(3, 4)
             turned = rotation_of(by[None, :3])[0] @ pose[:, :3]
             table = torch.cat([torch.cat([turned, (pose[:, 3] + reach * by[3:])[:, None]], 1).reshape(1, 12),
@@ -236,13 +252,6 @@ class Fit:
         wish = batch.target[:, :3] * batch.target[:, 3:] + batch.background * (1 - batch.target[:, 3:])
         difference = (found.color - wish).double()
         by_origin, by_direction = (x.double() * batch.n_rays for x in (found.grad_origin, found.grad_direction))
-        if self.fits_gain:
-            # The gain that fits best is divided out of the photo; the gradients of a ray are then those of its own
-            # difference, which is scaled channel by channel: what is left over is the difference's length.
-            gain = torch.from_numpy(self._gain(batch, found)).to(difference)
-            aligned = found.color.double() - wish.double() / gain
-            share = (aligned * difference).sum(1) / difference.square().sum(1).clamp(min=1e-8)
-            by_origin, by_direction, difference = by_origin * share[:, None], by_direction * share[:, None], aligned
         distance = torch.sqrt(difference.square().sum(1) + 1e-6)
         direction = batch.rays.direction.double()
         slope = torch.cat([torch.linalg.cross(direction, by_direction), reach * by_origin], 1).cpu() @ unit
