@@ -6,7 +6,7 @@ Nothing here knows in which form the data lay on the disk.
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -58,6 +58,9 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
     place = {view: index for index, view in enumerate(views)}
     tally = Tally()
     headers = _headers(views, tally)
+    if options.longest_side is not None:
+        longest = max(max(header.width, header.height) for header in headers)
+        options = replace(options, downscale=max(options.downscale, -(-longest // options.longest_side)))
     largest = _check_decoding(views, headers, options)
     cameras = [_camera(view, header, options, tally) for view, header in zip(views, headers, strict=True)]
     photos, memory_notes = _decoded(

@@ -127,6 +127,10 @@ class ReadOptions:
     least_side: int = 1
     """Pixels that every side of a photo must have as it will lie in memory, e.g. what a measure of quality needs."""
 
+    longest_side: int | None = None
+    """Divide widths and heights of all photos by the smallest whole number that makes no side longer than this, where
+    that is more than `downscale`."""
+
     def __post_init__(self) -> None:
         for name in ("downscale", "max_image_memory", "least_side"):
             value = getattr(self, name)
