@@ -81,6 +81,7 @@ def train(folder: Path, memory_gib: float, seconds: float, connection: Connectio
             "steps": result.step,
             "train_seconds": round(result.train_seconds, 1),
             "rays_per_s_later_half": round(sum(rates) / max(1, len(rates))),
+            "rays_per_cpu_s": round(result.n_rays / max(result.cpu_seconds, 1e-9)),
             "batch_psnr": round(result.history[-1]["psnr"], 2),
             "strips_moved": 0 if task.streamed is None else task.streamed.n_moved,
             "strips_held": 0 if task.streamed is None else task.streamed.n_held,

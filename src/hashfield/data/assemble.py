@@ -139,7 +139,7 @@ class CameraSet:
     masks: Mapping[str, Path]
     """Name of a photo -> the file of its mask, in which black is not learned from."""
     points: np.ndarray | None
-    """See `StatedScene`."""
+    """Points on surfaces, world."""
 
 
 def assemble_cameras(stated: StatedScene, options: ReadOptions) -> CameraSet:
@@ -175,8 +175,13 @@ def assemble_cameras(stated: StatedScene, options: ReadOptions) -> CameraSet:
         splits={split: tuple(names[view] for view in chosen) for split, chosen in splits.items()},
         spaces=spaces,
         masks=mask_files(stated),
-        points=stated.points,
+        points=surface_points(stated),
     )
+
+
+def surface_points(stated: StatedScene) -> np.ndarray | None:
+    """The points that lie on surfaces, which other programs may want to begin with."""
+    return stated.points if stated.has_surface_points else None
 
 
 def mask_files(stated: StatedScene) -> dict[str, Path]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from hashfield.errors import ConfigError, DataError
+from hashfield.errors import CheckpointError, ConfigError, DataError
 from hashfield.geometry.rays import PixelPool
 from hashfield.ops.occupancy_update import silhouettes
 
@@ -79,6 +79,22 @@ class StreamedPool:
     def n_held(self) -> int:
         """Strips in memory at a time."""
         return len(self._starts)
+
+    def state(self) -> dict[str, float]:
+        """Where the pool is, as JSON values: together with the seed all that it takes to go on from there."""
+        return {"moved": self.n_moved, "due": self._due}
+
+    def restore(self, values: object) -> None:
+        """Go to where `state` was asked.
+
+        Raises:
+            CheckpointError: these are no such values.
+        """
+        moved, due = (values.get(name) for name in ("moved", "due")) if isinstance(values, dict) else (None, None)
+        if not isinstance(moved, int) or not isinstance(due, int | float) or moved < 0 or not 0 <= due < 1e9:
+            raise CheckpointError(f"checkpoint: state: strips: expected where the photos' strips are, got {values!r}")
+        self.move_to(moved)
+        self._due = float(due)
 
     def move_to(self, n_moved: int) -> None:
         """Hold the strips that are held after so many have made way, wherever the pool is now."""

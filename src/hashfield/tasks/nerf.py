@@ -245,7 +245,7 @@ class NerfTask:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
         tensors, values = self.steps.state()
-        return tensors, values if self.streamed is None else {**values, "strips_moved": self.streamed.n_moved}
+        return tensors, values if self.streamed is None else {**values, "strips": self.streamed.state()}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back what `state` gave.
@@ -253,9 +253,8 @@ class NerfTask:
         Raises:
             CheckpointError: it does not fit this task's configuration.
         """
-        if self.streamed is not None:
-            moved = values.get("strips_moved", 0)
-            self.streamed.move_to(moved if isinstance(moved, int) and moved >= 0 else 0)
+        if self.streamed is not None and "strips" in values:  # a run that began with all photos in memory has none
+            self.streamed.restore(values["strips"])
         self.steps.draw_from(self._training_pool())
         self.steps.restore(tensors, values)
 
