@@ -1,6 +1,6 @@
 """What masks are worth: something that moves is pasted into half of the training photos, and clean views judge.
 
-python benchmarks/masks.py SCENE [--downscale 4] [--seconds 30] [--write]
+python benchmarks/masks.py SCENE [--downscale 4] [--n-steps 700] [--write]
 
 Three trainings of the same length: on the photos as they are, with the blob, and with the blob under masks.
 """
@@ -48,7 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("scene", type=Path)
     parser.add_argument("--downscale", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--n-steps", type=int, default=700, help="of each training")
     parser.add_argument("--share", type=float, default=0.5, help="of the photos that the blob is in")
     parser.add_argument("--out", type=Path, default=Path("/tmp/hashfield-masks"), help="folder of the runs")
     parser.add_argument("--write", action="store_true", help="append to results/masks.csv")
@@ -60,12 +60,12 @@ def main() -> int:
     for name, views in (("clean", clean), ("blob", replace(blob, masks=None)), ("blob, masked", blob)):
         task = NerfTask(PRESETS["fast"], replace(scene, splits={**scene.splits, "train": views}))
         run = RunFolder.create(options.out / name.replace(", ", "-"), "masks", overwrite=True)
-        result = train(task, run, TrainOptions(max_seconds=options.seconds))
+        result = train(task, run, TrainOptions(n_steps=options.n_steps))
         figures = evaluate_views(task.model(), scene.splits["test"])
         rows.append(
             {
-                "scene": scene.name, "downscale": options.downscale, "photos": name, "seconds": options.seconds,
-                "steps": result.step, "psnr": round(figures["psnr"], 2), "ssim": round(figures["ssim"], 4),
+                "scene": scene.name, "downscale": options.downscale, "photos": name, "steps": result.step,
+                "seconds": round(result.train_seconds, 1), "psnr": round(figures["psnr"], 2), "ssim": round(figures["ssim"], 4),
                 "worst_psnr": round(min(view["psnr"] for view in figures["views"]), 2),
             }
         )  # fmt: skip

@@ -455,7 +455,6 @@ def test_broken_text_files(tmp_path: Path, name: str) -> None:
         ("FOV", [15, 15, 6, 4, 0.9]),
         ("FULL_OPENCV", [15, 15, 6, 4, 0.1, 0.2, 0.01, 0.02, 0.3, 0.1, 0, 0]),
         ("THIN_PRISM_FISHEYE", [15, 15, 6, 4, *[0.0] * 8]),
-        ("EQUIRECTANGULAR", [12, 8]),
     ],
 )
 def test_lenses_that_are_not_ours_are_refused_by_name(tmp_path: Path, model: str, parameters: list[float]) -> None:

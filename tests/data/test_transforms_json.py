@@ -696,7 +696,7 @@ def test_another_reader_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     monkeypatch.setattr("hashfield.data.dataset.READERS", [*READERS, other])
     assert load_scene(tmp_path) is scene
-    with pytest.raises(DataError, match=r"poses_bounds\.npy \(LLFF\); cameras\.xml \(Metashape\)"):
+    with pytest.raises(DataError, match=r"cameras\.npz \(NeuS\); cameras\.xml \(Metashape\)"):
         (tmp_path / "empty").mkdir()
         load_scene(tmp_path / "empty")
 

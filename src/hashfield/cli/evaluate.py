@@ -32,8 +32,6 @@ class Evaluate:
     """Run folder or checkpoint file."""
     data: Path | None = None
     """The photos to compare with; default: where they lay during training."""
-    masks: Path | None = None
-    """Folder of masks, where those of the training are not there any more."""
     split: Literal["test", "train", "val"] = "test"
     """Which of the data's views to judge."""
     background: str | None = None
@@ -44,6 +42,8 @@ class Evaluate:
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
     """GiB that the decoded photos may take."""
+    masks: Path | None = None
+    """Folder of masks, where those of the training are not there any more."""
     threads: int | None = None
     """Threads of the kernels."""
     device: DeviceName = "auto"

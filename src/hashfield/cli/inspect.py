@@ -1,5 +1,6 @@
 """`hashfield inspect PATH`: what is wrong with a capture, photo by photo, before it is trained on."""
 
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from hashfield.data.assemble import some
 from hashfield.data.dataset import GIB
 from hashfield.data.doctor import Diagnosis, PhotoFigures, examine
 from hashfield.data.photo_checks import SIDE
+from hashfield.data.prepare import rotation_between
 from hashfield.data.structure_from_motion import has_pycolmap
 from hashfield.export.inspect_page import PageFinding, PhotoCard, Plan, write_inspection
+from hashfield.geometry.paths import up_axis
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,15 @@ def write_page(path: Path, scene: Scene, diagnosis: Diagnosis) -> None:
         for name in finding.photos:
             why.setdefault(name, []).append(finding.text)
     names = [photo.name for photo in diagnosis.photos]
+    # seen along the cameras' own up, whatever the world's is
+    turn = rotation_between(up_axis(diagnosis.cameras).numpy(), np.array([0.0, 0.0, 1.0]))[:2]
     position = torch.stack([camera.position for camera in diagnosis.cameras]).numpy()
     forward = torch.stack([camera.forward for camera in diagnosis.cameras]).numpy()
-    center = scene.spaces.box_center_world.tolist()
     half = 0.5 * scene.spaces.aabb_scale / scene.spaces.scale
+    corners = scene.spaces.box_center_world.numpy() + half * np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
     plan = Plan(
-        position[:, :2], forward[:, :2], names, np.array([name in why for name in names]),
-        (center[0], center[1], half), None if diagnosis.points is None else diagnosis.points[:, :2],
+        position @ turn.T, forward @ turn.T, names, np.array([name in why for name in names]), corners @ turn.T,
+        None if diagnosis.points is None else diagnosis.points @ turn.T,
     )  # fmt: skip
     findings = [PageFinding(some(f.photos, 12), f.text, f.remedy) for f in diagnosis.findings]
     cards = [PhotoCard(photo.name, photo.small, _figures(photo), why.get(photo.name, ())) for photo in diagnosis.photos]

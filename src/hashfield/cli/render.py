@@ -69,7 +69,7 @@ class Render:
     panorama: bool = False
     """Show the whole sphere around each view's place, upright: an equirectangular picture of --width (default 2048)."""
     dataparser_transforms: Path | None = None
-    """nerfstudio's dataparser_transforms.json of the run that a nerfstudio path was made for."""
+    """The dataparser_transforms.json of the nerfstudio run that a nerfstudio path was made for."""
     transparent: bool = False
     """Write PNGs with an alpha channel instead of a background."""
     background: str | None = None

@@ -126,6 +126,8 @@ class _Case:
     are_matched: bool = False
     """Whether the links come from features found here, not from the sparse model."""
     findings: list[Finding] = field(default_factory=list)
+    span: float | None = None
+    """Stops between the darkest and the brightest exposure, without the outermost twentieths; None: unknown."""
 
     def say(self, kind: str, text: str, remedy: str, photos: Iterable[int] = ()) -> None:
         self.findings.append(Finding(kind, text, remedy, tuple(self.names[k] for k in photos)))
@@ -149,15 +151,17 @@ def examine(
         threads: For that; -1: one for each CPU.
     """
     case = _open(scene)
+    if case.links:
+        _check_pictures(case)
     if is_thorough and has_pycolmap() and len(case.cameras) > 2:
         _match(case, report, threads)
     _check_copies(case)
     sharpness = _check_sharpness(case)
     stops = _check_exposure(case)
+    _check_strays(case)
     whole = _check_all_poses(case)
     error, n_points, shares = _check_each_pose(case, whole)
     _check_focal_lengths(case)
-    _check_strays(case)
     _check_box(case)
     if whole:
         _check_up(case)
@@ -234,23 +238,80 @@ def _names_in_model(names: Sequence[str], stated: Sequence[str]) -> dict[int, st
     return found
 
 
+_PARTNERS: Final = 8  # photos that each photo is compared with, of those that show most of the same points
+_COUNTED: Final = 20_000  # points by which that is found out
+
+
 def _links_of_tracks(case: _Case) -> list[Link]:
+    """What photos have in common by the sparse model, whatever their cameras in the scene."""
     assert case.tracks is not None
+    known = sorted(case.name_of)
+    seen = [case.tracks.sightings[case.name_of[k]] for k in known]
+    step = max(1, len(case.tracks.points) // _COUNTED)
+    shows = np.zeros((len(known), len(case.tracks.points) // step + 1), np.float32)
+    for row, sighting in zip(shows, seen, strict=True):
+        row[sighting.points[sighting.points % step == 0] // step] = 1
+    common = shows @ shows.T
+    np.fill_diagonal(common, 0)
+    pairs = set()
+    for a, row in enumerate(common):
+        pairs.update((min(a, b), max(a, b)) for b in np.argsort(-row)[:_PARTNERS].tolist() if row[b] > 0)
     found = []
-    for a, near in enumerate(case.near):
-        for b in near.tolist():
-            if (a > b and a in case.near[b]) or a not in case.name_of or b not in case.name_of:
-                continue
-            one, two = (case.tracks.sightings[case.name_of[k]] for k in (a, b))
-            _, rows_a, rows_b = np.intersect1d(one.points, two.points, return_indices=True)
-            if len(rows_a) >= 12:
-                sizes = [np.array([case.cameras[k].width, case.cameras[k].height]) for k in (a, b)]
-                xy = (
-                    one.pixels[rows_a] * sizes[0] / np.array(one.size),
-                    two.pixels[rows_b] * sizes[1] / np.array(two.size),
-                )
-                found.append(Link(a, b, xy))
+    for a, b in sorted(pairs):
+        one, two = seen[a], seen[b]
+        _, rows_a, rows_b = np.intersect1d(one.points, two.points, return_indices=True)
+        if len(rows_a) >= _FEWEST_COMMON:
+            sizes = [np.array([case.cameras[known[k]].width, case.cameras[known[k]].height]) for k in (a, b)]
+            xy = (
+                one.pixels[rows_a] * sizes[0] / np.array(one.size),
+                two.pixels[rows_b] * sizes[1] / np.array(two.size),
+            )
+            found.append(Link(known[a], known[b], xy))
     return found
+
+
+_FEWEST_COMMON: Final = 12
+
+
+def _check_pictures(case: _Case) -> None:
+    """Photos that do not show what the sparse model saw in them: mirrored ones, and other pictures of the same name."""
+    assert case.tracks is not None
+    grey = [np.asarray(Image.fromarray(p.small).convert("L").reduce(2), np.float64) for p in case.pixels]
+
+    def sampled(k: int, xy: np.ndarray, is_mirrored: bool) -> np.ndarray:
+        picture, factor = grey[k], 2 * case.pixels[k].factor
+        column = np.clip((xy[:, 0] / factor).astype(int), 0, picture.shape[1] - 1)
+        row = np.clip((xy[:, 1] / factor).astype(int), 0, picture.shape[0] - 1)
+        return picture[row, picture.shape[1] - 1 - column if is_mirrored else column]
+
+    def likeness(which: int | None = None) -> np.ndarray:
+        """For each photo, the median of its correlations with others, photo `which` mirrored."""
+        of: list[list[float]] = [[] for _ in case.names]
+        for link in case.links:
+            if which is None or which in (link.first, link.second):
+                ends = zip((link.first, link.second), link.pixels, strict=True)
+                a, b = (sampled(k, xy, k == which) for k, xy in ends)
+                if a.std() > 4 and b.std() > 4:
+                    value = float(np.corrcoef(a, b)[0, 1])
+                    of[link.first].append(value)
+                    of[link.second].append(value)
+        return np.array([float(np.median(values)) if len(values) > 1 else math.nan for values in of])
+
+    alike = likeness()
+    if np.isnan(alike).all() or not float(np.nanmedian(alike)) > _ALIKE:
+        return
+    for k in np.flatnonzero(alike < _UNLIKE).tolist():
+        if likeness(k)[k] > max(_ALIKE, alike[k] + 0.3):
+            case.say("mirrored", "shows what the sparse model saw in it only when it is mirrored", _MIRROR_BACK, [k])
+        elif len(case.tracks.sightings[case.name_of[k]].points) >= _MANY and alike[k] < _UNLIKE / 2:
+            text = f"does not show what the sparse model saw in it (correlation {alike[k]:.2f} with other photos)"
+            case.say("other picture", text, "put the photo back that the model was made from, or leave it out", [k])
+
+
+_ALIKE: Final = 0.6  # correlation of grey levels at the same points of two photos, usually
+_UNLIKE: Final = 0.3
+_MANY: Final = 100  # points of a photo; fewer may lie on one plain or shiny thing
+_MIRROR_BACK: Final = "mirror the file back, or leave it out"
 
 
 # --- features, where pycolmap is installed
@@ -321,7 +382,9 @@ def _check_mirrored(case: _Case, shop: Workshop, copy: list[str], matches: Match
     partners = matches.partners()
     most = np.array([partners.get(name, [(0, "")])[0][0] if partners.get(name) else 0 for name in copy])
     usual = float(np.median(most))
+    told = {name for finding in case.findings for name in finding.photos if finding.kind == "mirrored"}
     lonely = [k for k in range(len(copy)) if most[k] < 0.35 * usual and len(matches.keypoints.get(copy[k], ())) > 100]
+    lonely = [k for k in lonely if case.names[k] not in told]
     if not lonely or usual < 40:
         return
     flipped = {}
@@ -343,7 +406,7 @@ def _check_mirrored(case: _Case, shop: Workshop, copy: list[str], matches: Match
             case.say(
                 "mirrored",
                 f"fits the others only when it is mirrored ({best} points in common, {most[k]} as it is)",
-                "mirror the file back, or leave it out",
+                _MIRROR_BACK,
                 [k],
             )
 
@@ -386,7 +449,8 @@ def _check_sharpness(case: _Case) -> np.ndarray:
 
 _STOPS: Final = 0.8
 _STOPS_UNLINKED: Final = 1.2
-_BALANCE: Final = 0.3
+_BALANCE: Final = 0.4
+_SPAN: Final = 1.5
 
 
 def _check_exposure(case: _Case) -> np.ndarray:
@@ -400,16 +464,22 @@ def _check_exposure(case: _Case) -> np.ndarray:
         groups = connected(range(len(case.names)), [(link.first, link.second) for link in case.links])
         group = {k: g for g, members in enumerate(groups) for k in members}
         near = [np.array([j for j in row.tolist() if group[j] == group[k]], int) for k, row in enumerate(near)]
+        case.span = float(np.subtract(*np.quantile(value, (0.95, 0.05))))
+        if case.span > _SPAN:
+            case.say(
+                "exposure span",
+                f"the exposure changes by {case.span:.1f} stops over the capture",
+                "train with --refine exposure, or haze and floating blobs make up for it; lock it while taking photos",
+            )
     stops = relative(value, near)
     usual = float(np.median(np.abs(stops))) * 1.48
     off = np.flatnonzero(np.abs(stops) > max(limit, 4 * usual)).tolist()
-    # a photo between two wrong ones looks wrong too: the worst are named, and judged again without each other
     for k in off:
         word = "brighter" if stops[k] > 0 else "darker"
         case.say(
             "exposure",
             f"is {abs(stops[k]):.1f} stops {word} than its neighbours",
-            "leave it out, or correct its exposure; lock the exposure while taking photos",
+            "leave it out or train with --refine exposure; lock the exposure while taking photos",
             [k],
         )
     tint = np.stack([relative(balance[:, k], near) for k in range(2)], axis=1)
@@ -420,7 +490,7 @@ def _check_exposure(case: _Case) -> np.ndarray:
             "white balance",
             f"{'have' if len(jumps) > 1 else 'has'} another white balance than the neighbours (up to "
             f"{np.abs(tint[jumps]).max():.1f} stops between colours)",
-            "lock the white balance while taking photos, or correct these",
+            "train with --refine exposure; lock the white balance while taking photos",
             jumps,
         )
     return stops
@@ -482,7 +552,7 @@ def _check_all_poses(case: _Case) -> bool:
     ]
     if len(case.cameras) < 4:
         return True
-    if len(case.links) < 3 or not (case.are_matched or case.points is not None):
+    if len(case.links) < 3:
         turned = inverted(case.cameras, axes)
         as_is, other = convergence(case.cameras), convergence(turned)
         if other > 0.5 and as_is < 0.5 * other and not _same_poses(case.cameras, turned):
@@ -543,9 +613,13 @@ def _check_each_pose(case: _Case, are_right: bool) -> tuple[np.ndarray, list[int
     return error, n_points, shares
 
 
+_EXPLAINED: Final = ("mirrored", "other picture", "duplicate", "stray")
+"""Kinds of findings that explain why a pose does not fit."""
+
+
 def _say_wrong_poses(case: _Case, wrong: list[int], error: np.ndarray, shares: np.ndarray) -> None:
-    mirrored = {name for f in case.findings if f.kind in ("mirrored", "duplicate") for name in f.photos}
-    wrong = [k for k in wrong if case.names[k] not in mirrored]
+    explained = {name for f in case.findings if f.kind in _EXPLAINED for name in f.photos}
+    wrong = [k for k in wrong if case.names[k] not in explained]
     if len(wrong) > 0.4 * len(case.cameras):
         case.say(
             "poses",
@@ -575,7 +649,7 @@ def _say_wrong_poses(case: _Case, wrong: list[int], error: np.ndarray, shares: n
 def _fits(case: _Case, cameras: list[Camera], which: tuple[int, int]) -> bool:
     """Whether these cameras explain what the photos `which` have in common with others."""
     links = [link for link in case.links if link.first in which or link.second in which]
-    if links and (case.are_matched or case.points is not None):
+    if links:
         return float(agreement(cameras, links).mean()) > _GOOD
     if case.tracks is None or case.points is None:
         return False
@@ -817,7 +891,7 @@ def _facts(case: _Case) -> list[tuple[str, str]]:
             f"{distance.min():.3g} to {distance.max():.3g} units from the box's centre, "
             f"{distance.mean() * spaces.scale:.2f} scene units on average (1.32 is usual); "
             f"{100 * inside:.0f} % inside the box; they look at a point "
-            f"{np.linalg.norm(focus - center):.3g} units from its centre",
+            f"{max(0.0, np.linalg.norm(focus - center) - 1e-9):.3g} units from its centre",
         ),
         ("up", f"{_tilt(cameras):.0f} degrees from +z"),
         (
@@ -839,6 +913,8 @@ def _facts(case: _Case) -> list[tuple[str, str]]:
             box = Spaces(spaces.scale, spaces.offset, int(scale))
             rays.append(f"{100 * share_of_rays_meeting_box(cameras, box):.0f} % at {words}")
     facts.append(("view rays that meet the box", ", ".join(rays)))
+    if case.span is not None:
+        facts.append(("exposure", f"spans {case.span:.1f} stops over the capture, by what photos have in common"))
     if case.links:
         shares = agreement(cameras, case.links)
         source = "points of the sparse model" if case.tracks is not None else "matched features"

@@ -76,7 +76,7 @@ class CachedPhotos:
     """The photos of a data set as they lie in the cache."""
 
     images: list[np.ndarray]
-    """uint8 [height, width, 4] each; its pages are read from the file when they are looked at."""
+    """Pixels of each photo, uint8 [height, width, 4]; its pages are read from the file when they are looked at."""
     files: list[Path]
     """The file of each image's bytes."""
     stats: list[PhotoStats]
@@ -245,7 +245,7 @@ class PhotoCache:
         """A photo's mask, in a file beside the photo's; where all pixels are held, no memory and no file at all.
 
         Args:
-            file: Of the photo.
+            file: The file of the photo.
             mask: True where the photo may be learned from.
         """
         if mask.all():

@@ -6,6 +6,7 @@ or killed loses at most a few seconds of work: what it has written to the databa
 
 import importlib.util
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from hashfield.errors import DataError
 Report = Callable[[int, int], object]
 """Is called with what is done and what there is to do, in photos or pairs."""
 
+_FULL: Final = 4 * 2**20  # bytes; where fewer are free and a stage failed, that is why
 _WORKER: Final = Path(__file__).with_name("structure_worker.py")
 _PAIR_BASE: Final = 2147483647
 """COLMAP numbers the pair of photos a < b as a * this + b."""
@@ -108,7 +110,8 @@ def _failure(folder: Path, stage: str, error: str | None, code: int, log: Path) 
     """What to say about a stage that gave no result."""
     lines = log.read_text("utf-8", errors="replace").strip().splitlines()
     told = error or (lines[-1] if lines else "")
-    if any(sign in told.lower() for sign in ("disk is full", "no space left", "disk i/o error")):
+    signs = ("disk is full", "no space left", "disk i/o error")
+    if any(sign in told.lower() for sign in signs) or shutil.disk_usage(folder).free < _FULL:
         return f"{folder}: the disk is full: make room and run the same command again, it goes on where it stopped"
     if "malformed" in told or "not a database" in told:
         return f"{folder / 'database.db'}: is damaged: delete the folder {folder} and run the same command again"

@@ -66,14 +66,14 @@ class PhotoCard:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cameras and the training box from above."""
+    """Cameras and the training box from above; x to the right, y up."""
 
     positions: Float64[np.ndarray, "n 2"]
     directions: Float64[np.ndarray, "n 2"]
     names: Sequence[str]
     is_bad: Bool[np.ndarray, " n"]
-    box: tuple[float, float, float]
-    """The middle, and half the side."""
+    box: Float64[np.ndarray, "8 2"]
+    """The corners of the training box, in any order."""
     points: Float64[np.ndarray, "m 2"] | None = None
 
 
@@ -139,7 +139,8 @@ def _caption(plan: Plan) -> str:
 def plan_svg(plan: Plan) -> str:
     """Cameras, points and box from above as an SVG element: x to the right, y up."""
     side, margin = 600.0, 30.0
-    middle, half = np.array(plan.box[:2]), plan.box[2]
+    middle = plan.box.mean(axis=0)
+    half = float(np.abs(plan.box - middle).max())
     reach = np.abs(plan.positions - middle).max(axis=1)
     # as far as nearly all cameras; the box where it is not much larger than that
     extent = float(np.quantile(reach, 0.9)) * 1.25 if len(reach) else half
@@ -154,9 +155,8 @@ def plan_svg(plan: Plan) -> str:
         some = plan.points[:: max(1, len(plan.points) // _MOST_POINTS)]
         some = some[np.abs(some - middle).max(axis=1) <= extent]
         out += [f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="1.4"/>' for x, y in place(some)]
-    corner = place(np.array([middle - half, middle + half]))
-    (x0, y1), (x1, y0) = corner
-    out.append(f'<rect class="box" x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"/>')
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in place(_outline(plan.box)))
+    out.append(f'<polygon class="box" points="{corners}"/>')
     length = np.linalg.norm(plan.directions, axis=1, keepdims=True)
     ahead = plan.directions / np.maximum(length, 1e-9) * np.minimum(1, length + 0.25)
     for k in np.argsort(plan.is_bad, kind="stable"):  # those with findings on top
@@ -167,3 +167,21 @@ def plan_svg(plan: Plan) -> str:
         out.append(f'<polygon class="{kind}" points="{corners}"><title>{escape(plan.names[k])}</title></polygon>')
     out.append("</svg>")
     return "".join(out)
+
+
+def _outline(points: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "m 2"]:
+    """The corners of the convex hull, in order around it."""
+    order = points[np.lexsort((points[:, 1], points[:, 0]))]
+    sides = []
+    for row in (order, order[::-1]):
+        side: list[np.ndarray] = []
+        for point in row:
+            while len(side) > 1 and _turn(side[-2], side[-1], point) <= 0:
+                side.pop()
+            side.append(point)
+        sides += side[:-1]
+    return np.array(sides)
+
+
+def _turn(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> float:
+    return float((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]))

@@ -44,7 +44,7 @@ class StreamedPool:
         sizes: Width and height of each photo.
         table_scene: Their cameras in scene space.
         n_bytes: Memory for strips; one strip is held in any case.
-        seed: Of the order of the strips.
+        seed: Seed of the order of the strips.
         masks: Where each photo may be drawn from, bool [height, width]; None: everywhere.
         margin_px: Draw only within so many pixels of what is not clear by alpha; None: everywhere.
         """
@@ -198,7 +198,10 @@ def overview(
             if masks is not None:
                 alpha = np.where(masks[k], alpha, 255)
             edge = ((0, -height % factor), (0, -width % factor))
-            blocks = np.pad(alpha, edge).reshape(-(-height // factor), factor, -(-width // factor), factor)
+            # a block that reaches beyond the picture is opaque, as nothing is known of what lies there
+            blocks = np.pad(alpha, edge, constant_values=255).reshape(
+                -(-height // factor), factor, -(-width // factor), factor
+            )
             small = np.zeros((shrunk[k][1] * shrunk[k][0], 4), np.uint8)
             small[:, 3] = blocks.max(axis=(1, 3)).reshape(-1)
             parts.append(small)

@@ -109,7 +109,7 @@ class NerfTask:
         sizes = [(camera.width, camera.height) for camera in views.cameras]
         n_bytes = self.scene.resident_bytes or RESIDENT_BYTES
         # an overview takes little beside the strips, and carving needs no more
-        room = n_bytes // 16 if self.is_carved else None
+        room = n_bytes // 8 if self.is_carved else None
         whole, self.shrunk = overview(views.files, sizes, cameras, n_bytes=room, masks=views.masks)
         self.pool = whole.to(self.device)
         margin = self.config.occupancy.pixel_margin_px if self.is_carved else None

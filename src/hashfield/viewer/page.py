@@ -60,6 +60,8 @@ THUMBNAIL_PX: Final = 64
 MOST_CELLS: Final = 6000
 FLY_REACH: Final = 0.05
 """How far before the eye the point lies that it turns around when flying, in the page's units."""
+LAST: Final = 1e15
+"""Place in the panel below everything that has none."""
 TICK_SECONDS: Final = 0.25
 LONGEST_DOWNLOAD: Final = 2**28
 """Bytes of a file above which it is not sent to the browser."""
@@ -670,6 +672,7 @@ class Visitor:
         frustum = self.client.scene.add_camera_frustum(
             f"/cameras/{index}", 2 * math.atan(0.5 * camera.height / camera.fy),
             camera.width / camera.height * camera.fy / camera.fx, scale=0.12, color=(60, 60, 60),
+            thickness=1.5, thickness_units="screen",
             format="jpeg", wxyz=tf.SO3.from_matrix(camera.camera_to_world[:, :3].numpy()).wxyz,
             position=stage.to_page(camera.position.numpy()), cast_shadow=False, receive_shadow=False,
         )  # fmt: skip
@@ -733,7 +736,8 @@ class Visitor:
             for k, eye in enumerate(path.eyes):
                 color = (200, 40, 90) if k == path.chosen else (120, 60, 80)
                 self._keep("path", self.client.scene.add_camera_frustum(
-                    f"/path/{k}", eye.fov_y, 16 / 9, scale=0.08, color=color, cast_shadow=False, receive_shadow=False,
+                    f"/path/{k}", eye.fov_y, 16 / 9, scale=0.08, color=color,
+                    thickness=1.5, thickness_units="screen", cast_shadow=False, receive_shadow=False,
                     wxyz=tf.SO3.from_matrix(eye.camera_to_world[:, :3].numpy()).wxyz,
                     position=stage.to_page(eye.camera_to_world[:, 3].numpy())))  # fmt: skip
 
@@ -822,7 +826,8 @@ class Visitor:
         gui = self.client.gui
         training = self.session.training
         assert training is not None
-        with gui.add_folder("Training"):
+        self._training_folder = gui.add_folder("Training", order=LAST)
+        with self._training_folder:
             self.training_status = gui.add_html(_line(training.status()))
             pause = gui.add_checkbox("Pause", training.share.is_paused)
             self._on(pause, lambda: training.pause(pause.value))
@@ -845,14 +850,15 @@ class Visitor:
         figures = [(psnr, "batch PSNR, dB")] if np.isfinite(psnr).any() else []
         figures.append((loss, "loss, log10"))
         if self._plots is None:
-            self._plots = [
-                self.client.gui.add_uplot(
-                    (seconds, values),
-                    (uplot.Series(label="seconds"), uplot.Series(label=name, stroke="#2060c0", width=2)),
-                    scales={"x": uplot.Scale(time=False)}, title=name, height=150,
-                )
-                for values, name in figures
-            ]  # fmt: skip
+            with self._training_folder:
+                self._plots = [
+                    self.client.gui.add_uplot(
+                        (seconds, values),
+                        (uplot.Series(label="seconds"), uplot.Series(label=name, stroke="#2060c0", width=2)),
+                        scales={"x": uplot.Scale(time=False)}, title=name, height=150,
+                    )
+                    for values, name in figures
+                ]  # fmt: skip
             return
         for plot, (values, _) in zip(self._plots, figures, strict=False):
             plot.data = (seconds, values)
