@@ -1,6 +1,7 @@
 """The parts of a web page that need no browser: bytes of a table, packing of matrices, the HTML around them."""
 
 import base64
+import io
 import json
 import re
 import zlib
@@ -8,9 +9,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hashfield.errors import ConfigError
-from hashfield.export.web_page import QuantisedTable, WebScene, encode_jpeg, quantise, table_note, write_page
+from hashfield.export.web_page import QuantisedTable, WebScene, encode_webp, quantise, table_note, write_page
 from hashfield.export.web_shaders import BLOCK, MOST_BLOCKS, Matrices, grid, network, template
 from hashfield.geometry.grid_layout import GridLayout
 
@@ -105,7 +107,7 @@ def small_scene(title: str) -> WebScene:
     table = quantise(random_table(), LAYOUT, (8, 4))
     return WebScene(
         "nerf", "wgsl", "body </script>", table, [np.arange(8, dtype=np.float32)], np.arange(16, dtype=np.uint8),
-        np.zeros((4, 4, 3), np.uint8), title, credits=title,
+        np.zeros((4, 4, 4), np.uint8), title, credits=title,
     )  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def test_a_page_holds_its_numbers_escapes_its_texts_and_loads_nothing():
     text = write_page(scene)
     page.feed(text)
     assert page.tags.count("img") == 1 and page.tags.count("script") == 3
-    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses) and page.addresses
+    assert all(address.startswith("data:image/webp;base64,") for address in page.addresses) and page.addresses
     assert not re.search(r"https?://|@import|url\(", text)
     facts = json.loads(page.texts["described"])
     assert facts["title"] == title and facts["body"] == "body </script>" and page.texts["h1"].strip() == title
@@ -129,5 +131,8 @@ def test_the_pages_own_script_stays_small():
     assert len(template("gpu.js").template) + len(template("page.js").template) < 30_000
 
 
-def test_the_still_picture_is_a_jpeg():
-    assert encode_jpeg(np.zeros((4, 6, 3), np.uint8))[:3] == b"\xff\xd8\xff"
+def test_the_still_picture_keeps_what_is_clear():
+    image = np.zeros((16, 32, 4), np.uint8)
+    image[:, 16:] = [200, 100, 50, 255]
+    found = np.asarray(Image.open(io.BytesIO(encode_webp(image))))
+    assert not found[:, :15, 3].any() and np.abs(found[:, 18:].astype(int) - [200, 100, 50, 255]).max() < 12

@@ -123,8 +123,8 @@ class WebScene:
     """Numbers of the networks' uniform blocks."""
     cells: UInt8[np.ndarray, " n"]
     """Occupied cells, or nothing."""
-    still: UInt8[np.ndarray, "h w 3"]
-    """The start view, for browsers that cannot draw."""
+    still: UInt8[np.ndarray, "h w 4"]
+    """The start view with straight alpha, for browsers that cannot draw."""
     title: str
     credits: str = ""
     background: tuple[float, float, float] | None = None
@@ -150,7 +150,7 @@ def write_page(scene: WebScene) -> str:
     return template("page.html").substitute(
         title=html.escape(scene.title),
         credits=html.escape(scene.credits),
-        still=_base64(encode_jpeg(scene.still)),
+        still=_base64(encode_webp(scene.still)),
         kind=scene.kind,
         facts=json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c"),
         data=_base64(zlib.compress(bytes(blob), 9)),
@@ -159,10 +159,10 @@ def write_page(scene: WebScene) -> str:
     )
 
 
-def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int = 80) -> bytes:
-    """A JPEG file of a picture."""
+def encode_webp(image: UInt8[np.ndarray, "h w 4"], quality: int = 85) -> bytes:
+    """A WebP file of a picture with straight alpha: small, and without a background of its own."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    Image.fromarray(image).save(file, "WEBP", quality=quality)
     return file.getvalue()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hashfield.errors import ConfigError
-from hashfield.export.images import WHITE, to_uint8
+from hashfield.export.images import WHITE, straight_alpha
 from hashfield.export.web_page import (
     BITS,
     QuantisedTable,
@@ -28,7 +28,7 @@ from hashfield.geometry.cameras import Camera, camera_table, look_at
 from hashfield.geometry.spaces import Spaces
 from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.eval_points import EncodedNetwork
-from hashfield.tasks.frames import PictureView
+from hashfield.tasks.frames import HasFrames, PictureView
 from hashfield.tasks.image_model import ImageModel
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.sdf_model import NORMAL_REACH, SdfModel
@@ -98,7 +98,7 @@ def nerf_scene(model: NerfModel, size: WebSize) -> tuple[WebScene, NerfModel, tu
     )  # fmt: skip
     shown = with_table(model, table)
     cameras, notes = page_cameras(model.cameras, model.spaces)
-    still = shown.render(fitted(cameras[0], STILL_SIZE_PX), ("color",), WHITE)["color"]
+    still = _still(shown, fitted(cameras[0], STILL_SIZE_PX))
     view = _camera_view(cameras, model.spaces)
     return _scene("nerf", body, table, matrices, still, view, model.bits.cpu().numpy()), shown, notes
 
@@ -135,9 +135,9 @@ def image_scene(model: ImageModel, size: WebSize) -> tuple[WebScene, ImageModel,
     shown = with_table(model, table)
     scale = min(1.0, STILL_SIZE_PX / max(width, height))
     view = shown.view(width=max(1, round(width * scale)), height=max(1, round(height * scale)))
-    still = shown.frame(view, ("color",), WHITE)
+    still = _still(shown, view)
     notes = ["light beyond white is clipped in the page"] if model.shape.is_hdr else []
-    scene = _scene("image", body, table, matrices, still["color"], {"width": width, "height": height})
+    scene = _scene("image", body, table, matrices, still, {"width": width, "height": height})
     return scene, shown, tuple(notes)
 
 
@@ -159,7 +159,7 @@ def sdf_scene(model: SdfModel, size: WebSize) -> tuple[WebScene, SdfModel, tuple
     )  # fmt: skip
     shown = with_table(model, table)
     cameras, notes = page_cameras(model.cameras, model.spaces)
-    still = shown.render(fitted(cameras[0], STILL_SIZE_PX), ("color",), WHITE)["color"]
+    still = _still(shown, fitted(cameras[0], STILL_SIZE_PX))
     return _scene("sdf", body, table, matrices, still, _camera_view(cameras, model.spaces)), shown, notes
 
 
@@ -176,15 +176,21 @@ def _numbers_of(
     return network, quantise(network.table.cpu().numpy(), network.layout, bits), weights
 
 
+def _still(shown: HasFrames, view: Any) -> np.ndarray:
+    """What a model shows of a view, RGBA with straight alpha."""
+    found = shown.frame(view, ("color", "opacity"))
+    color = found["color"]
+    return straight_alpha(np.repeat(color, 3, axis=-1) if color.shape[-1] == 1 else color, found["opacity"])
+
+
 def _scene(
     kind: WebKind, body: str, table: QuantisedTable, matrices: Matrices,
     still: np.ndarray, view: dict[str, Any], cells: np.ndarray | None = None,
 ) -> WebScene:  # fmt: skip
     blocks = matrices.data()
-    still = np.repeat(still, 3, axis=-1) if still.shape[-1] == 1 else still
     return WebScene(
         kind=kind, body=body, shader=compute_module(body, [len(b) // 4 for b in blocks]), table=table, blocks=blocks,
-        cells=np.zeros(16, np.uint8) if cells is None else cells, title="", still=to_uint8(still), view=view,
+        cells=np.zeros(16, np.uint8) if cells is None else cells, title="", still=still, view=view,
     )  # fmt: skip
 
 
