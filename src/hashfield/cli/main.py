@@ -21,6 +21,10 @@ VERBS = {
         "hashfield.cli.demo",
         "make a small scene (or: demo image, demo sdf), train on it and show what comes out",
     ),
+    "inspect": (
+        "hashfield.cli.inspect",
+        "say what is wrong with photos and cameras, photo by photo, and write a page with pictures",
+    ),
     "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH, train image FILE, train sdf MESH"),
     "evaluate": (
         "hashfield.cli.evaluate",
@@ -31,7 +35,10 @@ VERBS = {
         "show what a run has learned: test views, an orbit, a camera path; a picture at any size",
     ),
     "view": ("hashfield.cli.view", "look at a run in a browser: move through it, compare it with the photos, film it"),
-    "mesh": ("hashfield.cli.mesh", "write a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
+    "mesh": (
+        "hashfield.cli.mesh",
+        "write a run's surface: triangles with vertex colours or a texture, points; or its values in space",
+    ),
     "sweep": (
         "hashfield.cli.sweep",
         "train a matrix of settings on one input: tables and plots of the paper's comparison",
@@ -49,6 +56,8 @@ EXTRAS = {
     "tensorboard": "hashfield[tensorboard]",
     "av": "imageio[pyav]",
     "imageio": "imageio[pyav]",
+    "xatlas": "hashfield[texture]",
+    "fast_simplification": "hashfield[texture]",
     "trimesh": "hashfield[mesh]",
     "skimage": "hashfield[mesh]",
     "scipy": "hashfield[mesh]",

@@ -69,7 +69,7 @@ class Render:
     panorama: bool = False
     """Show the whole sphere around each view's place, upright: an equirectangular picture of --width (default 2048)."""
     dataparser_transforms: Path | None = None
-    """nerfstudio's dataparser_transforms.json of the run that a nerfstudio path was made for."""
+    """The dataparser_transforms.json of the nerfstudio run that a nerfstudio path was made for."""
     transparent: bool = False
     """Write PNGs with an alpha channel instead of a background."""
     background: str | None = None
@@ -190,7 +190,13 @@ PANORAMA_WIDTH = 2048
 
 
 def views_of(model: HasFrames, options: Render, known: Sequence[Camera]) -> tuple[list[Camera], float]:
-    """The cameras that --views names, and frames per second; `known` are the model's own."""
+    """The cameras that --views names, and frames per second.
+
+    Args:
+        model: What is shown.
+        options: What the user asks for.
+        known: The model's own cameras, which paths are made from.
+    """
     fps = DEFAULT_FPS if options.fps is None else options.fps
     if options.views in ("test", "train"):
         cameras = model.views.get(options.views) or []

@@ -182,6 +182,8 @@ class HostOptimizer:
         self.table_bf16 = self.table.to(torch.bfloat16)
         """The table rounded, as lookups read it."""
         self.parts = table_parts(groups[0].parts, len(self.table))
+        self.live_rows = len(self.table)
+        """Rows of the table that are stepped; the gradients of others wait, and whoever lets them in clears them."""
         self.n_steps = 0
         self._touched: Touched = ()
         self.names = moment_names(groups)
@@ -196,24 +198,29 @@ class HostOptimizer:
         """Take one step. The table's gradient is cleared and `table_bf16` refreshed, in the parts whose turn it is.
 
         Args:
-            gradients: By the groups' names, like the groups' tensors.
+            gradients: By the groups' names, like the groups' tensors; groups that are left out stay as they are.
             learning_rate: The learning rate of the schedule.
         """
         self._touched = (self.reduce(gradients, self.rows_due()) if self.reduce is not None else None) or ()
         self.n_steps += 1
         for group, names in zip(self.groups, self.names, strict=True):
+            if group.name not in gradients:
+                continue
             step = self._step_table if group.is_table else self._step_dense
             for name, tensor, gradient in zip(names, group.tensors, gradients[group.name], strict=True):
                 step(group, name, tensor.detach(), gradient, learning_rate * group.rate)
 
     def rows_due(self) -> list[slice]:
         """Rows of the table that the next step updates."""
-        return [rows for rows, interval in self.parts if (self.n_steps + 1) % interval == 0]
+        live = [(slice(rows.start, min(rows.stop, self.live_rows)), interval) for rows, interval in self.parts]
+        return [rows for rows, interval in live if (self.n_steps + 1) % interval == 0 and rows.start < rows.stop]
 
     def _step_table(self, group: Group, name: str, table: Tensor, gradient: Tensor, rate: float) -> None:
         first, second = self.moments[f"{name}.moment1"], self.moments[f"{name}.moment2"]
-        for rows, interval in self.parts:
-            for own, bits in pieces_of(rows, self._touched) if self.n_steps % interval == 0 else ():
+        for part, interval in self.parts:
+            rows = slice(part.start, min(part.stop, self.live_rows))
+            is_due = self.n_steps % interval == 0 and rows.start < rows.stop
+            for own, bits in pieces_of(rows, self._touched) if is_due else ():
                 adam_table(
                     table[own], gradient[own], first[own], second[own], self.table_bf16[own],
                     step=self.n_steps // interval, learning_rate=rate, beta1=self.adam.beta1, beta2=self.adam.beta2,

@@ -32,6 +32,7 @@ from hashfield.steps.protocol import StepResult
 from hashfield.steps.ranks import current
 from hashfield.steps.ray_budget import first_rays, next_rays
 from hashfield.steps.recipes import RayRecipe
+from hashfield.steps.refinement import Refinement
 from hashfield.steps.state import (
     State,
     generator_state,
@@ -50,21 +51,27 @@ class HostRaySteps:
 
     is_captured = False
 
-    def __init__(self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool) -> None:
+    def __init__(
+        self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool,
+        refinement: Refinement | None = None,
+    ) -> None:  # fmt: skip
         """Args:
         field: What is trained, in place.
         recipe: What stays the same in every step.
         precision: Number type of lookups and networks, as asked for.
         pool: Pixels to draw rays from.
+        refinement: What is learned of the photos besides, in place.
         """
-        self.field, self.recipe, self.pool = field, recipe, pool
+        self.field, self.recipe, self.pool, self.refinement = field, recipe, pool, refinement
         self.asked_precision: RunPrecision = precision
         table = table_of(field.encoding)
         self.device = table.device
         self.matrices = [*field.density_network.weights, *field.color_network.weights]
         self.ranks = current()
         self.mean = GradientMean(self.ranks, table_levels(field.encoding)) if self.ranks.n > 1 else None
-        self.optimizer = HostOptimizer(network_groups(table, self.matrices, l2=recipe.l2), reduce=self.mean)
+        refined = [] if refinement is None else refinement.groups()
+        groups = [*network_groups(table, self.matrices, l2=recipe.l2), *refined]
+        self.optimizer = HostOptimizer(groups, reduce=self.mean)
         numbers = self.values()
         self.precision: str = numbers.precision
         room = max(2 * recipe.batch // self.ranks.n, LONGEST_RAYS * torch.get_num_threads())
@@ -74,6 +81,7 @@ class HostRaySteps:
         self.next_refresh = self.n_refreshes = 0
         self.grid: OccupancyGrid | None = None
         self.box: Float64[Tensor, " 6"] | None = None
+        self.live_rows: int | None = None
 
     def values(self) -> FieldParameters:
         """The field's numbers as they are now."""
@@ -94,13 +102,17 @@ class HostRaySteps:
         assert grid is not None, "begin() or restore() comes first"
         if step >= self.next_refresh and step > 0:
             self._refresh(step, grid)
+        refinement = self.refinement
+        if refinement is not None:
+            self._let_levels_in(refinement)
         batch = self._draw(self.n_rays)
+        is_refined = refinement is not None and refinement.is_due(step)
         options = MarchOptions(
             recipe.aabb_scale, recipe.cone_angle, step_scale, recipe.min_transmittance, recipe.min_weight
         )
         result = train_rays(
             self.values(), batch, grid.bits, options, self.workspace, huber_delta=recipe.huber_delta,
-            sparsity=recipe.sparsity,
+            sparsity=recipe.sparsity, ray_gradients=is_refined,
         )  # fmt: skip
         if has_total_variation and result.n_rays > 0 and math.isfinite(result.loss):
             result.loss += recipe.total_variation * self._add_total_variation(step)
@@ -111,7 +123,11 @@ class HostRaySteps:
             self.workspace.grad_table.zero_()
         elif found.n_rays > 0:
             gradients = {"table": [self.workspace.grad_table], "matrices": self._matrix_gradients(result)}
+            if refinement is not None and result.ray_gradients is not None:
+                gradients |= refinement.gradients(result.ray_gradients, batch)
             self.optimizer.step(gradients, rate)
+            if refinement is not None and gradients.keys() & set(refinement.parts):
+                refinement.hold()
         self.n_rays = next_rays(int(found.n_rays), int(found.n_samples), recipe.batch)
         return found
 
@@ -134,7 +150,18 @@ class HostRaySteps:
         jitter = self.random["rays"].random(n, dtype=np.float32)[own]
         background = self.random["rays"].random((n, 3), dtype=np.float32)[own]
         chosen, jitter, background = (torch.from_numpy(x).to(self.device) for x in (chosen, jitter, background))
-        return training_rays(chosen, self.pool, self.box, jitter=jitter, background=background)
+        pool = self.pool if self.refinement is None else self.refinement.moved(self.pool)
+        batch = training_rays(chosen, pool, self.box, jitter=jitter, background=background)
+        return batch if self.refinement is None else self.refinement.seen(batch)
+
+    def _let_levels_in(self, refinement: Refinement) -> None:
+        """Let those levels of the grid learn whose turn has come; what gathered for them before is dropped."""
+        if self.field.config.n_grid_parameters:
+            layout, known = self.field.config.encoding.layout(3), self.live_rows
+            rows = refinement.live_rows(layout, self.recipe.aabb_scale)
+            if known is not None and rows > known:
+                self.workspace.grad_table[known:rows].zero_()
+            self.live_rows = self.optimizer.live_rows = rows
 
     def _matrix_gradients(self, result: TrainRaysResult) -> list[Tensor]:
         """A step's gradients of the field's matrices, density network first."""
@@ -175,7 +202,12 @@ class HostRaySteps:
         batch = training_rays(chosen, self.pool, box, jitter=none[:, 0].contiguous(), background=none)
         workspace = TrainWorkspace(field, 1024)
         options = MarchOptions(recipe.aabb_scale, recipe.cone_angle)
+        refinement = self.refinement
         result = train_rays(field, batch, grid.bits, options, workspace)
+        if refinement is not None:  # the kernels for steps that refine and for those that do not
+            batch = refinement.seen(batch)
+            for wanted in (False, True):
+                result = train_rays(field, batch, grid.bits, options, workspace, ray_gradients=wanted)
         scratch = network_groups(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
         gradients = {"table": [torch.zeros_like(field.table)], "matrices": self._matrix_gradients(result)}
         HostOptimizer(scratch).step(gradients, 1e-3)
@@ -185,6 +217,8 @@ class HostRaySteps:
         assert self.grid is not None and self.box is not None
         tensors, values = trained_state(self.field, self.optimizer, self.precision)
         tensors |= {"occupancy.values": self.grid.values, "bits": self.grid.bits, "box": self.box}
+        if self.refinement is not None:
+            tensors |= self.refinement.state()
         if self.device.type != "cpu":
             tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         values |= {
@@ -197,6 +231,8 @@ class HostRaySteps:
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """See `protocol.Steps`."""
         restore_trained(self.field, self.optimizer, tensors, values)
+        if self.refinement is not None:
+            self.refinement.restore(tensors)
         grid, box = restored_grid(tensors, self.recipe.aabb_scale, self.device)
         try:
             self.n_rays = int(values["n_rays"])

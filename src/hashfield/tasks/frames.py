@@ -126,7 +126,7 @@ class HasBox(HasFrames, Protocol):
         ...
 
     def within(self, corners: Corners) -> "HasFrames":
-        """The same model, of which only what lies in a box is seen. Shares all memory.
+        """A view of the model in which only what lies in a box is seen. Shares all memory.
 
         Raises:
             ConfigError: nothing of the model lies in the box.

@@ -81,7 +81,7 @@ class NerfModel(CameraFrames, nn.Module):
         return self.spaces.scene_to_world(self.box.double().cpu().reshape(2, 3))
 
     def within(self, corners: Corners) -> "NerfModel":
-        """The same field, of which only what lies in a box of the world is seen: see `frames.HasBox`."""
+        """A view of the field in which only what lies in a box of the world is seen: see `frames.HasBox`."""
         wanted = self.spaces.world_to_scene(torch.tensor(corners, dtype=torch.float64))
         return with_buffers(self, box=common_box(self.box.reshape(2, 3), wanted.to(self.box)).flatten())
 

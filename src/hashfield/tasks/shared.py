@@ -117,4 +117,6 @@ def stored_cameras(metadata: Mapping[str, Any], path: Path) -> dict[str, list[Ca
 
 def stored_info(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a model keeps of the metadata of its checkpoint, for whoever asks where it comes from."""
-    return {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
+    return {
+        k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision", "refinement") if k in metadata
+    }
