@@ -7,7 +7,8 @@
     python benchmarks/ranks.py sweep PICTURE
     python benchmarks/ranks.py table
 
-Everything but `table` needs a quiet machine of two cores. Rows go to results/ranks.csv, the table to results/ranks.md.
+Everything but `table` needs a quiet machine of two cores. Rows go to results/ranks.csv; the table is computed from them
+and stands in docs/many_machines.md.
 """
 
 import argparse
@@ -400,52 +401,109 @@ def sweep(a: argparse.Namespace) -> None:
 
 # --- the table on paper
 
-GRID = dict(levels=8, features=4, base=16, finest=2048)
+MEASURED = {
+    "samples": 2**15,
+    "kb_by_level": (66, 26, 134, 374, 709, 1148, 1632, 1791),
+    "step_ms": 62.1,
+    "step_samples": 2**16,
+    "adam_ms": 8.0,
+    "take_ns": (2.6, 13.9),
+    "add_ns": (2.5, 1.3),
+}
+"""Of a machine of 2 cores, lego, L8 F4 T 2^19: rows of results/ranks.csv, and the kernels alone. Bytes are those of one
+rank of two with half a batch of 2^16, in bfloat16; the first level travels whole. Of the kernels: nanoseconds on one core
+for each row of a level, and for each of those touched."""
+ROW = 16  # bytes of an entry of four float32
+EXCHANGES = 3  # that wait for each other: figures and counts, the touched entries, the small things
 
 
 def entries(log2_t: int) -> list[int]:
-    scale = (GRID["finest"] / GRID["base"]) ** (1 / (GRID["levels"] - 1))
-    return [min(2**log2_t, math.ceil(GRID["base"] * scale**k + 1) ** 3) for k in range(GRID["levels"])]
+    """Entries of each level of the default preset's grid, with another size of table."""
+    from dataclasses import replace
+
+    from hashfield.tasks.nerf_config import PRESETS
+
+    config = PRESETS["default"]
+    config = replace(config, encoding=replace(config.encoding, log2_hashmap_size=log2_t))
+    return config.field_config(1, 0.0).encoding.layout(3).entries.tolist()
 
 
-def touched(n: int, samples: float, spread: list[float]) -> list[float]:
-    """Entries of each level that a batch touches: like balls thrown at a part of the level.
+def touched(log2_t: int, samples: float) -> list[float]:
+    """Entries of each level that so many samples touch: of balls thrown into a level's entries, how many it holds. What
+    one sample throws is fitted to the measurement, since neighbours share most of their corners."""
+    known, sizes = entries(19), entries(log2_t)
+    found = []
+    for kb, size, new in zip(MEASURED["kb_by_level"], known, sizes, strict=True):
+        rows = min(size - 1, (1e3 * kb - size / 8) / (ROW / 2)) if size >= 2**14 else size - 1
+        each = -size / MEASURED["samples"] * math.log(1 - rows / size)
+        found.append(new * (1 - math.exp(-each * samples / new)))
+    return found
 
-    `spread` is what one sample adds at first, fitted to the measured bytes: neighbours share most of their corners.
-    """
-    return [e * (1 - math.exp(-s * samples / e)) for e, s in zip(entries(n), spread, strict=True)]
+
+def cpu_seconds(n: int, batch: int, log2_t: int, gbits: float, delay: float) -> float:
+    """Seconds of a step of n machines like the measured one."""
+    m, sizes = MEASURED, entries(log2_t)
+    adam = 1e-3 * m["adam_ms"] * sum(sizes) / sum(entries(19))
+    per_sample = 1e-3 * (m["step_ms"] - m["adam_ms"]) / m["step_samples"]
+    if n == 1:
+        return per_sample * batch + adam
+    rows, received, sparse_rows, scanned = touched(log2_t, batch / n), 80e3 * (n - 1) / n, 0.0, 0
+    for size, count in zip(sizes, rows, strict=True):
+        whole = 2 * (n - 1) / n * ROW * size
+        sparse = (n - 1) * (size / 8 + count * ROW / 2) if size >= 2**14 else math.inf
+        received += min(whole, sparse)
+        if sparse < whole:
+            sparse_rows, scanned = sparse_rows + count, scanned + size
+    (scan, take), (read, add) = m["take_ns"], m["add_ns"]
+    handled = scanned * scan + sparse_rows * take + (n - 1) * (scanned * read + sparse_rows * add)
+    # The kernels were timed on one core; a machine has two.
+    return per_sample * batch / n + adam + 0.5e-9 * handled + 8 * received / (gbits * 1e9) + EXCHANGES * (n - 1) * delay
 
 
-def step_seconds(n: int, batch: int, log2_t: int, m: dict[str, Any]) -> float:
-    """Seconds of a step of n machines, by the model that docs/many_machines.md states."""
-    sizes = entries(log2_t)
-    row = 4 * GRID["features"]
-    compute = m["per_sample"] * batch / n + m["per_entry"] * sum(sizes)
+def gpu_seconds(n: int, batch: int, log2_t: int) -> float:
+    """Seconds of a step of n GPUs that sum whole tables in float32, by rings for size and trees for delay."""
+    compute = 1.16e-3 * batch / n / 2**18  # an H100's step, README
     if n == 1:
         return compute
-    bytes_in = 4 * 10_000 * 2 * (n - 1) / n
-    for size, count in zip(sizes, touched(log2_t, batch / n, m["spread"]), strict=True):
-        whole = 2 * (n - 1) / n * row * size
-        sparse = (n - 1) * (size / 8 + count * row / 2) if m["sparse"] and size >= 2**14 else math.inf
-        bytes_in += min(whole, sparse)
-    ring = m["exchanges"] * (n - 1) * m["latency"]
-    return (
-        compute
-        + m["per_touched"] * sum(touched(log2_t, batch / n, m["spread"])) * n
-        + bytes_in / m["bytes_per_s"]
-        + ring
-    )
+    size = ROW * sum(entries(log2_t))
+    return compute + 2 * (n - 1) / n * size / (0.8 * 50e9) + 20e-6 * math.log2(n)
 
 
-CPU = {
-    "per_sample": 0.82e-6, "per_entry": 0.0, "per_touched": 0.0, "spread": [1.0] * 8, "sparse": True, "exchanges": 3,
-    "latency": 0.0, "bytes_per_s": 0.0,
-}  # fmt: skip
+def percent(one: float, n: int, many: float) -> str:
+    return f"{100 * one / (n * many):.0f} %"
+
+
+def tables() -> str:
+    """The efficiency of n machines, the time of one over n times theirs: two tables in Markdown."""
+    counts = (2, 4, 8, 16, 32, 64)
+    lines = [
+        "| batch, T | network | " + " | ".join(f"{n} CPUs" for n in counts) + " |",
+        "|---" * (2 + len(counts)) + "|",
+    ]
+    for batch in (2**16, 2**18, 2**20):
+        for log2_t in (17, 19):
+            for gbits, delay in ((1.0, 0.5e-3), (10.0, 0.1e-3)):
+                one = cpu_seconds(1, batch, log2_t, 1, 0)
+                row = [percent(one, n, cpu_seconds(n, batch, log2_t, gbits, delay)) for n in counts]
+                place = f"2^{round(math.log2(batch))}, 2^{log2_t} | {gbits:g} Gbit/s"
+                lines.append(f"| {place} | " + " | ".join(row) + " |")
+    counts = (8, 64, 256, 1024)
+    lines += ["", "| batch, T | " + " | ".join(f"{n} GPUs" for n in counts) + " |", "|---" * (1 + len(counts)) + "|"]
+    for batch in (2**20, 2**23, 2**26):
+        for log2_t in (19, 21):
+            one = gpu_seconds(1, batch, log2_t)
+            row = [percent(one, n, gpu_seconds(n, batch, log2_t)) for n in counts]
+            lines.append(f"| 2^{round(math.log2(batch))}, 2^{log2_t} | " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def table(a: argparse.Namespace) -> None:
-    """The efficiency of n machines: the time of one over n times that of n."""
-    print("fitted after the measurements: see --fit")
+    """Print the tables, and put them into docs/many_machines.md."""
+    page = Path(__file__).resolve().parents[1] / "docs" / "many_machines.md"
+    before, _, rest = page.read_text().partition("<!-- table -->\n")
+    after = rest.partition("<!-- end of table -->\n")[2]
+    print(tables())
+    page.write_text(f"{before}<!-- table -->\n{tables()}<!-- end of table -->\n{after}")
 
 
 def main() -> None:

@@ -27,3 +27,6 @@ class ConfigError(HashfieldError, ValueError):
 
 class RanksError(HashfieldError, RuntimeError):
     """A run of several processes cannot go on: one of them is gone, has failed, or differs from the others."""
+
+    is_said = False
+    """Whether another process tells the user."""

@@ -272,9 +272,10 @@ def test_work_is_dealt_out_and_comes_back_in_order() -> None:
     def work(ranks: Ranks) -> list[Any]:
         def make(k: int) -> list[int]:
             made.append((k, ranks.rank))
-            time.sleep(0.01 * (k % 3))
+            time.sleep(0.05 + 0.02 * (k % 3))
             return [k, k * k]
 
+        ranks.gather([0.0])  # all begin together
         first = list(ranks.deal(9, make, lambda x: json.dumps(x).encode(), json.loads))
         return first + list(ranks.deal(2, make, lambda x: json.dumps(x).encode(), json.loads))
 

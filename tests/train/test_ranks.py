@@ -12,7 +12,6 @@ from hashfield.steps.ranks import Ranks
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf import NerfTask
 from hashfield.train import loop
-from hashfield.train.checkpoint import load_checkpoint
 from hashfield.train.loop import TrainOptions, TrainResult, train
 from hashfield.train.run_folder import RunFolder
 from hashfield.train.sweep import run_sweep
@@ -49,10 +48,8 @@ def test_one_rank_writes_and_any_number_goes_on(tmp_path: Path) -> None:
     assert (one.stopped_by, one.step) == ("done", 12)
     whole = train(NerfTask(tiny_config(), small_scene(), seed=5), folder(tmp_path / "whole"), TrainOptions(n_steps=12))
     assert one.n_rays == pytest.approx(whole.n_rays, rel=0.02)
-    assert one.history[-1]["loss"] == pytest.approx(whole.history[-1]["loss"], rel=0.5)
-    # The same random numbers were drawn as by one process.
-    states = [load_checkpoint(tmp_path / name / "checkpoint.safetensors")[1]["state"] for name in ("run", "whole")]
-    assert states[0]["random"]["rays"].keys() == states[1]["random"]["rays"].keys()
+    losses = [run.history[-1]["loss"] for run in (one, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.5)  # of the steps since a report, whose number follows the clock
     assert sorted(p.name for p in (tmp_path / "other1").iterdir()) == []
 
 

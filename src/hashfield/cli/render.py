@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -280,7 +280,8 @@ def dealt_pictures(
                 depth_scale.set(*depth_range([found["depth"]], [found["opacity"]]))
             return list(depth_scale.range or ())
 
-        depth_scale.range = tuple(ranks.from_first(first_scale))
+        near, far = ranks.from_first(first_scale)
+        depth_scale.range = (near, far)
 
     def make(k: int) -> dict[str, np.ndarray]:
         return next(pictures(model, cameras[k : k + 1], outputs, background, transparent, depth_scale))
@@ -289,8 +290,9 @@ def dealt_pictures(
 
 
 def _packed(found: dict[str, np.ndarray]) -> bytes:
+    arrays: dict[str, Any] = dict(found)
     with io.BytesIO() as buffer:
-        np.savez(buffer, **found)
+        np.savez(buffer, **arrays)
         return buffer.getvalue()
 
 

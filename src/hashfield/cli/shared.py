@@ -62,13 +62,14 @@ def parse(kind: type[_Options], arguments: Sequence[str], verb: str, default: _O
         if old in RENAMED_OPTIONS:
             raise ConfigError(f"{old}: is called {RENAMED_OPTIONS[old]} now")
     logging.basicConfig(level=logging.WARNING, handlers=[_Warnings()], force=True)
-    more = {} if default is None else {"default": default}
     with ExitStack() as stack:
         if not current().speaks:  # help and complaints are the same on every rank
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
-        return tyro.cli(kind, args=list(arguments), prog=f"hashfield {verb}", **more)
+        if default is None:
+            return tyro.cli(kind, args=list(arguments), prog=f"hashfield {verb}")
+        return tyro.cli(kind, args=list(arguments), prog=f"hashfield {verb}", default=default)
 
 
 def value_of(arguments: Sequence[str], option: str) -> str | None:

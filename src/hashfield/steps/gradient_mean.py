@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hashfield.nn.encodings import Encoding, GridEncoding
 from hashfield.ops.touched_rows import TouchedRows, add_rows, bitmap_bytes, take_rows
+from hashfield.steps.optimizers import Touched
 from hashfield.steps.ranks import Ranks
 
 LEAST_SPARSE: Final = 2**14
@@ -82,7 +83,7 @@ class GradientMean:
         self._counts = told[:, len(figures) :].long()
         return told[:, : len(figures)].sum(0).tolist()
 
-    def __call__(self, gradients: Mapping[str, Sequence[Tensor]], due: Sequence[slice]) -> None:
+    def __call__(self, gradients: Mapping[str, Sequence[Tensor]], due: Sequence[slice]) -> Touched:
         """Make the gradients those of all ranks' batches, in place; see `optimizers.Reduce`."""
         (table,) = gradients["table"]
         whole = [k for k, rows in enumerate(self.levels) if k not in self._sparse and _is_in(rows, due)]
@@ -90,30 +91,37 @@ class GradientMean:
         dense += [gradient for name, group in gradients.items() if name != "table" for gradient in group]
         flat = torch.cat([gradient.reshape(-1) for gradient in dense]).mul_(self._weight)
         wait = self.ranks.sum_later(flat)
-        self._add_touched(table)
+        touched = self._add_touched(table)
         wait()
         for gradient, found in zip(dense, flat.split([x.numel() for x in dense]), strict=True):
             gradient.copy_(found.view(gradient.shape))
         self._note(table, whole)
+        return touched
 
-    def _add_touched(self, table: Tensor) -> None:
+    def _add_touched(self, table: Tensor) -> Touched:
+        """Exchange the touched entries, add them, and return which they are."""
         assert self._rows is not None, "offer() comes first"
         ranks, rows, parts = self.ranks, self._rows, [self.levels[k] for k in self._sparse]
         self._rows = None
         if not parts:
-            return
+            return ()
         n_bits, totals = bitmap_bytes(parts), self._counts.sum(1).tolist()
         row_bytes = rows.values.shape[1] * self.wire.itemsize
         start = -(-n_bits // 4) * 4  # where numbers may begin
         own = torch.zeros(start + max(totals) * row_bytes, dtype=torch.uint8)
         own[:n_bits] = rows.bits
         own[start : start + rows.values.nbytes] = rows.values.reshape(-1).view(torch.uint8)
-        for k, sent in enumerate(ranks.gather_tensor(own)):
+        found = ranks.gather_tensor(own)
+        for k, sent in enumerate(found):
             if k == ranks.rank and ranks.n == 2:
                 continue
             values = sent[start : start + totals[k] * row_bytes].view(self.wire).view(totals[k], -1)
             if totals[k]:
                 add_rows(table, parts, TouchedRows(sent[:n_bits], self._counts[k].contiguous(), values))
+        bits = found[0][:n_bits]
+        for sent in found[1:]:
+            bits |= sent[:n_bits]
+        return list(zip(parts, bits.split([bitmap_bytes([part]) for part in parts]), strict=True))
 
     def _note(self, table: Tensor, whole: Sequence[int]) -> None:
         """Note what each level took, and choose for the next step; from numbers that all ranks know."""

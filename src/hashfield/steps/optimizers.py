@@ -15,8 +15,11 @@ from torch import Tensor
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.ops.adam import adam, adam_table
 
-Reduce = Callable[[Mapping[str, Sequence[Tensor]], Sequence[slice]], object]
-"""(gradients of a step by the groups' names, rows of the table that are used now): changes the gradients in place."""
+Touched = Sequence[tuple[slice, Tensor]]
+"""Rows of a table, in order, with a bit for each (uint8): the others among them have no gradient."""
+Reduce = Callable[[Mapping[str, Sequence[Tensor]], Sequence[slice]], Touched | None]
+"""(gradients of a step by the groups' names, rows of the table that are used now): changes the gradients in place, and
+returns what it knows of the rows that are touched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,26 @@ def table_parts(parts: Sequence[tuple[int, int]] | None, n_rows: int) -> list[tu
     return merged
 
 
+def pieces_of(rows: slice, touched: Touched) -> list[tuple[slice, Tensor | None]]:
+    """A range of rows, cut where more is known of some of them.
+
+    >>> bits = torch.tensor([1], dtype=torch.uint8)
+    >>> pieces_of(slice(0, 24), [(slice(8, 16), bits), (slice(32, 40), bits)])
+    [(slice(0, 8, None), None), (slice(8, 16, None), tensor([1], dtype=torch.uint8)), (slice(16, 24, None), None)]
+    """
+    found: list[tuple[slice, Tensor | None]] = []
+    at = rows.start
+    for part, bits in touched:
+        if rows.start <= part.start and part.stop <= rows.stop:
+            if at < part.start:
+                found.append((slice(at, part.start), None))
+            found.append((part, bits))
+            at = part.stop
+    if at < rows.stop:
+        found.append((slice(at, rows.stop), None))
+    return found
+
+
 def moment_names(groups: Sequence[Group]) -> list[list[str]]:
     """How checkpoints call each tensor of each group: table and matrices are numbered through, as they always were,
     and other groups carry their name."""
@@ -162,6 +185,7 @@ class HostOptimizer:
         self.live_rows = len(self.table)
         """Rows of the table that are stepped; the gradients of others wait, and whoever lets them in clears them."""
         self.n_steps = 0
+        self._touched: Touched = ()
         self.names = moment_names(groups)
         self.moments = {
             f"{name}.moment{moment}": torch.zeros_like(tensor)
@@ -177,8 +201,7 @@ class HostOptimizer:
             gradients: By the groups' names, like the groups' tensors; groups that are left out stay as they are.
             learning_rate: The learning rate of the schedule.
         """
-        if self.reduce is not None:
-            self.reduce(gradients, self.rows_due())
+        self._touched = (self.reduce(gradients, self.rows_due()) if self.reduce is not None else None) or ()
         self.n_steps += 1
         for group, names in zip(self.groups, self.names, strict=True):
             if group.name not in gradients:
@@ -189,17 +212,19 @@ class HostOptimizer:
 
     def rows_due(self) -> list[slice]:
         """Rows of the table that the next step updates."""
-        return [rows for rows, interval in self.parts if (self.n_steps + 1) % interval == 0]
+        live = [(slice(rows.start, min(rows.stop, self.live_rows)), interval) for rows, interval in self.parts]
+        return [rows for rows, interval in live if (self.n_steps + 1) % interval == 0 and rows.start < rows.stop]
 
     def _step_table(self, group: Group, name: str, table: Tensor, gradient: Tensor, rate: float) -> None:
         first, second = self.moments[f"{name}.moment1"], self.moments[f"{name}.moment2"]
         for part, interval in self.parts:
             rows = slice(part.start, min(part.stop, self.live_rows))
-            if self.n_steps % interval == 0 and rows.start < rows.stop:
+            is_due = self.n_steps % interval == 0 and rows.start < rows.stop
+            for own, bits in pieces_of(rows, self._touched) if is_due else ():
                 adam_table(
-                    table[rows], gradient[rows], first[rows], second[rows], self.table_bf16[rows],
+                    table[own], gradient[own], first[own], second[own], self.table_bf16[own],
                     step=self.n_steps // interval, learning_rate=rate, beta1=self.adam.beta1, beta2=self.adam.beta2,
-                    epsilon=self.adam.epsilon,
+                    epsilon=self.adam.epsilon, touched=bits,
                 )  # fmt: skip
 
     def _step_dense(self, group: Group, name: str, tensor: Tensor, gradient: Tensor, rate: float) -> None:

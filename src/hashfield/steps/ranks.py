@@ -15,6 +15,7 @@ import datetime
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -251,7 +252,8 @@ class Ranks:
         """The error that names the rank which is gone, after a roll call of those that are left."""
         group, self.group = self.group, None
         with contextlib.suppress(Exception):
-            group.abort()  # those who wait for this rank fail too now, and come to the roll call
+            if group is not None:
+                group.abort()  # those who wait for this rank fail too now, and come to the roll call
         try:
             self.store.set(f"living/{self.rank}", "1")
             started = time.monotonic()
@@ -306,16 +308,14 @@ class Ranks:
         self._n_deals += 1
         key = f"deal/{self._n_deals}"
         if not self.is_first:
-            # Once the first rank has all it wants it may be gone, and the notes with it: that ends the work too.
-            with contextlib.suppress(RuntimeError), self._beating(f"{key}/beat/{self.rank}"):
-                while (k := self.store.add(f"{key}/next", 1) - 1) < n:
-                    self.store.set(f"{key}/owner/{k}", str(self.rank))
+            with self._beating(f"{key}/beat/{self.rank}"):
+                while (k := self._taken(key)) < n:
                     try:
                         result = _DONE + pack(make(k))
                     except HashfieldError as error:
-                        self.store.set(f"{key}/{k}", _FAILED + str(error).encode())
+                        self._note(f"{key}/{k}", _FAILED + str(error).encode())
                         return
-                    self.store.set(f"{key}/{k}", result)
+                    self._note(f"{key}/{k}", result)
             return
         ready: dict[int, _T] = {}
         watch, is_all_taken = _Watch(self.store, key), False
@@ -337,6 +337,19 @@ class Ranks:
                 else:
                     time.sleep(0.01)
             yield ready.pop(wanted)
+
+    def _taken(self, key: str) -> int:
+        """Number of the piece of work that this rank takes next; more than there are where nobody wants it any more."""
+        try:
+            k = self.store.add(f"{key}/next", 1) - 1
+            self.store.set(f"{key}/owner/{k}", str(self.rank))
+        except RuntimeError:  # once the first rank has all that it wants it may be gone, and the notes with it
+            return sys.maxsize
+        return k
+
+    def _note(self, key: str, value: bytes) -> None:
+        with contextlib.suppress(RuntimeError):  # as above: then nobody wants it any more
+            self.store.set(key, value)
 
     def _owner(self, key: str, number: int) -> str:
         return self.names[int(self.store.get(f"{key}/owner/{number}"))]
@@ -460,7 +473,12 @@ def joined(patience: float = JOIN_SECONDS) -> Iterator[Ranks]:
         ConfigError: the environment makes no sense.
     """
     rank, n = _numbers_of_environment()
-    ranks = _meet(rank, n, patience)
+    try:
+        ranks = _meet(rank, n, patience)
+    except RanksError as error:
+        if error.is_said:
+            raise SystemExit(2) from error
+        raise
     with using(ranks):
         try:
             yield ranks
@@ -497,19 +515,26 @@ def _numbers_of_environment() -> tuple[int, int]:
 def _meet(rank: int, n: int, patience: float) -> Ranks:
     """These ranks, connected."""
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
+    prefixed: Any = dist.PrefixStore  # pyright: ignore[reportPrivateImportUsage]
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     wait = datetime.timedelta(seconds=patience)
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, n, timeout=wait))
+        store, _, _ = next(rendezvous("env://", rank, n, timeout=wait))
     except (RuntimeError, ValueError) as error:
         raise RanksError(f"rank {rank} cannot reach {place}, where the ranks meet: {_first_line(error)}") from error
-    store = dist.PrefixStore("hashfield", store)
-    names = _roll_call(store, rank, n, patience)
+    store = prefixed("hashfield", store)
+    try:
+        names = _roll_call(store, rank, n, patience)
+    except RanksError:
+        raise
+    except RuntimeError as error:
+        raise RanksError(f"rank {rank} has lost {place}, where the ranks meet: {_first_line(error)}") from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(
-            backend, store=dist.PrefixStore("group", store), rank=rank, world_size=n,
+            backend, store=prefixed("group", store), rank=rank, world_size=n,
             timeout=datetime.timedelta(seconds=ANSWER_SECONDS),
         )  # fmt: skip
     except RuntimeError as error:
@@ -532,10 +557,16 @@ def _roll_call(store: Any, rank: int, n: int, patience: float, version: str = __
         version: Of hashfield here.
     """
     own = {"n": n, "version": version, "host": socket.gethostname()}
+    there: dict[int, dict[str, Any]] = {}
+
+    def refused(text: str) -> RanksError:
+        error = RanksError(text)
+        error.is_said = min(there, default=rank) < rank  # all see the same; the first of those that came says it
+        return error
+
     if store.add(f"claims/{rank}", 1) > 1:
         raise RanksError(f"two processes call themselves rank {rank}: each needs a RANK of its own")
     store.set(f"came/{rank}", json.dumps(own))
-    there: dict[int, dict[str, Any]] = {}
     deadline = time.monotonic() + patience
     while len(there) < n:
         for k in range(n):
@@ -543,13 +574,13 @@ def _roll_call(store: Any, rank: int, n: int, patience: float, version: str = __
                 there[k] = json.loads(store.get(f"came/{k}"))
                 for what, name in (("n", "number of ranks"), ("version", "version of hashfield")):
                     if there[k][what] != own[what]:
-                        raise RanksError(
+                        raise refused(
                             f"rank {k} ({there[k]['host']}) has another {name} than rank {rank} ({own['host']}): "
                             f"{there[k][what]} instead of {own[what]}"
                         )
         if len(there) < n and time.monotonic() > deadline:
             missing = ", ".join(str(k) for k in range(n) if k not in there)
-            raise RanksError(f"{len(there)} of {n} ranks came within {patience:g} s; missing: {missing}")
+            raise refused(f"{len(there)} of {n} ranks came within {patience:g} s; missing: {missing}")
         time.sleep(0.02)
     return [f"rank {k} ({there[k]['host']})" for k in range(n)]
 

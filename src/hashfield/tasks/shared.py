@@ -62,9 +62,8 @@ def fingerprint_of(*tensors: Tensor) -> int:
         values = tensor.detach().reshape(-1)
         step = -(-values.numel() * values.element_size() // FINGERPRINT_BYTES)
         some = values[:: max(1, step)].cpu().contiguous()
-        found = zlib.crc32(
-            memoryview(some.view(torch.uint8).numpy()), zlib.crc32(str(list(tensor.shape)).encode(), found)
-        )
+        data: Any = some.view(torch.uint8).numpy()
+        found = zlib.crc32(data, zlib.crc32(str(list(tensor.shape)).encode(), found))
     return found
 
 

@@ -323,8 +323,8 @@ def _make_same(ranks: Ranks, task: Task, step: int) -> None:
         task.restore(*_from_first(ranks, lambda: (tensors, values)))
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+def _bytes_of(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _plus(n_rays: int, n_samples: int, more: tuple[int, int]) -> tuple[int, int]:

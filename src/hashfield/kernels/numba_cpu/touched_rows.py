@@ -6,67 +6,75 @@ import numpy as np
 import torch
 
 from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, overloaded, recycled, task_at
-from hashfield.kernels.numba_cpu.simd import LANES, any_nonzero, from_bf16, load, peek, poke, to_bf16
+from hashfield.kernels.numba_cpu.simd import (
+    FEATURES,
+    LANES,
+    any_nonzero,
+    from_bf16,
+    load,
+    peek,
+    poke,
+    store_bf16,
+    to_bf16,
+)
+
+load2, load2_bf16, splat2, store2 = FEATURES[2]
+load4, load4_bf16, splat4, store4 = FEATURES[4]
+
+
+# --- numbers as they travel: float32, or rounded to bfloat16 in arrays of uint16
+
+
+def _putting(store_plain):
+    """Of a store, the function that writes rows or numbers as they travel."""
+
+    def put(values, at, row):
+        def short(values, at, row):
+            store_bf16(values, at, row)
+
+        def plain(values, at, row):
+            store_plain(values, at, row)
+
+        return short if values.dtype.bitwidth == 16 else plain
+
+    return overloaded(put)
+
+
+def _getting(load_plain, load_short):
+    """Of two loads, the function that reads what has travelled."""
+
+    def got(values, at):
+        def short(values, at):
+            return load_short(values, at)
+
+        def plain(values, at):
+            return load_plain(values, at)
+
+        return short if values.dtype.bitwidth == 16 else plain
+
+    return overloaded(got)
+
+
+put2, put4 = _putting(store2), _putting(store4)
+got2, got4 = _getting(load2, load2_bf16), _getting(load4, load4_bf16)
 
 
 @overloaded
-def put(values, at, value):
-    """Write a number as it travels: float32, or the upper half of one, rounded, in arrays of uint16. Returns what will
-    arrive."""
+def put1(values, at, value):
+    """Write one number as it travels."""
 
     def short(values, at, value):
-        half = to_bf16(value)
-        poke(values, at, half)
-        return from_bf16(half)
+        poke(values, at, to_bf16(value))
 
     def plain(values, at, value):
         poke(values, at, value)
-        return value
 
     return short if values.dtype.bitwidth == 16 else plain
 
 
-@inline
-def is_row_touched(array, at, n_features):
-    """Whether one of the numbers from `at` on is not zero."""
-    for f in range(n_features):
-        if peek(array, at + f) != np.float32(0.0):
-            return True
-    return False
-
-
-@kernel
-def _take(array, n_features, firsts, n_rows, bytes_before, bits, values, counts, scale, keeps, thread, threads):
-    """Every part has one reader. Its values begin where the part itself begins."""
-    whole = LANES // n_features if n_features <= LANES else 0  # rows of a vector
-    for turn in range((firsts.size + threads - 1) // threads):
-        part = task_at(turn, firsts.size, thread, threads)
-        if part < 0:
-            break
-        first, n, byte = firsts[part], n_rows[part], bytes_before[part]
-        found, row = np.int64(0), np.int64(0)
-        while row < n:
-            at = (first + row) * n_features
-            if whole > 0 and row + whole <= n and not any_nonzero(load(array, at)):
-                row += whole
-                continue
-            last = min(n, row + max(whole, 1))
-            while row < last:
-                at = (first + row) * n_features
-                if is_row_touched(array, at, n_features):
-                    to = byte + row // 8
-                    poke(bits, to, np.uint8(peek(bits, to) | np.uint8(1 << (row % 8))))
-                    for f in range(n_features):
-                        sent = put(values, (first + found) * n_features + f, peek(array, at + f) * scale)
-                        poke(array, at + f, sent if keeps else np.float32(0.0))
-                    found += 1
-                row += 1
-        counts[part] = found
-
-
 @overloaded
-def got(values, at):
-    """A number that has travelled."""
+def got1(values, at):
+    """One number that has travelled."""
 
     def short(values, at):
         return from_bf16(peek(values, at))
@@ -75,6 +83,75 @@ def got(values, at):
         return peek(values, at)
 
     return short if values.dtype.bitwidth == 16 else plain
+
+
+# --- rows
+
+
+@inline
+def take_row(array, at, n_features, values, to, scale, keeps):
+    """Take a row, if it is not zero; whether it was taken."""
+    if n_features == 4:
+        four = load4(array, at)
+        if not any_nonzero(four):
+            return False
+        put4(values, to, four * splat4(scale))
+        store4(array, at, got4(values, to) if keeps else splat4(np.float32(0.0)))
+        return True
+    if n_features == 2:
+        two = load2(array, at)
+        if not any_nonzero(two):
+            return False
+        put2(values, to, two * splat2(scale))
+        store2(array, at, got2(values, to) if keeps else splat2(np.float32(0.0)))
+        return True
+    is_touched = False
+    for f in range(n_features):
+        is_touched |= peek(array, at + f) != np.float32(0.0)
+    if is_touched:
+        for f in range(n_features):
+            put1(values, to + f, peek(array, at + f) * scale)
+            poke(array, at + f, got1(values, to + f) if keeps else np.float32(0.0))
+    return is_touched
+
+
+@inline
+def add_row(array, at, n_features, values, come):
+    """Add a row that has travelled."""
+    if n_features == 4:
+        store4(array, at, load4(array, at) + got4(values, come))
+    elif n_features == 2:
+        store2(array, at, load2(array, at) + got2(values, come))
+    else:
+        for f in range(n_features):
+            poke(array, at + f, peek(array, at + f) + got1(values, come + f))
+
+
+@kernel
+def _take(array, n_features, firsts, n_rows, bytes_before, bits, values, counts, scale, keeps, thread, threads):
+    """Every part has one reader. Its values begin where the part itself begins."""
+    eight = 8 * n_features
+    vectors = eight // LANES  # of the eight rows of a byte; none where they are less than a vector
+    for turn in range((firsts.size + threads - 1) // threads):
+        part = task_at(turn, firsts.size, thread, threads)
+        if part < 0:
+            break
+        first, n, byte = firsts[part], n_rows[part], bytes_before[part]
+        to = first * n_features
+        for k in range((n + 7) // 8):
+            at = (first + 8 * k) * n_features
+            rows = min(np.int64(8), n - 8 * k)
+            is_touched = vectors == 0 or rows < 8
+            for v in range(vectors if rows == 8 else 0):
+                is_touched |= any_nonzero(load(array, at + v * LANES))
+            if is_touched:
+                found = np.uint8(0)
+                for r in range(rows):
+                    if take_row(array, at + r * n_features, n_features, values, to, scale, keeps):
+                        found |= np.uint8(1 << r)
+                        to += n_features
+                poke(bits, byte + k, found)
+        counts[part] = to // n_features - first
 
 
 @kernel
@@ -86,16 +163,14 @@ def _add(array, n_features, firsts, n_rows, bytes_before, bits, values, values_b
             break
         first, byte, come = firsts[part], bytes_before[part], values_before[part] * n_features
         for k in range((n_rows[part] + 7) // 8):
-            eight = peek(bits, byte + k)
-            row = first + 8 * k
-            while eight:
-                if eight & np.uint8(1):
-                    for f in range(n_features):
-                        at = row * n_features + f
-                        poke(array, at, peek(array, at) + got(values, come + f))
+            left = peek(bits, byte + k)
+            at = (first + 8 * k) * n_features
+            while left:
+                if left & np.uint8(1):
+                    add_row(array, at, n_features, values, come)
                     come += n_features
-                eight = np.uint8(eight >> np.uint8(1))
-                row += 1
+                left = np.uint8(left >> np.uint8(1))
+                at += n_features
 
 
 def _places(parts: Sequence[slice]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
