@@ -9,11 +9,13 @@ import tyro
 
 from hashfield.api import load
 from hashfield.aside import write_aside
-from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
+from hashfield.cli.shared import DeviceName, check_same_model, kind_of_run, parse, run_command, say, set_up
 from hashfield.data import ReadOptions, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import DataError
+from hashfield.steps.ranks import current
+from hashfield.tasks.align import as_refined, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import parse_background
@@ -30,8 +32,6 @@ class Evaluate:
     """Run folder or checkpoint file."""
     data: Path | None = None
     """The photos to compare with; default: where they lay during training."""
-    masks: Path | None = None
-    """Folder of masks, where those of the training are not there any more."""
     split: Literal["test", "train", "val"] = "test"
     """Which of the data's views to judge."""
     background: str | None = None
@@ -42,6 +42,8 @@ class Evaluate:
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
     """GiB that the decoded photos may take."""
+    masks: Path | None = None
+    """Folder of masks, where those of the training are not there any more."""
     threads: int | None = None
     """Threads of the kernels."""
     device: DeviceName = "auto"
@@ -57,12 +59,25 @@ def evaluate_nerf(arguments: list[str]) -> int:
     """`evaluate` for a radiance field."""
     options = parse(Evaluate, arguments, "evaluate")
     device = set_up(options.device, options.threads)
-    model = load(options.run, device)
-    background = None if options.background is None else parse_background(options.background)
-    figures = evaluate_views(model, views_of(model, options), background)
+    ranks = current()
+    with ranks.agreed():
+        model = load(options.run, device)
+        background = None if options.background is None else parse_background(options.background)
+        views = views_of(model, options)
+    check_same_model(ranks, options.run)
+    refined = model.info.get("refinement", {}).get("parts", [])
+    if refined:
+        views = as_refined(views, model.cameras.get(options.split, []))
+    figures = evaluate_views(model, views, background)
+    if not ranks.is_first:
+        return 0
     for view in figures["views"]:
         say(f"{view['name']}: PSNR {view['psnr']:.2f} dB, SSIM {view['ssim']:.4f}, {view['seconds']:.2f} s")
     say(f"mean of {figures['n_views']} views: PSNR {figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}")
+    if "poses" in refined or "exposure" in refined:
+        figures["aligned"] = evaluate_aligned(model, views, refined, background)
+        aligned = figures["aligned"]
+        say(f"aligned: PSNR {aligned['psnr']:.3f} dB, SSIM {aligned['ssim']:.4f}; {aligned['alignment']}")
     if options.json is not None:
         write_figures(options.json, {**figures, "split": options.split, "run": str(options.run)})
     return 0

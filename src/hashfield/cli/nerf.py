@@ -1,5 +1,6 @@
 """The commands of radiance fields that are theirs alone: `train nerf PATH`, `demo` and `sweep nerf PATH`."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import tyro
 
 from hashfield.cli.demo import DemoCommand, DemoKind
 from hashfield.cli.evaluate import Evaluate, views_of
+from hashfield.cli.findings import SAID_BY_NOTES, say_findings
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.prepare import n_threads, prepare_here
 from hashfield.cli.shared import DeviceName, parse, say
@@ -21,12 +23,15 @@ from hashfield.cli.view import View, view
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from hashfield.data.doctor import examine
 from hashfield.data.prepare import PrepareOptions, has_poses
 from hashfield.errors import ConfigError
 from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
 from hashfield.export.video import write_mp4
 from hashfield.geometry.paths import orbit_path
 from hashfield.nn.config import RadianceFieldConfig
+from hashfield.steps.refinement import summary
+from hashfield.tasks.align import as_refined, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.nerf import NerfTask, gpu_memory
@@ -34,6 +39,7 @@ from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.tasks.studies import Setting
+from hashfield.train.checkpoint import write_aside
 from hashfield.train.loop import TrainResult
 from hashfield.train.metrics import SSIM_WINDOW, psnr
 from hashfield.train.run_folder import RunFolder
@@ -51,7 +57,9 @@ class TrainNerf(TrainCommand):
     downscale: int = 1
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
-    """GiB that the decoded photos may take."""
+    """GiB that the decoded photos may take; more of them lie in files, and are trained on from there."""
+    image_cache: Path | None = None
+    """Folder for decoded photos that do not fit --max-image-memory; default: in the user's cache."""
     aabb_scale: int | None = None
     """Side of the training box, a power of two up to 128; default: the file's, or chosen and printed."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
@@ -89,11 +97,13 @@ def prepare_nerf(
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
         max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
-        masks=options.masks, masks_keep=options.masks_keep,
+        masks=options.masks, masks_keep=options.masks_keep, image_cache=options.image_cache, say=say,
     )  # fmt: skip
     scene = load_scene(with_poses(options), read)
     for note in scene.notes:
         say(note)
+    if plan.resumed is None:
+        say_findings([finding for finding in examine(scene).findings if finding.kind not in SAID_BY_NOTES])
     if device.type == "cuda" and plan.config.trains_on_device:
         say_memory(gpu_memory(plan.config, scene), device, options.max_gpu_memory, SMALLER)
     task = NerfTask(plan.config, scene, seed=options.seed, background=options.background, device=device)
@@ -176,7 +186,7 @@ def finish(
     figures: dict[str, Any] = {}
     sheets: list[tuple[str, np.ndarray]] = []
     if "test" in scene.splits and len(scene.splits["test"]):
-        views = scene.splits["test"]
+        views = as_refined(scene.splits["test"], model.cameras["test"])
         chosen = set(np.linspace(0, len(views) - 1, min(SHEETS, len(views))).round().astype(int).tolist())
 
         def keep(k: int, rendering: np.ndarray, photo: np.ndarray) -> None:
@@ -194,8 +204,12 @@ def finish(
         figures = evaluate_views(model, views, on_view=keep)
         say(
             f"held-out: {figures['n_views']} views, PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}, "
-            f"{np.median([v['seconds'] for v in figures['views']]):.2f} s a frame"
+            f"{np.median([v['seconds'] for v in figures['views']]):.2f} s a frame; views not aligned"
         )
+        if fits_views(task):
+            figures["aligned"] = evaluate_aligned(model, views, task.config.refine)
+            say(aligned_line(figures["aligned"]))
+    refined = [] if task.refinement is None else tell_refinement(task, run)
     video = None
     if video_frames:
         video = run.renders / "turntable.mp4"
@@ -212,7 +226,7 @@ def finish(
                                    for shapes in sizes.network_shapes())),
             ("carved from alpha", "yes" if task.is_carved else "no"),
         ],
-        figures=[*figure_rows(figures), *extra],
+        figures=[*figure_rows(figures), *refined, *extra],
         headline=[("held-out PSNR", f"{figures['psnr']:.2f} dB"), ("SSIM", f"{figures['ssim']:.3f}")]
                  if figures else [],
         sheets=sheets,
@@ -252,12 +266,42 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """Figures on the held-out views, for people; nothing where there are no such views."""
     if not figures:
         return []
+    aligned = figures.get("aligned")
     return [
         ("held-out PSNR", f"{figures['psnr']:.2f} dB, mean over {figures['n_views']} views on background "
                           f"{tuple(round(v, 3) for v in figures['background'])}"),
         ("held-out SSIM", f"{figures['ssim']:.4f} (11x11 Gaussian, RGB)"),
+        *([("alignment of these views", "none")] if not aligned else [
+            ("alignment of these views", "none, but for what all cameras share"),
+            ("aligned views", f"PSNR {aligned['psnr']:.2f} dB, SSIM {aligned['ssim']:.4f}: {aligned['alignment']}"),
+        ]),
         ("colour", figures["color"]),
     ]  # fmt: skip
+
+
+def fits_views(task: NerfTask) -> bool:
+    """Whether a run refined what held-out views differ in too, so that they are judged aligned as well."""
+    return any(part in task.config.refine for part in ("poses", "exposure"))
+
+
+def aligned_line(aligned: dict[str, Any]) -> str:
+    """Figures of aligned views, and how they were aligned."""
+    return (
+        f"aligned: {aligned['n_views']} views, PSNR {aligned['psnr']:.2f} dB, SSIM {aligned['ssim']:.4f}; "
+        f"{aligned['alignment']}"
+    )
+
+
+def tell_refinement(task: NerfTask, run: RunFolder) -> list[tuple[str, str]]:
+    """Say how far cameras, lenses and gains went, write it for each photo to refinement.json, and return it as rows."""
+    assert task.refinement is not None
+    report = {"photos": list(task.scene.splits["train"].names), **task.refinement.report()}
+    text = json.dumps(report, indent=1) + "\n"
+    write_aside(run.path / "refinement.json", lambda aside: aside.write_text(text, encoding="utf-8"))
+    rows = summary(report)
+    for name, value in rows:
+        say(f"{name}: {value}")
+    return rows
 
 
 def turntable(model: HasFrames, scene: Scene, n_frames: int):

@@ -1,7 +1,9 @@
 """`hashfield render RUN`."""
 
+import io
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -13,7 +15,7 @@ import tyro
 from hashfield.api import load
 from hashfield.cli.kept_frames import DepthScale, KeptFrames, plan_of
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
-from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
+from hashfield.cli.shared import DeviceName, check_same_model, kind_of_run, parse, run_command, say, set_up
 from hashfield.data.json_fields import Fields, load_json
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import (
@@ -30,6 +32,7 @@ from hashfield.geometry.path_files import PathPlace, PathWish, read_path_file
 from hashfield.geometry.paths import orbit_path
 from hashfield.geometry.spaces import Spaces
 from hashfield.geometry.tours import along_path, as_panoramas, spiral_path
+from hashfield.steps.ranks import Ranks, current
 from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.shared import parse_background
 from hashfield.train.run_folder import RunFolder
@@ -66,7 +69,7 @@ class Render:
     panorama: bool = False
     """Show the whole sphere around each view's place, upright: an equirectangular picture of --width (default 2048)."""
     dataparser_transforms: Path | None = None
-    """nerfstudio's dataparser_transforms.json of the run that a nerfstudio path was made for."""
+    """The dataparser_transforms.json of the nerfstudio run that a nerfstudio path was made for."""
     transparent: bool = False
     """Write PNGs with an alpha channel instead of a background."""
     background: str | None = None
@@ -96,8 +99,11 @@ def render(options: Render) -> int:
         raise ConfigError("--transparent: a video has no transparency; use --format png")
     if options.format == "mp4":
         check_video()
-    model = load(options.run, device)
-    cameras, fps = chosen_cameras(model, options)
+    ranks = current()
+    with ranks.agreed():
+        model = load(options.run, device)
+        cameras, fps = chosen_cameras(model, options)
+    check_same_model(ranks, options.run)
     name = options.views if options.views in NAMED_VIEWS else Path(options.views).stem
     if options.format == "mp4" and len({(camera.width, camera.height) for camera in cameras}) > 1:
         raise ConfigError("--format mp4: the views differ in size; give --width and --height, or use --format png")
@@ -109,14 +115,20 @@ def render(options: Render) -> int:
     plan = plan_of(run, cameras, outputs, background, options.transparent)
     frames = KeptFrames(folder, outputs, len(cameras), plan, of_video=is_video)
     targets = [folder / f"{output}.mp4" for output in outputs] if is_video else frames.paths()
-    there = [target for target in targets if target.exists()]
-    if there and not options.overwrite and not frames.are_ours:
-        raise ConfigError(f"{there[0]}: is there already; choose another --out, or --overwrite")
-    with frames:
-        missing = frames.missing()
+    with ExitStack() as stack:
+        with ranks.agreed():
+            there = [target for target in targets if target.exists()] if ranks.is_first else []
+            if there and not options.overwrite and not frames.are_ours:
+                raise ConfigError(f"{there[0]}: is there already; choose another --out, or --overwrite")
+            if ranks.is_first:
+                stack.enter_context(frames)
+        missing = ranks.from_first(frames.missing)
         if len(missing) < len(cameras):
             say(f"{len(cameras) - len(missing)} of {len(cameras)} frames are there from before; going on with the rest")
-        shown = pictures(model, [cameras[k] for k in missing], outputs, background, options.transparent, frames.scale)
+        some = [cameras[k] for k in missing]
+        shown = dealt_pictures(ranks, model, some, outputs, background, options.transparent, frames.scale)
+        if not ranks.is_first:
+            return sum(0 for _ in shown)  # none comes: what this rank makes goes to the first one
         for k, found in zip(missing, counted(shown, len(missing)), strict=True):
             frames.keep(k, found)
         if is_video:
@@ -178,7 +190,13 @@ PANORAMA_WIDTH = 2048
 
 
 def views_of(model: HasFrames, options: Render, known: Sequence[Camera]) -> tuple[list[Camera], float]:
-    """The cameras that --views names, and frames per second; `known` are the model's own."""
+    """The cameras that --views names, and frames per second.
+
+    Args:
+        model: What is shown.
+        options: What the user asks for.
+        known: The model's own cameras, which paths are made from.
+    """
     fps = DEFAULT_FPS if options.fps is None else options.fps
     if options.views in ("test", "train"):
         cameras = model.views.get(options.views) or []
@@ -235,6 +253,50 @@ def resized(camera: Camera, options: Render) -> Camera:
     if height is None:
         height = max(1, round(camera.height * width / camera.width))
     return camera.resized(width, height)
+
+
+def dealt_pictures(
+    ranks: Ranks,
+    model: HasFrames,
+    cameras: Sequence[Camera],
+    outputs: Sequence[Output],
+    background: tuple[float, float, float],
+    transparent: bool,
+    depth_scale: DepthScale,
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `pictures` gives, made by several ranks; on the first one all of it comes, in order.
+
+    Args:
+        ranks: Those that share the cameras out.
+        model, cameras, outputs, background, transparent, depth_scale: As `pictures` has them.
+    """
+    if ranks.n == 1:
+        return pictures(model, cameras, outputs, background, transparent, depth_scale)
+    if "depth" in outputs and cameras:
+
+        def first_scale() -> list[float]:
+            if depth_scale.range is None:
+                found = model.frame(cameras[0], ("depth", "opacity"), None if transparent else background)
+                depth_scale.set(*depth_range([found["depth"]], [found["opacity"]]))
+            return list(depth_scale.range or ())
+
+        depth_scale.range = tuple(ranks.from_first(first_scale))
+
+    def make(k: int) -> dict[str, np.ndarray]:
+        return next(pictures(model, cameras[k : k + 1], outputs, background, transparent, depth_scale))
+
+    return ranks.deal(len(cameras), make, _packed, _unpacked)
+
+
+def _packed(found: dict[str, np.ndarray]) -> bytes:
+    with io.BytesIO() as buffer:
+        np.savez(buffer, **found)
+        return buffer.getvalue()
+
+
+def _unpacked(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        return dict(found)
 
 
 def pictures(

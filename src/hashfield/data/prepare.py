@@ -108,6 +108,7 @@ _COARSE: Final = 24  # of a row, so many photos are compared with each other, wh
 _RETRY: Final = 0.9  # a smaller share of photos with a place calls for more comparisons
 _MOST_PAIRS: Final = 8000  # that a retry adds
 _FULL_LENS: Final = 10  # photos from which on a camera's lens is found with all its terms, and its principal point
+_LEAST_PIECE: Final = 3  # photos that make a piece of their own
 _FEW_FEATURES: Final = 60  # a photo with fewer shows no texture
 
 
@@ -138,9 +139,9 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
     work = out / WORK
-    if (out / "transforms.json").exists() and not (work / "done.json").exists():
-        raise ConfigError(f"{out}: holds a transforms.json that was not made here: name another folder by --out")
+    _check_free(source, out)
     work.mkdir(parents=True, exist_ok=True)
+    _write_json(work / "source.json", {"source": str(source.resolve())})
     shop = Workshop(work, options.threads, options.seed)
     _forget_other_settings(shop, options)
     photos, notes = _photos(source, out, options, progress)
@@ -172,6 +173,15 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
     _write_json(work / "done.json", done)
     progress("writing", 1, 1)
     return _prepared(out, done)
+
+
+def _check_free(source: Path, out: Path) -> None:
+    """Raise where the folder holds a data set of other photos, or of another program."""
+    before = _read_json(out / WORK / "source.json").get("source")
+    if before is None and (out / "transforms.json").exists():
+        raise ConfigError(f"{out}: holds a transforms.json that was not made here: name another folder by --out")
+    if before not in (None, str(source.resolve())) and Path(before).exists():
+        raise ConfigError(f"{out}: holds what was prepared of {before}: name another folder by --out")
 
 
 def _prepared(out: Path, done: dict[str, Any], was_there: bool = False) -> Prepared:
@@ -330,7 +340,7 @@ def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: W
     """The photos without a place, with the reason."""
     placed, partners = solved["images"], matches.partners()
     name_of = {copy_name(photo): photo.name for photo in photos}
-    pieces = solved["pieces"][1:]
+    pieces = [[name for name in piece if name not in placed] for piece in solved["pieces"][1:]]
     sharp = {copy_name(photo): _sharpness(shop.photos / copy_name(photo)) for photo in photos}
     usual = float(np.median(list(sharp.values())))
     lost = []
@@ -340,7 +350,7 @@ def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: W
             continue
         n_features = len(matches.keypoints.get(copy, ()))
         n_common, other = next(iter(partners.get(copy, [])), (0, ""))
-        piece = next((piece for piece in pieces if copy in piece), None)
+        piece = next((piece for piece in pieces if copy in piece and len(piece) >= _LEAST_PIECE), None)
         if n_features < _FEW_FEATURES:
             reason = f"it shows almost no texture ({n_features} features)"
         elif piece is not None:
@@ -396,8 +406,11 @@ def _solution_notes(photos: list[Photo], placed: list[Photo], solved: dict[str, 
         f"camera{'s' if len(cameras) > 1 else ''}; {len(matches.pairs)} of {matches.n_tried} compared pairs have "
         "points in common"
     ]
-    if len(solved["pieces"]) > 1:
-        sizes = ", ".join(str(len(piece)) for piece in solved["pieces"])
+    # COLMAP tries to place lost photos together with placed ones: pieces are what has photos of its own
+    own = [set(piece) - set(solved["images"]) for piece in solved["pieces"][1:]]
+    own = [piece for piece in own if len(piece) >= _LEAST_PIECE]
+    if own:
+        sizes = ", ".join(str(size) for size in (len(placed), *map(len, own)))
         notes.append(
             f"warning: the photos fall into pieces that do not connect, of {sizes} photos: the largest is kept"
         )
@@ -433,12 +446,20 @@ def _write(shop: Workshop, source: Path, out: Path, photos: list[Photo], solved:
     for photo, name, file in zip(placed, names, files, strict=True):
         image = written["images"][name]
         camera = _camera(image, written["cameras"])
-        frames.append((os.path.relpath(file, out).replace(os.sep, "/"), camera, image, photo))
+        frames.append((_relative(file, out), camera, image, photo))
     text = _transforms(frames, aabb_scale, shop)
     (out / "sparse").mkdir(exist_ok=True)
     shutil.rmtree(out / "sparse" / "0", ignore_errors=True)
     result.replace(out / "sparse" / "0")
     _write_json(out / "transforms.json", text)
+
+
+def _relative(file: Path, folder: Path) -> str:
+    """The path of a file from a folder, with forward slashes; the whole path where they lie on different drives."""
+    try:
+        return Path(os.path.relpath(file, folder.resolve())).as_posix()
+    except ValueError:
+        return file.as_posix()
 
 
 def _final_photos(out: Path, placed: list[Photo]) -> list[Path]:
@@ -491,7 +512,7 @@ def _world(cameras: list[Camera], points: np.ndarray, has_alpha: bool) -> tuple[
     """Rotation, centre, scale and box of the data set's world: p' = scale * rotation @ (p - centre). Up is +z, and the
     training box is the one that instant-ngp's default scale and offset mean."""
     up = up_axis(cameras).numpy()
-    rotation = _rotation_between(up, np.array([0.0, 0.0, 1.0]))
+    rotation = rotation_between(up, np.array([0.0, 0.0, 1.0]))
     turned = [
         camera.moved(torch.from_numpy(np.column_stack([rotation @ p[:, :3], rotation @ p[:, 3]])))
         for camera in cameras
@@ -502,8 +523,8 @@ def _world(cameras: list[Camera], points: np.ndarray, has_alpha: bool) -> tuple[
     return rotation, rotation.T @ center, spaces.scale / DEFAULT_SCALE, spaces.aabb_scale
 
 
-def _rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The smallest rotation that takes unit vector a to b."""
+def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The smallest rotation [3, 3] that takes unit vector a to b."""
     cosine = float(a @ b)
     if cosine < -1 + 1e-9:
         return np.diag([1.0, -1.0, -1.0])
