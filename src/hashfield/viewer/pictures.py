@@ -313,7 +313,7 @@ def _rays(camera: Camera, region: Region) -> tuple[Float64[Tensor, " 3"], Float6
 
 def _slice_colors(model: Any, points: Float[Tensor, "n 3"], diagonal: float) -> UInt8[np.ndarray, "n 3"]:
     """Colours of a model's values: a signed distance as bands, blue inside and orange outside, with a black line where
-    it is 0; a density from dark to light.
+    it is 0; a density from dark (nothing) to light (solid).
 
     Args:
         model: Has a distance, or a density.
