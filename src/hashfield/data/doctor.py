@@ -753,7 +753,7 @@ def _tilt(cameras: Sequence[Camera]) -> float:
 
 def _check_without_place(case: _Case) -> None:
     """Photos that lie there but have no pose, and why, as far as it is known."""
-    root = case.scene.path if case.scene.path.is_dir() else case.scene.path.parent
+    root = case.scene.folder or (case.scene.path if case.scene.path.is_dir() else case.scene.path.parent)
     done = root / WORK / "done.json"
     if done.is_file():
         try:
