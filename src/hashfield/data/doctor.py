@@ -803,7 +803,7 @@ def _why_lost(case: _Case, lost: list[Path]) -> list[str]:
         elif not has_pycolmap():
             reasons.append("unknown (pip install 'hashfield[photos]' to know more)")
         elif n < 30:
-            reasons.append(f"it has {n or 'no'} points in common with any other photo")
+            reasons.append(f"it has {f'at most {n}' if n else 'no'} points in common with any other photo")
         else:
             reasons.append(f"it was not placed although it has {n} points in common with {other}, which may be enough")
     return reasons
