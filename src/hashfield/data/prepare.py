@@ -181,9 +181,11 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
 def _check_free(source: Path, out: Path) -> None:
     """Raise where the folder holds a data set of other photos, or of another program."""
     before = _read_json(out / WORK / "source.json").get("source")
-    if before is None and (out / "transforms.json").exists():
+    if not (out / "transforms.json").exists():
+        return
+    if before is None:
         raise ConfigError(f"{out}: holds a transforms.json that was not made here: name another folder by --out")
-    if before not in (None, str(source.resolve())) and Path(before).exists():
+    if before != str(source.resolve()) and Path(before).exists():
         raise ConfigError(f"{out}: holds what was prepared of {before}: name another folder by --out")
 
 
