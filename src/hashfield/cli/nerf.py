@@ -102,7 +102,9 @@ def prepare_nerf(
     scene = load_scene(with_poses(options), read)
     for note in scene.notes:
         say(note)
-    if plan.resumed is None:
+    if scene.resident_bytes is not None:
+        say(f"photos that are read from files are not looked at here: hashfield inspect {options.path} does it")
+    elif plan.resumed is None:
         say_findings([finding for finding in examine(scene).findings if finding.kind not in SAID_BY_NOTES])
     if device.type == "cuda" and plan.config.refine:
         say("refining: steps are taken one by one on this GPU, not as a captured graph, which is slower")

@@ -753,7 +753,7 @@ def _tilt(cameras: Sequence[Camera]) -> float:
 
 def _check_without_place(case: _Case) -> None:
     """Photos that lie there but have no pose, and why, as far as it is known."""
-    root = case.scene.path if case.scene.path.is_dir() else case.scene.path.parent
+    root = case.scene.folder or (case.scene.path if case.scene.path.is_dir() else case.scene.path.parent)
     done = root / WORK / "done.json"
     if done.is_file():
         try:
@@ -803,7 +803,7 @@ def _why_lost(case: _Case, lost: list[Path]) -> list[str]:
         elif not has_pycolmap():
             reasons.append("unknown (pip install 'hashfield[photos]' to know more)")
         elif n < 30:
-            reasons.append(f"it has {n or 'no'} points in common with any other photo")
+            reasons.append(f"it has {f'at most {n}' if n else 'no'} points in common with any other photo")
         else:
             reasons.append(f"it was not placed although it has {n} points in common with {other}, which may be enough")
     return reasons

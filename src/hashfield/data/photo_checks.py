@@ -60,14 +60,14 @@ def _measured(image: UInt8[np.ndarray, "h w 4"]) -> Pixels:
     return Pixels(
         np.asarray(small),
         factor,
-        _sharpness(grey),
+        sharpness(grey),
         float(np.log2(0.2126 * red + 0.7152 * green + 0.0722 * blue)),
         (float(np.log2(red / green)), float(np.log2(blue / green))),
         tiny,
     )
 
 
-def _sharpness(grey: Float32[np.ndarray, "h w"]) -> float:
+def sharpness(grey: Float32[np.ndarray, "h w"]) -> float:
     """Mean strength of structure of one pixel over that of structure of four; 0 for a plain picture."""
     height, width = (n // 4 * 4 for n in grey.shape)
     if min(height, width) < 16:

@@ -16,9 +16,11 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 from hashfield.data.assemble import SILHOUETTE, some
 from hashfield.data.dataset import READERS
+from hashfield.data.photo_checks import sharpness
 from hashfield.data.photo_files import (
     Photo,
     copy_name,
@@ -109,6 +111,7 @@ _RETRY: Final = 0.9  # a smaller share of photos with a place calls for more com
 _MOST_PAIRS: Final = 8000  # that a retry adds
 _FULL_LENS: Final = 10  # photos from which on a camera's lens is found with all its terms, and its principal point
 _LEAST_PIECE: Final = 3  # photos that make a piece of their own
+_BLURRED: Final = 0.6  # of the usual sharpness, of a photo that found no place
 _FEW_FEATURES: Final = 60  # a photo with fewer shows no texture
 
 
@@ -178,9 +181,11 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
 def _check_free(source: Path, out: Path) -> None:
     """Raise where the folder holds a data set of other photos, or of another program."""
     before = _read_json(out / WORK / "source.json").get("source")
-    if before is None and (out / "transforms.json").exists():
+    if not (out / "transforms.json").exists():
+        return
+    if before is None:
         raise ConfigError(f"{out}: holds a transforms.json that was not made here: name another folder by --out")
-    if before not in (None, str(source.resolve())) and Path(before).exists():
+    if before != str(source.resolve()) and Path(before).exists():
         raise ConfigError(f"{out}: holds what was prepared of {before}: name another folder by --out")
 
 
@@ -341,7 +346,7 @@ def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: W
     placed, partners = solved["images"], matches.partners()
     name_of = {copy_name(photo): photo.name for photo in photos}
     pieces = [[name for name in piece if name not in placed] for piece in solved["pieces"][1:]]
-    sharp = {copy_name(photo): _sharpness(shop.photos / copy_name(photo)) for photo in photos}
+    sharp = {copy_name(photo): sharpness(_grey(shop.photos / copy_name(photo))) for photo in photos}
     usual = float(np.median(list(sharp.values())))
     lost = []
     for photo in photos:
@@ -357,10 +362,11 @@ def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: W
             reason = (
                 f"it hangs together with {len(piece) - 1} others, but not with the main piece: take photos in between"
             )
-        elif sharp[copy] < 0.4 * usual:
+        elif sharp[copy] < _BLURRED * usual:
             reason = f"it is blurred (sharpness {sharp[copy] / usual:.2f} of the usual)"
         elif n_common < 30:
-            reason = f"it has {n_common or 'no'} points in common with any other photo: take photos in between"
+            shared = f"it has at most {n_common}" if n_common else "it has no"
+            reason = f"{shared} points in common with any other photo: take photos in between"
         else:
             reason = (
                 f"its {n_common} points in common with {name_of.get(other, other)} fit no place: something in it moves "
@@ -370,11 +376,9 @@ def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: W
     return lost
 
 
-def _sharpness(copy: Path) -> float:
-    from PIL import Image
-
+def _grey(copy: Path) -> np.ndarray:
     with Image.open(copy) as image:
-        return float(laplacian(np.asarray(image.convert("L"), np.float32)).std())
+        return np.asarray(image.convert("L"), np.float32)
 
 
 def _too_few(source: Path, photos: list[Photo], placed: list[Photo], matches: Matches) -> str:
@@ -545,7 +549,7 @@ def _transforms(
         listed.append(
             {
                 "file_path": name,
-                "sharpness": round(_sharpness(shop.photos / copy_name(photo)) ** 2, 3),
+                "sharpness": round(float(laplacian(_grey(shop.photos / copy_name(photo))).var()), 3),
                 "colmap_im_id": image["id"],
                 **({} if is_shared else lens),
                 "transform_matrix": [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]],
