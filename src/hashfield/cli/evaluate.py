@@ -9,12 +9,14 @@ import tyro
 
 from hashfield.api import load
 from hashfield.aside import write_aside
+from hashfield.cli.progress import counted
 from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
 from hashfield.data import ReadOptions, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import DataError
 from hashfield.tasks.evaluate import evaluate_views
+from hashfield.tasks.frames import DEFAULT_QUALITY, Quality
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import parse_background
 from hashfield.train.checkpoint import read_metadata
@@ -36,6 +38,10 @@ class Evaluate:
     """Which of the data's views to judge."""
     background: str | None = None
     """Colour behind photo and rendering (white, black or #rrggbb); default: that of the run."""
+    quality: Quality = DEFAULT_QUALITY
+    """Of the renderings, as for hashfield render; said with the figures."""
+    max_seconds: float | None = None
+    """About how long rendering may take; only so many bands of rows are then judged. Default: whole views."""
     json: Path | None = None
     """Also write the figures here."""
     downscale: int = 1
@@ -59,10 +65,17 @@ def evaluate_nerf(arguments: list[str]) -> int:
     device = set_up(options.device, options.threads)
     model = load(options.run, device)
     background = None if options.background is None else parse_background(options.background)
-    figures = evaluate_views(model, views_of(model, options), background)
+    model.quality = options.quality
+    figures = evaluate_views(
+        model, views_of(model, options), background, max_seconds=options.max_seconds,
+        watch=lambda parts, total: counted(parts, total, "views or parts of views judged"),
+    )  # fmt: skip
     for view in figures["views"]:
         say(f"{view['name']}: PSNR {view['psnr']:.2f} dB, SSIM {view['ssim']:.4f}, {view['seconds']:.2f} s")
-    say(f"mean of {figures['n_views']} views: PSNR {figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}")
+    say(
+        f"mean of {figures['n_views']} views, {figures['pixels']} of their pixels, quality {figures['quality']}: PSNR "
+        f"{figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}"
+    )
     if options.json is not None:
         write_figures(options.json, {**figures, "split": options.split, "run": str(options.run)})
     return 0

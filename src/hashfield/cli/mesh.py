@@ -9,7 +9,7 @@ import tyro
 
 from hashfield.api import load
 from hashfield.aside import write_aside
-from hashfield.cli.progress import PLAIN_LINE_SECONDS
+from hashfield.cli.progress import Countdown
 from hashfield.cli.shared import parse, say, set_up
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.meshes import check_mesh_file, check_resolution, encode_mesh
@@ -57,9 +57,11 @@ def main(arguments: list[str]) -> int:
     surface = model.surface(resolution=options.resolution, box=options.box, level=options.level)
     for note in surface.notes:
         say(note)
-    mesh, said = surface_mesh(
-        surface, options.resolution, n_components=options.components, on_progress=_Lines(options.resolution)
-    )
+    with Countdown(options.resolution, "planes of cells sampled") as countdown:
+        mesh, said = surface_mesh(
+            surface, options.resolution, n_components=options.components,
+            on_progress=lambda fraction: countdown.show(int(fraction * options.resolution)),
+        )  # fmt: skip
     for line in said:
         say(line)
     x0, y0, z0, x1, y1, z1 = surface.box
@@ -74,15 +76,3 @@ def main(arguments: list[str]) -> int:
         f"{time.perf_counter() - before:.1f} s; {where}"
     )
     return 0
-
-
-class _Lines:
-    """A line every few seconds about how far the sampling is."""
-
-    def __init__(self, resolution: int) -> None:
-        self.resolution, self.due = resolution, time.perf_counter() + PLAIN_LINE_SECONDS
-
-    def __call__(self, fraction: float) -> None:
-        if time.perf_counter() >= self.due and fraction < 1:
-            self.due = time.perf_counter() + PLAIN_LINE_SECONDS
-            say(f"{fraction:.0%} of the box sampled at {self.resolution} cells a side")
