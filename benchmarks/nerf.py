@@ -17,6 +17,7 @@ from common import append, cpu_model, other_load, peak_memory_gb
 
 from hashfield.data import load_scene
 from hashfield.tasks.evaluate import evaluate_views
+from hashfield.tasks.frames import DEFAULT_QUALITY, QUALITIES
 from hashfield.tasks.nerf import NerfTask
 from hashfield.tasks.nerf_config import PRESETS, preset_for
 from hashfield.tasks.shared import parse_background
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--no-alpha", action="store_true", help="never carve from alpha")
     parser.add_argument("--log2-hashmap-size", type=int)
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of lookups and networks")
+    parser.add_argument("--quality", choices=list(QUALITIES), default=DEFAULT_QUALITY, help="of the judged renderings")
     parser.add_argument("--n-steps", type=int, help="steps instead of seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
@@ -69,6 +71,7 @@ def main() -> None:
         parameters = task.steps.values()
         lookups = "lookups float32" if parameters.table_bf16 is None else "lookups bfloat16"
         model = task.model()
+        model.quality = options.quality
         for background in options.background:
             figures = evaluate_views(model, scene.splits["test"], parse_background(background))
             psnrs = [view["psnr"] for view in figures["views"]]
@@ -77,7 +80,7 @@ def main() -> None:
                 "scene": scene.name, "seconds": round(elapsed, 1), "preset": name,
                 "log2_T": config.encoding.log2_hashmap_size, "background": background,
                 "alpha": "used" if task.is_carved else "not used",
-                "precision": f"{lookups}, networks {parameters.precision}",
+                "quality": model.quality, "precision": f"{lookups}, networks {parameters.precision}",
                 "psnr": round(figures["psnr"], 3), "psnr_min": round(min(psnrs), 2), "psnr_max": round(max(psnrs), 2),
                 "ssim": round(figures["ssim"], 4), "steps": step, "rays_M": round(n_rays / 1e6, 2),
                 "kept_M": round(n_samples / 1e6, 1), "frame_s": round(frame, 3), "compile_s": round(compile_s, 1),

@@ -43,7 +43,10 @@ VERBS = {
         "hashfield.cli.sweep",
         "train a matrix of settings on one input: tables and plots of the paper's comparison",
     ),
-    "export": ("hashfield.cli.export", "write a run as a small checkpoint, as a web page, or its cameras for other programs"),
+    "export": (
+        "hashfield.cli.export",
+        "write a run as a small checkpoint, as a web page, or its cameras for other programs",
+    ),
     "info": ("hashfield.cli.info", "tell versions, CPU and kernels, or what a run or checkpoint holds"),
 }
 

@@ -11,7 +11,7 @@ import tyro
 from hashfield.api import load
 from hashfield.aside import write_aside
 from hashfield.cli.evaluate import Evaluate, views_of
-from hashfield.cli.progress import PLAIN_LINE_SECONDS
+from hashfield.cli.progress import Countdown
 from hashfield.cli.shared import parse, say, set_up
 from hashfield.data.dataset import PosedImages
 from hashfield.errors import ConfigError, DataError
@@ -89,10 +89,11 @@ def main(arguments: list[str]) -> int:
         files = encode_volume(target, values, surface.box, what, notes)
         summary = f"{' x '.join(map(str, values.shape))} values ({what})"
     else:
-        mesh, said = surface_mesh(
-            surface, options.resolution, n_components=options.components, n_triangles=options.triangles,
-            on_progress=_Lines(options.resolution),
-        )  # fmt: skip
+        with Countdown(options.resolution, "planes of cells sampled") as countdown:
+            mesh, said = surface_mesh(
+                surface, options.resolution, n_components=options.components, n_triangles=options.triangles,
+                on_progress=lambda fraction: countdown.show(int(fraction * options.resolution)),
+            )  # fmt: skip
         for line in said:
             say(line)
         files, summary = _mesh_files(options, target, model, surface, mesh, notes)
@@ -164,15 +165,3 @@ def _write(path: Path, content: bytes) -> None:
         write_aside(path, lambda aside: aside.write_bytes(content))
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-class _Lines:
-    """A line every few seconds about how far the sampling is."""
-
-    def __init__(self, resolution: int) -> None:
-        self.resolution, self.due = resolution, time.perf_counter() + PLAIN_LINE_SECONDS
-
-    def __call__(self, fraction: float) -> None:
-        if time.perf_counter() >= self.due and fraction < 1:
-            self.due = time.perf_counter() + PLAIN_LINE_SECONDS
-            say(f"{fraction:.0%} of the box sampled at {self.resolution} cells a side")

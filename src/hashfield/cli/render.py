@@ -1,12 +1,10 @@
 """`hashfield render RUN`."""
 
-import io
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ import tyro
 
 from hashfield.api import load
 from hashfield.cli.kept_frames import DepthScale, KeptFrames, plan_of
-from hashfield.cli.progress import PLAIN_LINE_SECONDS
+from hashfield.cli.progress import counted
 from hashfield.cli.shared import DeviceName, check_same_model, kind_of_run, parse, run_command, say, set_up
 from hashfield.data.json_fields import Fields, load_json
 from hashfield.errors import ConfigError, DataError
@@ -33,7 +31,7 @@ from hashfield.geometry.paths import orbit_path
 from hashfield.geometry.spaces import Spaces
 from hashfield.geometry.tours import along_path, as_panoramas, spiral_path
 from hashfield.steps.ranks import Ranks, current
-from hashfield.tasks.frames import HasFrames
+from hashfield.tasks.frames import DEFAULT_QUALITY, HasFrames, Quality
 from hashfield.tasks.shared import parse_background
 from hashfield.train.run_folder import RunFolder
 
@@ -74,6 +72,9 @@ class Render:
     """Write PNGs with an alpha channel instead of a background."""
     background: str | None = None
     """Colour behind the scene (white, black or #rrggbb); default: that of the run."""
+    quality: Quality = DEFAULT_QUALITY
+    """Against speed, for radiance fields on CPUs: exact renders every pixel and every sample; fine interpolates pixels
+    between neighbours that agree and passes over what cannot be seen; fast does more of that."""
     overwrite: bool = False
     """Replace files that are there. A rendering that was interrupted goes on without it, by the same command."""
     threads: int | None = None
@@ -102,6 +103,7 @@ def render(options: Render) -> int:
     ranks = current()
     with ranks.agreed():
         model = load(options.run, device)
+        model.quality = options.quality
         cameras, fps = chosen_cameras(model, options)
     check_same_model(ranks, options.run)
     name = options.views if options.views in NAMED_VIEWS else Path(options.views).stem
@@ -112,7 +114,7 @@ def render(options: Render) -> int:
     background = model.background if options.background is None else parse_background(options.background)
     outputs = tuple(dict.fromkeys(options.output))
     is_video = options.format == "mp4"
-    plan = plan_of(run, cameras, outputs, background, options.transparent)
+    plan = {**plan_of(run, cameras, outputs, background, options.transparent), "quality": options.quality}
     frames = KeptFrames(folder, outputs, len(cameras), plan, of_video=is_video)
     targets = [folder / f"{output}.mp4" for output in outputs] if is_video else frames.paths()
     with ExitStack() as stack:
@@ -129,7 +131,7 @@ def render(options: Render) -> int:
         shown = dealt_pictures(ranks, model, some, outputs, background, options.transparent, frames.scale)
         if not ranks.is_first:
             return sum(0 for _ in shown)  # none comes: what this rank makes goes to the first one
-        for k, found in zip(missing, counted(shown, len(missing)), strict=True):
+        for k, found in zip(missing, counted(shown, len(missing), "frames"), strict=True):
             frames.keep(k, found)
         if is_video:
             for output in outputs:
@@ -138,32 +140,6 @@ def render(options: Render) -> int:
         else:
             say(f"{folder}: {len(targets)} pictures")
     return 0
-
-
-_Item = TypeVar("_Item")
-
-
-def counted(items: Iterator[_Item], total: int) -> Iterator[_Item]:
-    """The items, with a line every few seconds about how many there were and how long the rest will take."""
-    started = time.perf_counter()
-    next_line = started + PLAIN_LINE_SECONDS
-    for k, item in enumerate(items, start=1):
-        yield item
-        now = time.perf_counter()
-        if now >= next_line and k < total:
-            next_line = now + PLAIN_LINE_SECONDS
-            each = (now - started) / k
-            say(f"{k} of {total} frames, {each:.2g} s each, {duration((total - k) * each)} left")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "42 s", "3 min 20 s", "2 h 5 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 NAMED_VIEWS = ("test", "train", "orbit", "spiral", "along")

@@ -147,6 +147,8 @@ class TrainKind:
     """(task, run) -> what else sees the progress."""
     reference: Callable[[Any], Any] | None = None
     """Task -> what it learns from, to compare with in the viewer."""
+    finish_options: Callable[[Any], dict[str, Any]] = lambda options: {}
+    """Options -> what `finish` is told of them."""
 
     def __call__(self, arguments: list[str]) -> int:
         """`train KIND` with its arguments: the exit code."""
@@ -208,8 +210,9 @@ def train_kind(kind: TrainKind, arguments: list[str]) -> int:
                 return ended_early(result, run, resume)
             if page is not None:
                 page.after(run)
+            by_clock = plan.length.max_seconds is not None
             with working_alone():  # the others are done
-                kind.finish(task, run, result, by_clock=plan.length.max_seconds is not None)
+                kind.finish(task, run, result, by_clock=by_clock, **kind.finish_options(options))
             say(f"report: {run.report}")
             say(f"render it: hashfield render {quote(str(run.path))} {kind.render_options}".rstrip())
             if page is not None:
