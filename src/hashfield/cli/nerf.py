@@ -212,9 +212,8 @@ def finish(
             model, views, on_view=keep, max_seconds=seconds,
             watch=lambda parts, total: counted(parts, total, "parts of the held-out views judged"),
         )  # fmt: skip
-        say(
-            f"held-out: {held_out_text(figures, views)}, {seconds_a_frame(figures, views):.2f} s a frame; views not aligned"
-        )
+        took = f"{seconds_a_frame(figures, views):.2f} s a frame"
+        say(f"held-out: {held_out_text(figures, views)}, {took}; views not aligned")
         if fits_views(task):
             figures["aligned"] = evaluate_aligned(model, views, task.config.refine)
             say(aligned_line(figures["aligned"]))
@@ -311,7 +310,7 @@ def view_nerf(arguments: list[str]) -> int:
 
     def read(model: NerfModel) -> Photos:
         splits: tuple[Literal["train", "test"], ...] = ("train", "test")
-        known = [split for split in splits if model.cameras.get(split)]
+        known: list[Literal["train", "test"]] = [split for split in splits if model.cameras.get(split)]
         return photos_of([views_of(model, Evaluate(options.run, options.data, split)) for split in known])
 
     return view(options, read)

@@ -1,5 +1,6 @@
 """`hashfield render RUN`."""
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace

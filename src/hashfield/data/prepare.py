@@ -283,7 +283,8 @@ def _first_lens(photo: Photo, is_full: bool, longest_side: int) -> list[float]:
 
 def _in_a_row(names: Sequence[str]) -> list[tuple[str, str]]:
     """Each photo with the next ones, with some farther away, and a few of all with each other."""
-    n, pairs = len(names), set()
+    n = len(names)
+    pairs: set[tuple[int, int]] = set()
     for k in range(n):
         pairs.update((k, k + step) for step in (*range(1, _OVERLAP + 1), 16, 32) if k + step < n)
     coarse = sorted({round(k * (n - 1) / max(1, _COARSE - 1)) for k in range(_COARSE)})

@@ -164,7 +164,7 @@ def plan_svg(plan: Plan) -> str:
         ends = ((x, y), (x + a - 0.45 * b, y + b + 0.45 * a), (x + a + 0.45 * b, y + b - 0.45 * a))
         corners = " ".join(f"{u:.1f},{v:.1f}" for u, v in ends)
         kind = "camera bad" if plan.is_bad[k] else "camera"
-        out.append(f'<polygon class="{kind}" points="{corners}"><title>{escape(plan.names[k])}</title></polygon>')
+        out.append(f'<polygon class="{kind}" points="{corners}"><title>{escape(plan.names[int(k)])}</title></polygon>')
     out.append("</svg>")
     return "".join(out)
 

@@ -427,7 +427,9 @@ def ascii_lines(notes: Sequence[str]) -> list[str]:
 def unit_vectors(values: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
     """Vectors of length 1; those of no length become the third axis, as glTF allows none."""
     length = np.linalg.norm(values, axis=1, keepdims=True)
-    return np.where(length > 1e-6, values / np.maximum(length, 1e-12), np.float32([0, 0, 1])).astype(np.float32)
+    return np.where(length > 1e-6, values / np.maximum(length, 1e-12), np.array([0, 0, 1], np.float32)).astype(
+        np.float32
+    )
 
 
 def obj_digits(mesh: Mesh) -> int:

@@ -122,7 +122,7 @@ def spread_colors(
     """The texture with the nearest colour in every texel that has none, so that no seam shows when it is filtered."""
     from scipy.ndimage import distance_transform_edt
 
-    row, column = distance_transform_edt(~is_filled, return_distances=False, return_indices=True)
+    row, column = np.asarray(distance_transform_edt(~is_filled, return_distances=False, return_indices=True))
     return texture[row, column]
 
 

@@ -123,6 +123,12 @@ class Refinement(nn.Module):
     of the principal point in pictures' widths and heights, and what is added to k1 and k2."""
     exposure: nn.Parameter | None
     """[n_photos, 3]: logarithm of each channel's gain: photo = gain * scene, in sRGB."""
+    given: Tensor
+    sizes: Tensor
+    lens_number: Tensor
+    pose_unit: Tensor
+    lens_unit: Tensor
+    gauge: Tensor
 
     def __init__(
         self, parts: Sequence[Part], cameras: Sequence[Camera], spaces: Spaces, options: RefineOptions | None = None,
@@ -170,7 +176,7 @@ class Refinement(nn.Module):
             setattr(self, part, nn.Parameter(torch.zeros(shapes[part])) if part in parts else None)
             if part in parts:
                 self.register_buffer(f"gathered_{part}", torch.zeros(shapes[part]))
-        self.n_gathered = dict.fromkeys(parts, 0)
+        self.n_gathered: dict[str, int] = dict.fromkeys(parts, 0)
         """Rays whose gradients wait in `gathered_<part>` for the part's next step."""
         self.to(device)
         self._table: Tensor | None = None
@@ -359,7 +365,7 @@ class Refinement(nn.Module):
             flat = self.poses.view(-1)
             flat -= self.gauge @ (self.gauge.T @ flat)
         if self.exposure is not None:
-            self.exposure -= self.exposure.mean(0, keepdim=True)
+            self.exposure.sub_(self.exposure.mean(0, keepdim=True))
         self._table = self._pool = None
 
     # --- report and checkpoint
@@ -550,11 +556,6 @@ def _camera_of(row: Float64[Tensor, " 24"], like: Camera) -> Camera:
     # To the last bit a rotation: corrections are products of matrices.
     left, _, right = torch.linalg.svd(pose[:, :3])
     pose = torch.cat([left @ right, pose[:, 3:]], 1)
-    return Camera(
-        pose,
-        like.width,
-        like.height,
-        *values[12:16],
-        lens,
-        tuple(values[17:23]) if lens in ("opencv", "fisheye") else (),
-    )
+    fx, fy, cx, cy = values[12:16]
+    distortion = tuple(values[17:23]) if lens in ("opencv", "fisheye") else ()
+    return Camera(pose, like.width, like.height, fx, fy, cx, cy, lens, distortion)

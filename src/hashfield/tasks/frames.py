@@ -94,8 +94,14 @@ class HasFrames(Protocol):
 
     background: Color
     """What the model was meant to be seen on."""
-    quality: Quality
-    """Of frames, against their speed, where the model has a choice."""
+
+    @property
+    def quality(self) -> Quality:
+        """Of frames, against their speed, where the model has a choice; may be set at any time."""
+        ...
+
+    @quality.setter
+    def quality(self, quality: Quality) -> None: ...
 
     @property
     def outputs(self) -> tuple[str, ...]:

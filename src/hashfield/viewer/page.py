@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -683,7 +683,7 @@ class Visitor:
 
     def _build_path(self) -> None:
         gui = self.client.gui
-        self.keyframe = gui.add_dropdown("Keyframe", ("none",))
+        self.keyframe = gui.add_dropdown("Keyframe", cast(tuple[str, ...], ("none",)))
         self._on(self.keyframe, self._keyframe_chosen)
         self._button("Add here", lambda: self._edit(lambda path, eye: path.add(eye)), "Behind the chosen keyframe.")
         self._button("Replace by here", lambda: self._edit(lambda path, eye: path.replace(eye)))

@@ -425,7 +425,8 @@ class _PictureCanvas(Canvas):
         with torch.no_grad():
             found = model(torch.from_numpy(np.stack(middle, -1))).cpu().numpy()
         n = 1 if found.shape[2] < 3 else 3
-        return error_picture(*(np.repeat(values[..., :n], 3 // n, axis=2) for values in (found, wanted)))
+        shown, right = (np.repeat(values[..., :n], 3 // n, axis=2) for values in (found, wanted))
+        return error_picture(shown, right)
 
 
 def _within(place: np.ndarray, size: float) -> Bool[np.ndarray, " n"]:
