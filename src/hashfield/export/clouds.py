@@ -98,7 +98,7 @@ def encode_volume(
     Args:
         path: The .npy file.
         volume: Numbers at lattice corners, x first.
-        box: Of the outermost corners, world units.
+        box: First and last corner of the lattice, world units.
         what: What the numbers are.
         notes: Lines about units and axes.
     """

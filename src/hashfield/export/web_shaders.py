@@ -289,7 +289,7 @@ def nerf_shader(
         density: Matrices of the density network, whose outputs are 16.
         color: Matrices of the colour network, which sees those and 16 spherical harmonics.
         matrices: Gets them.
-        spaces: Of the scene.
+        spaces: Spaces of the scene.
         box: Scene space; nothing lies outside it.
         step_scale: Length of the march's step.
         density_bias: Added to the log-density.
