@@ -85,7 +85,7 @@ def test_batches_of_ranks_are_one_batch_of_rays(n: int, wire: str, gradient: flo
 
 def test_ranks_stay_equal_over_refreshes_of_the_grid() -> None:
     alone, found = Trained(nerf(), 14), as_ranks(3, lambda ranks: Trained(nerf(), 14), "bfloat16")
-    assert found[0].values["n_refreshes"] == 2
+    assert found[0].values["n_refreshes"] >= 2
     for other in found[1:]:
         assert other.figures == found[0].figures
         for name, value in other.tensors.items():
