@@ -96,7 +96,8 @@ class HostRaySteps:
         )
         result = train_rays(
             self.values(), batch, grid.bits, options, self.workspace, huber_delta=recipe.huber_delta,
-            sparsity=recipe.sparsity,
+            sparsity=recipe.sparsity, distortion=recipe.distortion, nearness=recipe.nearness,
+            horizon=recipe.horizon,
         )  # fmt: skip
         if not math.isfinite(result.loss):  # the run ends here, with the parameters of the step before
             self.workspace.grad_table.zero_()
