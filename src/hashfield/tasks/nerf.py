@@ -39,6 +39,9 @@ MARGIN_OF_ERROR = 0.04
 """Share of a picture's longer side by which silhouettes are grown where poses or lenses are refined: as much as half a
 degree, a hundredth of the distance and three of a hundred of the focal length move a pixel near the border."""
 
+HORIZON = 0.8
+"""Share of the median distance to the point that the cameras look at from which on nothing is near, for the loss."""
+
 
 class NerfTask:
     """Training of a radiance field on one scene; see `hashfield.train.task.Task`."""
@@ -84,6 +87,8 @@ class NerfTask:
             """1 where a pixel may be learned from; None: everywhere."""
         else:
             self.streamed, self.masks = self._stream(views, cameras), None
+        self.focus = distances_to_focus(self.pool.table)
+        """How far each camera is from the point that all of them look at, scene units, if there is one."""
         init = torch.Generator().manual_seed(seed)
         field_config = config.field_config(self.spaces.aabb_scale, self.density_bias)
         self.field = RadianceField(field_config, generator=init).to(device)
@@ -124,6 +129,7 @@ class NerfTask:
 
     def _recipe(self) -> RayRecipe:
         train, occupancy = self.config.train, self.config.occupancy
+        nearness = train.nearness if train.nearness is not None else 0.0 if self.is_carved else 0.005
         decay = occupancy.decay if occupancy.decay is not None else 0.6 if self.is_carved else 0.95
         return RayRecipe(
             aabb_scale=self.spaces.aabb_scale,
@@ -139,6 +145,9 @@ class NerfTask:
             ),
             huber_delta=train.huber_delta,
             sparsity=train.sparsity,
+            distortion=train.distortion if train.distortion is not None else 0.0 if self.is_carved else 0.01,
+            nearness=0.0 if self.focus is None else nearness,
+            horizon=1.0 if self.focus is None else HORIZON * float(self.focus.median()),
             total_variation=train.total_variation,
             l2=train.l2,
             seed=self.seed,
@@ -190,11 +199,10 @@ class NerfTask:
 
     def _nearest(self) -> Float64[Tensor, " n_cameras"] | None:
         """How far anything is from each camera at least, scene units; None: no such limit."""
-        distance = distances_to_focus(self.pool.table)
-        if distance is None:
+        if self.focus is None:
             return None
         # A camera that was held closer than most has a subject that is closer than most.
-        return self.config.occupancy.nearest * distance.clamp(max=float(distance.median()))
+        return self.config.occupancy.nearest * self.focus.clamp(max=float(self.focus.median()))
 
     def _silhouettes(self, margin_px: int) -> UInt8[Tensor, " n_pixels"] | None:
         pool = self.pool
