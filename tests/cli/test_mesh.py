@@ -104,7 +104,7 @@ def test_a_page_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--components", "-1"], "--components: expected"),
         (["--texture", "512", "--out", "a.ply"], "a.ply: textures go into .glb or .obj"),
         (["--points", "-5"], "--points: expected"),
-        (["--points", "9", "--out", "a.obj"], "--points: expected a number > 0 and a .ply file"),
+        (["--points", "9", "--out", "a.obj"], "--points: expected a number above 0 and a .ply file"),
         (["--points", "9", "--out", "a.npy"], "a.npy: values in space take no --points"),
         (["--points", "9", "--texture", "512", "--out", "a.glb"], "exclude each other"),
     ],

@@ -271,7 +271,7 @@ def comparison(model: HasFrames, views: PosedImages, k: int, rendering: np.ndarr
         model: What is shown.
         views: The held-out ones.
         k: Which of them.
-        rendering: Of the size of the sheet's pictures, if there is one already.
+        rendering: One of the size of the sheet's pictures, if there is one already.
     """
     camera = views.cameras[k]
     photo = shrunk(over(views.images[k], model.background), SHEET_SIDE)

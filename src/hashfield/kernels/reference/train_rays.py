@@ -48,7 +48,7 @@ def distortion_of(
     """Sum over pairs (i, j) of each ray's samples of w_i w_j |log t_i - log t_j|.
 
     Args:
-        weight: Of the samples, sorted by ray, then by distance.
+        weight: Weights of the samples, sorted by ray, then by distance.
         t: Their distances.
         ray_offsets: Where each ray's samples begin.
     """
