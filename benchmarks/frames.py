@@ -4,7 +4,8 @@
 
 Held-out views of a trained radiance field are rendered at every quality in turn, `repeats` times over; seconds are the
 median over all of them, of the whole call that gives a picture. PSNR is against the photos, mean over views; "to exact" is
-the PSNR of all pictures against the exact ones. The orbit is rendered once, at the default quality.
+the PSNR of all pictures against the exact ones. The orbit is rendered once, at the default quality. `core_s` is processor
+time of a frame, all threads together: what seconds would be on one core, and hardly depends on who else is at work.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def main() -> None:
         model.quality = quality
         model.frame(views.cameras[0].resized(64, 64), ("color",), model.background)
     seconds: dict[str, list[float]] = {quality: [] for quality in options.qualities}
-    shares: dict[str, list[float]] = {quality: [] for quality in options.qualities}
+    own_seconds: dict[str, list[float]] = {quality: [] for quality in options.qualities}
     pictures: dict[tuple[str, int], np.ndarray] = {}
     for _ in range(options.repeats):
         for k in chosen:
@@ -62,7 +63,7 @@ def main() -> None:
                 pictures[quality, k] = frame(k, quality)
                 wall = time.perf_counter() - before
                 seconds[quality].append(wall)
-                shares[quality].append((time.process_time() - own) / wall / torch.get_num_threads())
+                own_seconds[quality].append(time.process_time() - own)
     rows = []
     for quality in options.qualities:
         found = [pictures[quality, k] for k in chosen]
@@ -71,7 +72,8 @@ def main() -> None:
             "views": len(chosen), "frame_s": round(float(np.median(seconds[quality])), 3),
             "frame_s_best": round(min(seconds[quality]), 3), "frame_s_worst": round(max(seconds[quality]), 3),
             "psnr": round(float(np.mean([psnr(pictures[quality, k], photos[k]) for k in chosen])), 3),
-            "own_cpu_share": round(float(np.median(shares[quality])), 3), "threads": torch.get_num_threads(),
+            "own_cpu_share": round(sum(own_seconds[quality]) / sum(seconds[quality]) / torch.get_num_threads(), 3),
+            "core_s": round(float(np.median(own_seconds[quality])), 3), "threads": torch.get_num_threads(),
         }  # fmt: skip
         if "exact" in options.qualities and quality != "exact":
             error = np.mean([np.square(pictures[quality, k] - pictures["exact", k]).mean() for k in chosen])
@@ -88,7 +90,7 @@ def main() -> None:
         rows.append(
             {"scene": name, "quality": DEFAULT_QUALITY, "size": f"{width}x{height}", "orbit_frames": n,
              "orbit_s": round(wall, 1), "frame_s": round(wall / n, 3), "own_cpu_share": round(share, 3),
-             "threads": torch.get_num_threads()}
+             "core_s": round(share * wall * torch.get_num_threads() / n, 3), "threads": torch.get_num_threads()}
         )  # fmt: skip
     for row in rows:
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
