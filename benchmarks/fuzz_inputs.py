@@ -1,4 +1,4 @@
-"""Damages inputs at random, reproducibly, and reads them: data sets as JSON, pictures, meshes.
+"""Damages inputs at random, reproducibly, and reads them: data sets as JSON, COLMAP models, npy and npz, pictures, meshes.
 
 python benchmarks/fuzz_inputs.py                   # 2,000 inputs
 python benchmarks/fuzz_inputs.py --first 700 --n 1 --keep DIR   # one of them again, kept for a look
@@ -25,6 +25,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.data.colmap_files import ring, write_capture, write_llff, write_neus
 from tests.data.small_scenes import write_scene
 
 SECONDS = 20.0
@@ -39,6 +40,7 @@ class Original:
     """A whole file of one kind."""
 
     name: str
+    """Its place below the folder of all; others of the same data set lie around it."""
     data: bytes
     size: int
     """What a reader finds in it: pixels, triangles or photos."""
@@ -92,8 +94,23 @@ def originals(folder: Path) -> list[Original]:
     vertices, faces = cube()
     found += meshes(folder, vertices, faces)
     scene = write_scene(folder / "scene", 4)
-    found.append(Original("transforms.json", (scene / "transforms.json").read_bytes(), 4, True))
+    found.append(Original("scene/transforms.json", (scene / "transforms.json").read_bytes(), 4, True))
+    found += captures(folder)
     return found
+
+
+def captures(folder: Path) -> Iterator[Original]:
+    """The files of data sets in other forms than JSON: COLMAP models, LLFF, NeuS."""
+    lenses = ring(9, "OPENCV", [15, 15, 6, 4, 0.1, 0.2, 0.01, 0.02])
+    for form, ending in (("colmap", "bin"), ("colmap-text", "txt")):
+        write_capture(folder / form, lenses, text=ending == "txt")
+        for name in ("cameras", "images", "points3D"):
+            place = f"{form}/sparse/0/{name}.{ending}"
+            yield Original(place, (folder / place).read_bytes(), 9, True)
+    for place in ("llff/poses_bounds.npy", "neus/cameras_sphere.npz"):
+        target = folder / place
+        (write_llff if target.suffix == ".npy" else write_neus)(target.parent)
+        yield Original(place, target.read_bytes(), 9, True)
 
 
 def meshes(folder: Path, vertices: np.ndarray, faces: np.ndarray) -> Iterator[Original]:
@@ -201,7 +218,7 @@ def read(path: Path) -> tuple[int, list[str]]:
     from hashfield.data.meshes import EXTENSIONS, read_mesh
     from hashfield.data.pictures import read_picture
 
-    if path.name == "transforms.json":
+    if path.name == "transforms.json" or path.suffix in (".bin", ".txt", ".npy", ".npz"):
         scene = load_scene(path)
         return sum(len(views.cameras) for views in scene.splits.values()), list(scene.notes)
     if path.suffix in EXTENSIONS:
@@ -288,9 +305,11 @@ def fuzz(first: int, n: int, folder: Path, seconds: float = SECONDS) -> Iterator
             original = whole[number % len(whole)]
             damage = DAMAGE[int(rng.integers(len(DAMAGE)))]
             data = damage(original.data, rng, [other.data for other in whole])
-            path = folder / ("scene/transforms.json" if original.name == "transforms.json" else original.name)
+            path = folder / original.name
             path.write_bytes(data)
             answer = reader.read(path)
+            if number + 1 < first + n:  # the last one stays, for a look
+                path.write_bytes(original.data)  # the others of its data set are read with it
             if isinstance(answer, Outcome):
                 outcome = answer
             else:

@@ -23,3 +23,10 @@ class CheckpointError(HashfieldError, ValueError):
 
 class ConfigError(HashfieldError, ValueError):
     """An option's value is out of range or contradicts another."""
+
+
+class RanksError(HashfieldError, RuntimeError):
+    """A run of several processes cannot go on: one of them is gone, has failed, or differs from the others."""
+
+    is_said = False
+    """Whether another process tells the user."""

@@ -10,7 +10,7 @@ from hashfield.cli.main import run
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.geometry.cameras import Camera
 from hashfield.train.checkpoint import save_checkpoint
-from tests.data.colmap_files import ring, write_capture
+from tests.data.colmap_files import ring, write_capture, write_llff
 from tests.data.small_scenes import HEIGHT, WIDTH, save, write_scene, write_synthetic
 
 
@@ -57,6 +57,13 @@ def test_a_folder_of_cut_out_objects_keeps_its_splits_and_box(tmp_path: Path) ->
     for split in ("train", "test"):
         for camera, other in zip(before.splits[split].cameras, after.splits[split].cameras, strict=True):
             torch.testing.assert_close(camera.camera_to_world, other.camera_to_world, rtol=0, atol=1e-9)
+
+
+def test_only_points_on_surfaces_are_exported(tmp_path: Path) -> None:
+    """LLFF's depths are turned into points for the box, but they are none of the scene's."""
+    for name, data, n in (("a", write_llff(tmp_path / "llff"), 0), ("b", write_capture(tmp_path / "colmap"), 200)):
+        assert run(["export", str(data), "--cameras", str(tmp_path / name), "--form", "colmap-text"]) == 0
+        assert f"# Number of points: {n}," in (tmp_path / name / "sparse/0/points3D.txt").read_text()
 
 
 def checkpoint_of(scene: Scene, path: Path, **changes: object) -> Path:

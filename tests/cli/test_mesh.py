@@ -60,6 +60,38 @@ def test_crop_and_components(trained: Path, tmp_path: Path, capsys: pytest.Captu
     assert target.read_bytes() == before  # same model, same bytes
 
 
+def test_texture_points_and_volume_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("xatlas")
+    command = ["mesh", str(trained), "--resolution", "32", "--level", "20", "--out"]
+    assert run([*command, str(tmp_path / "t.obj"), "--texture", "256"]) == 0
+    printed = capsys.readouterr().out
+    assert "from 10 photos" in printed and "t.obj, t.mtl, t.png" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.mtl", "t.obj", "t.png"]
+    textured = trimesh.load(tmp_path / "t.obj", force="mesh")
+    assert textured.visual.material.image.size == (256, 256)
+    assert run([*command, str(tmp_path / "p.ply"), "--points", "500"]) == 0
+    points = trimesh.load(tmp_path / "p.ply")
+    assert len(points.vertices) == 500 and np.ptp(points.colors[:, :3], axis=0).min() > 20
+    assert (np.abs(points.bounds - textured.bounds) < 0.2).all()
+    assert run([*command, str(tmp_path / "d.npy")]) == 0
+    volume = np.load(tmp_path / "d.npy")
+    assert (
+        max(volume.shape) == 33
+        and (volume > 20).any()
+        and "density per world unit" in (tmp_path / "d.json").read_text()
+    )
+
+
+def test_a_page_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    target = tmp_path / "page.html"
+    assert run(["export", str(trained), "--web", str(target), "--title", "A <run>"]) == 0
+    assert "dB to the model" in capsys.readouterr().out
+    assert "<h1>A &lt;run&gt;</h1>" in target.read_text()
+    assert "is there already" in fails(capsys, "export", str(trained), "--web", str(target))
+    assert "ends in .html" in fails(capsys, "export", str(trained), "--web", str(tmp_path / "page.txt"))
+    assert "leave --out away" in fails(capsys, "export", str(trained), "--web", str(target), "--out", "x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -70,6 +102,11 @@ def test_crop_and_components(trained: Path, tmp_path: Path, capsys: pytest.Captu
         (["--box", "1", "1", "1", "0", "0", "0"], "box: "),
         (["--resolution", "0"], "resolution: expected"),
         (["--components", "-1"], "--components: expected"),
+        (["--texture", "512", "--out", "a.ply"], "a.ply: textures go into .glb or .obj"),
+        (["--points", "-5"], "--points: expected"),
+        (["--points", "9", "--out", "a.obj"], "--points: expected a number > 0 and a .ply file"),
+        (["--points", "9", "--out", "a.npy"], "a.npy: values in space take no --points"),
+        (["--points", "9", "--texture", "512", "--out", "a.glb"], "exclude each other"),
     ],
 )
 def test_mistakes_end_in_a_line_and_code_2(

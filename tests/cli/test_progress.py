@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from hashfield.cli.progress import ProgressView, progress_line
+from hashfield.cli.progress import ProgressView, counted, duration, progress_line
 from hashfield.train.loop import Progress
 
 
@@ -43,3 +43,18 @@ def test_the_first_autosave_says_how_to_resume(capsys: pytest.CaptureFixture[str
     first, second = capsys.readouterr().out.splitlines()
     assert "saved at step 3" in first and first.endswith("hashfield train nerf x --out y --resume")
     assert second == "saved at step 9"
+
+
+def test_a_countdown_is_silent_at_first_and_then_says_what_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    clock = iter([0.0, 1.0, 4.0, 5.0, 12.0, 13.0])
+    monkeypatch.setattr("hashfield.cli.progress.time.perf_counter", lambda: next(clock))
+    assert list(counted("abcde", 5, "letters")) == list("abcde")
+    # After two letters 4 s have passed; the line after three would be too soon; after four 12 s have.
+    assert capsys.readouterr().out.splitlines() == ["2 of 5 letters, 6 s left", "4 of 5 letters, 3 s left"]
+
+
+def test_a_countdown_of_nothing_and_of_a_moment_is_silent(capsys: pytest.CaptureFixture[str]):
+    assert list(counted([], 0, "letters")) == [] and list(counted("ab", 2, "letters")) == ["a", "b"]
+    assert capsys.readouterr().out == "" and duration(7.2) == "7 s" and duration(200) == "3 min 20 s"

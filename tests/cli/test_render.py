@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from hashfield.cli.render import pictures
+from hashfield.cli.kept_frames import DepthScale
+from hashfield.cli.render import dealt_pictures, pictures
 from hashfield.geometry.cameras import Camera
+
+from ..threads_as_ranks import as_ranks
 
 OUTPUTS = ("color", "depth", "normals", "opacity")
 
@@ -54,3 +57,20 @@ def test_transparent_pictures_hold_straight_alpha():
     assert shown["color"][0, 0].tolist() == [255, 0, 0, 128]
     assert shown["normals"][0, 0].tolist() == [128, 128, 255, 128]
     assert shown["depth"].shape[-1] == 4 and shown["opacity"][0, 0].tolist() == [128] * 3
+
+
+def test_ranks_share_the_frames_and_the_first_gets_all_in_order():
+    model = FakeModel(asked=[])
+    wanted = list(pictures(model, cameras(7), OUTPUTS, (1.0, 1.0, 1.0), False))  # type: ignore[arg-type]
+
+    def work(ranks):
+        return list(
+            dealt_pictures(ranks, FakeModel(asked=[]), cameras(7), OUTPUTS, (1.0, 1.0, 1.0), False, DepthScale())
+        )  # type: ignore[arg-type]
+
+    first, second = as_ranks(2, work)
+    assert second == [] and len(first) == 7
+    for found, other in zip(first, wanted, strict=True):
+        assert found.keys() == other.keys()
+        for name, picture in found.items():
+            np.testing.assert_array_equal(picture, other[name])

@@ -10,7 +10,7 @@ import torch
 from hashfield.cli import render as verb
 from hashfield.cli.kept_frames import FOLDER
 from hashfield.cli.main import run
-from hashfield.cli.render import duration
+from hashfield.cli.progress import duration
 from hashfield.geometry.cameras import Camera, panorama
 from hashfield.geometry.spaces import Spaces
 from tests.geometry.test_spaces import ring

@@ -455,7 +455,6 @@ def test_broken_text_files(tmp_path: Path, name: str) -> None:
         ("FOV", [15, 15, 6, 4, 0.9]),
         ("FULL_OPENCV", [15, 15, 6, 4, 0.1, 0.2, 0.01, 0.02, 0.3, 0.1, 0, 0]),
         ("THIN_PRISM_FISHEYE", [15, 15, 6, 4, *[0.0] * 8]),
-        ("EQUIRECTANGULAR", [12, 8]),
     ],
 )
 def test_lenses_that_are_not_ours_are_refused_by_name(tmp_path: Path, model: str, parameters: list[float]) -> None:
@@ -639,3 +638,13 @@ def test_fern(shared_data: Path) -> None:
     assert scene.splits["test"].names == tuple(f"images_8/image{index:03d}.png" for index in (0, 8, 16))
     camera: Camera = scene.splits["train"].cameras[0]
     assert camera.fx == pytest.approx(3260.526 / 8, abs=1e-3)
+
+
+def test_a_broken_header_of_poses_bounds_is_one_line(tmp_path: Path) -> None:
+    folder = write_llff(tmp_path)
+    whole = (folder / "poses_bounds.npy").read_bytes()
+    for begin, end in ((11, 40), (30, 60), (6, 8), (0, 4)):
+        (folder / "poses_bounds.npy").write_bytes(whole[:begin] + bytes(end - begin) + whole[end:])
+        with pytest.raises(DataError, match="not a NumPy array that can be read") as caught:
+            load_scene(folder)
+        assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from PIL import Image
 from hashfield.cli.main import run
 from hashfield.data import load_scene
 from hashfield.data.dataset import ReadOptions
+from hashfield.data.doctor import examine
 from hashfield.data.photo_files import list_photos, read_photo, small_copy
 from hashfield.data.prepare import PrepareOptions, default_out, prepare
 from hashfield.data.structure_from_motion import connected
@@ -108,6 +110,19 @@ def test_the_colmap_model_is_in_the_same_world(prepared: SimpleNamespace):
     assert stated.points is not None and len(stated.points) > 200
     assert {view.name for view in stated.views} == set(places)
     assert (prepared.result.path / "sparse" / "0" / "sparse.ply").is_file()
+
+
+def test_the_doctor_knows_a_mirrored_and_another_photo_by_the_sparse_model(prepared: SimpleNamespace):
+    scene = load_scene(prepared.result.path, ReadOptions(splits=("train", "test")))
+    assert examine(scene).findings == []
+    views = scene.splits["train"]
+    images = list(views.images)
+    images[2], images[5] = images[2][:, ::-1], images[3][::-1]
+    spoilt = replace(
+        scene, splits={**scene.splits, "train": replace(views, images=tuple(map(np.ascontiguousarray, images)))}
+    )
+    found = {(finding.kind, *finding.photos) for finding in examine(spoilt).findings}
+    assert found == {("mirrored", views.names[2]), ("other picture", views.names[5])}
 
 
 def test_a_second_run_finds_all_done_and_another_photo_reuses_the_work(
@@ -204,6 +219,11 @@ def test_a_foreign_data_set_is_not_overwritten(tmp_path: Path):
     with pytest.raises(ConfigError, match="was not made here"):
         prepare(tmp_path, tmp_path, PrepareOptions(), lambda *args: None)
     assert (tmp_path / "transforms.json").read_text() == "{}"
+
+
+def test_a_data_set_of_other_photos_is_not_overwritten(prepared: SimpleNamespace, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"holds what was prepared of .*my photos"):
+        prepare(tmp_path, prepared.result.path, PrepareOptions(), lambda *args: None)
 
 
 def test_training_on_photos_without_poses_names_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -500,16 +500,15 @@ def test_downscale_drops_what_is_left_over(tmp_path: Path) -> None:
     assert (camera.fx, camera.cx, camera.cy) == (3, 1.2, 0.8), "divided by 5, not by 12/2 or 8/1"
 
 
-def test_memory_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_scene(tmp_path)
+def test_memory_that_suffices_is_enough_for_all_pixels_at_the_size_they_are_read(tmp_path: Path) -> None:
+    folder = write_scene(tmp_path / "data")
     need = 9 * 4 * WIDTH * HEIGHT
-    assert load_scene(folder, ReadOptions(max_image_memory=need))
-    assert load_scene(folder, ReadOptions(max_image_memory=need // 4, downscale=2))
-    monkeypatch.setattr("hashfield.data.assemble.decode_all", lambda *args, **kwargs: pytest.fail("decoded"))
-    with pytest.raises(DataError, match=r"--downscale 2 .* or raise --max-image-memory"):
-        load_scene(folder, ReadOptions(max_image_memory=need - 1))
-    with pytest.raises(DataError, match=r"at --downscale 2, more than .* use --downscale 3"):
-        load_scene(folder, ReadOptions(max_image_memory=need // 4 - 1, downscale=2))
+    for options in (ReadOptions(max_image_memory=need), ReadOptions(max_image_memory=need // 4, downscale=2)):
+        assert load_scene(folder, options).splits["train"].files is None
+    said: list[str] = []
+    options = ReadOptions(max_image_memory=need - 1, image_cache=tmp_path / "cache", say=said.append)
+    assert load_scene(folder, options).splits["train"].files is not None
+    assert "--downscale 2 (0.84 KiB) or --max-image-memory 1 does without them" in said[0]
 
 
 def test_memory_counts_only_what_is_asked_for(tmp_path: Path) -> None:
@@ -697,7 +696,7 @@ def test_another_reader_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     monkeypatch.setattr("hashfield.data.dataset.READERS", [*READERS, other])
     assert load_scene(tmp_path) is scene
-    with pytest.raises(DataError, match=r"poses_bounds\.npy \(LLFF\); cameras\.xml \(Metashape\)"):
+    with pytest.raises(DataError, match=r"cameras\.npz \(NeuS\); cameras\.xml \(Metashape\)"):
         (tmp_path / "empty").mkdir()
         load_scene(tmp_path / "empty")
 

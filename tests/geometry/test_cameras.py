@@ -17,6 +17,7 @@ from hashfield.geometry.cameras import (
     Lens,
     camera_rays,
     camera_table,
+    camera_table_gradient,
     flip_opengl,
     lens_limit,
     look_at,
@@ -480,3 +481,47 @@ def test_shapes_are_checked() -> None:
         rays_from_pixels(torch.zeros(1, 24), index, torch.zeros(3, 2))
     with pytest.raises(ShapeError, match="table"):
         project(torch.zeros(1, 24, dtype=torch.long), index, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("lens", "distortion"),
+    [("pinhole", ()), ("opencv", (0.1, -0.05, 0.01, 0.002, 0.003, -0.004)), ("fisheye", (0.1, -0.05, 0.01, 0.0, 0, 0))],
+)
+def test_table_gradient_is_that_of_finite_differences(lens, distortion):
+    """Poses, focal lengths, principal point and coefficients, through rays that are made anew from a changed table."""
+    n = 300
+    generator = torch.Generator().manual_seed(0)
+    cameras = [Camera(look_at(at, (0.1, 0.0, 0.2)), 100, 80, 90.0, 95.0, 48.0, 41.0, lens, distortion)
+               for at in ((1.0, 2.0, 3.0), (-2.0, 1.0, 0.5))]  # fmt: skip
+    table = camera_table(cameras)
+    pixel = torch.rand(n, 2, generator=generator, dtype=torch.float64) * torch.tensor([100.0, 80.0])
+    pixel[0] = torch.tensor([48.0, 41.0])  # on the axis
+    index = torch.randint(0, 2, (n,), generator=generator)
+    by_origin, by_direction = torch.randn(2, n, 3, generator=generator, dtype=torch.float64)
+
+    def loss(changed: torch.Tensor) -> float:
+        origin, direction = rays_from_pixels(changed, index, pixel)
+        return float((origin * by_origin).sum() + (direction * by_direction).sum())
+
+    _, direction = rays_from_pixels(table, index, pixel)
+    found = camera_table_gradient(table, index, direction, by_origin, by_direction)
+    columns = [*range(16), *((17, 18, 19, 20) if lens != "pinhole" else ()), *((21, 22) if lens == "opencv" else ())]
+    for row in range(2):
+        for column in columns:
+            step = torch.zeros_like(table)
+            step[row, column] = 1e-5
+            slope = (loss(table + step) - loss(table - step)) / 2e-5
+            assert float(found[row, column]) == pytest.approx(slope, rel=1e-5, abs=1e-4), (row, column)
+
+
+def test_table_gradient_of_a_pinhole_is_that_of_a_lens_without_distortion():
+    at = look_at((1.0, 2.0, 3.0), (0.1, 0.0, 0.2))
+    pinhole = Camera(at, 100, 80, 90.0, 95.0, 48.0, 41.0)
+    lens = Camera(at, 100, 80, 90.0, 95.0, 48.0, 41.0, "opencv", (0.0,) * 6)
+    generator = torch.Generator().manual_seed(0)
+    pixel = torch.rand(50, 2, generator=generator, dtype=torch.float64) * 80
+    index, by = torch.zeros(50, dtype=torch.long), torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    tables = [camera_table([camera]) for camera in (pinhole, lens)]
+    one, other = (camera_table_gradient(t, index, rays_from_pixels(t, index, pixel)[1], by, by) for t in tables)
+    torch.testing.assert_close(one, other)
+    assert float(one[0, 17].abs()) > 0

@@ -14,7 +14,7 @@ from hashfield.kernels.reference.train_rays import NEAREST, distortion_of
 from hashfield.ops.backend import Backend
 from hashfield.ops.elementwise_encode import frequency_encode
 from hashfield.ops.occupancy_update import refresh_cells
-from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, RenderResult, render_rays
 from hashfield.ops.train_rays import TrainWorkspace, train_rays
 from tests import tolerances
 from tests.conftest import backend_params
@@ -152,14 +152,13 @@ def test_unfused_field_is_the_same_function(options: MarchOptions, activation: s
     twin = unfused_twin(parameters)
     assert parameters.is_fused and not twin.is_fused
     rays, bits, target, background, jitter = batch(150, options.aabb_scale)
-    options = replace(options, min_weight=1e-2)
     for mine, theirs in zip(
         render_rays(twin, rays, bits, options, jitter=jitter),
         render_rays(parameters, rays, bits, options, jitter=jitter),
         strict=True,
     ):
         assert torch.allclose(mine, theirs, atol=tolerances.RENDER_ELEMENT, rtol=0)
-    results = []
+    results, options = [], replace(options, min_weight=1e-2)
     for one in (twin, parameters):
         workspace = TrainWorkspace(one, 2**16)
         results.append(
@@ -249,3 +248,67 @@ def test_cells_of_a_field_are_those_of_its_unfused_twin(activation: str, backend
         found.append(values[cells])
     assert found[0].max() > 1e-3
     check_close("cells", *found, tolerances.FAST_OUTPUT)
+
+
+# --- colours of few samples
+
+
+@pytest.mark.parametrize("backend", backend_params("render_rays"))
+@pytest.mark.parametrize("case", ["plain", "relu", "cone_odd_bf16", "unfused", "fog"])
+def test_passing_over_faint_samples_is_the_references_and_close_to_exact(backend: Backend, case: str):
+    """One colour for every hundredth of the light: as the reference passes over, and near to what all samples show."""
+    wide = case.startswith("cone")
+    options = MarchOptions(4, 1 / 256, 4.0, 1e-2) if wide else MarchOptions(1, 0.0, 2.0, 1e-2)
+    parameters = {
+        "plain": lambda: field(LAYOUTS["L8F4"]), "relu": lambda: field(LAYOUTS["L8F4"], **RELU),
+        "cone_odd_bf16": lambda: field(LAYOUTS["L5F2"], 32, bf16=True),
+        "unfused": lambda: unfused_twin(field(LAYOUTS["L8F4"])), "fog": lambda: field(LAYOUTS["L8F4"], bias=-1.0),
+    }[case]()  # fmt: skip
+    if backend == "triton" and case in ("relu", "unfused"):
+        pytest.skip("the GPU backend takes no such field")
+    rays, bits, _, _, jitter = batch(131 if backend != "triton" else 21, options.aabb_scale)
+
+    def seen(some: MarchOptions, name: Backend) -> RenderResult:
+        return render_rays(parameters, rays, bits, some, jitter=jitter, backend=name)
+
+    few = replace(options, min_weight=1e-2)
+    found = seen(few, backend)
+    exact = seen(replace(options, min_transmittance=1e-5), "reference")
+    missed = rays.t_max <= rays.t_min
+    assert all(bool((x[missed] == 0).all() and torch.isfinite(x).all()) for x in found)
+    # What is passed over at a ray's end without any colour before it is less than a hundredth; so is what a cut hides.
+    assert float((found.opacity - exact.opacity).abs().max()) <= 1e-2 + tolerances.RENDER_ELEMENT
+    # Colours of neighbouring samples of a random field are as different as can be: far more than those of a scene.
+    assert float((found.color - exact.color).abs().max()) < 0.06
+    assert relative_error(found.color, exact.color) < 0.02
+    if backend != "triton":
+        same = seen(few, "reference")
+        differs = torch.stack([(a - b).abs().reshape(len(a), -1).amax(1) for a, b in zip(found, same, strict=True)])
+        # A sum within a rounding of the bound may fall on either side of it: another sample then stands for the group.
+        assert float((differs.amax(0) > 10 * tolerances.RENDER_ELEMENT).float().mean()) < 0.05
+        if case == "fog":
+            assert float((seen(few, backend).color - seen(options, backend).color).abs().max()) > 1e-4  # it does save
+
+
+def test_passing_over_takes_no_rays_and_no_cells():
+    parameters = field(LAYOUTS["L8F4"])
+    rays, bits, _, _, jitter = batch(65)
+    few = MarchOptions(1, 0.0, 4.0, 1e-2, 1e-2)
+    none = Rays(rays.origin[:0], rays.direction[:0], rays.t_min[:0], rays.t_max[:0])
+    assert render_rays(parameters, none, bits, few).color.shape == (0, 3)
+    for backend in ("numba", "reference"):
+        seen = render_rays(parameters, rays, torch.zeros_like(bits), few, jitter=jitter, backend=backend)
+        assert all(bool((x == 0).all()) for x in seen)
+
+
+def test_rays_do_not_see_which_others_are_rendered_with_them():
+    """How many samples a wave takes of a ray depends on that ray alone, and changes nothing of what it sees."""
+    parameters = field(LAYOUTS["L8F4"], bias=-1.0)
+    rays, bits, _, _, jitter = batch(300)
+    for options in (MarchOptions(1, 0.0, 2.0, 1e-4), MarchOptions(1, 0.0, 2.0, 1e-2, 4e-3)):
+        whole = render_rays(parameters, rays, bits, options, jitter=jitter, backend="numba")
+        chosen = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:77]
+        some = Rays(*(x[chosen] for x in (rays.origin, rays.direction, rays.t_min, rays.t_max)))
+        part = render_rays(parameters, some, bits, options, jitter=jitter[chosen], backend="numba")
+        for a, b in zip(part, whole, strict=True):
+            assert torch.allclose(a, b[chosen], atol=1e-6, rtol=0)

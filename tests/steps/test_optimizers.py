@@ -5,7 +5,9 @@ import torch
 
 from hashfield.errors import ConfigError
 from hashfield.ops.adam import adam_table
+from hashfield.ops.backend import Backend
 from hashfield.steps.optimizers import HostOptimizer, network_groups
+from tests.conftest import backend_params
 
 
 def test_a_part_is_updated_at_its_interval_by_the_sum_of_its_gradients() -> None:
@@ -34,3 +36,21 @@ def test_a_part_is_updated_at_its_interval_by_the_sum_of_its_gradients() -> None
 def test_parts_that_do_not_fit_are_refused(parts: list[tuple[int, int]]) -> None:
     with pytest.raises(ConfigError, match="parts"):
         HostOptimizer(network_groups(torch.zeros(300, 4), [], parts=parts))
+
+
+@pytest.mark.parametrize("backend", backend_params("adam"))
+@pytest.mark.parametrize("n_features", [1, 2, 4, 8])
+def test_rows_without_a_gradient_need_not_be_read(n_features: int, backend: Backend) -> None:
+    g = torch.Generator().manual_seed(n_features)
+    is_touched = torch.rand(296, generator=g) < 0.1
+    grad = torch.randn(296, n_features, generator=g) * is_touched[:, None]
+    bits = (is_touched.view(-1, 8) * 2 ** torch.arange(8)).sum(1).to(torch.uint8)
+    found = []
+    for touched in (None, bits):
+        own, m, v = torch.ones(296, n_features), torch.zeros(296, n_features), torch.zeros(296, n_features)
+        copy, left = own.to(torch.bfloat16), grad.clone()
+        adam_table(own, left, m, v, copy, step=3, learning_rate=1e-2, touched=touched, backend=backend)
+        assert not left.any() and torch.equal(copy, own.to(torch.bfloat16))
+        found.append(torch.stack([own, m, v]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0.0)
+    assert bool((found[0][0] != 1).any(1)[is_touched].all())

@@ -12,7 +12,16 @@ from hashfield.geometry.cameras import Camera
 from hashfield.geometry.spaces import Spaces
 from hashfield.nn.config import EncodingConfig
 from hashfield.nn.fields import RadianceField
-from hashfield.tasks.frames import HasFrames, PictureView, Region, part_of_camera, part_of_picture, strips_of
+from hashfield.render.between_pixels import picture_between_pixels
+from hashfield.tasks.frames import (
+    QUALITIES,
+    HasFrames,
+    PictureView,
+    Region,
+    part_of_camera,
+    part_of_picture,
+    strips_of,
+)
 from hashfield.tasks.image_config import ImageConfig, make_module
 from hashfield.tasks.image_model import ImageModel, ImageShape
 from hashfield.tasks.mesh import HasSurface
@@ -42,7 +51,7 @@ def models() -> dict[str, tuple[Any, Any]]:
     shape = ImageShape(40, 30, 4, False)
     picture = ImageModel(make_module(image, 4, seeded), image, shape)
     return {
-        "nerf": (NerfModel(field, spaces, bits, box, precision="float32"), camera()),
+        "nerf": (NerfModel(field, spaces, bits, box, precision="float32", quality="exact"), camera()),
         "sdf": (SdfModel(sdf.make_field(seeded), spaces, box.reshape(2, 3)), camera()),
         "image": (picture, picture.view(crop=(3.0, 2.0, 30.0, 25.0), width=31, height=23)),
     }
@@ -106,3 +115,62 @@ def test_regions_of_views():
     assert (part.width, part.height, part.cx, part.cy) == (10, 8, pytest.approx(12.1), pytest.approx(8.3))
     view = PictureView((10.0, 20.0, 40.0, 30.0), 20, 10)
     assert part_of_picture(view, Region(5, 2, 10, 4)).crop == (20.0, 26.0, 20.0, 12.0)
+
+
+def test_pixels_between_equal_ones_are_not_rendered():
+    """A plain picture with one bright block: asked are a quarter, the border and what lies near the block's edges."""
+    truth = torch.zeros(40, 50, 2)
+    truth[10:20, 20:30] = 1.0
+    asked: list[torch.Tensor] = []
+
+    def render(numbers: torch.Tensor) -> torch.Tensor:
+        asked.append(numbers)
+        return truth.view(-1, 2)[numbers]
+
+    found = picture_between_pixels(50, 40, render, 0.1)
+    assert torch.equal(found.view(40, 50, 2), truth)
+    all_asked = torch.cat(asked)
+    assert len(all_asked.unique()) == len(all_asked) < 0.45 * 40 * 50
+    asked.clear()
+    noise = torch.rand(40 * 50, 2, generator=torch.Generator().manual_seed(0))
+    exact = picture_between_pixels(50, 40, lambda numbers: (asked.append(numbers), noise[numbers])[1], 1e-6)
+    assert torch.equal(exact, noise) and torch.equal(torch.cat(asked).sort().values, torch.arange(2000))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (8, 1), (2, 2), (3, 2), (2, 5), (4, 4), (5, 3), (6, 7)])
+def test_small_pictures_between_pixels(size: tuple[int, int]):
+    """A slope is met exactly, whatever the picture's size: inner pixels are the mean of their neighbours."""
+    width, height = size
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    truth = (0.01 * x + 0.02 * y + 1.0).reshape(-1, 1)
+    found = picture_between_pixels(width, height, lambda numbers: truth[numbers], 0.5)
+    assert torch.allclose(found, truth, atol=1e-6)
+    # The same channel as a distance: 0.09 is more than a relative bound of 0.001 allows anywhere.
+    assert torch.equal(picture_between_pixels(width, height, lambda numbers: truth[numbers], 1e-3, 1), truth)
+
+
+@pytest.mark.parametrize("quality", ["fine", "fast"])
+def test_every_quality_shows_nearly_the_same(quality: Any):
+    """Of odd and even sizes, in parts and whole; the depth of what is interpolated is a depth of the scene."""
+    model, view = models()["nerf"]
+    view = view.resized(124, 92)
+    outputs = ("color", "opacity", "depth", "normals")
+    exact = model.frame(view, outputs, (1.0, 1.0, 1.0))
+    model.quality = quality
+    found = model.frame(view, outputs, (1.0, 1.0, 1.0))
+    bound = {"fine": 0.03, "fast": 0.1}[quality]
+    for name in ("color", "opacity"):
+        assert 0 < np.abs(found[name] - exact[name]).max() < bound
+    seen = exact["opacity"] > 0.5
+    np.testing.assert_allclose(found["depth"][seen], exact["depth"][seen], rtol=3 * bound)
+    assert np.median((found["normals"][seen] * exact["normals"][seen]).sum(-1)) > 0.9
+    parts = [part["color"] for part in model.render_parts(view, ("color",), (1.0, 1.0, 1.0), rays_at_once=1000)]
+    assert np.abs(torch.cat(parts).reshape(92, 124, 3).numpy() - found["color"]).max() < bound
+
+
+def test_triton_and_qualities_by_name():
+    model, _ = models()["nerf"]
+    model.quality = "fast"
+    assert model.economy == QUALITIES["fast"] and QUALITIES["exact"].tolerance == 0
+    with pytest.raises(ConfigError, match="quality"):
+        model.quality = "best"

@@ -85,7 +85,9 @@ class Rendering:
     def __init__(self, views: PosedImages) -> None:
         self.shown = {id(camera): image for camera, image in zip(views.cameras, views.images, strict=True)}
 
-    def frame(self, camera: Camera, outputs: object = None, background: object = None) -> dict[str, np.ndarray]:
+    def frame(
+        self, camera: Camera, outputs: object = None, background: object = None, region: object = None
+    ) -> dict[str, np.ndarray]:
         """The photo on white."""
         image = self.shown[id(camera)].astype(np.float32) / 255
         return {"color": image[..., :3] * image[..., 3:] + 1 - image[..., 3:]}

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from hashfield.geometry.cameras import Camera, look_at
-from hashfield.tasks.frames import CameraFrames, Frame, PictureView, Region
+from hashfield.tasks.frames import CameraFrames, Frame, PictureView, Region, common_box
 from hashfield.viewer.loop import RenderLoop, Shown, Watcher
 from hashfield.viewer.pictures import Eye, Look, Wish
 
@@ -54,6 +54,22 @@ class SlowScene(CameraFrames):
             "depth": torch.where(hit, t, 0.0), "normals": torch.where(hit[..., None], point, 0.0),
         }  # fmt: skip
         return {name: found[name].float().numpy() for name in outputs}
+
+
+class Ball(SlowScene):
+    """The ball as a signed distance, within a box of side 4."""
+
+    box_world = torch.tensor([[-2.0] * 3, [2.0] * 3], dtype=torch.float64)
+
+    def within(self, corners):
+        """See `hashfield.tasks.frames.HasBox`."""
+        other = Ball()
+        other.box_world = common_box(self.box_world, torch.tensor(corners, dtype=torch.float64))
+        return other
+
+    def distance(self, positions_world):
+        """Signed distance."""
+        return positions_world.norm(dim=-1) - 1
 
 
 class Gradient:

@@ -146,6 +146,22 @@ def test_an_error_of_the_model_is_told_once(caplog: pytest.LogCaptureFixture) ->
     assert len(looker.lines) == 1 and "ZeroDivisionError" in looker.lines[0] and not looker.pictures
 
 
+def test_a_source_that_fails_does_not_end_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    loop, clock, _ = make_loop(1e-6)
+    looker = Looker(loop)
+    looker.ask()
+    current = loop.source.current
+
+    def broken() -> None:
+        raise MemoryError
+
+    loop.source.current = broken  # type: ignore[method-assign, assignment]
+    assert not loop.work() and "the viewer failed" in caplog.text
+    loop.source.current = current  # type: ignore[method-assign]
+    rest(loop, clock)
+    assert looker.shown[-1].is_final
+
+
 def test_who_has_left_is_not_drawn_for() -> None:
     loop, _clock, _ = make_loop(1e-6)
     looker = Looker(loop)

@@ -23,7 +23,7 @@ from hashfield.viewer.pictures import (
     outputs_of,
     stage_of,
 )
-from tests.viewer.fakes import Gradient, SlowScene
+from tests.viewer.fakes import Ball, Gradient, SlowScene
 
 
 def whole(canvas) -> np.ndarray:
@@ -69,13 +69,37 @@ def test_the_difference_is_seen_through_the_nearest_photos_own_camera() -> None:
     near = Eye(look_at((-2.1, 3.4, 1.1), (0.0, 0.0, 0.0)), 0.7)
     canvas = canvas_of(scene, wish_of(near, Look("difference"), rows=48), 48, reference=photos)
     picture = whole(canvas)
-    assert canvas.note == "photo 2" and (canvas.width, canvas.height) == (64, 48)
+    right = scene.render(cameras[2], ("color",), (1.0, 1.0, 1.0))["color"]
+    error = np.square(right - images[2][..., :3] / np.float32(255)).mean()
+    assert canvas.note == f"photo 2, PSNR {-10 * np.log10(error):.1f} dB" and (canvas.width, canvas.height) == (64, 48)
     assert picture[24:].max() <= 5 and picture[23, 32, 2] == 255
     shown = whole(canvas_of(scene, wish_of(near, Look("photo"), rows=48), 48, reference=photos))
     assert np.array_equal(shown, images[2][..., :3])
     assert photos.scaled(2, 32, 24).shape == (24, 32, 4)
     with pytest.raises(ConfigError, match="photos are not read"):
         canvas_of(scene, wish_of(near, Look("difference")), 48)
+
+
+def test_a_slice_shows_the_distance_in_bands() -> None:
+    ball = Ball()
+    assert "slice" in outputs_of(ball)
+    eye = Eye(look_at((0.0, -6.0, 0.0), (0.0, 0.0, 0.0)), 2 * math.atan(2.5 / 6))
+
+    def picture(axis: int, at: float, crop=None) -> np.ndarray:
+        look = Look("slice", slice_axis=axis, slice_at=at, crop=crop)
+        return whole(canvas_of(ball, wish_of(eye, look, 1.0, 201), 201)).astype(int)
+
+    plain = whole(canvas_of(ball, wish_of(eye, Look(), 1.0, 201), 201))
+    middle = picture(1, 0.5)  # the plane y = 0: five units of it fill the window
+    assert tuple(middle[3, 100]) == (255, 255, 255)  # outside the box
+    assert np.array_equal(middle[100, 100], plain[100, 100])  # the front half of the ball hides what is inside
+    assert middle[100, 30, 0] > middle[100, 30, 2]  # outside the ball: orange
+    front = picture(1, 0.25)  # the plane y = -1 touches the ball
+    assert not np.array_equal(front[100, 100], plain[100, 100]) and (front[100, 90:111] < 60).all(-1).any()  # its 0
+    half = picture(1, 0.5, ((-2.0, -2.0, 0.0), (2.0, 2.0, 2.0)))
+    assert tuple(half[160, 30]) == (255, 255, 255) and tuple(half[60, 30]) != (255, 255, 255)
+    with pytest.raises(ConfigError, match="nothing of the model"):
+        canvas_of(ball, wish_of(eye, Look(crop=((5.0,) * 3, (6.0,) * 3))), 20)
 
 
 def test_a_picture_is_shown_pixel_by_pixel() -> None:

@@ -9,12 +9,16 @@ import tyro
 
 from hashfield.api import load
 from hashfield.aside import write_aside
-from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
+from hashfield.cli.progress import counted
+from hashfield.cli.shared import DeviceName, check_same_model, kind_of_run, parse, run_command, say, set_up
 from hashfield.data import ReadOptions, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import DataError
+from hashfield.steps.ranks import current
+from hashfield.tasks.align import as_refined, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
+from hashfield.tasks.frames import DEFAULT_QUALITY, Quality
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import parse_background
 from hashfield.train.checkpoint import read_metadata
@@ -30,18 +34,22 @@ class Evaluate:
     """Run folder or checkpoint file."""
     data: Path | None = None
     """The photos to compare with; default: where they lay during training."""
-    masks: Path | None = None
-    """Folder of masks, where those of the training are not there any more."""
     split: Literal["test", "train", "val"] = "test"
     """Which of the data's views to judge."""
     background: str | None = None
     """Colour behind photo and rendering (white, black or #rrggbb); default: that of the run."""
+    quality: Quality = DEFAULT_QUALITY
+    """Of the renderings, as for hashfield render; said with the figures."""
+    max_seconds: float | None = None
+    """About how long rendering may take; only so many bands of rows are then judged. Default: whole views."""
     json: Path | None = None
     """Also write the figures here."""
     downscale: int = 1
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
     """GiB that the decoded photos may take."""
+    masks: Path | None = None
+    """Folder of masks, where those of the training are not there any more."""
     threads: int | None = None
     """Threads of the kernels."""
     device: DeviceName = "auto"
@@ -57,12 +65,32 @@ def evaluate_nerf(arguments: list[str]) -> int:
     """`evaluate` for a radiance field."""
     options = parse(Evaluate, arguments, "evaluate")
     device = set_up(options.device, options.threads)
-    model = load(options.run, device)
-    background = None if options.background is None else parse_background(options.background)
-    figures = evaluate_views(model, views_of(model, options), background)
+    ranks = current()
+    with ranks.agreed():
+        model = load(options.run, device)
+        model.quality = options.quality
+        background = None if options.background is None else parse_background(options.background)
+        views = views_of(model, options)
+    check_same_model(ranks, options.run)
+    refined = model.info.get("refinement", {}).get("parts", [])
+    if refined:
+        views = as_refined(views, model.cameras.get(options.split, []))
+    figures = evaluate_views(
+        model, views, background, max_seconds=options.max_seconds,
+        watch=lambda parts, total: counted(parts, total, "views or parts of views judged"),
+    )  # fmt: skip
+    if not ranks.is_first:
+        return 0
     for view in figures["views"]:
         say(f"{view['name']}: PSNR {view['psnr']:.2f} dB, SSIM {view['ssim']:.4f}, {view['seconds']:.2f} s")
-    say(f"mean of {figures['n_views']} views: PSNR {figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}")
+    say(
+        f"mean of {figures['n_views']} views, {figures['pixels']} of their pixels, quality {figures['quality']}: PSNR "
+        f"{figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}"
+    )
+    if "poses" in refined or "exposure" in refined:
+        figures["aligned"] = evaluate_aligned(model, views, refined, background)
+        aligned = figures["aligned"]
+        say(f"aligned: PSNR {aligned['psnr']:.3f} dB, SSIM {aligned['ssim']:.4f}; {aligned['alignment']}")
     if options.json is not None:
         write_figures(options.json, {**figures, "split": options.split, "run": str(options.run)})
     return 0

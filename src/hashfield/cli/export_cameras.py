@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from hashfield.cli.shared import say
-from hashfield.data.assemble import CameraSet, assemble_cameras, mask_files
+from hashfield.data.assemble import CameraSet, assemble_cameras, mask_files, surface_points
 from hashfield.data.dataset import ReadOptions, find_reader
 from hashfield.data.images import read_header
 from hashfield.data.write_cameras import common_folder, write_colmap, write_transforms
@@ -127,7 +127,7 @@ def masks_and_points(data: Path, options: ReadOptions) -> tuple[dict[str, Path],
     except DataError as error:
         say(f"warning: the run's data cannot be read again, so that masks and points are not exported: {error}")
         return {}, None
-    return ({}, None) if stated is None else (mask_files(stated), stated.points)
+    return ({}, None) if stated is None else (mask_files(stated), surface_points(stated))
 
 
 def at_full_size(camera: Camera, photo: Path) -> Camera:

@@ -15,7 +15,7 @@ from hashfield.api import load
 from hashfield.cli.demo import DemoCommand, DemoKind
 from hashfield.cli.evaluate import write_figures
 from hashfield.cli.outcome import Outcome, write_outcome
-from hashfield.cli.progress import PLAIN_LINE_SECONDS
+from hashfield.cli.progress import Countdown
 from hashfield.cli.shared import DeviceName, parse, say, set_up
 from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, memory_for_run, say_memory
@@ -359,13 +359,13 @@ def render_image(arguments: list[str]) -> int:
     n_channels = model.shape.n_channels if is_see_through or not model.shape.has_alpha else 3
     kind = ExrWriter if options.format == "exr" else PngWriter
     settings = {} if options.format == "exr" else {"bits": options.bits}
-    next_line = time.perf_counter() + PLAIN_LINE_SECONDS
-    with kind(target, view.width, view.height, n_channels, **settings) as writer:
+    with (
+        kind(target, view.width, view.height, n_channels, **settings) as writer,
+        Countdown(view.height, "rows") as countdown,
+    ):
         for strip in model.frame_strips(view, outputs, background):
             writer.add(encoded(strip, options.format, options.bits))
-            if time.perf_counter() >= next_line:
-                next_line = time.perf_counter() + PLAIN_LINE_SECONDS
-                say(f"{writer.n_rows} of {view.height} rows")
+            countdown.show(writer.n_rows)
     say(f"{target}: {view.width}x{view.height}")
     return 0
 

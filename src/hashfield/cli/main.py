@@ -7,6 +7,7 @@ import errno
 import importlib
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 from hashfield._version import __version__
 from hashfield.errors import HashfieldError
@@ -20,6 +21,10 @@ VERBS = {
         "hashfield.cli.demo",
         "make a small scene (or: demo image, demo sdf), train on it and show what comes out",
     ),
+    "inspect": (
+        "hashfield.cli.inspect",
+        "say what is wrong with photos and cameras, photo by photo, and write a page with pictures",
+    ),
     "train": ("hashfield.cli.train", "train a model: hashfield train nerf PATH, train image FILE, train sdf MESH"),
     "evaluate": (
         "hashfield.cli.evaluate",
@@ -30,12 +35,18 @@ VERBS = {
         "show what a run has learned: test views, an orbit, a camera path; a picture at any size",
     ),
     "view": ("hashfield.cli.view", "look at a run in a browser: move through it, compare it with the photos, film it"),
-    "mesh": ("hashfield.cli.mesh", "write a triangle mesh of a run's surface: OBJ, PLY, GLB or STL"),
+    "mesh": (
+        "hashfield.cli.mesh",
+        "write a run's surface: triangles with vertex colours or a texture, points; or its values in space",
+    ),
     "sweep": (
         "hashfield.cli.sweep",
         "train a matrix of settings on one input: tables and plots of the paper's comparison",
     ),
-    "export": ("hashfield.cli.export", "write a checkpoint in its small form: half precision, no optimiser"),
+    "export": (
+        "hashfield.cli.export",
+        "write a run as a small checkpoint, as a web page, or its cameras for other programs",
+    ),
     "info": ("hashfield.cli.info", "tell versions, CPU and kernels, or what a run or checkpoint holds"),
 }
 
@@ -48,6 +59,8 @@ EXTRAS = {
     "tensorboard": "hashfield[tensorboard]",
     "av": "imageio[pyav]",
     "imageio": "imageio[pyav]",
+    "xatlas": "hashfield[texture]",
+    "fast_simplification": "hashfield[texture]",
     "trimesh": "hashfield[mesh]",
     "skimage": "hashfield[mesh]",
     "scipy": "hashfield[mesh]",
@@ -92,7 +105,8 @@ def run(arguments: list[str]) -> int:
     if verb not in VERBS:
         return _fail(f"unknown command {verb!r}: expected one of {', '.join(VERBS)}")
     try:
-        return importlib.import_module(VERBS[verb][0]).main(rest) or 0
+        with _among_ranks(verb):
+            return importlib.import_module(VERBS[verb][0]).main(rest) or 0
     except HashfieldError as error:
         if debug:
             raise
@@ -122,6 +136,24 @@ def run(arguments: list[str]) -> int:
         return _fail("out of GPU memory: try --device cpu, or smaller pictures")
     except MemoryError:
         return _fail("out of memory: close other programs, or try smaller pictures or a smaller part of them")
+
+
+RANKS_SHARE = ("train", "render", "evaluate", "sweep")
+"""Verbs whose work several processes, started by torchrun, do together."""
+
+
+def _among_ranks(verb: str) -> AbstractContextManager[object]:
+    """Within the block this process is one of those that torchrun has started, if it has."""
+    if os.environ.get("WORLD_SIZE", "1").strip() in ("", "0", "1"):
+        return nullcontext()
+    from hashfield.errors import ConfigError
+    from hashfield.steps.ranks import joined
+
+    if verb not in RANKS_SHARE:
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(2)  # the first one says it
+        raise ConfigError(f"{verb}: is not shared among processes; start it without torchrun")
+    return joined()
 
 
 def _say(text: str) -> None:

@@ -1,5 +1,6 @@
 """The commands of radiance fields that are theirs alone: `train nerf PATH`, `demo` and `sweep nerf PATH`."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,8 +13,10 @@ import tyro
 
 from hashfield.cli.demo import DemoCommand, DemoKind
 from hashfield.cli.evaluate import Evaluate, views_of
+from hashfield.cli.findings import SAID_BY_NOTES, say_findings
 from hashfield.cli.outcome import Outcome, write_outcome
 from hashfield.cli.prepare import n_threads, prepare_here
+from hashfield.cli.progress import counted
 from hashfield.cli.shared import DeviceName, parse, say
 from hashfield.cli.sweep import Subject, SweepKind, SweepOptions
 from hashfield.cli.train import Plan, TrainCommand, Training, TrainKind, say_memory
@@ -21,12 +24,16 @@ from hashfield.cli.view import View, view
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from hashfield.data.doctor import examine
 from hashfield.data.prepare import PrepareOptions, has_poses
 from hashfield.errors import ConfigError
 from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
 from hashfield.export.video import write_mp4
 from hashfield.geometry.paths import orbit_path
 from hashfield.nn.config import RadianceFieldConfig
+from hashfield.steps.ranks import working_alone
+from hashfield.steps.refinement import summary
+from hashfield.tasks.align import as_refined, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.nerf import NerfTask, gpu_memory
@@ -34,7 +41,8 @@ from hashfield.tasks.nerf_config import PRESETS, NerfConfig, preset_for
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.shared import background_text, parse_background, stored, stored_background
 from hashfield.tasks.studies import Setting
-from hashfield.train.loop import TrainResult
+from hashfield.train.checkpoint import write_aside
+from hashfield.train.loop import Progress, TrainResult
 from hashfield.train.metrics import SSIM_WINDOW, psnr
 from hashfield.train.run_folder import RunFolder
 from hashfield.viewer.pictures import Photos
@@ -51,7 +59,9 @@ class TrainNerf(TrainCommand):
     downscale: int = 1
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
-    """GiB that the decoded photos may take."""
+    """GiB that the decoded photos may take; more of them lie in files, and are trained on from there."""
+    image_cache: Path | None = None
+    """Folder for decoded photos that do not fit --max-image-memory; default: in the user's cache."""
     aabb_scale: int | None = None
     """Side of the training box, a power of two up to 128; default: the file's, or chosen and printed."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
@@ -66,6 +76,9 @@ class TrainNerf(TrainCommand):
     """Folder of a mask for each photo, by its name (a.png or a.jpg.png of a.jpg), besides those that the data state."""
     masks_keep: Literal["white", "black"] = "white"
     """Which pixels of --masks are learned from: those that are not black, or the black ones."""
+    evaluation_seconds: float | None = None
+    """About how long judging the held-out views may take when training is done: only so many of their rows are judged,
+    and that is said. Default: a quarter of the training, at least 15. hashfield evaluate judges whole views."""
     config: Annotated[NerfConfig, tyro.conf.arg(name="")] = NerfConfig()
     """Model and recipe; --preset chooses the defaults of what follows."""
 
@@ -89,11 +102,17 @@ def prepare_nerf(
     read = ReadOptions(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
         max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
-        masks=options.masks, masks_keep=options.masks_keep,
+        masks=options.masks, masks_keep=options.masks_keep, image_cache=options.image_cache, say=say,
     )  # fmt: skip
     scene = load_scene(with_poses(options), read)
     for note in scene.notes:
         say(note)
+    if scene.resident_bytes is not None:
+        say(f"photos that are read from files are not looked at here: hashfield inspect {options.path} does it")
+    elif plan.resumed is None:
+        say_findings([finding for finding in examine(scene).findings if finding.kind not in SAID_BY_NOTES])
+    if device.type == "cuda" and plan.config.refine:
+        say("refining: steps are taken one by one on this GPU, not as a captured graph, which is slower")
     if device.type == "cuda" and plan.config.trains_on_device:
         say_memory(gpu_memory(plan.config, scene), device, options.max_gpu_memory, SMALLER)
     task = NerfTask(plan.config, scene, seed=options.seed, background=options.background, device=device)
@@ -151,6 +170,7 @@ def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) ->
 # --- what follows a run
 
 SHEETS = 4  # views whose comparison is written as a picture
+SHEET_SIDE = 640  # pixels of the longer side of these pictures
 
 
 def finish(
@@ -161,6 +181,7 @@ def finish(
     *,
     video_frames: int = 0,
     by_clock: bool = False,
+    evaluation_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Figures on the held-out views; pictures, video and report lie in the run folder afterwards.
 
@@ -171,35 +192,40 @@ def finish(
         extra: Further lines (name, value) of the report.
         video_frames: Frames of a turn around the scene; 0: no video.
         by_clock: Whether the schedule followed the clock.
+        evaluation_seconds: About how long judging views may take; None: a quarter of the training, at least 15.
     """
     model, scene = task.model(), task.scene
     figures: dict[str, Any] = {}
     sheets: list[tuple[str, np.ndarray]] = []
     if "test" in scene.splits and len(scene.splits["test"]):
-        views = scene.splits["test"]
+        views = as_refined(scene.splits["test"], model.cameras["test"])
         chosen = set(np.linspace(0, len(views) - 1, min(SHEETS, len(views))).round().astype(int).tolist())
+
+        renderings: dict[int, np.ndarray] = {}
 
         def keep(k: int, rendering: np.ndarray, photo: np.ndarray) -> None:
             if k in chosen:
-                found = model.frame(views.cameras[k], ("depth", "opacity"))
-                row = [
-                    ("photo", to_uint8(photo)), (f"rendering of {views.names[k]}", to_uint8(rendering)),
-                    ("error x 5", error_picture(rendering, photo)),
-                    ("depth", colorize_depth(found["depth"], found["opacity"])),
-                ]  # fmt: skip
-                sheet = comparison_sheet([[(name, shrunk(picture, 640)) for name, picture in row]])
-                write_png(run.renders / f"compare_{k:03d}.png", sheet)
-                sheets.append((f"held-out view {views.names[k]}", sheet))
+                renderings[k] = shrunk(rendering, SHEET_SIDE)
 
-        figures = evaluate_views(model, views, on_view=keep)
-        say(
-            f"held-out: {figures['n_views']} views, PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}, "
-            f"{np.median([v['seconds'] for v in figures['views']]):.2f} s a frame"
-        )
+        seconds = max(15.0, result.train_seconds / 4) if evaluation_seconds is None else evaluation_seconds
+        figures = evaluate_views(
+            model, views, on_view=keep, max_seconds=seconds,
+            watch=lambda parts, total: counted(parts, total, "parts of the held-out views judged"),
+        )  # fmt: skip
+        took = f"{seconds_a_frame(figures, views):.2f} s a frame"
+        say(f"held-out: {held_out_text(figures, views)}, {took}; views not aligned")
+        if fits_views(task):
+            figures["aligned"] = evaluate_aligned(model, views, task.config.refine)
+            say(aligned_line(figures["aligned"]))
+        for k in counted(sorted(chosen), len(chosen), "pictures for the report"):
+            sheet = comparison(model, views, k, renderings.get(k))
+            write_png(run.renders / f"compare_{k:03d}.png", sheet)
+            sheets.append((f"held-out view {views.names[k]}", sheet))
+    refined = [] if task.refinement is None else tell_refinement(task, run)
     video = None
     if video_frames:
         video = run.renders / "turntable.mp4"
-        write_mp4(video, turntable(model, scene, video_frames), fps=20)
+        write_mp4(video, counted(turntable(model, scene, video_frames), video_frames, "frames of the video"), fps=20)
     sizes = task.field.config
     outcome = Outcome(
         title=f"{scene.name}: radiance field",
@@ -212,7 +238,7 @@ def finish(
                                    for shapes in sizes.network_shapes())),
             ("carved from alpha", "yes" if task.is_carved else "no"),
         ],
-        figures=[*figure_rows(figures), *extra],
+        figures=[*figure_rows(figures), *refined, *extra],
         headline=[("held-out PSNR", f"{figures['psnr']:.2f} dB"), ("SSIM", f"{figures['ssim']:.3f}")]
                  if figures else [],
         sheets=sheets,
@@ -224,6 +250,57 @@ def finish(
     return figures
 
 
+def held_out_text(figures: dict[str, Any], views: PosedImages) -> str:
+    """How good held-out views are, and how much of them was judged at which quality, for people."""
+    how = "" if figures["pixels"] == "all" else f" ({figures['pixels']} of their pixels; all: hashfield evaluate)"
+    n = figures["n_views"]
+    whole = f"{n} views" if n == len(views) else f"{n} of {len(views)} views"
+    return f"{whole}{how}, PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}, quality {figures['quality']}"
+
+
+def seconds_a_frame(figures: dict[str, Any], views: PosedImages) -> float:
+    """Seconds that a whole view of the middle size takes, by what was judged."""
+    seconds, pixels = (sum(view[name] for view in figures["views"]) for name in ("seconds", "rendered_pixels"))
+    return seconds / pixels * float(np.median([camera.width * camera.height for camera in views.cameras]))
+
+
+def comparison(model: HasFrames, views: PosedImages, k: int, rendering: np.ndarray | None) -> np.ndarray:
+    """A held-out view beside its rendering, the error and the depth.
+
+    Args:
+        model: What is shown.
+        views: The held-out ones.
+        k: Which of them.
+        rendering: Of the size of the sheet's pictures, if there is one already.
+    """
+    camera = views.cameras[k]
+    photo = shrunk(over(views.images[k], model.background), SHEET_SIDE)
+    found = model.frame(camera.resized(photo.shape[1], photo.shape[0]), ("color", "depth", "opacity"), model.background)
+    rendering = np.clip(found["color"], 0.0, 1.0) if rendering is None else rendering
+    row = [
+        ("photo", to_uint8(photo)), (f"rendering of {views.names[k]}", to_uint8(rendering)),
+        ("error x 5", error_picture(rendering, photo)), ("depth", colorize_depth(found["depth"], found["opacity"])),
+    ]  # fmt: skip
+    return comparison_sheet([row])
+
+
+SECONDS_ON_THE_WAY = 1.0
+"""About how long the held-out views are looked at with each checkpoint."""
+
+
+def held_out_on_the_way(task: NerfTask, run: RunFolder) -> Callable[[Progress], None]:
+    """What tells, with each checkpoint, how good a few rows of the held-out views are so far."""
+
+    def show(progress: Progress) -> None:
+        if progress.phase == "saving" and len(task.scene.splits.get("test", ())):
+            views = task.scene.splits["test"]
+            with working_alone():  # only the first rank shows anything
+                figures = evaluate_views(task.model(), views, max_seconds=SECONDS_ON_THE_WAY)
+            say(f"held-out so far: {held_out_text(figures, views)}")
+
+    return show
+
+
 # --- view
 
 
@@ -233,7 +310,7 @@ def view_nerf(arguments: list[str]) -> int:
 
     def read(model: NerfModel) -> Photos:
         splits: tuple[Literal["train", "test"], ...] = ("train", "test")
-        known = [split for split in splits if model.cameras.get(split)]
+        known: list[Literal["train", "test"]] = [split for split in splits if model.cameras.get(split)]
         return photos_of([views_of(model, Evaluate(options.run, options.data, split)) for split in known])
 
     return view(options, read)
@@ -252,12 +329,43 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """Figures on the held-out views, for people; nothing where there are no such views."""
     if not figures:
         return []
+    aligned = figures.get("aligned")
     return [
         ("held-out PSNR", f"{figures['psnr']:.2f} dB, mean over {figures['n_views']} views on background "
                           f"{tuple(round(v, 3) for v in figures['background'])}"),
+        ("judged", f"{figures['pixels']} of their pixels, rendered at quality {figures['quality']}"),
         ("held-out SSIM", f"{figures['ssim']:.4f} (11x11 Gaussian, RGB)"),
+        *([("alignment of these views", "none")] if not aligned else [
+            ("alignment of these views", "none, but for what all cameras share"),
+            ("aligned views", f"PSNR {aligned['psnr']:.2f} dB, SSIM {aligned['ssim']:.4f}: {aligned['alignment']}"),
+        ]),
         ("colour", figures["color"]),
     ]  # fmt: skip
+
+
+def fits_views(task: NerfTask) -> bool:
+    """Whether a run refined what held-out views differ in too, so that they are judged aligned as well."""
+    return any(part in task.config.refine for part in ("poses", "exposure"))
+
+
+def aligned_line(aligned: dict[str, Any]) -> str:
+    """Figures of aligned views, and how they were aligned."""
+    return (
+        f"aligned: {aligned['n_views']} views, PSNR {aligned['psnr']:.2f} dB, SSIM {aligned['ssim']:.4f}; "
+        f"{aligned['alignment']}"
+    )
+
+
+def tell_refinement(task: NerfTask, run: RunFolder) -> list[tuple[str, str]]:
+    """Say how far cameras, lenses and gains went, write it for each photo to refinement.json, and return it as rows."""
+    assert task.refinement is not None
+    report = {"photos": list(task.scene.splits["train"].names), **task.refinement.report()}
+    text = json.dumps(report, indent=1) + "\n"
+    write_aside(run.path / "refinement.json", lambda aside: aside.write_text(text, encoding="utf-8"))
+    rows = summary(report)
+    for name, value in rows:
+        say(f"{name}: {value}")
+    return rows
 
 
 def turntable(model: HasFrames, scene: Scene, n_frames: int):
@@ -470,7 +578,9 @@ SMALLER = "--train.batch, --encoding.log2-hashmap-size or --downscale"
 TRAIN = TrainKind(
     name="nerf", command=TrainNerf, presets=PRESETS, suits=preset_for, prepare=prepare_nerf, finish=finish,
     resumed=stored_options, same_data=same_data, smaller=f"{SMALLER} (or --preset fast)",
-    render_options="--views orbit --format mp4", reference=lambda task: photos_of(list(task.scene.splits.values())),
+    render_options="--views orbit --format mp4", on_progress=held_out_on_the_way,
+    finish_options=lambda options: {"evaluation_seconds": options.evaluation_seconds},
+    reference=lambda task: photos_of(list(task.scene.splits.values())),
 )  # fmt: skip
 SWEEP = SweepKind(
     name="nerf", command=SweepNerf, prepare=prepare_sweep, max_samples=2**22, n_dims=3,

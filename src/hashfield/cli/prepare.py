@@ -12,8 +12,12 @@ import tyro
 from rich.live import Live
 from rich.text import Text
 
+from hashfield.cli.findings import say_findings
 from hashfield.cli.progress import PLAIN_LINE_SECONDS
 from hashfield.cli.shared import console, is_terminal, parse, say
+from hashfield.data import ReadOptions, load_scene
+from hashfield.data.doctor import examine
+from hashfield.data.photo_checks import SIDE
 from hashfield.data.prepare import EXHAUSTIVE, Matching, Prepared, PrepareOptions, default_out, has_poses, prepare
 from hashfield.errors import ConfigError
 
@@ -56,6 +60,11 @@ def main(arguments: list[str]) -> int:
             options.seed,
         ),
     )  # fmt: skip
+    scene = load_scene(prepared.path, ReadOptions(longest_side=SIDE, splits=("train", "test")))
+    for note in scene.notes:
+        if note.startswith(("spaces:", "box:", "warning:")):
+            say(note)
+    say_findings(examine(scene).findings)
     say(f"train on it: hashfield train nerf {quote(str(prepared.path))}")
     say(f"look at it:  hashfield inspect {quote(str(prepared.path))}")
     return 0
@@ -133,7 +142,7 @@ class StageView:
             elapsed: Seconds since the stage began.
         """
         text = f"{stage}: {done} of {total}"
-        if not 0 < done <= total:
+        if not 0 < done <= total or (done == total and stage not in _COST):
             return text
         left = elapsed / done * (total - done)
         if stage in _COST:
@@ -151,7 +160,13 @@ class StageView:
         return n * (n - 1) // 2 if n <= EXHAUSTIVE else 30 * n
 
     def show(self, stage: str, done: int, total: int) -> None:
-        """Take one report."""
+        """Take one report.
+
+        Args:
+            stage: In words.
+            done: Photos or pairs that are done.
+            total: All of them.
+        """
         now = time.perf_counter()
         if stage != self.stage:
             self.stage, self.since, self.next_line = stage, now, now + 1.0

@@ -1,10 +1,11 @@
 """`hashfield render RUN`."""
 
-import time
+import io
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ import tyro
 
 from hashfield.api import load
 from hashfield.cli.kept_frames import DepthScale, KeptFrames, plan_of
-from hashfield.cli.progress import PLAIN_LINE_SECONDS
-from hashfield.cli.shared import DeviceName, kind_of_run, parse, run_command, say, set_up
+from hashfield.cli.progress import counted
+from hashfield.cli.shared import DeviceName, check_same_model, kind_of_run, parse, run_command, say, set_up
 from hashfield.data.json_fields import Fields, load_json
 from hashfield.errors import ConfigError, DataError
 from hashfield.export.images import (
@@ -30,7 +31,8 @@ from hashfield.geometry.path_files import PathPlace, PathWish, read_path_file
 from hashfield.geometry.paths import orbit_path
 from hashfield.geometry.spaces import Spaces
 from hashfield.geometry.tours import along_path, as_panoramas, spiral_path
-from hashfield.tasks.frames import HasFrames
+from hashfield.steps.ranks import Ranks, current
+from hashfield.tasks.frames import DEFAULT_QUALITY, HasFrames, Quality
 from hashfield.tasks.shared import parse_background
 from hashfield.train.run_folder import RunFolder
 
@@ -66,11 +68,14 @@ class Render:
     panorama: bool = False
     """Show the whole sphere around each view's place, upright: an equirectangular picture of --width (default 2048)."""
     dataparser_transforms: Path | None = None
-    """nerfstudio's dataparser_transforms.json of the run that a nerfstudio path was made for."""
+    """The dataparser_transforms.json of the nerfstudio run that a nerfstudio path was made for."""
     transparent: bool = False
     """Write PNGs with an alpha channel instead of a background."""
     background: str | None = None
     """Colour behind the scene (white, black or #rrggbb); default: that of the run."""
+    quality: Quality = DEFAULT_QUALITY
+    """Against speed, for radiance fields on CPUs: exact renders every pixel and every sample; fine interpolates pixels
+    between neighbours that agree and passes over what cannot be seen; fast does more of that."""
     overwrite: bool = False
     """Replace files that are there. A rendering that was interrupted goes on without it, by the same command."""
     threads: int | None = None
@@ -96,8 +101,12 @@ def render(options: Render) -> int:
         raise ConfigError("--transparent: a video has no transparency; use --format png")
     if options.format == "mp4":
         check_video()
-    model = load(options.run, device)
-    cameras, fps = chosen_cameras(model, options)
+    ranks = current()
+    with ranks.agreed():
+        model = load(options.run, device)
+        model.quality = options.quality
+        cameras, fps = chosen_cameras(model, options)
+    check_same_model(ranks, options.run)
     name = options.views if options.views in NAMED_VIEWS else Path(options.views).stem
     if options.format == "mp4" and len({(camera.width, camera.height) for camera in cameras}) > 1:
         raise ConfigError("--format mp4: the views differ in size; give --width and --height, or use --format png")
@@ -106,18 +115,24 @@ def render(options: Render) -> int:
     background = model.background if options.background is None else parse_background(options.background)
     outputs = tuple(dict.fromkeys(options.output))
     is_video = options.format == "mp4"
-    plan = plan_of(run, cameras, outputs, background, options.transparent)
+    plan = {**plan_of(run, cameras, outputs, background, options.transparent), "quality": options.quality}
     frames = KeptFrames(folder, outputs, len(cameras), plan, of_video=is_video)
     targets = [folder / f"{output}.mp4" for output in outputs] if is_video else frames.paths()
-    there = [target for target in targets if target.exists()]
-    if there and not options.overwrite and not frames.are_ours:
-        raise ConfigError(f"{there[0]}: is there already; choose another --out, or --overwrite")
-    with frames:
-        missing = frames.missing()
+    with ExitStack() as stack:
+        with ranks.agreed():
+            there = [target for target in targets if target.exists()] if ranks.is_first else []
+            if there and not options.overwrite and not frames.are_ours:
+                raise ConfigError(f"{there[0]}: is there already; choose another --out, or --overwrite")
+            if ranks.is_first:
+                stack.enter_context(frames)
+        missing = ranks.from_first(frames.missing)
         if len(missing) < len(cameras):
             say(f"{len(cameras) - len(missing)} of {len(cameras)} frames are there from before; going on with the rest")
-        shown = pictures(model, [cameras[k] for k in missing], outputs, background, options.transparent, frames.scale)
-        for k, found in zip(missing, counted(shown, len(missing)), strict=True):
+        some = [cameras[k] for k in missing]
+        shown = dealt_pictures(ranks, model, some, outputs, background, options.transparent, frames.scale)
+        if not ranks.is_first:
+            return sum(0 for _ in shown)  # none comes: what this rank makes goes to the first one
+        for k, found in zip(missing, counted(shown, len(missing), "frames"), strict=True):
             frames.keep(k, found)
         if is_video:
             for output in outputs:
@@ -126,32 +141,6 @@ def render(options: Render) -> int:
         else:
             say(f"{folder}: {len(targets)} pictures")
     return 0
-
-
-_Item = TypeVar("_Item")
-
-
-def counted(items: Iterator[_Item], total: int) -> Iterator[_Item]:
-    """The items, with a line every few seconds about how many there were and how long the rest will take."""
-    started = time.perf_counter()
-    next_line = started + PLAIN_LINE_SECONDS
-    for k, item in enumerate(items, start=1):
-        yield item
-        now = time.perf_counter()
-        if now >= next_line and k < total:
-            next_line = now + PLAIN_LINE_SECONDS
-            each = (now - started) / k
-            say(f"{k} of {total} frames, {each:.2g} s each, {duration((total - k) * each)} left")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "42 s", "3 min 20 s", "2 h 5 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 NAMED_VIEWS = ("test", "train", "orbit", "spiral", "along")
@@ -178,7 +167,13 @@ PANORAMA_WIDTH = 2048
 
 
 def views_of(model: HasFrames, options: Render, known: Sequence[Camera]) -> tuple[list[Camera], float]:
-    """The cameras that --views names, and frames per second; `known` are the model's own."""
+    """The cameras that --views names, and frames per second.
+
+    Args:
+        model: What is shown.
+        options: What the user asks for.
+        known: The model's own cameras, which paths are made from.
+    """
     fps = DEFAULT_FPS if options.fps is None else options.fps
     if options.views in ("test", "train"):
         cameras = model.views.get(options.views) or []
@@ -235,6 +230,52 @@ def resized(camera: Camera, options: Render) -> Camera:
     if height is None:
         height = max(1, round(camera.height * width / camera.width))
     return camera.resized(width, height)
+
+
+def dealt_pictures(
+    ranks: Ranks,
+    model: HasFrames,
+    cameras: Sequence[Camera],
+    outputs: Sequence[Output],
+    background: tuple[float, float, float],
+    transparent: bool,
+    depth_scale: DepthScale,
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `pictures` gives, made by several ranks; on the first one all of it comes, in order.
+
+    Args:
+        ranks: Those that share the cameras out.
+        model, cameras, outputs, background, transparent, depth_scale: As `pictures` has them.
+    """
+    if ranks.n == 1:
+        return pictures(model, cameras, outputs, background, transparent, depth_scale)
+    if "depth" in outputs and cameras:
+
+        def first_scale() -> list[float]:
+            if depth_scale.range is None:
+                found = model.frame(cameras[0], ("depth", "opacity"), None if transparent else background)
+                depth_scale.set(*depth_range([found["depth"]], [found["opacity"]]))
+            return list(depth_scale.range or ())
+
+        near, far = ranks.from_first(first_scale)
+        depth_scale.range = (near, far)
+
+    def make(k: int) -> dict[str, np.ndarray]:
+        return next(pictures(model, cameras[k : k + 1], outputs, background, transparent, depth_scale))
+
+    return ranks.deal(len(cameras), make, _packed, _unpacked)
+
+
+def _packed(found: dict[str, np.ndarray]) -> bytes:
+    arrays: dict[str, Any] = dict(found)
+    with io.BytesIO() as buffer:
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+
+def _unpacked(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        return dict(found)
 
 
 def pictures(

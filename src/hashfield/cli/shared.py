@@ -1,9 +1,11 @@
 """What the verbs share: parsing, the console, log lines, set-up of threads and device."""
 
 import logging
+import os
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from hashfield.errors import BackendError, ConfigError, HashfieldError
 from hashfield.ops.backend import why_not
+from hashfield.steps.ranks import Ranks, current, working_alone
 from hashfield.tasks import KINDS, Kind, kind_named, kind_of
 from hashfield.train.checkpoint import read_metadata
 from hashfield.train.run_folder import RunFolder
@@ -26,6 +29,9 @@ DeviceName = Literal["auto", "cpu", "cuda", "xpu"]
 RENAMED_OPTIONS = {"--train.batch-samples": "--train.batch", "--train.batch-points": "--train.batch"}
 """Options of earlier versions, and what they are called now."""
 
+DEALT = (("nerf", "render"), ("sdf", "render"), ("nerf", "evaluate"))
+"""Kinds and verbs whose pictures several ranks share out."""
+
 _Options = TypeVar("_Options")
 
 
@@ -33,7 +39,9 @@ class _Warnings(logging.Handler):
     """A line on stderr for each record, never wrapped; looked up at each call, as a live display stands in for it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record."""
+        """Write the record, unless another rank does."""
+        if not current().speaks:
+            return
         sys.stderr.write(f"{record.levelname.lower()}: {record.getMessage()}\n")
 
 
@@ -54,9 +62,14 @@ def parse(kind: type[_Options], arguments: Sequence[str], verb: str, default: _O
         if old in RENAMED_OPTIONS:
             raise ConfigError(f"{old}: is called {RENAMED_OPTIONS[old]} now")
     logging.basicConfig(level=logging.WARNING, handlers=[_Warnings()], force=True)
-    if default is None:
-        return tyro.cli(kind, args=list(arguments), prog=f"hashfield {verb}")
-    return tyro.cli(kind, args=list(arguments), prog=f"hashfield {verb}", default=default)
+    with ExitStack() as stack:
+        if not current().speaks:  # help and complaints are the same on every rank
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        if default is None:
+            return tyro.cli(kind, args=list(arguments), prog=f"hashfield {verb}")
+        return tyro.cli(kind, args=list(arguments), prog=f"hashfield {verb}", default=default)
 
 
 def value_of(arguments: Sequence[str], option: str) -> str | None:
@@ -123,6 +136,12 @@ def run_command(kind: Kind, verb: str, arguments: list[str]) -> int:
     """
     command = kind.command(verb)
     assert command is not None, (kind.name, verb)
+    if current().n > 1 and verb not in ("train", "sweep") and (kind.name, verb) not in DEALT:
+        if not current().is_first:
+            return 0
+        say(f"{verb} of the kind {kind.name} is not shared among ranks: the first one does it")
+        with working_alone():
+            return command(arguments)
     return command(arguments)
 
 
@@ -160,11 +179,17 @@ def _device(name: DeviceName) -> torch.device:
         reason = why_not("train_rays", "triton")
         if reason is not None:
             say(f"the GPU is left alone: {reason} (hashfield info tells more)")
-        return torch.device("cpu" if reason else "cuda")
+        return torch.device("cpu") if reason else _own_gpu()
     seen = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "xpu": torch.xpu.is_available}
     if not seen[name]():
         raise BackendError(f"--device {name}: torch {torch.__version__} sees no such device; use --device cpu")
-    return torch.device(name)
+    return _own_gpu() if name == "cuda" else torch.device(name)
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process: of several on a machine, each takes another."""
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cuda", torch.cuda.current_device()) if current().n > 1 else torch.device("cuda")
 
 
 def uses_gpu() -> bool:
@@ -181,12 +206,32 @@ def place_of(device: torch.device) -> str:
 
 def is_terminal() -> bool:
     """Whether a person watches, on something that can redraw a line."""
-    return sys.stdout.isatty() and not console.is_dumb_terminal
+    return current().speaks and sys.stdout.isatty() and not console.is_dumb_terminal
 
 
 def say(text: str) -> None:
-    """One line for the user."""
+    """One line for the user; of several ranks, one speaks."""
+    if not current().speaks:
+        return
     console.print(text, markup=False)
+
+
+def check_same_model(ranks: Ranks, run: Path) -> None:
+    """Raise unless all ranks have read the same checkpoint.
+
+    Args:
+        ranks: Those that share the work.
+        run: Run folder or checkpoint file, on each machine.
+
+    Raises:
+        RanksError: one has another.
+    """
+    if ranks.n > 1:
+        with ranks.agreed(), open(RunFolder.open(run).checkpoint, "rb") as handle:
+            found = 0
+            while block := handle.read(2**24):
+                found = zlib.crc32(block, found)
+        ranks.check_same("model", found)
 
 
 @contextmanager

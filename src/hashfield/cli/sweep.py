@@ -4,7 +4,7 @@ What is particular to a kind is in its own file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from hashfield.cli.progress import ProgressView
 from hashfield.cli.shared import kind_from_name, parse, run_command, say, set_up
 from hashfield.errors import ConfigError
 from hashfield.export.plots import Series, plot_svg
+from hashfield.steps.ranks import current
 from hashfield.tasks import KINDS
 from hashfield.tasks.studies import Setting, encodings_study, grid_study
 from hashfield.train.loop import TrainOptions
@@ -127,7 +128,9 @@ def sweep_kind(kind: SweepKind, arguments: list[str]) -> int:
     """`sweep KIND` with its arguments: the exit code."""
     options = parse(kind.command, arguments, f"sweep {kind.name}")
     set_up(threads=options.threads)
-    with kind.prepare(options) as subject:
+    with ExitStack() as stack:
+        with current().agreed():
+            subject = stack.enter_context(kind.prepare(options))
         return sweep(options, kind, subject)
 
 
@@ -168,8 +171,10 @@ def sweep(options: SweepOptions, kind: SweepKind, subject: Subject) -> int:
         given = options.max_samples
         length = TrainOptions(max_samples=kind.max_samples if given is None else given)
     folder = options.out or Path("sweeps") / f"{kind.name}-{options.study}"
-    if options.overwrite and folder.is_dir():
-        discard(folder)
+    ranks = current()
+    with ranks.agreed():
+        if options.overwrite and folder.is_dir() and ranks.is_first:
+            discard(folder)
     say(f"{len(settings)} cells, each of {budget(length)}; folder {folder}")
 
     def on_cell(number: int, cell: Cell, row: Row | None) -> None:
@@ -181,7 +186,7 @@ def sweep(options: SweepOptions, kind: SweepKind, subject: Subject) -> int:
 
     with ProgressView(None) as view:
         result = run_sweep([cell_of(s, subject) for s in settings], folder, length, subject.about, on_cell, view.show)
-    if result.rows:
+    if result.rows and ranks.is_first:
         write_results(folder, options, kind, subject, settings, length, result)
         say(f"tables and plots: {folder}")
     if not result.is_complete:

@@ -1,13 +1,16 @@
 """`hashfield train KIND PATH`: the driver of every kind's training. What is particular to a kind is in its own file."""
 
+import dataclasses
 import importlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -28,8 +31,9 @@ from hashfield.cli.shared import (
     value_of,
 )
 from hashfield.errors import ConfigError
+from hashfield.steps.ranks import Ranks, Wire, current, working_alone
 from hashfield.tasks import KINDS
-from hashfield.train.checkpoint import config_from_dict, read_metadata
+from hashfield.train.checkpoint import config_from_dict, config_to_dict, read_metadata
 from hashfield.train.loop import BetweenSteps, Progress, TrainOptions, TrainResult, planned_length, train
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
 from hashfield.train.sweep import is_cell
@@ -65,6 +69,10 @@ class TrainCommand:
     """Threads of the kernels; default: as many as torch takes."""
     max_gpu_memory: float | None = None
     """GiB of GPU memory that the run may take; default: all there is."""
+    wire: Wire = "bfloat16"
+    """Type in which ranks send each other the gradients of a grid's sparse levels; one process sends none."""
+    autosave_seconds: float = 60.0
+    """Time between checkpoints."""
     view: bool = False
     """Serve a page on which the model is seen while it learns (extra: hashfield[view])."""
     view_host: str = "127.0.0.1"
@@ -139,6 +147,8 @@ class TrainKind:
     """(task, run) -> what else sees the progress."""
     reference: Callable[[Any], Any] | None = None
     """Task -> what it learns from, to compare with in the viewer."""
+    finish_options: Callable[[Any], dict[str, Any]] = lambda options: {}
+    """Options -> what `finish` is told of them."""
 
     def __call__(self, arguments: list[str]) -> int:
         """`train KIND` with its arguments: the exit code."""
@@ -152,39 +162,105 @@ def train_kind(kind: TrainKind, arguments: list[str]) -> int:
     defaults = kind.command(path=tyro.MISSING, config=preset)
     options = parse(kind.command, arguments, f"train {kind.name}", defaults)
     device = set_up(options.device, options.threads, options.max_gpu_memory)
-    plan = make_plan(options, preset, value_of(arguments, "--preset"))
+    ranks = current()
+    if ranks.n > 1 and device.type != "cpu":
+        raise ConfigError("several ranks train on CPUs only so far: give --device cpu, or one process")
+    ranks.wire = options.wire
+    options = restarted(options)
+    plan = shared_plan(ranks, lambda: make_plan(options, preset, value_of(arguments, "--preset")), preset)
     if plan.resumed is not None:
         options = replace(options, **kind.resumed(plan.resumed, plan.metadata))
 
-    def folder(name: str) -> RunFolder:
-        return plan.resumed or new_run(options, name)
+    with memory_advice(kind.smaller), ExitStack() as stack:
+        # Only the first of several ranks writes; what else needs a folder for a while gets one that goes away.
+        aside = None if ranks.is_first else Path(stack.enter_context(TemporaryDirectory()))
 
-    with memory_advice(kind.smaller), kind.prepare(options, plan, device, folder) as training:
+        def folder(name: str) -> RunFolder:
+            if aside is not None:
+                return RunFolder(aside, aside / CHECKPOINT_NAME)
+            return plan.resumed or new_run(options, name)
+
+        with ranks.agreed():
+            training = stack.enter_context(kind.prepare(options, plan, device, folder))
         task, run = training.task, training.run
+        if ranks.n > 1:
+            ranks.check_same("data set", task.fingerprint())
+            about = f"{ranks.n} ranks of {torch.get_num_threads()} threads each"
+            say(f"{about}: {', '.join(ranks.names)}" if ranks.n <= 8 else about)
         about = f"; {training.about}" if training.about else ""
         say(f"run folder: {run.path}; preset {plan.config.preset}{about}")
-        write_config(run, task, plan.length)
+        with ranks.agreed():
+            write_config(run, task, plan.length)
         # Quoted, so that a path with spaces can be copied too.
         same = f"{quote(str(options.path))} {kind.same_data(options)}".rstrip()
         resume = f"hashfield train {kind.name} {same} --out {quote(str(run.path))} --resume"
-        on_progress = None if kind.on_progress is None else kind.on_progress(task, run)
+        on_progress = None
+        if kind.on_progress is not None and ranks.is_first:
+            on_progress = kind.on_progress(task, run)
         with watched(kind, options, task, run, device) as page:
             if page is not None:
                 on_progress = both(page.report, on_progress)
             between = None if page is None else page.share.between_steps
             result = run_training(task, run, plan.length, plan.resumed is not None, resume, on_progress, between)
+            if not ranks.is_first:
+                return 0 if result.stopped_by == "done" else 130 if result.stopped_by == "interrupted" else 2
             if options.tensorboard:
                 write_tensorboard(run, result)
             if result.stopped_by != "done":
                 return ended_early(result, run, resume)
             if page is not None:
                 page.after(run)
-            kind.finish(task, run, result, by_clock=plan.length.max_seconds is not None)
+            by_clock = plan.length.max_seconds is not None
+            with working_alone():  # the others are done
+                kind.finish(task, run, result, by_clock=by_clock, **kind.finish_options(options))
             say(f"report: {run.report}")
             say(f"render it: hashfield render {quote(str(run.path))} {kind.render_options}".rstrip())
             if page is not None:
                 page.wait()
     return 0
+
+
+def restarted(options: Any) -> Any:
+    """The options of a run that torchrun has started again after a rank was lost: it goes on from its checkpoint, where
+    there is one.
+
+    Raises:
+        ConfigError: no --out says where that would be.
+    """
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return options
+    if options.out is None:
+        raise ConfigError("torchrun has started the run again after a rank was lost: give --out, so that it can go on")
+    if current().from_first(lambda: RunFolder(options.out, options.out / CHECKPOINT_NAME).checkpoint.is_file()):
+        return replace(options, resume=True, n_steps=None, max_seconds=None)
+    return replace(options, overwrite=True)
+
+
+def shared_plan(ranks: Ranks, make: Callable[[], Plan], like: Any) -> Plan:
+    """The first rank's plan on every rank; the files that it is made from need to lie there only.
+
+    Args:
+        ranks: Of this run.
+        make: Makes the plan.
+        like: A configuration of the kind that the plan has.
+    """
+    if ranks.n == 1:
+        return make()
+    plan: Plan | None = None
+
+    def values() -> dict[str, Any]:
+        nonlocal plan
+        plan = make()
+        length = dataclasses.asdict(plan.length)
+        resumed = None if plan.resumed is None else [str(plan.resumed.path), str(plan.resumed.checkpoint)]
+        return {"config": config_to_dict(plan.config), "length": length, "resumed": resumed, "metadata": plan.metadata}
+
+    found = ranks.from_first(values)
+    if plan is not None:
+        return plan
+    resumed = None if found["resumed"] is None else RunFolder(*map(Path, found["resumed"]))
+    config = config_from_dict(type(like), found["config"], "the first rank's configuration")
+    return Plan(config, TrainOptions(**found["length"]), resumed, found["metadata"])
 
 
 @contextmanager
@@ -200,7 +276,7 @@ def watched(
         run: Folder of the run.
         device: Where the task trains.
     """
-    if not options.view:
+    if not options.view or not current().is_first:
         yield None
         return
     from hashfield.cli.view import WatchedTraining, about_share, page_of
@@ -290,7 +366,7 @@ def make_plan(options: Any, defaults: Any, preset: str | None, default_seconds: 
         config = stored
     elif n_steps is None and max_seconds is None:
         max_seconds = default_seconds
-    length = TrainOptions(n_steps=n_steps, max_seconds=max_seconds)
+    length = TrainOptions(n_steps=n_steps, max_seconds=max_seconds, autosave_seconds=options.autosave_seconds)
     if options.out is not None and not options.resume:
         RunFolder(options.out, options.out / CHECKPOINT_NAME).check_free(options.overwrite)
     if getattr(options, "view", False):

@@ -6,7 +6,7 @@ Nothing here knows in which form the data lay on the disk.
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from hashfield.data.images import (
     read_header,
 )
 from hashfield.data.json_fields import one_line
+from hashfield.data.photo_cache import CachedPhotos, PhotoCache, PhotoStats, Wanted, cache_root
 from hashfield.data.stated import LARGEST, SPLITS, StatedMask, StatedScene, StatedView, Tally
 from hashfield.data.training_box import choose_box, stray_cameras
 from hashfield.errors import ConfigError, DataError
@@ -57,20 +58,18 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
     place = {view: index for index, view in enumerate(views)}
     tally = Tally()
     headers = _headers(views, tally)
-    _check_memory(stated.data_file, headers, options)
+    if options.longest_side is not None:
+        longest = max(max(header.width, header.height) for header in headers)
+        options = replace(options, downscale=max(options.downscale, -(-longest // options.longest_side)))
     largest = _check_decoding(views, headers, options)
     cameras = [_camera(view, header, options, tally) for view, header in zip(views, headers, strict=True)]
-    images = decode_all(
-        [view.path for view in views],
-        options.downscale,
-        explain=lambda index, error: views[index].fail(str(error)),
-        warn=lambda index, text: tally.damaged.setdefault(text, []).append(views[index].name),
-        n_threads=max(1, options.max_image_memory // largest),
-        mattes=[view.matte for view in views],
+    photos, memory_notes = _decoded(
+        views, cameras, headers, options, tally, max(1, options.max_image_memory // largest)
     )
-    has_alpha, alpha_notes = _alpha(images, any(view.matte for view in views), options)
+    images, stats = photos.images, photos.stats
+    has_alpha, alpha_notes = _alpha(stats, any(view.matte for view in views), options)
     named, folder_notes = _masks_of_folder(views, stated, options)
-    masks = _masks(views, headers, images, has_alpha, named, options.downscale)
+    masks = _masks(views, headers, photos, has_alpha, named, options)
     mask_notes = folder_notes + _mask_notes(masks, [place[view] for view in splits.get("train", [])], stated, options)
     strays, stray_notes = _strays(views, cameras, stated.view_noun)
     near = [camera for index, camera in enumerate(cameras) if index not in strays]
@@ -85,6 +84,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             tuple(images[index] for index in indices),
             tuple(_name(view, stated) for view in chosen),
             None if masks is None else [masks[index] for index in indices],
+            tuple(photos.files[index] for index in indices) if photos.files else None,
         )
 
     counts = " and ".join(f"{len(chosen)} {split}" for split, chosen in splits.items())
@@ -103,7 +103,8 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             *stated.notes,
             *_tally_notes(tally, len(views), stated.view_noun),
             *map(one_line, stated.final_notes(views, tally)),
-            *([] if has_alpha else _brightness_notes(images)),
+            *memory_notes,
+            *([] if has_alpha else _brightness_notes(stats)),
             *alpha_notes,
             *mask_notes,
             *stray_notes,
@@ -115,6 +116,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             "masks": None if options.masks is None else str(options.masks.expanduser().resolve()),
             "masks_keep": options.masks_keep,
         },
+        resident_bytes=options.max_image_memory // 2 if photos.files else None,
     )
 
 
@@ -137,7 +139,7 @@ class CameraSet:
     masks: Mapping[str, Path]
     """Name of a photo -> the file of its mask, in which black is not learned from."""
     points: np.ndarray | None
-    """See `StatedScene`."""
+    """Points on surfaces, world."""
 
 
 def assemble_cameras(stated: StatedScene, options: ReadOptions) -> CameraSet:
@@ -173,8 +175,13 @@ def assemble_cameras(stated: StatedScene, options: ReadOptions) -> CameraSet:
         splits={split: tuple(names[view] for view in chosen) for split, chosen in splits.items()},
         spaces=spaces,
         masks=mask_files(stated),
-        points=stated.points,
+        points=surface_points(stated),
     )
+
+
+def surface_points(stated: StatedScene) -> np.ndarray | None:
+    """The points that lie on surfaces, which other programs may want to begin with."""
+    return stated.points if stated.has_surface_points else None
 
 
 def mask_files(stated: StatedScene) -> dict[str, Path]:
@@ -260,28 +267,58 @@ def _headers(views: Iterable[StatedView], tally: Tally) -> list[ImageHeader]:
     return headers
 
 
-def _check_memory(data_file: Path, headers: list[ImageHeader], options: ReadOptions) -> None:
-    """Raise before anything is decoded where the pixels would not fit the budget."""
+def _decoded(
+    views: list[StatedView],
+    cameras: list[Camera],
+    headers: list[ImageHeader],
+    options: ReadOptions,
+    tally: Tally,
+    n_threads: int,
+) -> tuple[CachedPhotos, list[str]]:
+    """The photos: in memory if they fit the budget, else in files of the cache; and a note about these."""
+
+    def explain(index: int, error: DataError) -> DataError:
+        return views[index].fail(str(error))
+
+    def warn(index: int, text: str) -> None:
+        tally.damaged.setdefault(text, []).append(views[index].name)
+
+    needed, budget = sum(4 * camera.width * camera.height for camera in cameras), options.max_image_memory
+    if needed <= budget:
+        paths, mattes = [view.path for view in views], [view.matte for view in views]
+        images = decode_all(paths, options.downscale, explain, warn, n_threads, mattes)
+        return CachedPhotos(images, [], [PhotoStats.of(image) for image in images]), []
+    cache = PhotoCache(cache_root() if options.image_cache is None else options.image_cache.expanduser())
+    wanted = [
+        Wanted(view.path, camera.width, camera.height, view.matte) for view, camera in zip(views, cameras, strict=True)
+    ]
+    try:
+        missing = cache.make_room(wanted, options.downscale)
+    except DataError as error:
+        raise DataError(f"{error}, or {_smaller(headers, options)}") from error
+    held = f"{_memory(budget // 2)} of them are in memory at a time"
+    options.say(
+        f"{len(views)} photos take {_memory(needed)} decoded, more than --max-image-memory ({_memory(budget)}): they "
+        f"are kept in files ({_memory(missing)} are missing); {_smaller(headers, options)} does without them"
+    )
+    found = cache.photos(wanted, options.downscale, explain, warn, n_threads, options.say)
+    return found, [f"photos are trained on from files in {cache.root}, {held}"]
+
+
+def _smaller(headers: list[ImageHeader], options: ReadOptions) -> str:
+    """What makes the photos fit the memory that they may take, in words: the least downscaling, or more memory."""
 
     def size_bytes(factor: int) -> int:
         return sum(4 * (header.width // factor) * (header.height // factor) for header in headers)
 
-    needed, budget = size_bytes(options.downscale), options.max_image_memory
-    if needed <= budget:
-        return
-    factor, largest = options.downscale + 1, min(min(header.width, header.height) for header in headers)
+    budget, largest = options.max_image_memory, min(min(header.width, header.height) for header in headers)
+    factor = options.downscale + 1
     while factor < largest and size_bytes(factor) > budget:
         factor += 1
-    advice = "raise --max-image-memory"
-    if factor <= largest and size_bytes(factor) <= budget:
-        advice = f"use --downscale {factor} ({_memory(size_bytes(factor))}) or {advice}"
-    else:
-        advice = f"--downscale cannot help, {advice}"
-    now = f" at --downscale {options.downscale}" if options.downscale > 1 else ""
-    raise DataError(
-        f"{data_file}: {len(headers)} images take {_memory(needed)} as 8-bit RGBA{now}, more than "
-        f"--max-image-memory ({_memory(budget)}): {advice}"
-    )
+    more = f"--max-image-memory {-(-size_bytes(options.downscale) // GIB)}"
+    if factor > largest or size_bytes(factor) > budget:
+        return more
+    return f"--downscale {factor} ({_memory(size_bytes(factor))}) or {more}"
 
 
 def _check_decoding(views: list[StatedView], headers: list[ImageHeader], options: ReadOptions) -> int:
@@ -356,12 +393,12 @@ SILHOUETTE: Final = 0.25
 corners that undistortion left empty have some hundredths."""
 
 
-def _alpha(images: Sequence[np.ndarray], has_mattes: bool, options: ReadOptions) -> tuple[bool, list[str]]:
+def _alpha(stats: Sequence[PhotoStats], has_mattes: bool, options: ReadOptions) -> tuple[bool, list[str]]:
     """Whether the photos are cut-outs of an object by their alpha, and a note where they have some alpha but are
     not, where the data bring it in files of their own, or where the user says what it is."""
-    n_pixels = sum(image.shape[0] * image.shape[1] for image in images)
-    translucent = [image[..., 3] for image in images if image[..., 3].min() < 255]
-    if not translucent:
+    n_pixels = sum(photo.n_pixels for photo in stats)
+    n_translucent = sum(photo.n_translucent for photo in stats)
+    if not n_translucent:
         return False, [f"--alpha {options.alpha} has no effect: all pixels are opaque"] * (options.alpha != "auto")
     if options.alpha == "matte":
         return True, ["alpha is a matte: it cuts the object out, and nothing is where it is 0 (--alpha matte)"]
@@ -369,9 +406,8 @@ def _alpha(images: Sequence[np.ndarray], has_mattes: bool, options: ReadOptions)
         return True, ["masks cut the object out: nothing is where they are black; --alpha mask only leaves that out"]
     if options.alpha == "mask":
         return False, ["alpha is a mask: pixels that are not opaque are left out (--alpha mask)"]
-    if sum(int((alpha < 128).sum()) for alpha in translucent) >= SILHOUETTE * n_pixels:
+    if sum(photo.n_clear for photo in stats) >= SILHOUETTE * n_pixels:
         return True, []
-    n_translucent = sum(int((alpha < 255).sum()) for alpha in translucent)
     return False, [
         f"warning: {n_translucent} of {n_pixels} pixels ({100 * n_translucent / n_pixels:.2g} %) are not opaque, too "
         "few to be the background of a cut-out object: the photos are read as ordinary ones, without these pixels; "
@@ -415,18 +451,22 @@ def _masks_of_folder(
 def _masks(
     views: list[StatedView],
     headers: list[ImageHeader],
-    images: Sequence[np.ndarray],
+    photos: CachedPhotos,
     has_alpha: bool,
     named: Sequence[StatedMask | None],
-    downscale: int,
+    options: ReadOptions,
 ) -> list[np.ndarray] | None:
     """Which pixels of each photo show the scene, None where all of them do.
 
     Where alpha does not cut an object out, a pixel that is not opaque says nothing about the scene either.
     """
+    is_alpha_mask = [not has_alpha and photo.n_translucent > 0 for photo in photos.stats]
+    if not any(is_alpha_mask) and not any(view.masks for view in views) and not any(named):
+        return None
+    cache = PhotoCache(photos.files[0].parent) if photos.files else None
     masks = []
-    for view, header, image, own in zip(views, headers, images, named, strict=True):
-        mask = np.ones(image.shape[:2], np.bool_) if has_alpha else image[..., 3] == 255
+    for k, (view, header, image, own) in enumerate(zip(views, headers, photos.images, named, strict=True)):
+        mask = image[..., 3] == 255 if is_alpha_mask[k] else np.ones(image.shape[:2], np.bool_)
         for stated in (*view.masks, *([] if own is None else [own])):
             try:
                 is_set = decode_mask(stated.path)
@@ -440,8 +480,8 @@ def _masks(
                 raise view.fail(
                     f"{stated.path}: the mask is {size}, the image {header.width}x{header.height}", stated.field
                 )
-            mask &= downscale_mask(downscale_mask(keeps, larger), downscale)
-        masks.append(mask)
+            mask &= downscale_mask(downscale_mask(keeps, larger), options.downscale)
+        masks.append(mask if cache is None else cache.keep_mask(photos.files[k], mask))
     return None if all(bool(mask.all()) for mask in masks) else masks
 
 
@@ -458,7 +498,7 @@ def _mask_notes(
     n_views = sum(1 for index in training if not masks[index].all())
     n_pixels = sum(masks[index].size for index in training)
     n_left = sum(int(masks[index].sum()) for index in training)
-    polarity = "mask_path and masks/ leave out what is black, dynamic_mask_* what is not"
+    polarity = "mask_path leaves out what is black, as masks/ does, dynamic_mask_* what is not"
     polarity += "" if options.masks is None else f", --masks what is not {options.masks_keep}"
     if not n_left:
         raise DataError(f"{stated.data_file}: the masks leave no pixel to learn from ({polarity})")
@@ -548,11 +588,9 @@ def _tally_notes(tally: Tally, n_views: int, noun: str) -> list[str]:
 _UNEVEN_BRIGHTNESS: Final = 2.0  # ratio of the 90 % to the 10 % image's mean; instant-ngp's fox has 1.3
 
 
-def _brightness_notes(images: Sequence[np.ndarray]) -> list[str]:
+def _brightness_notes(stats: Sequence[PhotoStats]) -> list[str]:
     """A warning where photos differ so much in brightness that exposure must have changed between them."""
-    # every 64th pixel or so tells a mean well enough
-    step = [max(1, min(image.shape[:2]) // 100) for image in images]
-    means = [float(image[::n, ::n, :3].mean()) for image, n in zip(images, step, strict=True)]
+    means = [photo.mean for photo in stats]
     dark, bright = np.quantile(means, (0.1, 0.9))
     if bright <= _UNEVEN_BRIGHTNESS * max(dark, 1.0):
         return []

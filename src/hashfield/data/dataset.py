@@ -34,6 +34,8 @@ class PosedImages:
     masks: list[np.ndarray] | None = None
     """A mask for each view, bool [height, width]: True where the pixel shows the scene and may be learned from. None:
     True everywhere."""
+    files: tuple[Path, ...] | None = None
+    """Where images are not in memory: the file of each one's bytes, row by row, of which `images` are views."""
 
     def __post_init__(self) -> None:
         if not len(self.cameras) == len(self.images) == len(self.names):
@@ -85,6 +87,8 @@ class Scene:
     """Lines for the user: what was found, chosen, skipped. Those that begin with "warning: " need a look."""
     folder: Path | None = None
     """What the names of photos are relative to; None where there are no files."""
+    resident_bytes: int | None = None
+    """Where images are not in memory: how much of them training may hold at a time."""
     reading: Mapping[str, str | None] = field(default_factory=dict)
     """How pixels were read: "alpha", "masks" and "masks_keep" of ReadOptions, for whoever reads the photos again."""
 
@@ -100,7 +104,12 @@ class ReadOptions:
     downscale: int = 1
     """Whole number that divides widths and heights."""
     max_image_memory: int = 4 * GIB
-    """Bytes that decoded images may take, 4 a pixel."""
+    """Bytes that decoded images may take, 4 a pixel. Where they take more they lie in files, and half of this is in
+    memory while a model is trained."""
+    image_cache: Path | None = None
+    """Folder of these files; None: in the user's cache."""
+    say: Callable[[str], object] = field(default=lambda text: None, compare=False)
+    """Told about reading that takes long, while it goes on."""
     aabb_scale: int | None = None
     """Replaces the side of the training box, a power of two in 1..128; None: the file's, or chosen."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
@@ -117,6 +126,10 @@ class ReadOptions:
     """Which pixels of these masks are learned from: those that are not black, or the black ones."""
     least_side: int = 1
     """Pixels that every side of a photo must have as it will lie in memory, e.g. what a measure of quality needs."""
+
+    longest_side: int | None = None
+    """Divide widths and heights of all photos by the smallest whole number that makes no side longer than this, where
+    that is more than `downscale`."""
 
     def __post_init__(self) -> None:
         for name in ("downscale", "max_image_memory", "least_side"):

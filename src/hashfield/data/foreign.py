@@ -95,9 +95,8 @@ def _of_folder(path: Path) -> _Foreign | None:
                 return found
     # only where nothing else lies there
     files = [name for name in names if not name.startswith(".")]
-    kinds = [_BY_ENDING.get(Path(name).suffix.lower()) for name in files]
-    if len(files) == 1 and kinds[0] in (_VIDEO, _ARCHIVE):
-        only = kinds[0]
+    only = _BY_ENDING.get(Path(files[0]).suffix.lower()) if len(files) == 1 else None
+    if only is not None and only in (_VIDEO, _ARCHIVE):
         remedy = only.remedy.replace("{path}", str(path / files[0]).replace("{", "{{").replace("}", "}}"))
         return _Foreign(f"a folder with {only.what} ({files[0]})", remedy)
     return None

@@ -39,7 +39,9 @@ def _rows(data_file: Path) -> _Rows:
     try:
         # mapped, so that a header that states more than there is does not reserve memory for it
         stored = np.load(data_file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, OverflowError, SyntaxError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # numpy reads headers by Python's own parser, which raises nearly every type there is
         raise DataError(f"{data_file}: not a NumPy array that can be read: {' '.join(str(error).split())}") from error
     if (
         not isinstance(stored, np.ndarray)

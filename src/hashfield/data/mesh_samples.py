@@ -69,7 +69,7 @@ class MeshSamples:
     def __init__(
         self, query: DistanceQuery, box: Float64[np.ndarray, "2 3"], *, seed: int, n_points: int, surface_share: float,
         near_share: float, noise: float, steps_per_chunk: int, n_chunks: int,
-        device: torch.device = _CPU, makes_ahead: bool = False,
+        device: torch.device = _CPU, makes_ahead: bool = False, share: tuple[int, int] = (0, 1),
     ) -> None:  # fmt: skip
         """Args:
         query: Answers distances; unit space.
@@ -82,12 +82,14 @@ class MeshSamples:
         n_chunks: How many chunks are kept.
         device: Where they are kept.
         makes_ahead: Whether a process makes the next chunk while steps go on elsewhere, on a GPU.
+        share: (k, n): of a chunk's points only every n-th is kept, from the k-th on, and distances are computed of
+            these alone; the rest is for others, who draw the same points.
         """
         self.query, self.box, self.seed, self.noise = query, box, seed, noise
         self.surface = SurfaceSampler(query.vertices, query.faces)
         self.n_surface, self.n_near = round(surface_share * n_points), round(near_share * n_points)
         self.n_points, self.steps_per_chunk, self.n_chunks = n_points, steps_per_chunk, n_chunks
-        self.device = device
+        self.device, self.share = device, share
         self._made: dict[int, SampleChunk] = {}
         self._maker: _Maker | None = None
         if makes_ahead:
@@ -95,6 +97,7 @@ class MeshSamples:
                 {
                     "vertices": query.vertices, "faces": query.all_faces, "rule": query.rule, "box": box, "seed": seed,
                     "n_points": n_points, "surface_share": surface_share, "near_share": near_share, "noise": noise,
+                    "share": share,
                 }
             )  # fmt: skip
 
@@ -127,9 +130,11 @@ class MeshSamples:
         near = on_surface[self.n_surface :] + np.log(uniform / (1 - uniform)) * (self.noise * _LOGISTIC)
         anywhere = self.box[0] + rng.random((self.n_points - len(on_surface), 3)) * (self.box[1] - self.box[0])
         points = np.concatenate([on_surface[: self.n_surface], near.clip(0.0, 1.0), anywhere])
+        k, n = self.share
+        points, n_surface = points[k::n], len(range(k, self.n_surface, n))
         # The distance is that of the float32 position the network gets.
         points = points.astype(np.float32).astype(np.float64)
-        distance = np.concatenate([np.zeros(self.n_surface), self.query.signed(points[self.n_surface :])])
+        distance = np.concatenate([np.zeros(n_surface), self.query.signed(points[n_surface:])])
         order = morton_order(points)
         return SampleChunk(
             torch.from_numpy(points[order].astype(np.float32)),

@@ -16,9 +16,11 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 from hashfield.data.assemble import SILHOUETTE, some
 from hashfield.data.dataset import READERS
+from hashfield.data.photo_checks import sharpness
 from hashfield.data.photo_files import (
     Photo,
     copy_name,
@@ -108,6 +110,8 @@ _COARSE: Final = 24  # of a row, so many photos are compared with each other, wh
 _RETRY: Final = 0.9  # a smaller share of photos with a place calls for more comparisons
 _MOST_PAIRS: Final = 8000  # that a retry adds
 _FULL_LENS: Final = 10  # photos from which on a camera's lens is found with all its terms, and its principal point
+_LEAST_PIECE: Final = 3  # photos that make a piece of their own
+_BLURRED: Final = 0.6  # of the usual sharpness, of a photo that found no place
 _FEW_FEATURES: Final = 60  # a photo with fewer shows no texture
 
 
@@ -138,9 +142,9 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
     work = out / WORK
-    if (out / "transforms.json").exists() and not (work / "done.json").exists():
-        raise ConfigError(f"{out}: holds a transforms.json that was not made here: name another folder by --out")
+    _check_free(source, out)
     work.mkdir(parents=True, exist_ok=True)
+    _write_json(work / "source.json", {"source": str(source.resolve())})
     shop = Workshop(work, options.threads, options.seed)
     _forget_other_settings(shop, options)
     photos, notes = _photos(source, out, options, progress)
@@ -172,6 +176,17 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
     _write_json(work / "done.json", done)
     progress("writing", 1, 1)
     return _prepared(out, done)
+
+
+def _check_free(source: Path, out: Path) -> None:
+    """Raise where the folder holds a data set of other photos, or of another program."""
+    before = _read_json(out / WORK / "source.json").get("source")
+    if not (out / "transforms.json").exists():
+        return
+    if before is None:
+        raise ConfigError(f"{out}: holds a transforms.json that was not made here: name another folder by --out")
+    if before != str(source.resolve()) and Path(before).exists():
+        raise ConfigError(f"{out}: holds what was prepared of {before}: name another folder by --out")
 
 
 def _prepared(out: Path, done: dict[str, Any], was_there: bool = False) -> Prepared:
@@ -268,7 +283,8 @@ def _first_lens(photo: Photo, is_full: bool, longest_side: int) -> list[float]:
 
 def _in_a_row(names: Sequence[str]) -> list[tuple[str, str]]:
     """Each photo with the next ones, with some farther away, and a few of all with each other."""
-    n, pairs = len(names), set()
+    n = len(names)
+    pairs: set[tuple[int, int]] = set()
     for k in range(n):
         pairs.update((k, k + step) for step in (*range(1, _OVERLAP + 1), 16, 32) if k + step < n)
     coarse = sorted({round(k * (n - 1) / max(1, _COARSE - 1)) for k in range(_COARSE)})
@@ -330,8 +346,8 @@ def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: W
     """The photos without a place, with the reason."""
     placed, partners = solved["images"], matches.partners()
     name_of = {copy_name(photo): photo.name for photo in photos}
-    pieces = solved["pieces"][1:]
-    sharp = {copy_name(photo): _sharpness(shop.photos / copy_name(photo)) for photo in photos}
+    pieces = [[name for name in piece if name not in placed] for piece in solved["pieces"][1:]]
+    sharp = {copy_name(photo): sharpness(_grey(shop.photos / copy_name(photo))) for photo in photos}
     usual = float(np.median(list(sharp.values())))
     lost = []
     for photo in photos:
@@ -340,17 +356,18 @@ def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: W
             continue
         n_features = len(matches.keypoints.get(copy, ()))
         n_common, other = next(iter(partners.get(copy, [])), (0, ""))
-        piece = next((piece for piece in pieces if copy in piece), None)
+        piece = next((piece for piece in pieces if copy in piece and len(piece) >= _LEAST_PIECE), None)
         if n_features < _FEW_FEATURES:
             reason = f"it shows almost no texture ({n_features} features)"
         elif piece is not None:
             reason = (
                 f"it hangs together with {len(piece) - 1} others, but not with the main piece: take photos in between"
             )
-        elif sharp[copy] < 0.4 * usual:
+        elif sharp[copy] < _BLURRED * usual:
             reason = f"it is blurred (sharpness {sharp[copy] / usual:.2f} of the usual)"
         elif n_common < 30:
-            reason = f"it has {n_common or 'no'} points in common with any other photo: take photos in between"
+            shared = f"it has at most {n_common}" if n_common else "it has no"
+            reason = f"{shared} points in common with any other photo: take photos in between"
         else:
             reason = (
                 f"its {n_common} points in common with {name_of.get(other, other)} fit no place: something in it moves "
@@ -360,11 +377,9 @@ def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: W
     return lost
 
 
-def _sharpness(copy: Path) -> float:
-    from PIL import Image
-
+def _grey(copy: Path) -> np.ndarray:
     with Image.open(copy) as image:
-        return float(laplacian(np.asarray(image.convert("L"), np.float32)).std())
+        return np.asarray(image.convert("L"), np.float32)
 
 
 def _too_few(source: Path, photos: list[Photo], placed: list[Photo], matches: Matches) -> str:
@@ -396,8 +411,11 @@ def _solution_notes(photos: list[Photo], placed: list[Photo], solved: dict[str, 
         f"camera{'s' if len(cameras) > 1 else ''}; {len(matches.pairs)} of {matches.n_tried} compared pairs have "
         "points in common"
     ]
-    if len(solved["pieces"]) > 1:
-        sizes = ", ".join(str(len(piece)) for piece in solved["pieces"])
+    # COLMAP tries to place lost photos together with placed ones: pieces are what has photos of its own
+    own = [set(piece) - set(solved["images"]) for piece in solved["pieces"][1:]]
+    own = [piece for piece in own if len(piece) >= _LEAST_PIECE]
+    if own:
+        sizes = ", ".join(str(size) for size in (len(placed), *map(len, own)))
         notes.append(
             f"warning: the photos fall into pieces that do not connect, of {sizes} photos: the largest is kept"
         )
@@ -433,12 +451,20 @@ def _write(shop: Workshop, source: Path, out: Path, photos: list[Photo], solved:
     for photo, name, file in zip(placed, names, files, strict=True):
         image = written["images"][name]
         camera = _camera(image, written["cameras"])
-        frames.append((os.path.relpath(file, out).replace(os.sep, "/"), camera, image, photo))
+        frames.append((_relative(file, out), camera, image, photo))
     text = _transforms(frames, aabb_scale, shop)
     (out / "sparse").mkdir(exist_ok=True)
     shutil.rmtree(out / "sparse" / "0", ignore_errors=True)
     result.replace(out / "sparse" / "0")
     _write_json(out / "transforms.json", text)
+
+
+def _relative(file: Path, folder: Path) -> str:
+    """The path of a file from a folder, with forward slashes; the whole path where they lie on different drives."""
+    try:
+        return Path(os.path.relpath(file, folder.resolve())).as_posix()
+    except ValueError:
+        return file.as_posix()
 
 
 def _final_photos(out: Path, placed: list[Photo]) -> list[Path]:
@@ -491,7 +517,7 @@ def _world(cameras: list[Camera], points: np.ndarray, has_alpha: bool) -> tuple[
     """Rotation, centre, scale and box of the data set's world: p' = scale * rotation @ (p - centre). Up is +z, and the
     training box is the one that instant-ngp's default scale and offset mean."""
     up = up_axis(cameras).numpy()
-    rotation = _rotation_between(up, np.array([0.0, 0.0, 1.0]))
+    rotation = rotation_between(up, np.array([0.0, 0.0, 1.0]))
     turned = [
         camera.moved(torch.from_numpy(np.column_stack([rotation @ p[:, :3], rotation @ p[:, 3]])))
         for camera in cameras
@@ -502,8 +528,8 @@ def _world(cameras: list[Camera], points: np.ndarray, has_alpha: bool) -> tuple[
     return rotation, rotation.T @ center, spaces.scale / DEFAULT_SCALE, spaces.aabb_scale
 
 
-def _rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The smallest rotation that takes unit vector a to b."""
+def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The smallest rotation [3, 3] that takes unit vector a to b."""
     cosine = float(a @ b)
     if cosine < -1 + 1e-9:
         return np.diag([1.0, -1.0, -1.0])
@@ -524,7 +550,7 @@ def _transforms(
         listed.append(
             {
                 "file_path": name,
-                "sharpness": round(_sharpness(shop.photos / copy_name(photo)) ** 2, 3),
+                "sharpness": round(float(laplacian(_grey(shop.photos / copy_name(photo))).var()), 3),
                 "colmap_im_id": image["id"],
                 **({} if is_shared else lens),
                 "transform_matrix": [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]],

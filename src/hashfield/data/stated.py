@@ -126,6 +126,9 @@ class StatedScene:
     """Points of the world between which the scene lies, among them some that are wrong."""
     points_origin: str = ""
     """What the points are, in words, e.g. "5000 points of points3D.bin"."""
+    has_surface_points: bool = False
+    """Whether the points lie on surfaces that photos show, as those of structure from motion; else they only tell where
+    the scene begins and ends."""
     has_fixed_axes: bool = False
     """Whether the form leaves no doubt about camera axes, so that no other ones are suggested."""
     notes: tuple[str, ...] = ()

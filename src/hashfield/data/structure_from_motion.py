@@ -6,14 +6,15 @@ or killed loses at most a few seconds of work: what it has written to the databa
 
 import importlib.util
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -24,6 +25,7 @@ from hashfield.errors import DataError
 Report = Callable[[int, int], object]
 """Is called with what is done and what there is to do, in photos or pairs."""
 
+_FULL: Final = 4 * 2**20  # bytes; where fewer are free and a stage failed, that is why
 _WORKER: Final = Path(__file__).with_name("structure_worker.py")
 _PAIR_BASE: Final = 2147483647
 """COLMAP numbers the pair of photos a < b as a * this + b."""
@@ -108,7 +110,8 @@ def _failure(folder: Path, stage: str, error: str | None, code: int, log: Path) 
     """What to say about a stage that gave no result."""
     lines = log.read_text("utf-8", errors="replace").strip().splitlines()
     told = error or (lines[-1] if lines else "")
-    if any(sign in told.lower() for sign in ("disk is full", "no space left", "disk i/o error")):
+    signs = ("disk is full", "no space left", "disk i/o error")
+    if any(sign in told.lower() for sign in signs) or shutil.disk_usage(folder).free < _FULL:
         return f"{folder}: the disk is full: make room and run the same command again, it goes on where it stopped"
     if "malformed" in told or "not a database" in told:
         return f"{folder / 'database.db'}: is damaged: delete the folder {folder} and run the same command again"
@@ -230,7 +233,10 @@ def _described(features: np.ndarray, centers: np.ndarray) -> np.ndarray:
     return (sums / max(float(np.linalg.norm(sums)), 1e-9)).ravel()
 
 
-def connected(names: Sequence[str], links: Sequence[tuple[str, str]]) -> list[list[str]]:
+_Name = TypeVar("_Name", bound=Hashable)
+
+
+def connected(names: Iterable[_Name], links: Iterable[tuple[_Name, _Name]]) -> list[list[_Name]]:
     """The names in groups that links hold together, the largest group first.
 
     Args:
@@ -239,7 +245,7 @@ def connected(names: Sequence[str], links: Sequence[tuple[str, str]]) -> list[li
     """
     root = {name: name for name in names}
 
-    def find(name: str) -> str:
+    def find(name: _Name) -> _Name:
         while root[name] != name:
             root[name] = root[root[name]]
             name = root[name]
@@ -247,7 +253,7 @@ def connected(names: Sequence[str], links: Sequence[tuple[str, str]]) -> list[li
 
     for first, second in links:
         root[find(first)] = find(second)
-    groups: dict[str, list[str]] = {}
-    for name in names:
+    groups: dict[_Name, list[_Name]] = {}
+    for name in root:
         groups.setdefault(find(name), []).append(name)
     return sorted(groups.values(), key=len, reverse=True)

@@ -114,7 +114,13 @@ def solve(job: dict[str, Any]) -> dict[str, Any]:
 
 def adjusted(model: Any, threads: int, least_for_center: int) -> Any:
     """The model after an adjustment in which the principal points of cameras with enough photos are free, or the model
-    itself where that throws one of them off."""
+    itself where that throws one of them off.
+
+    Args:
+        model: A reconstruction.
+        threads: For the adjustment.
+        least_for_center: Photos that a camera needs for its principal point to be free.
+    """
     used: dict[int, int] = {}
     config = pycolmap.BundleAdjustmentConfig()
     for image_id in model.reg_image_ids():

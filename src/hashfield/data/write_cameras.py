@@ -141,7 +141,7 @@ def write_colmap(
     from motion matched is not known here.
 
     Args:
-        folder: Of the model, e.g. sparse/0; made where missing.
+        folder: Folder of the model, e.g. sparse/0; made where missing.
         cameras: In the world, one for each photo, of the photo's size.
         names: The photos' files relative to the folder of photos.
         points: Points of the world.

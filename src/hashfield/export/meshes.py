@@ -98,7 +98,7 @@ def extract_mesh(
     Source: Lorensen and Cline 1987; the table is scikit-image's (method "lorensen"), whose ambiguous faces are decided
     by signs alone, alike in both cells.
     """
-    low, size, cells = _lattice(box, resolution)
+    low, size, cells = lattice(box, resolution)
     if slab < BRICK or slab % BRICK:
         raise ConfigError(f"slab: expected a multiple of {BRICK}, got {slab}")
     if not math.isfinite(level) or (is_log and level <= 0):
@@ -157,7 +157,7 @@ def check_resolution(resolution: int) -> None:
         raise ConfigError(f"resolution: expected 1 to {2**14} cells, got {resolution}")
 
 
-def _lattice(box: Sequence[float], resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def lattice(box: Sequence[float], resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Low corner, side lengths and cells per axis."""
     corners = np.asarray(box, np.float64)
     if corners.shape != (6,) or not np.isfinite(corners).all() or not (corners[3:] > corners[:3]).all():
@@ -302,6 +302,45 @@ def largest_components(mesh: Mesh, n: int) -> tuple[Mesh, int]:
     return keep_faces(mesh, np.isin(piece, largest)), n_pieces
 
 
+def check_simplify(n_triangles: int) -> None:
+    """Raise a ConfigError unless a mesh can be simplified to so many triangles, a ModuleNotFoundError where the package
+    for it is missing."""
+    if n_triangles < 4:
+        raise ConfigError(f"triangles: expected at least 4, got {n_triangles}")
+    importlib.import_module("fast_simplification")
+
+
+def simplify(mesh: Mesh, n_triangles: int) -> tuple[Mesh, float, float]:
+    """(the mesh with about so many triangles, mean and largest distance of its old vertices from the new surface).
+
+    Edges are collapsed in the order of the quadric error, by the package fast-simplification of the extra `texture`;
+    normals and colours are left out, as they belong to the old vertices. The distances are those of at most 100,000
+    vertices, evenly chosen.
+
+    Args:
+        mesh: Any mesh.
+        n_triangles: At least 4; meshes that have no more are returned as they are.
+
+    Source: Garland and Heckbert 1997.
+    """
+    check_simplify(n_triangles)
+    if len(mesh.faces) <= n_triangles:
+        return mesh, 0.0, 0.0
+    import fast_simplification
+    import igl
+
+    # around its middle, since the package works in float32
+    middle = mesh.vertices.mean(0)
+    vertices, faces = fast_simplification.simplify(
+        (mesh.vertices - middle).astype(np.float32), mesh.faces, target_count=n_triangles
+    )[:2]
+    found = Mesh(vertices.astype(np.float64) + middle, faces.astype(np.int32))
+    some = mesh.vertices[:: -(-len(mesh.vertices) // 100_000)]
+    squared = igl.point_mesh_squared_distance(some, found.vertices, found.faces.astype(np.int64))[0]
+    distance = np.sqrt(np.maximum(squared, 0))
+    return found, float(distance.mean()), float(distance.max())
+
+
 def _chunks(faces: np.ndarray) -> Iterator[np.ndarray]:
     for begin in range(0, len(faces), FACES_AT_ONCE):
         yield faces[begin : begin + FACES_AT_ONCE]
@@ -346,12 +385,15 @@ def encode_mesh(path: Path, mesh: Mesh, notes: Sequence[str] = ()) -> bytes:
     from trimesh.exchange.stl import export_stl
 
     kind = path.suffix.lower()
-    lines = [" ".join(line.encode("ascii", "replace").decode().split()) for line in notes]
+    lines = ascii_lines(notes)
     colors = mesh.colors
     if colors is not None and kind == ".glb":
         colors = _linear_from_srgb(colors)
+    normals = mesh.normals
+    if normals is not None and kind == ".glb":
+        normals = unit_vectors(normals)
     model = trimesh.Trimesh(
-        mesh.vertices, mesh.faces, vertex_normals=mesh.normals, vertex_colors=colors, process=False, validate=False
+        mesh.vertices, mesh.faces, vertex_normals=normals, vertex_colors=colors, process=False, validate=False
     )
     if kind == ".ply":
         content = export_ply(model, vertex_normal=mesh.normals is not None)
@@ -360,11 +402,9 @@ def encode_mesh(path: Path, mesh: Mesh, notes: Sequence[str] = ()) -> bytes:
         head = b"".join(part for part in head.splitlines(True) if not part.startswith(b"comment"))
         return head.replace(b"element vertex", comments.encode() + b"element vertex", 1) + b"end_header\n" + body
     if kind == ".obj":
-        # float32's seven digits and a guard, whatever the unit; normals and colours need six decimals
-        extent = float(np.abs(mesh.vertices).max(initial=0.0))
-        digits = int(np.clip(8 - math.floor(math.log10(extent)) if extent > 0 else 8, 6, 30))
         header = "\n# ".join(lines or ["hashfield"])
-        return export_obj(model, include_normals=mesh.normals is not None, digits=digits, header=header).encode()
+        has_normals = mesh.normals is not None
+        return export_obj(model, include_normals=has_normals, digits=obj_digits(mesh), header=header).encode()
     if kind == ".stl":
         content = export_stl(model)
         return " ".join(lines).encode()[:80].ljust(80) + content[80:]
@@ -377,6 +417,25 @@ def encode_mesh(path: Path, mesh: Mesh, notes: Sequence[str] = ()) -> bytes:
             tree["meshes"][0]["primitives"][0]["material"] = 0
 
     return export_glb(model, include_normals=mesh.normals is not None, tree_postprocessor=annotate)
+
+
+def ascii_lines(notes: Sequence[str]) -> list[str]:
+    """Lines as comments of any format take them; what is not ASCII becomes a question mark."""
+    return [" ".join(line.encode("ascii", "replace").decode().split()) for line in notes]
+
+
+def unit_vectors(values: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
+    """Vectors of length 1; those of no length become the third axis, as glTF allows none."""
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.where(length > 1e-6, values / np.maximum(length, 1e-12), np.array([0, 0, 1], np.float32)).astype(
+        np.float32
+    )
+
+
+def obj_digits(mesh: Mesh) -> int:
+    """Decimals of an OBJ file: float32's seven digits and a guard, whatever the unit; normals and colours need six."""
+    extent = float(np.abs(mesh.vertices).max(initial=0.0))
+    return int(np.clip(8 - math.floor(math.log10(extent)) if extent > 0 else 8, 6, 30))
 
 
 def _linear_from_srgb(colors: UInt8[np.ndarray, "n 3"]) -> UInt8[np.ndarray, "n 3"]:

@@ -80,15 +80,7 @@ def write_report(
     Raises:
         DataError: the video cannot be read or the page not written.
     """
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "img-src data:; media-src data:; style-src 'unsafe-inline'\">",
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{escape(title)}</h1>",
-    ]
+    parts = page_start(title)
     if headline:
         cards = "".join(f"<div><span>{escape(n)}</span><b>{escape(v)}</b></div>" for n, v in headline)
         parts.append(f'<div class="cards">{cards}</div>')
@@ -108,12 +100,41 @@ def write_report(
     if facts:
         rows = "".join(f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>" for n, v in facts)
         parts.append(f"<h2>Facts</h2><table>{rows}</table>")
-    parts.append("</body></html>\n")
+    return write_page(path, parts)
 
+
+def page_start(title: str, style: str = "") -> list[str]:
+    """The beginning of a page that holds everything inside itself, up to its heading.
+
+    Args:
+        title: Heading and window title.
+        style: CSS rules beside those that all pages have.
+    """
+    return [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "img-src data:; media-src data:; style-src 'unsafe-inline'\">",
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
+    ]
+
+
+def write_page(path: Path, parts: Sequence[str]) -> Path:
+    """Write a page that `page_start` began; it is written aside, then renamed.
+
+    Args:
+        path: Its folder is made where missing, an old file is replaced.
+        parts: The page, without its end.
+
+    Raises:
+        DataError: the page cannot be written.
+    """
     aside = aside_of(path, "part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text("\n".join(parts), encoding="utf-8")
+        aside.write_text("\n".join([*parts, "</body></html>\n"]), encoding="utf-8")
         aside.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -17,10 +17,13 @@ from jaxtyping import Float32
 from hashfield.errors import ConfigError
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.spaces import Spaces, box_low_of
+from hashfield.ops.sphere_trace import HIT_DISTANCE, STEP
 
 FINEST_STEP: Final = math.sqrt(3) / 1024
 """Length of the march's finest step at step_scale 1, as in `kernels.reference.march`."""
 COARSEST_STEP: Final = math.sqrt(3)
+SHADOW_START: Final = 4e-3
+"""Start of a shadow's ray off the surface, as in `render.surface`."""
 BLOCK: Final = 1024
 """Vectors of four numbers in a uniform block: 16 KiB, which every WebGL2 has."""
 MOST_BLOCKS: Final = 11
@@ -138,13 +141,16 @@ def number(value: float) -> str:
     return f"({text})" if text[0] == "-" else text
 
 
-def grid(layout: GridLayout, scales: Float32[np.ndarray, "n_levels n_features"], interpolation: str) -> str:
+def grid(
+    layout: GridLayout, scales: Float32[np.ndarray, "n_levels n_features"], interpolation: str, has_rest: bool = False
+) -> str:
     """Text of `encode(x)`, which fills the array `features` with what a grid has at a position in [0, 1]^D.
 
     Args:
         layout: Two or three dimensions; one, two, four or eight features.
         scales: What the bytes of each level's features, as numbers from -1 to 1, are multiplied by.
         interpolation: "linear" or "smoothstep".
+        has_rest: Whether the table is followed by one as large, of what the first has left in parts of a step.
 
     Raises:
         ConfigError: the grid is of another kind.
@@ -156,12 +162,15 @@ def grid(layout: GridLayout, scales: Float32[np.ndarray, "n_levels n_features"],
     kind = {2: "vec2f", 4: "vec4f", 8: "mat2x4f"}[f]
     place = f"vec{n_dims}f"
     entry = {
-        2: "let v: vec4f = texel(i >> 1u);\n  if ((i & 1u) == 1u) { return v.zw; }\n  return v.xy;",
-        4: "return texel(i);",
-        8: "return mat2x4f(texel(2u * i), texel(2u * i + 1u));",
+        2: "let v: vec4f = vector(i >> 1u);\n  if ((i & 1u) == 1u) { return v.zw; }\n  return v.xy;",
+        4: "return vector(i);",
+        8: "return mat2x4f(vector(2u * i), vector(2u * i + 1u));",
     }[f]
     smooth = f"  f = f * f * (vec{n_dims}f(3.0) - 2.0 * f);\n" if interpolation == "smoothstep" else ""
+    vector = "fn vector(i: u32) -> vec4f { return texel(i)"
+    vector += f" + texel(i + {layout.n_parameters // 4}u) / 254.0; }}" if has_rest else "; }"
     text = [
+        vector,
         f"var<private> features: array<vec4f, {-(-layout.n_output // 4)}>;",
         f"fn entry(i: u32) -> {kind} {{\n  {entry}\n}}",
     ]
@@ -315,6 +324,72 @@ def nerf_shader(
         density_bias=number(density_bias),
         density="max(raw, 0.0)" if density_activation == "relu" else "exp(raw)",
         block_check=check if growth else "",
+    )
+
+
+def image_shader(
+    layout: GridLayout, scales: Float32[np.ndarray, "n_levels n_features"], weights: Sequence[np.ndarray],
+    matrices: Matrices, *, interpolation: str, width: int, height: int,
+) -> str:  # fmt: skip
+    """Text of `pixel(at)` for a picture.
+
+    Args:
+        layout: Of its grid.
+        scales: Of the bytes of each level's features.
+        weights: Matrices of its network, whose outputs are 1 to 4: grey, grey and alpha, RGB, RGBA.
+        matrices: Gets them.
+        interpolation: "linear" or "smoothstep".
+        width, height: Pixels of the picture.
+    """
+    n_channels = weights[-1].shape[0]
+    color = {1: "c.xxx, 1.0", 2: "c.xxx, clamp(c.y, 0.0, 1.0)", 3: "c.xyz, 1.0", 4: "c.xyz, clamp(c.w, 0.0, 1.0)"}
+    return template("image.wgsl").substitute(
+        encoding=_encoded_network(layout, scales, weights, matrices, interpolation),
+        width=number(width),
+        height=number(height),
+        color=f"vec4f({color[n_channels]})",
+    )
+
+
+def sdf_shader(
+    layout: GridLayout, scales: Float32[np.ndarray, "n_levels n_features"], weights: Sequence[np.ndarray],
+    matrices: Matrices, *, interpolation: str, has_rest: bool, box: Sequence[float], reach: float,
+) -> str:  # fmt: skip
+    """Text of `pixel(at)` for a signed distance.
+
+    Args:
+        layout: Of its grid.
+        scales: Of the bytes of each level's features.
+        weights: Matrices of its network, which has one output.
+        matrices: Gets them.
+        interpolation: "linear" or "smoothstep".
+        has_rest: Whether the table has more than bytes: see `grid`.
+        box: Unit space, lowest and highest corner; beyond, nothing is known.
+        reach: Half the distance of the differences that normals are, unit space.
+    """
+    return template("sdf.wgsl").substitute(
+        encoding=_encoded_network(layout, scales, weights, matrices, interpolation, has_rest),
+        box_low=", ".join(map(number, box[:3])),
+        box_high=", ".join(map(number, box[3:])),
+        reach=number(reach),
+        most_steps="160u",
+        hit=number(HIT_DISTANCE),
+        step=number(STEP),
+        shadow_start=number(SHADOW_START),
+    )
+
+
+def _encoded_network(
+    layout: GridLayout, scales: np.ndarray, weights: Sequence[np.ndarray], matrices: Matrices, interpolation: str,
+    has_rest: bool = False,
+) -> str:  # fmt: skip
+    """Text of `encode(x)` and `net(zero)`, whose outputs are in `channels[0]`."""
+    return "\n".join(
+        [
+            grid(layout, scales, interpolation, has_rest),
+            "var<private> channels: array<vec4f, 1>;",
+            network(matrices, weights, "net", "features", "channels"),
+        ]
     )
 
 

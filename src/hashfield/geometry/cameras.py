@@ -560,6 +560,81 @@ def rays_from_pixels(
     return _rays(_rows(table[camera_index.long()]), pixel.to(table.dtype))
 
 
+def camera_table_gradient(
+    table: Float[Tensor, "n_cameras 24"],
+    camera_index: Int[Tensor, " n_rays"],
+    direction: Float[Tensor, "n_rays 3"],
+    grad_origin: Float[Tensor, "n_rays 3"],
+    grad_direction: Float[Tensor, "n_rays 3"],
+) -> Float[Tensor, "n_cameras 24"]:
+    """What a loss's derivatives with respect to rays say about the cameras that the rays come from.
+
+    The same as autograd's through `rays_from_pixels`, without inverting a lens again: a direction and its camera tell
+    where in the picture the ray passes, and there the lens model is differentiated implicitly. The lens's number and
+    limit get 0, as do all lens columns of a panorama, and rays at or beyond the limit say nothing of lenses. A
+    pinhole's coefficients get what a radial-tangential lens without distortion would, so that it can become one.
+
+    Args:
+        table: The cameras that the rays were made with, limits included; rotations are orthonormal. Its dtype is that
+            of the sums; a ray's own share has the dtype of `direction`.
+        camera_index: Row of the table for each ray.
+        direction: Unit directions of the rays, in the space of the table's poses.
+        grad_origin: Derivative of the loss with respect to each ray's origin.
+        grad_direction: Derivative with respect to each ray's direction, its three numbers free of each other.
+    """
+    index = camera_index.long()
+    rows = _rows(table.to(direction.dtype)[index])
+    # Rays are normalised: only what is across the direction counts.
+    across = grad_direction - (grad_direction * direction).sum(1, keepdim=True) * direction
+    local = (rows.rotation * direction[:, :, None]).sum(1)
+    rotation = across[:, :, None] * local[:, None, :]
+    pose = torch.cat([rotation, grad_origin[:, :, None]], 2).reshape(-1, 12)
+    lens = _lens_gradient(rows, local, (rows.rotation * across[:, :, None]).sum(1))
+    found = torch.cat([pose, lens], 1).to(table.dtype)
+    return torch.zeros_like(table).index_add_(0, index, found)
+
+
+def _lens_gradient(rows: _Rows, local: Tensor, grad: Tensor) -> Tensor:
+    """Columns 12 to 23 of `camera_table_gradient` for each ray: direction and gradient are in the camera's axes, the
+    gradient across the direction."""
+    x, y, z = local.unbind(1)
+    lateral = torch.hypot(x, y)
+    # Radial-tangential, and a pinhole as one without distortion: n = (u, v, 1) / |(u, v, 1)|.
+    depth = torch.where(z > 1e-6, z, 1.0)
+    u, v = x / depth, y / depth
+    r2 = u * u + v * v
+    u_d, v_d, (j_uu, j_uv, j_vv) = _distort(u, v, rows)
+    determinant = j_uu * j_vv - j_uv * j_uv
+    is_within = (determinant > 1e-3) & (torch.sqrt(r2) < rows.limit * (1 - 1e-6))
+    is_usable = (z > 1e-6) & (rows.lens != 3) & ((rows.lens == 0) | is_within)
+    inverse = torch.where(is_usable, 1 / torch.where(is_usable, determinant, 1.0), 0.0)
+    g_u, g_v = grad[:, 0] * depth, grad[:, 1] * depth
+    a, b = (j_vv * g_u - j_uv * g_v) * inverse, (j_uu * g_v - j_uv * g_u) * inverse  # to (u_d, v_d)
+    along = -(a * u + b * v)
+    k = [along * r2 ** (n + 1) for n in range(4)]
+    p1 = -(2 * a * u * v + b * (r2 + 2 * v * v))
+    p2 = -(a * (r2 + 2 * u * u) + 2 * b * u * v)
+    is_fisheye, zero = rows.lens == 2, torch.zeros_like(a)
+    if bool(is_fisheye.any()):
+        off_axis = lateral > 1e-12
+        across = torch.where(off_axis, lateral, 1.0)
+        cosine, sine = torch.where(off_axis, x / across, 1.0), torch.where(off_axis, y / across, 0.0)
+        theta = torch.atan2(lateral, z)
+        rho, slope = _radial(theta, rows.k)
+        is_within = (theta < rows.limit * (1 - 1e-6)) & (slope > 1e-6)
+        g_theta = z * (cosine * grad[:, 0] + sine * grad[:, 1]) - lateral * grad[:, 2]
+        g_rho = torch.where(is_within, g_theta / torch.where(is_within, slope, 1.0), 0.0)
+        ratio = torch.where(off_axis, lateral / torch.where(off_axis, rho, 1.0), 1.0)
+        g_phi = torch.where(is_within, ratio * (cosine * grad[:, 1] - sine * grad[:, 0]), 0.0)
+        pairs = (
+            (a, g_rho * cosine - g_phi * sine), (b, g_rho * sine + g_phi * cosine), (u_d, rho * cosine),
+            (v_d, rho * sine), *((k[n], -g_rho * theta ** (2 * n + 3)) for n in range(4)), (p1, zero), (p2, zero),
+        )  # fmt: skip
+        a, b, u_d, v_d, *k, p1, p2 = (torch.where(is_fisheye, new, old) for old, new in pairs)
+    columns = [-a * u_d / rows.fx, -b * v_d / rows.fy, -a / rows.fx, -b / rows.fy, zero, *k, p1, p2, zero]
+    return torch.stack(columns, 1)
+
+
 def pixel_centers(
     width: int, height: int, dtype: torch.dtype = torch.float64, device: torch.device | None = None
 ) -> Float[Tensor, "n_pixels 2"]:

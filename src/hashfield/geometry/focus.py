@@ -6,11 +6,15 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from hashfield.geometry.cameras import LENSES
+
 _IN_FRONT: Final = 0.9
 """Share of the cameras that must have the common point before them."""
 _SHARPNESS: Final = 2.0
 """How many times more the axes must differ in direction than they miss the common point by, both as angles: else where
 they cross is chance, as it is for the nearly parallel axes of a flight along a street."""
+
+_PANORAMA = LENSES.index("equirectangular")
 
 
 def distances_to_focus(table: Float64[Tensor, "n_cameras 24"]) -> Float64[Tensor, " n_cameras"] | None:
@@ -26,6 +30,8 @@ def distances_to_focus(table: Float64[Tensor, "n_cameras 24"]) -> Float64[Tensor
     if len(table) < 2:
         return None
     table = table.to("cpu", torch.float64)
+    if bool((table[:, 16] == _PANORAMA).any()):  # its axis is only the middle of its picture
+        return None
     position, axis = table[:, [3, 7, 11]], torch.nn.functional.normalize(table[:, [2, 6, 10]], dim=1)
     across = torch.eye(3, dtype=torch.float64) - axis[:, :, None] * axis[:, None, :]
     mean = across.mean(0)

@@ -32,11 +32,11 @@ class PathPlace:
     """What a path of another program needs to be placed in the world of a scene."""
 
     spaces: Spaces
-    """Of the scene: instant-ngp's paths are in scene space."""
+    """Spaces of the scene: instant-ngp's paths are in scene space."""
     cameras: Sequence[Camera]
     """All cameras of the data set, world: nerfstudio's default rule and the size of the pictures come from them."""
     dataparser: Path | None = None
-    """nerfstudio's dataparser_transforms.json, where there is one."""
+    """The dataparser_transforms.json of nerfstudio's run, where there is one."""
     applied: Float64[Tensor, "3 4"] | None = None
     """`applied_transform` of the data file: what the file that nerfstudio began with was turned by."""
 

@@ -475,13 +475,13 @@ class PathReader:
             unknown = sorted(set(entry) - allowed)
             if unknown:
                 raise self.fail(where, f"unknown field {', '.join(map(repr, unknown))}")
-            cameras.append(self.camera(entry, top, size, where))
+            cameras.append(self._camera(entry, top, size, where))
         if name == "frames":
             for field in ("seconds", "closed"):
                 if field in top:
                     raise self.fail(f"'{field}'", "belongs to keyframes, not to frames")
             return cameras, fps
-        return self.between(cameras, entries, top, fps), fps
+        return self._between(cameras, entries, top, fps), fps
 
     def json(self) -> dict[str, Any]:
         """The object in the file."""
@@ -519,7 +519,15 @@ class PathReader:
         return int(value)
 
     def number(self, value: object, field: str, where: str, low: float = -math.inf, high: float = math.inf) -> float:
-        """A finite number with low < number <= high (low may be reached where it is -inf)."""
+        """The finite number of a field, with low < number <= high (low may be reached where it is -inf).
+
+        Args:
+            value: What the file has there.
+            field: The field, for the error.
+            where: The frame or keyframe, for the error; "" at the top level.
+            low: Bound that the number must exceed.
+            high: Bound that it may reach.
+        """
         place = f"{where + ', ' if where else ''}'{field}'"
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(place, f"expected a number, got {_kind(value)}")
@@ -531,18 +539,26 @@ class PathReader:
         return float(value)
 
     def numbers(self, value: object, count: int, field: str, where: str) -> list[float]:
+        """The list of so many finite numbers of a field.
+
+        Args:
+            value: What the file has there.
+            count: How many there must be.
+            field: The field, for the error.
+            where: The frame or keyframe, for the error.
+        """
         if not isinstance(value, list) or len(value) != count:
             got = f"{len(value)} entries" if isinstance(value, list) else _kind(value)
             raise self.fail(f"{where}, '{field}'", f"expected {count} numbers, got {got}")
         return [self.number(item, field, where) for item in value]
 
-    def camera(self, entry: Mapping[str, Any], top: Mapping[str, Any], size: tuple[int, ...], where: str) -> Camera:
+    def _camera(self, entry: Mapping[str, Any], top: Mapping[str, Any], size: tuple[int, ...], where: str) -> Camera:
         width, height = size
         if {**top, **entry}.get("lens") == "equirectangular":
             stated = sorted(name for name in (*_FOCUS, "distortion") if name in entry)
             if stated:
                 raise self.fail(f"{where}, '{stated[0]}'", "a panorama of the whole sphere has none")
-            return panorama(self.pose(entry.get("camera_to_world"), where), width, height)
+            return panorama(self._pose(entry.get("camera_to_world"), where), width, height)
         own = entry if any(name in entry for name in ("fov_y", "fx")) else {**top, **entry}
         focus = {name: own[name] for name in _FOCUS if name in own}
         if ("fov_y" in focus) == ("fx" in focus):
@@ -563,7 +579,7 @@ class PathReader:
             distortion = self.numbers(distortion, 6, "distortion", where)
         try:
             return Camera(
-                self.pose(entry.get("camera_to_world"), where),
+                self._pose(entry.get("camera_to_world"), where),
                 width,
                 height,
                 fx,
@@ -578,7 +594,7 @@ class PathReader:
         except HashfieldError as error:
             raise self.fail(where, str(error)) from error
 
-    def pose(self, value: object, where: str) -> Tensor:
+    def _pose(self, value: object, where: str) -> Tensor:
         if not isinstance(value, list) or len(value) not in (3, 4):
             raise self.fail(f"{where}, 'camera_to_world'", "expected a 3x4 or 4x4 list of rows")
         rows = [self.numbers(row, 4, "camera_to_world", where) for row in value]
@@ -591,7 +607,7 @@ class PathReader:
             )
         return flip_opengl(pose)
 
-    def between(
+    def _between(
         self, cameras: list[Camera], entries: list[dict[str, Any]], top: Mapping[str, Any], fps: float
     ) -> list[Camera]:
         closed = top.get("closed", False)

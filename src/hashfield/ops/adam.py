@@ -1,7 +1,7 @@
 """One step of Adam on one tensor, in place."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from hashfield.errors import ShapeError
@@ -108,6 +108,7 @@ def adam_table(
     beta1: float = 0.9,
     beta2: float = 0.99,
     epsilon: float = 1e-15,
+    touched: UInt8[Tensor, " n_bytes"] | None = None,
     backend: Backend | None = None,
 ) -> None:
     """Take one Adam step on a grid's table in place, clear its gradient and refresh its bfloat16 copy.
@@ -119,6 +120,8 @@ def adam_table(
         param_bf16: bfloat16, of the same shape; afterwards `param` rounded.
         step: 1 at the first step.
         learning_rate, beta1, beta2, epsilon: As for `adam`.
+        touched: A bit for each row, lowest bit first; rows without it have no gradient, and are not even read. None:
+            all are read.
         backend: Implementation; chosen by device if None.
 
     Raises:
@@ -131,7 +134,10 @@ def adam_table(
     if param_bf16.dtype != torch.bfloat16 or tuple(param_bf16.shape) != shape:
         raise ShapeError(f"adam_table: param_bf16: expected bfloat16 {shape}, got {param_bf16.dtype}")
     at_least("adam_table", "step", step, 1)
+    if touched is not None:
+        check("touched", touched, (-(-shape[0] // 8),), "uint8")
     choice = choose("adam", backend, param, grad, moment1, moment2)
+    more = () if touched is None or choice.name != "numba" else (touched,)
     choice.kernels.adam_table_step(
-        param, grad, moment1, moment2, param_bf16, step, float(learning_rate), beta1, beta2, epsilon
+        param, grad, moment1, moment2, param_bf16, step, float(learning_rate), beta1, beta2, epsilon, *more
     )

@@ -63,6 +63,7 @@ _FAST: dict[str, tuple[Backend, ...]] = {
     "elementwise_encode": (),
     "total_variation": (),
     "pixel_batch": ("numba", "triton"),
+    "touched_rows": ("numba",),
     "ray_box": (),
     "occupancy": (),
 }

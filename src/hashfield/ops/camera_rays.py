@@ -1,7 +1,7 @@
 """Rays through pixels of posed cameras."""
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from hashfield.errors import ShapeError
@@ -77,6 +77,7 @@ def view_rays(
     *,
     first: int = 0,
     n_rays: int | None = None,
+    numbers: Int64[Tensor, " n"] | None = None,
     backend: Backend | None = None,
 ) -> Rays:
     """The rays through a picture's pixel centres, row by row, clipped to a box: `camera_rays` and `ray_box` in one.
@@ -87,6 +88,7 @@ def view_rays(
         box: (x0, y0, z0, x1, y1, z1); its device is that of the rays.
         first: Number of the first pixel wanted.
         n_rays: How many pixels; None: all that follow.
+        numbers: Which of those pixels, counted from `first`, in any order; None: each.
         backend: Implementation; chosen by the box's device if None.
 
     Raises:
@@ -100,9 +102,9 @@ def view_rays(
     if box.shape != (6,) or first < 0 or not 0 <= n <= left:
         raise ShapeError(f"view_rays: expected a box of 6 numbers and pixels within {width}x{height}, got {first}, {n}")
     choice = choose("camera_rays", backend, torch.empty(0, device=box.device))
-    if choice.name == "triton" and not bool(((table[:, 16] != 0) & (table[:, 23] == 0)).any()):
+    if numbers is None and choice.name == "triton" and not bool(((table[:, 16] != 0) & (table[:, 23] == 0)).any()):
         return Rays(*choice.kernels.view_rays(table, width, first, n, box))
-    index = torch.arange(first, first + n, device=box.device)
+    index = torch.arange(first, first + n, device=box.device) if numbers is None else numbers + first
     pixel = torch.stack([index % width, index // width], 1).double() + 0.5
     origin, direction = camera_rays(table.to(box.device), torch.zeros_like(index), pixel, backend=backend)
     origin, direction, box = origin.float(), direction.float(), box.float()

@@ -33,6 +33,7 @@ def pixel_batch(
     *,
     has_alpha: bool = False,
     is_premultiplied: bool = False,
+    first: int = 0,
     backend: Backend | None = None,
 ) -> PixelBatch:
     """One pixel from each cell of a lattice over the image, uniform over the cell.
@@ -43,12 +44,13 @@ def pixel_batch(
     Args:
         pixels: [height, width, n_stored]: uint8, int16 (bits of 16-bit codes) or float32.
         random: For each cell, x fastest: 32 random bits, the lower 16 for x, the upper for y.
-        lattice: Cells in x and in y; their product is n.
+        lattice: Cells in x and in y; their product is n, or more where the batch is a part of the lattice.
         values: What the 2^8 or 2^16 codes mean, for colours and for alpha; not read for float32 pixels, which are what
             is wanted.
         n_channels: Channels that are learned, the first of those stored.
         has_alpha: The last of them is alpha.
         is_premultiplied: The colours are multiplied by it already; else they are now.
+        first: Number of the first cell of the batch, where it is a part of the lattice.
         backend: Implementation; chosen by device if None.
 
     Raises:
@@ -58,7 +60,10 @@ def pixel_batch(
     """
     op = "pixel_batch"
     check = Checker(op)
-    check("random", random, (lattice[0] * lattice[1],), "int64")
+    n_cells = lattice[0] * lattice[1]
+    check("random", random, (n_cells,) if first == 0 and len(random) >= n_cells else ("n",), "int64")
+    if not 0 <= first <= n_cells - len(random):
+        raise ShapeError(f"{op}: first: expected a cell with {len(random)} of {n_cells} behind it, got {first}")
     if pixels.ndim != 3 or pixels.dtype not in STORED:
         raise ShapeError(
             f"{op}: pixels: expected [height, width, channels] of uint8, int16 or float32, got "
@@ -71,5 +76,5 @@ def pixel_batch(
         check("values", values, (2, codes))
     choice = choose(op, backend, random, values)
     return PixelBatch(
-        *choice.kernels.pixel_batch(pixels, random, lattice, values, n_channels, has_alpha, is_premultiplied)
+        *choice.kernels.pixel_batch(pixels, random, lattice, values, n_channels, has_alpha, is_premultiplied, first)
     )

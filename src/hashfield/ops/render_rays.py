@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -164,8 +164,11 @@ class MarchOptions:
     min_transmittance: float = 1e-4
     """A ray ends once less light than this passes; the background is then not added."""
     min_weight: float = 0.0
-    """Training only, rendering shows every sample: those that weigh less in their pixel add no colour and get no
-    gradient, though they still shade what lies behind them. Near a surface half of the samples are of this kind."""
+    """In training, samples that weigh less in their pixel add no colour and get no gradient, though they still shade
+    what lies behind them. Near a surface half of the samples are of this kind. Rendering may save their colours: a
+    sample is passed over while it and those passed over before it weigh less than this together, and the next one that
+    is not stands for them; what is left at a ray's end, the light below min_transmittance included, is made up for by
+    scaling what was seen."""
 
 
 class RenderResult(NamedTuple):
@@ -205,6 +208,8 @@ def render_rays(
 
     Gradient: none; see `train_rays`.
 
+    The GPU backend gives every sample its colour, whatever options.min_weight: it would save little there.
+
     Source: instant-ngp src/testbed_nerf.cu; marching in waves is ours (few samples first, so that none are spent
     behind a surface).
     """
@@ -213,7 +218,11 @@ def render_rays(
     if not field.is_fused:
         return _render_unfused(field, rays, bits, options, jitter)
     choice = choose("render_rays", backend, field.table, rays.origin, bits, limit=field.limit)
-    return RenderResult(*choice.kernels.render_rays(field, rays, bits, options, jitter))
+    if choice.name != "triton" or not options.min_weight:
+        return RenderResult(*choice.kernels.render_rays(field, rays, bits, options, jitter))
+    color, opacity, depth = choice.kernels.render_rays(field, rays, bits, replace(options, min_weight=0.0), jitter)
+    scale = torch.where(1 - opacity < options.min_transmittance, 1 / opacity.clamp(min=0.5), 1.0)
+    return RenderResult(color * scale[:, None], opacity * scale, depth * scale)
 
 
 def small_ops(field: FieldParameters) -> FieldFunctions:

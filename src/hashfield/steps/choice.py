@@ -10,6 +10,7 @@ from hashfield.steps.points_host import HostPointSteps
 from hashfield.steps.protocol import PointSteps, RaySteps
 from hashfield.steps.rays_host import HostRaySteps
 from hashfield.steps.recipes import PointRecipe, RayRecipe
+from hashfield.steps.refinement import Refinement
 
 
 def captures_rays(field: RadianceFieldConfig, *, sparsity: float, total_variation: float) -> bool:
@@ -24,7 +25,10 @@ def captures_rays(field: RadianceFieldConfig, *, sparsity: float, total_variatio
     return field.is_fused and has_usual_output and fits and sparsity == total_variation == 0.0
 
 
-def ray_steps(field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool) -> RaySteps:
+def ray_steps(
+    field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool,
+    refinement: Refinement | None = None,
+) -> RaySteps:  # fmt: skip
     """The steps of a run on rays, where the field lies.
 
     Args:
@@ -32,14 +36,15 @@ def ray_steps(field: RadianceField, recipe: RayRecipe, precision: RunPrecision, 
         recipe: What stays the same in every step.
         precision: Number type of lookups and networks, as asked for.
         pool: Pixels to draw rays from.
+        refinement: What is learned of the photos besides, on a host's steps only.
     """
     device = next(field.parameters()).device
     covers = captures_rays(field.config, sparsity=recipe.sparsity, total_variation=recipe.total_variation)
-    if runs_on_triton(device) and covers:
+    if runs_on_triton(device) and covers and refinement is None:
         from hashfield.steps.rays_device import DeviceRaySteps
 
         return DeviceRaySteps(field, recipe, precision, pool)
-    return HostRaySteps(field, recipe, precision, pool)
+    return HostRaySteps(field, recipe, precision, pool, refinement)
 
 
 def point_steps(

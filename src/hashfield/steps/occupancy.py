@@ -18,6 +18,7 @@ from hashfield.geometry.spaces import CELLS_PER_CASCADE, GRID_SIZE
 from hashfield.ops.occupancy import morton3_inverse
 from hashfield.ops.occupancy_update import occupied_bits, refresh_cells
 from hashfield.ops.render_rays import FieldParameters
+from hashfield.steps.ranks import ALONE, Ranks
 
 FULL_THICKNESS = 0.01
 """Optical thickness of one finest step above which a cell always counts as occupied (density 5.9 per scene unit).
@@ -144,13 +145,16 @@ class Cells(Protocol):
 class HostCells:
     """`Cells` of a host, which knows how many cells there are."""
 
-    def __init__(self, field: FieldParameters, generator: np.random.Generator, aabb_scale: int) -> None:
+    def __init__(
+        self, field: FieldParameters, generator: np.random.Generator, aabb_scale: int, ranks: Ranks = ALONE
+    ) -> None:
         """Args:
         field: Asked for density.
         generator: Draws the cells and the points within them.
         aabb_scale: Side of the box.
+        ranks: Each asks its share of the cells.
         """
-        self.field, self.generator, self.aabb_scale = field, generator, aabb_scale
+        self.field, self.generator, self.aabb_scale, self.ranks = field, generator, aabb_scale, ranks
 
     def some_living(self, living: Tensor, n: int) -> Tensor:
         """See `Cells`."""
@@ -166,7 +170,10 @@ class HostCells:
         """See `Cells`."""
         assert isinstance(group, Tensor)
         noise = torch.from_numpy(self.generator.random((len(group), 3), dtype=np.float32)).to(group.device)
-        refresh_cells(values, group, noise, self.field, aabb_scale=self.aabb_scale)
+        own = self.ranks.share(len(group))
+        refresh_cells(values, group[own], noise[own], self.field, aabb_scale=self.aabb_scale)
+        if self.ranks.n > 1:
+            values[group] = self.ranks.joined_shares(values[group[own]].cpu(), len(group)).to(values.device)
 
     def packed(self, values: Float[Tensor, " n_cells"], threshold: Float[Tensor, ""]) -> UInt8[Tensor, " n_bytes"]:
         """See `Cells`."""

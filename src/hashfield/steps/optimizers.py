@@ -1,8 +1,8 @@
 """Adam over named groups of parameters, on hosts and on devices, with one hook between gradient and update.
 
 A run's groups are "table" (a grid's entries) and "matrices" (of the networks); whatever else is learned (exposures,
-poses, a lens) is one more `Group`, with its own rate and decay. `reduce`, if given, is handed every gradient, by the
-group's name, just before it is used: that is where several machines take the mean of theirs.
+poses, a lens) is one more `Group`, with its own rate and decay. `reduce`, if given, is handed all gradients of a step,
+by the groups' names, just before they are used: that is where several machines take the mean of theirs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +15,11 @@ from torch import Tensor
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.ops.adam import adam, adam_table
 
-Reduce = Callable[[str, Tensor], object]
-"""(name of the group, gradient): changes the gradient in place."""
+Touched = Sequence[tuple[slice, Tensor]]
+"""Rows of a table, in order, with a bit for each (uint8): the others among them have no gradient."""
+Reduce = Callable[[Mapping[str, Sequence[Tensor]], Sequence[slice]], Touched | None]
+"""(gradients of a step by the groups' names, rows of the table that are used now): changes the gradients in place, and
+returns what it knows of the rows that are touched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,26 @@ def table_parts(parts: Sequence[tuple[int, int]] | None, n_rows: int) -> list[tu
     return merged
 
 
+def pieces_of(rows: slice, touched: Touched) -> list[tuple[slice, Tensor | None]]:
+    """A range of rows, cut where more is known of some of them.
+
+    >>> bits = torch.tensor([1], dtype=torch.uint8)
+    >>> pieces_of(slice(0, 24), [(slice(8, 16), bits), (slice(32, 40), bits)])
+    [(slice(0, 8, None), None), (slice(8, 16, None), tensor([1], dtype=torch.uint8)), (slice(16, 24, None), None)]
+    """
+    found: list[tuple[slice, Tensor | None]] = []
+    at = rows.start
+    for part, bits in touched:
+        if rows.start <= part.start and part.stop <= rows.stop:
+            if at < part.start:
+                found.append((slice(at, part.start), None))
+            found.append((part, bits))
+            at = part.stop
+    if at < rows.stop:
+        found.append((slice(at, rows.stop), None))
+    return found
+
+
 def moment_names(groups: Sequence[Group]) -> list[list[str]]:
     """How checkpoints call each tensor of each group: table and matrices are numbered through, as they always were,
     and other groups carry their name."""
@@ -148,7 +171,7 @@ class HostOptimizer:
         """Args:
         groups: What is trained, the table first.
         adam: Constants; the paper's if None.
-        reduce: Is handed each gradient that a step uses, just before.
+        reduce: Is handed the gradients of a step just before they are used.
 
         Raises:
             ConfigError: the groups have no table or share a name, or its parts do not fit.
@@ -159,7 +182,10 @@ class HostOptimizer:
         self.table_bf16 = self.table.to(torch.bfloat16)
         """The table rounded, as lookups read it."""
         self.parts = table_parts(groups[0].parts, len(self.table))
+        self.live_rows = len(self.table)
+        """Rows of the table that are stepped; the gradients of others wait, and whoever lets them in clears them."""
         self.n_steps = 0
+        self._touched: Touched = ()
         self.names = moment_names(groups)
         self.moments = {
             f"{name}.moment{moment}": torch.zeros_like(tensor)
@@ -172,30 +198,36 @@ class HostOptimizer:
         """Take one step. The table's gradient is cleared and `table_bf16` refreshed, in the parts whose turn it is.
 
         Args:
-            gradients: By the groups' names, like the groups' tensors.
+            gradients: By the groups' names, like the groups' tensors; groups that are left out stay as they are.
             learning_rate: The learning rate of the schedule.
         """
+        self._touched = (self.reduce(gradients, self.rows_due()) if self.reduce is not None else None) or ()
         self.n_steps += 1
         for group, names in zip(self.groups, self.names, strict=True):
+            if group.name not in gradients:
+                continue
             step = self._step_table if group.is_table else self._step_dense
             for name, tensor, gradient in zip(names, group.tensors, gradients[group.name], strict=True):
                 step(group, name, tensor.detach(), gradient, learning_rate * group.rate)
 
+    def rows_due(self) -> list[slice]:
+        """Rows of the table that the next step updates."""
+        live = [(slice(rows.start, min(rows.stop, self.live_rows)), interval) for rows, interval in self.parts]
+        return [rows for rows, interval in live if (self.n_steps + 1) % interval == 0 and rows.start < rows.stop]
+
     def _step_table(self, group: Group, name: str, table: Tensor, gradient: Tensor, rate: float) -> None:
         first, second = self.moments[f"{name}.moment1"], self.moments[f"{name}.moment2"]
-        for rows, interval in self.parts:
-            if self.n_steps % interval == 0:
-                if self.reduce is not None:
-                    self.reduce(group.name, gradient[rows])
+        for part, interval in self.parts:
+            rows = slice(part.start, min(part.stop, self.live_rows))
+            is_due = self.n_steps % interval == 0 and rows.start < rows.stop
+            for own, bits in pieces_of(rows, self._touched) if is_due else ():
                 adam_table(
-                    table[rows], gradient[rows], first[rows], second[rows], self.table_bf16[rows],
+                    table[own], gradient[own], first[own], second[own], self.table_bf16[own],
                     step=self.n_steps // interval, learning_rate=rate, beta1=self.adam.beta1, beta2=self.adam.beta2,
-                    epsilon=self.adam.epsilon,
+                    epsilon=self.adam.epsilon, touched=bits,
                 )  # fmt: skip
 
     def _step_dense(self, group: Group, name: str, tensor: Tensor, gradient: Tensor, rate: float) -> None:
-        if self.reduce is not None:
-            self.reduce(group.name, gradient)
         adam(
             tensor, gradient, self.moments[f"{name}.moment1"], self.moments[f"{name}.moment2"], step=self.n_steps,
             learning_rate=rate, l2=group.l2, skip_zero_gradient=False, beta1=self.adam.beta1, beta2=self.adam.beta2,
@@ -229,7 +261,7 @@ class DeviceOptimizer:
         groups: What is trained, the table first; its intervals are powers of two.
         compute: Type of the copies that kernels read.
         adam: Constants; the paper's if None.
-        reduce: Is handed each gradient that a step uses, just before. It becomes part of the captured graph.
+        reduce: Is handed the gradients of a step just before they are used. It becomes part of the captured graph.
 
         Raises:
             ConfigError: as `HostOptimizer`.
@@ -290,6 +322,9 @@ class DeviceOptimizer:
         """
         from hashfield.kernels.triton_gpu.adam import adam_device
 
+        if self.reduce is not None:
+            due = [rows for rows, interval in self.parts if interval <= due_interval]
+            self.reduce({"table": [self.grad_table], **{name: [x] for name, x in gradients.items()}}, due)
         shared = {"beta1": self.adam.beta1, "beta2": self.adam.beta2, "epsilon": self.adam.epsilon, "guard": True}
         first, second = self.moments["0.moment1"], self.moments["0.moment2"]
         for rows, interval in self.parts:
@@ -298,8 +333,6 @@ class DeviceOptimizer:
                 if interval > 1:
                     row = self.hyper[self.intervals.index(interval)]
                     row[1:2].copy_(hyper[1:2])
-                if self.reduce is not None:
-                    self.reduce("table", self.grad_table[rows])
                 adam_device(
                     self.table[rows], self.grad_table[rows], first[rows], second[rows],
                     self.short_table[rows] if self.is_short else None, row, l2=0.0, skip_zero=True, clear=True,
@@ -311,8 +344,6 @@ class DeviceOptimizer:
                 row = self.hyper[len(self.intervals) + k]
                 torch.mul(hyper[:1], flat.group.rate, out=row[:1])
                 row[1:2].copy_(hyper[1:2])
-            if self.reduce is not None:
-                self.reduce(flat.group.name, gradient)
             adam_device(
                 flat.values, gradient, flat.first, flat.second, flat.short if self.is_short else None, row,
                 l2=flat.group.l2, skip_zero=False, clear=False, **shared,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hashfield.geometry.rays import PixelPool
 from hashfield.ops.pixel_batch import pixel_batch
+from hashfield.steps.ranks import ALONE, Ranks
 
 _CPU = torch.device("cpu")
 
@@ -104,10 +105,19 @@ class PictureSource:
         """This source with a lattice of next to no cells, for warming up."""
         return replace(self, lattice=(2, 2))
 
-    def draw(self, random: np.random.Generator) -> tuple[Tensor, Float[Tensor, "n_points n_channels"]]:
-        """(positions in 32-bit fixed point [n_points, 2], values) of a batch, where the picture lies."""
-        bits = torch.from_numpy(random.integers(0, 2**32, self.n_points, dtype=np.int64)).to(self.pixels.device)
+    def draw(
+        self, random: np.random.Generator, ranks: Ranks = ALONE
+    ) -> tuple[Tensor, Float[Tensor, "n_points n_channels"]]:
+        """(positions in 32-bit fixed point [n_points, 2], values) of a batch, where the picture lies.
+
+        Args:
+            random: All ranks' are in the same state, and all draw the same of it.
+            ranks: Each gets the points of its share of the lattice.
+        """
+        own = ranks.share(self.n_points)
+        drawn = random.integers(0, 2**32, self.n_points, dtype=np.int64)[own]
+        bits = torch.from_numpy(drawn).to(self.pixels.device)
         return pixel_batch(
             self.pixels, bits, self.lattice, self.values, self.n_channels, has_alpha=self.has_alpha,
-            is_premultiplied=self.is_premultiplied,
+            is_premultiplied=self.is_premultiplied, first=own.start,
         )  # fmt: skip

@@ -14,10 +14,12 @@ from hashfield.nn.config import RunPrecision
 from hashfield.nn.encodings import table_of
 from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.eval_points import EncodedNetwork, eval_points
-from hashfield.ops.train_points import PointsWorkspace, train_points
+from hashfield.ops.train_points import PointsWorkspace, TrainPointsResult, train_points
+from hashfield.steps.gradient_mean import GradientMean, table_levels
 from hashfield.steps.optimizers import HostOptimizer, network_groups
 from hashfield.steps.pixel_source import PictureSource
 from hashfield.steps.protocol import Batch, StepResult
+from hashfield.steps.ranks import current
 from hashfield.steps.recipes import PointRecipe
 from hashfield.steps.state import (
     State,
@@ -48,7 +50,10 @@ class HostPointSteps:
         self.asked_precision: RunPrecision = precision
         table, matrices = table_of(field.encoding), list(field.network.weights)
         self.device = table.device
-        self.optimizer = HostOptimizer(network_groups(table, matrices, l2=recipe.l2, parts=recipe.parts))
+        self.ranks = current()
+        self.mean = GradientMean(self.ranks, table_levels(field.encoding)) if self.ranks.n > 1 else None
+        groups = network_groups(table, matrices, l2=recipe.l2, parts=recipe.parts)
+        self.optimizer = HostOptimizer(groups, reduce=self.mean)
         self.random = np.random.Generator(np.random.SFC64(np.random.SeedSequence(recipe.seed)))
         network = self.values()
         self.precision: str = network.precision
@@ -79,16 +84,26 @@ class HostPointSteps:
         """Train once; see `protocol.PointSteps`."""
         if batch is None:
             assert self.source is not None, "steps without a source are given their batches"
-            batch = self._here(self.source.draw(self.random))
+            batch = self._here(self.source.draw(self.random, self.ranks))
         positions, target = batch
         found = train_points(self.values(), positions, target, self.workspace, loss=self.recipe.loss)
-        if math.isfinite(found.loss):
+        loss, squared_error, n = found.loss, found.squared_error, len(target)
+        if self.mean is not None:
+            loss, squared_error, n = self._of_all_ranks(found, n, self.mean)
+        if math.isfinite(loss):
             gradients = {"table": [self.workspace.grad_table], "matrices": found.grad_weights}
             self.optimizer.step(gradients, rate)
         else:  # the run ends here, with the parameters of the step before
             self.workspace.grad_table.zero_()
-        squared_error = found.squared_error if self.recipe.has_squared_error else math.nan
-        return StepResult(found.loss, squared_error, len(target), len(target))
+        return StepResult(loss, squared_error if self.recipe.has_squared_error else math.nan, n, n)
+
+    def _of_all_ranks(self, found: TrainPointsResult, n: int, mean: GradientMean) -> tuple[float, float, int]:
+        """(loss, squared error, points) of all ranks' points together, of this rank's own n."""
+        total = self.recipe.n_points
+        loss, squared_error, n_points = mean.offer(
+            [found.loss * n, found.squared_error * n, n], self.workspace.grad_table, self.optimizer.rows_due(), n, total
+        )
+        return loss / n_points, squared_error / n_points, int(n_points)
 
     def _here(self, batch: Batch) -> Batch:
         return batch[0].to(self.device), batch[1].to(self.device)

@@ -25,11 +25,14 @@ from hashfield.ops.render_rays import FieldParameters, MarchOptions
 from hashfield.ops.total_variation import cube_sides, total_variation
 from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
 from hashfield.ops.training_rays import training_rays
+from hashfield.steps.gradient_mean import GradientMean, table_levels
 from hashfield.steps.occupancy import HostCells, OccupancyGrid
 from hashfield.steps.optimizers import HostOptimizer, network_groups
 from hashfield.steps.protocol import StepResult
+from hashfield.steps.ranks import current
 from hashfield.steps.ray_budget import first_rays, next_rays
 from hashfield.steps.recipes import RayRecipe
+from hashfield.steps.refinement import Refinement
 from hashfield.steps.state import (
     State,
     generator_state,
@@ -48,28 +51,37 @@ class HostRaySteps:
 
     is_captured = False
 
-    def __init__(self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool) -> None:
+    def __init__(
+        self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool,
+        refinement: Refinement | None = None,
+    ) -> None:  # fmt: skip
         """Args:
         field: What is trained, in place.
         recipe: What stays the same in every step.
         precision: Number type of lookups and networks, as asked for.
         pool: Pixels to draw rays from.
+        refinement: What is learned of the photos besides, in place.
         """
-        self.field, self.recipe, self.pool = field, recipe, pool
+        self.field, self.recipe, self.pool, self.refinement = field, recipe, pool, refinement
         self.asked_precision: RunPrecision = precision
         table = table_of(field.encoding)
         self.device = table.device
         self.matrices = [*field.density_network.weights, *field.color_network.weights]
-        self.optimizer = HostOptimizer(network_groups(table, self.matrices, l2=recipe.l2))
+        self.ranks = current()
+        self.mean = GradientMean(self.ranks, table_levels(field.encoding)) if self.ranks.n > 1 else None
+        refined = [] if refinement is None else refinement.groups()
+        groups = [*network_groups(table, self.matrices, l2=recipe.l2), *refined]
+        self.optimizer = HostOptimizer(groups, reduce=self.mean)
         numbers = self.values()
         self.precision: str = numbers.precision
-        room = max(2 * recipe.batch, LONGEST_RAYS * torch.get_num_threads())
+        room = max(2 * recipe.batch // self.ranks.n, LONGEST_RAYS * torch.get_num_threads())
         self.workspace = TrainWorkspace(numbers, room)
         self.random = host_generators(recipe.seed)
         self.n_rays = first_rays(recipe.batch)
         self.next_refresh = self.n_refreshes = 0
         self.grid: OccupancyGrid | None = None
         self.box: Float64[Tensor, " 6"] | None = None
+        self.live_rows: int | None = None
 
     def values(self) -> FieldParameters:
         """The field's numbers as they are now."""
@@ -90,33 +102,67 @@ class HostRaySteps:
         assert grid is not None, "begin() or restore() comes first"
         if step >= self.next_refresh and step > 0:
             self._refresh(step, grid)
+        refinement = self.refinement
+        if refinement is not None:
+            self._let_levels_in(refinement)
         batch = self._draw(self.n_rays)
+        is_refined = refinement is not None and refinement.is_due(step)
         options = MarchOptions(
             recipe.aabb_scale, recipe.cone_angle, step_scale, recipe.min_transmittance, recipe.min_weight
         )
         result = train_rays(
             self.values(), batch, grid.bits, options, self.workspace, huber_delta=recipe.huber_delta,
             sparsity=recipe.sparsity, distortion=recipe.distortion, nearness=recipe.nearness,
-            horizon=recipe.horizon,
+            horizon=recipe.horizon, ray_gradients=is_refined,
         )  # fmt: skip
-        if not math.isfinite(result.loss):  # the run ends here, with the parameters of the step before
+        if has_total_variation and result.n_rays > 0 and math.isfinite(result.loss):
+            result.loss += recipe.total_variation * self._add_total_variation(step)
+        found = StepResult(result.loss, result.squared_error, result.n_rays, result.n_kept)
+        if self.mean is not None:
+            found = self._of_all_ranks(result, self.mean)
+        if not math.isfinite(found.loss):  # the run ends here, with the parameters of the step before
             self.workspace.grad_table.zero_()
-        elif result.n_rays > 0:
-            if has_total_variation:
-                result.loss += recipe.total_variation * self._add_total_variation(step)
+        elif found.n_rays > 0:
             gradients = {"table": [self.workspace.grad_table], "matrices": self._matrix_gradients(result)}
+            if refinement is not None and result.ray_gradients is not None:
+                gradients |= refinement.gradients(result.ray_gradients, batch)
             self.optimizer.step(gradients, rate)
-        self.n_rays = next_rays(result.n_rays, result.n_kept, recipe.batch)
-        return StepResult(result.loss, result.squared_error, result.n_rays, result.n_kept)
+            if refinement is not None and gradients.keys() & set(refinement.parts):
+                refinement.hold()
+        self.n_rays = next_rays(int(found.n_rays), int(found.n_samples), recipe.batch)
+        return found
+
+    def _of_all_ranks(self, result: TrainRaysResult, mean: GradientMean) -> StepResult:
+        """The figures of all ranks' rays together, of this rank's own."""
+        n = result.n_rays
+        own = self.ranks.share(self.n_rays)
+        loss, error, n_rays, n_kept = mean.offer(
+            [result.loss * n, result.squared_error * n, n, result.n_kept], self.workspace.grad_table,
+            self.optimizer.rows_due(), own.stop - own.start, self.n_rays,
+        )  # fmt: skip
+        return StepResult(loss / max(n_rays, 1), error / max(n_rays, 1), int(n_rays), int(n_kept))
 
     def _draw(self, n: int) -> RayBatch:
-        """A batch of n rays through pixels of the pool, with the noise that they need."""
+        """A batch of n rays through pixels of the pool, with the noise that they need. All ranks draw the same, and
+        each keeps its share."""
         assert self.box is not None
-        chosen = self.random["pixels"].integers(0, self.pool.n_pool, n)
-        jitter = self.random["rays"].random(n, dtype=np.float32)
-        background = self.random["rays"].random((n, 3), dtype=np.float32)
+        own = self.ranks.share(n)
+        chosen = self.random["pixels"].integers(0, self.pool.n_pool, n)[own]
+        jitter = self.random["rays"].random(n, dtype=np.float32)[own]
+        background = self.random["rays"].random((n, 3), dtype=np.float32)[own]
         chosen, jitter, background = (torch.from_numpy(x).to(self.device) for x in (chosen, jitter, background))
-        return training_rays(chosen, self.pool, self.box, jitter=jitter, background=background)
+        pool = self.pool if self.refinement is None else self.refinement.moved(self.pool)
+        batch = training_rays(chosen, pool, self.box, jitter=jitter, background=background)
+        return batch if self.refinement is None else self.refinement.seen(batch)
+
+    def _let_levels_in(self, refinement: Refinement) -> None:
+        """Let those levels of the grid learn whose turn has come; what gathered for them before is dropped."""
+        if self.field.config.n_grid_parameters:
+            layout, known = self.field.config.encoding.layout(3), self.live_rows
+            rows = refinement.live_rows(layout, self.recipe.aabb_scale)
+            if known is not None and rows > known:
+                self.workspace.grad_table[known:rows].zero_()
+            self.live_rows = self.optimizer.live_rows = rows
 
     def _matrix_gradients(self, result: TrainRaysResult) -> list[Tensor]:
         """A step's gradients of the field's matrices, density network first."""
@@ -139,7 +185,7 @@ class HostRaySteps:
 
     def _refresh(self, step: int, grid: OccupancyGrid) -> None:
         upkeep = self.recipe.upkeep
-        cells = HostCells(self.values(), self.random["occupancy"], self.recipe.aabb_scale)
+        cells = HostCells(self.values(), self.random["occupancy"], self.recipe.aabb_scale, self.ranks)
         grid.refresh(cells, upkeep.decay, upkeep.cells_at(self.n_refreshes, len(grid.living)))
         self.n_refreshes += 1
         self.next_refresh = upkeep.next_step(step)
@@ -157,7 +203,12 @@ class HostRaySteps:
         batch = training_rays(chosen, self.pool, box, jitter=none[:, 0].contiguous(), background=none)
         workspace = TrainWorkspace(field, 1024)
         options = MarchOptions(recipe.aabb_scale, recipe.cone_angle)
+        refinement = self.refinement
         result = train_rays(field, batch, grid.bits, options, workspace)
+        if refinement is not None:  # the kernels for steps that refine and for those that do not
+            batch = refinement.seen(batch)
+            for wanted in (False, True):
+                result = train_rays(field, batch, grid.bits, options, workspace, ray_gradients=wanted)
         scratch = network_groups(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
         gradients = {"table": [torch.zeros_like(field.table)], "matrices": self._matrix_gradients(result)}
         HostOptimizer(scratch).step(gradients, 1e-3)
@@ -167,6 +218,8 @@ class HostRaySteps:
         assert self.grid is not None and self.box is not None
         tensors, values = trained_state(self.field, self.optimizer, self.precision)
         tensors |= {"occupancy.values": self.grid.values, "bits": self.grid.bits, "box": self.box}
+        if self.refinement is not None:
+            tensors |= self.refinement.state()
         if self.device.type != "cpu":
             tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         values |= {
@@ -179,6 +232,8 @@ class HostRaySteps:
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """See `protocol.Steps`."""
         restore_trained(self.field, self.optimizer, tensors, values)
+        if self.refinement is not None:
+            self.refinement.restore(tensors)
         grid, box = restored_grid(tensors, self.recipe.aabb_scale, self.device)
         try:
             self.n_rays = int(values["n_rays"])

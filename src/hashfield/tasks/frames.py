@@ -7,7 +7,8 @@ for a picture. Whoever shows, judges or writes frames (evaluation, `hashfield re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +27,38 @@ depth [h, w], normals [h, w, 3]."""
 
 PIXELS_PER_STRIP: Final = 2**18
 """Pixels of a strip, about: enough to keep every core or a GPU busy, and a few megabytes."""
+
+
+Quality = Literal["exact", "fine", "fast"]
+"""How faithful pictures of a radiance field are, against their speed: see `QUALITIES`."""
+
+
+@dataclass(frozen=True)
+class FrameEconomy:
+    """What pictures of a radiance field may leave out."""
+
+    min_transmittance: float
+    """A ray ends once less light than this passes."""
+    min_weight: float
+    """Samples get a colour once they and those passed over since the last one weigh this much together."""
+    tolerance: float
+    """A pixel is interpolated where its neighbours differ by no more than this in each channel, of 1; the distance
+    relative to itself. See `render.between_pixels`."""
+
+
+QUALITIES: Final[Mapping[Quality, FrameEconomy]] = MappingProxyType(
+    {
+        "exact": FrameEconomy(1e-4, 0.0, 0.0),
+        "fine": FrameEconomy(1e-2, 4e-3, 0.04),
+        "fast": FrameEconomy(3e-2, 2e-2, 0.08),
+    }
+)
+"""exact: every pixel, every sample that light reaches. fine: no more than 0.1 dB worse against photos, mostly not at
+all (benchmarks/README.md has the figures). fast: for moving pictures and for looking around.
+
+On GPUs every picture is exact: there, colours cost little, and few pixels cost as much as many."""
+
+DEFAULT_QUALITY: Final[Quality] = "fine"
 
 
 @dataclass(frozen=True)
@@ -61,6 +94,14 @@ class HasFrames(Protocol):
 
     background: Color
     """What the model was meant to be seen on."""
+
+    @property
+    def quality(self) -> Quality:
+        """Of frames, against their speed, where the model has a choice; may be set at any time."""
+        ...
+
+    @quality.setter
+    def quality(self, quality: Quality) -> None: ...
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -126,7 +167,7 @@ class HasBox(HasFrames, Protocol):
         ...
 
     def within(self, corners: Corners) -> "HasFrames":
-        """The same model, of which only what lies in a box is seen. Shares all memory.
+        """A view of the model in which only what lies in a box is seen. Shares all memory.
 
         Raises:
             ConfigError: nothing of the model lies in the box.
@@ -155,6 +196,7 @@ class CameraFrames(ABC):
 
     cameras: dict[str, list[Camera]]
     background: Color
+    quality: Quality = "exact"
     outputs: tuple[str, ...] = ("color", "opacity", "depth", "normals")
 
     @property

@@ -20,7 +20,7 @@ from hashfield.steps.protocol import StepResult
 from hashfield.steps.recipes import PointRecipe
 from hashfield.tasks.image_config import ImageConfig, make_module
 from hashfield.tasks.image_model import ImageModel, shape_of
-from hashfield.tasks.shared import CPU, check_seed
+from hashfield.tasks.shared import CPU, check_seed, fingerprint_of
 from hashfield.train.checkpoint import config_to_dict
 from hashfield.train.schedule import learning_rate_at
 
@@ -57,7 +57,7 @@ class ImageTask:
         codes = picture.pixels
         codes = torch.from_numpy(codes.view(np.int16) if codes.dtype in (np.uint16, np.float16) else codes)
         values, there = torch.from_numpy(picture.values()), device if is_picture_on_device else CPU
-        source = PictureSource(
+        source = self.source = PictureSource(
             codes.to(there), lattice_for(train.batch, picture.width, picture.height), values.to(there),
             picture.n_channels, has_alpha=self.shape.has_alpha, is_premultiplied=self.shape.is_hdr,
         )  # fmt: skip
@@ -97,6 +97,10 @@ class ImageTask:
             CheckpointError: it does not fit this task's configuration.
         """
         self.steps.restore(tensors, values)
+
+    def fingerprint(self) -> int:
+        """A number that tells this task's data from others."""
+        return fingerprint_of(self.source.pixels, self.source.values)
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""

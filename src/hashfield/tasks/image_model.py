@@ -20,7 +20,7 @@ from hashfield.nn.frozen import frozen_view
 from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.eval_points import eval_points
 from hashfield.steps.state import restore_module
-from hashfield.tasks.frames import Color, Frame, PictureView, Region, part_of_picture
+from hashfield.tasks.frames import Color, Frame, PictureView, Quality, Region, part_of_picture
 from hashfield.tasks.image_config import ImageConfig, make_module
 from hashfield.tasks.shared import CPU, stored_info
 from hashfield.train.checkpoint import (
@@ -58,6 +58,7 @@ class ImageModel(nn.Module):
 
     table_bf16: Tensor
     background: Color = (1.0, 1.0, 1.0)
+    quality: Quality = "exact"
 
     def __init__(
         self, module: NetworkWithEncoding, config: ImageConfig, shape: ImageShape, info: dict[str, Any] | None = None

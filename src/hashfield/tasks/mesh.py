@@ -10,7 +10,16 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from hashfield.errors import ConfigError
-from hashfield.export.meshes import Mesh, Shortcut, Values, extract_mesh, keep_faces, largest_components, mesh_normals
+from hashfield.export.meshes import (
+    Mesh,
+    Shortcut,
+    Values,
+    extract_mesh,
+    keep_faces,
+    largest_components,
+    mesh_normals,
+    simplify,
+)
 
 POINTS_AT_ONCE = 2**18
 
@@ -64,7 +73,12 @@ class HasSurface(Protocol):
 
 @torch.no_grad()
 def surface_mesh(
-    surface: Surface, resolution: int, *, n_components: int = 0, on_progress: Callable[[float], object] | None = None
+    surface: Surface,
+    resolution: int,
+    *,
+    n_components: int = 0,
+    n_triangles: int | None = None,
+    on_progress: Callable[[float], object] | None = None,
 ) -> tuple[Mesh, tuple[str, ...]]:
     """(mesh with normals and colours, lines that say what was left out).
 
@@ -72,6 +86,7 @@ def surface_mesh(
         surface: Surface of a model.
         resolution: Cells along the longest side of its box.
         n_components: Keep this many of the largest connected pieces; 0 keeps all.
+        n_triangles: Simplify to about so many triangles; None keeps all.
         on_progress: Told the fraction of the sampling that is done.
 
     Raises:
@@ -85,7 +100,7 @@ def surface_mesh(
         shortcut=surface.shortcut, points_at_once=POINTS_AT_ONCE, on_progress=on_progress,
     )  # fmt: skip
     if surface.is_seen is not None:
-        seen = _in_parts(surface.is_seen, mesh.vertices)
+        seen = in_parts(surface.is_seen, mesh.vertices)
         n_before = len(mesh.faces)
         mesh = keep_faces(mesh, np.logical_or.reduce(seen[mesh.faces], axis=1))
         if not len(mesh.faces):
@@ -96,15 +111,27 @@ def surface_mesh(
         mesh, n_pieces = largest_components(mesh, n_components)
         kept = min(n_components, n_pieces)
         said.append(f"{kept} of {n_pieces} connected pieces kept, {len(mesh.faces) / n_before:.1%} of the triangles")
-    normals = mesh_normals(mesh) if surface.normals is None else _in_parts(surface.normals, mesh.vertices)
+    if n_triangles is not None:
+        n_before, cell = len(mesh.faces), longest_side(surface.box) / resolution
+        mesh, mean, most = simplify(mesh, n_triangles)
+        said.append(
+            f"simplified from {n_before:,} to {len(mesh.faces):,} triangles: the old surface lies {mean:.2g} from the "
+            f"new one on average, {most:.2g} at most, in world units ({mean / cell:.2f} and {most / cell:.1f} cells)"
+        )
+    normals = mesh_normals(mesh) if surface.normals is None else in_parts(surface.normals, mesh.vertices)
     normals = normals.astype(np.float32, copy=False)
     colors = None
     if surface.colors is not None:
-        colors = _in_parts(lambda p, n: (255 * surface.colors(p, n).clamp(0, 1)).round().byte(), mesh.vertices, normals)  # type: ignore[misc]
+        colors = in_parts(lambda p, n: (255 * surface.colors(p, n).clamp(0, 1)).round().byte(), mesh.vertices, normals)  # type: ignore[misc]
     return replace(mesh, normals=normals, colors=colors), tuple(said)
 
 
-def _in_parts(function: Callable[..., Tensor], *arrays: np.ndarray) -> np.ndarray:
+def longest_side(box: Box) -> float:
+    """Length of the longest side of a box."""
+    return max(high - low for low, high in zip(box[:3], box[3:], strict=True))
+
+
+def in_parts(function: Callable[..., Tensor], *arrays: np.ndarray) -> np.ndarray:
     """A function of points over arrays of them, a part at a time."""
     parts = [
         function(*(torch.from_numpy(array[begin : begin + POINTS_AT_ONCE]) for array in arrays)).numpy()

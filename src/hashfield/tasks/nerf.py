@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hashfield.data.dataset import PosedImages, Scene
 from hashfield.errors import ConfigError
-from hashfield.geometry.cameras import camera_table
+from hashfield.geometry.cameras import Camera, camera_table
 from hashfield.geometry.focus import distances_to_focus
 from hashfield.geometry.rays import PixelPool
 from hashfield.nn.fields import RadianceField
@@ -22,15 +22,25 @@ from hashfield.steps.choice import ray_steps
 from hashfield.steps.occupancy import Upkeep
 from hashfield.steps.pixel_source import flat_masks, masked_pool, pixel_pool
 from hashfield.steps.protocol import StepResult
+from hashfield.steps.ranks import current
 from hashfield.steps.recipes import RayRecipe
+from hashfield.steps.refinement import Refinement
+from hashfield.steps.streamed_pool import StreamedPool, overview
 from hashfield.tasks.nerf_config import NerfConfig
 from hashfield.tasks.nerf_model import NerfModel, expected_shapes
-from hashfield.tasks.shared import CPU, check_seed, parse_background
+from hashfield.tasks.shared import CPU, check_seed, fingerprint_of, parse_background
 from hashfield.train.checkpoint import config_to_dict
 from hashfield.train.schedule import learning_rate_at
 
 HORIZON = 0.8
 """Share of the median distance to the point that the cameras look at from which on nothing is near, for the loss."""
+
+RESIDENT_BYTES = 2**30
+"""Bytes of photos in memory at a time, where they lie in files and nothing says how many."""
+
+MARGIN_OF_ERROR = 0.04
+"""Share of a picture's longer side by which silhouettes are grown where poses or lenses are refined: as much as half a
+degree, a hundredth of the distance and three of a hundred of the focal length move a pixel near the border."""
 
 
 class NerfTask:
@@ -55,25 +65,60 @@ class NerfTask:
         device: Where to train.
 
         Raises:
-            ConfigError: the background is not a colour, or the seed is negative.
+            ConfigError: the background is not a colour, the seed is negative, or photos are to be refined where that
+                is not possible.
         """
         self.config, self.scene, self.seed, self.device = config, scene, check_seed(seed), device
         self.background = parse_background(background)
         self.spaces = scene.spaces
         self.is_carved = config.occupancy.use_alpha and scene.has_alpha
+        self._check_refinement()
         self.density_bias = self._density_bias()
         views: PosedImages = scene.splits["train"]
         cameras = self.spaces.camera_table_to_scene(camera_table(views.cameras))
-        self.pool = pixel_pool(views.images, cameras, device)
-        """Every pixel of the photos."""
+        self.streamed: StreamedPool | None = None
+        """Where rays are drawn from if the photos are not in memory."""
+        self.shrunk = 1
+        """By what the sides of the photos in `pool` are divided."""
+        if views.files is None:
+            self.pool = pixel_pool(views.images, cameras, device)
+            """Every pixel of the photos; where they are not in memory, what carving needs of them."""
+            self.masks = None if views.masks is None else flat_masks(views.masks, device)
+            """1 where a pixel may be learned from; None: everywhere."""
+        else:
+            self.streamed, self.masks = self._stream(views, cameras), None
         self.focus = distances_to_focus(self.pool.table)
         """How far each camera is from the point that all of them look at, scene units, if there is one."""
-        self.masks = None if views.masks is None else flat_masks(views.masks, device)
-        """1 where a pixel may be learned from; None: everywhere."""
         init = torch.Generator().manual_seed(seed)
         field_config = config.field_config(self.spaces.aabb_scale, self.density_bias)
         self.field = RadianceField(field_config, generator=init).to(device)
-        self.steps = ray_steps(self.field, self._recipe(), config.precision, self.pool)
+        self.refinement = (
+            Refinement(config.refine, views.cameras, self.spaces, config.refinement, device) if config.refine else None
+        )
+        """What is learned of the photos besides; None: nothing."""
+        pool = self.pool if self.streamed is None else self.streamed.pool(device)
+        self.steps = ray_steps(self.field, self._recipe(), config.precision, pool, self.refinement)
+
+    def _check_refinement(self) -> None:
+        """Raise where what is refined of the photos could not be told from photo to photo, or from rank to rank."""
+        if not self.config.refine:
+            return
+        if self.scene.splits["train"].files is not None:
+            raise ConfigError("--refine needs the photos in memory: give more --max-image-memory, or a --downscale")
+        if current().n > 1:
+            raise ConfigError("--refine works in one process only: leave it out, or train without torchrun")
+
+    def _stream(self, views: PosedImages, cameras: Tensor) -> StreamedPool:
+        """The pool of photos that lie in files; sets `pool` and `shrunk`."""
+        assert views.files is not None
+        sizes = [(camera.width, camera.height) for camera in views.cameras]
+        n_bytes = self.scene.resident_bytes or RESIDENT_BYTES
+        # an overview takes little beside the strips, and carving needs no more
+        room = n_bytes // 8 if self.is_carved else None
+        whole, self.shrunk = overview(views.files, sizes, cameras, n_bytes=room, masks=views.masks)
+        self.pool = whole.to(self.device)
+        margin = self.config.occupancy.pixel_margin_px if self.is_carved else None
+        return StreamedPool(views.files, sizes, cameras, n_bytes, seed=self.seed, masks=views.masks, margin_px=margin)
 
     def _density_bias(self) -> float:
         if self.config.density_bias is not None:
@@ -131,7 +176,7 @@ class NerfTask:
 
     def begin(self) -> None:
         """Carve the grid and choose the pixels to draw from."""
-        masks = self._silhouettes(self.config.occupancy.carve_margin_px)
+        masks = self._silhouettes(self.config.occupancy.carve_margin_px + self._margin_of_error())
         alive = self._carved(masks)
         if not bool(alive.any()):
             raise ConfigError(
@@ -161,14 +206,23 @@ class NerfTask:
         pool = self.pool
         if not self.is_carved:
             return None
+        margin_px = -(-margin_px // self.shrunk)
         inside = silhouettes(pool.pixels, pool.starts, pool.widths, pool.heights, margin_px)
         # What a mask leaves out says nothing of the scene: it carves nothing away.
         return inside if self.masks is None else torch.where(self.masks == 0, 1, inside)
 
+    def _margin_of_error(self) -> int:
+        """Pixels by which silhouettes may be off where the cameras are to be corrected: they must not carve then."""
+        if self.refinement is None or not self.refinement.moves_rays:
+            return 0
+        return math.ceil(MARGIN_OF_ERROR * int(torch.maximum(self.pool.widths, self.pool.heights).max()))
+
     def _training_pool(self) -> PixelPool:
         """The pixels that rays are drawn from: within silhouettes, and not left out by the photos' masks."""
+        if self.streamed is not None:
+            return self.streamed.pool(self.device)
         pool = self.pool if self.masks is None else masked_pool(self.pool, self.masks)
-        inside = self._silhouettes(self.config.occupancy.pixel_margin_px)
+        inside = self._silhouettes(self.config.occupancy.pixel_margin_px + self._margin_of_error())
         if inside is None:
             return pool
         return masked_pool(pool, inside if self.masks is None else inside * self.masks)
@@ -177,8 +231,14 @@ class NerfTask:
         """One batch of rays through the whole pipeline, and the grid's refresh when it is due."""
         train = self.config.train
         rate = learning_rate_at(fraction, train.learning_rate, train.final_learning_rate, train.flat_until)
+        if self.refinement is not None:
+            self.refinement.fraction = fraction
         has_total_variation = train.total_variation > 0 and fraction < train.total_variation_until
-        return self.steps.step(step, rate, self.step_scale(fraction), has_total_variation=has_total_variation)
+        result = self.steps.step(step, rate, self.step_scale(fraction), has_total_variation=has_total_variation)
+        # On a device the number of rays is not known here, and the pool stays what it is.
+        if self.streamed is not None and not isinstance(result.n_rays, Tensor) and self.streamed.advance(result.n_rays):
+            self.steps.draw_from(self.streamed.pool())
+        return result
 
     def step_scale(self, fraction: float) -> float:
         """Length of the march's step at this point of the run."""
@@ -190,7 +250,8 @@ class NerfTask:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values that a resumed run needs, and that a model needs."""
-        return self.steps.state()
+        tensors, values = self.steps.state()
+        return tensors, values if self.streamed is None else {**values, "strips": self.streamed.state()}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back what `state` gave.
@@ -198,8 +259,15 @@ class NerfTask:
         Raises:
             CheckpointError: it does not fit this task's configuration.
         """
+        if self.streamed is not None and "strips" in values:  # a run that began with all photos in memory has none
+            self.streamed.restore(values["strips"])
         self.steps.draw_from(self._training_pool())
         self.steps.restore(tensors, values)
+
+    def fingerprint(self) -> int:
+        """A number that tells this task's data from others."""
+        pool = self.pool
+        return fingerprint_of(pool.pixels, pool.widths, pool.table, *([] if self.masks is None else [self.masks]))
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""
@@ -210,9 +278,8 @@ class NerfTask:
             "background": list(self.background),
             "step_scale": self.config.train.step_scales[-1],
             "seed": self.seed,
-            "cameras": {
-                split: [camera.to_dict() for camera in views.cameras] for split, views in self.scene.splits.items()
-            },
+            "cameras": {split: [camera.to_dict() for camera in views] for split, views in self.cameras().items()},
+            **({} if self.refinement is None else {"refinement": self.refinement.report()}),
             "scene": {
                 "name": self.scene.name,
                 "path": str(self.scene.path),
@@ -224,15 +291,30 @@ class NerfTask:
             },
         }
 
+    def cameras(self) -> dict[str, list[Camera]]:
+        """The cameras by split as they are known now: the training photos' as refined, and others carried along with
+        them (`Refinement.carried`). Those of the scene where nothing is refined."""
+        splits, refinement = self.scene.splits, self.refinement
+        if refinement is None:
+            return {split: list(views.cameras) for split, views in splits.items()}
+        return {
+            split: refinement.refined_cameras() if split == "train" else [*map(refinement.carried, views.cameras)]
+            for split, views in splits.items()
+        }
+
+    def _info(self) -> dict[str, Any]:
+        scene = {"scene": {"name": self.scene.name, "path": str(self.scene.path)}}
+        return scene if self.refinement is None else {**scene, "refinement": self.refinement.report()}
+
     def model(self) -> NerfModel:
         """The field as it is now, for evaluation and rendering. Shares memory with the task."""
         grid, box = self.steps.grid, self.steps.box
         assert grid is not None and box is not None, "begin() or restore() comes first"
         return NerfModel(
             self.field, self.spaces, grid.bits, box,
-            cameras={split: views.cameras for split, views in self.scene.splits.items()},
+            cameras=self.cameras(),
             background=self.background, step_scale=self.config.train.step_scales[-1],
-            precision=self.config.precision, info={"scene": {"name": self.scene.name, "path": str(self.scene.path)}},
+            precision=self.config.precision, info=self._info(),
         )  # fmt: skip
 
 
@@ -244,5 +326,7 @@ def gpu_memory(config: NerfConfig, scene: Scene) -> int:
     shapes = expected_shapes(field, scene.spaces).items()
     n_weights = sum(math.prod(shape) for name, shape in shapes if "_network." in name)
     n_pixels = sum(camera.width * camera.height for camera in scene.splits["train"].cameras)
+    if scene.splits["train"].files is not None:
+        n_pixels = min(n_pixels, (scene.resident_bytes or RESIDENT_BYTES) // 4)
     n_cells = scene.spaces.n_cells
     return rays_memory(field.encoding.layout(3), n_weights, config.train.batch, n_pixels, n_cells)

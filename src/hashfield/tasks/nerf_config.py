@@ -7,6 +7,7 @@ from typing import Any, Literal
 from hashfield.errors import ConfigError
 from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig, RunPrecision
 from hashfield.steps.choice import captures_rays
+from hashfield.steps.refinement import Part, RefineOptions, check_parts
 from hashfield.tasks.config import (
     RateConfig,
     check_batch,
@@ -148,8 +149,14 @@ class NerfConfig:
     """Batches, loss and schedules."""
     occupancy: OccupancyConfig = OccupancyConfig()
     """How empty space is skipped."""
+    refine: tuple[Part, ...] = ()
+    """What is learned of the photos besides the scene: poses (turn and shift of each), lens (focal length, principal
+    point and first distortion terms, shared), exposure (a gain of each photo and channel). Default: nothing."""
+    refinement: RefineOptions = RefineOptions()
+    """How fast that is learned, and when."""
 
     def __post_init__(self) -> None:
+        check_parts(self.refine)
         object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
         check_precision(self.precision)
         check_n_neurons(self.n_neurons)
@@ -172,9 +179,10 @@ class NerfConfig:
 
     @property
     def trains_on_device(self) -> bool:
-        """Whether GPUs train such a field without waiting: what the fused kernels take, and no further loss."""
+        """Whether GPUs train such a field without waiting: what the fused kernels take, no further loss, and nothing
+        refined."""
         train = self.train
-        return captures_rays(
+        return not self.refine and captures_rays(
             self.field_config(1, 0.0), sparsity=train.sparsity, total_variation=train.total_variation
         )  # fmt: skip
 

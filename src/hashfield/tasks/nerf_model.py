@@ -1,6 +1,6 @@
 """A trained radiance field: its numbers as the fused ops take them, its pictures, its checkpoint read back."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,27 @@ from torch import Tensor, nn
 
 from hashfield.errors import CheckpointError, ConfigError, HashfieldError
 from hashfield.geometry.cameras import Camera, camera_table
+from hashfield.geometry.rays import Rays
 from hashfield.geometry.spaces import GRID_SIZE, Spaces
 from hashfield.nn.config import RadianceFieldConfig, RunPrecision
 from hashfield.nn.encodings import table_of
 from hashfield.nn.fields import RadianceField, field_parameters
 from hashfield.nn.frozen import frozen_view, with_buffers
+from hashfield.ops.backend import runs_on_triton
 from hashfield.ops.camera_rays import view_rays
 from hashfield.ops.occupancy import morton3_inverse
-from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
+from hashfield.ops.render_rays import FieldParameters, MarchOptions, RenderResult, render_rays
+from hashfield.render.between_pixels import picture_between_pixels
 from hashfield.steps.state import restore_module
-from hashfield.tasks.frames import CameraFrames, Corners, common_box
+from hashfield.tasks.frames import (
+    DEFAULT_QUALITY,
+    QUALITIES,
+    CameraFrames,
+    Corners,
+    FrameEconomy,
+    Quality,
+    common_box,
+)
 from hashfield.tasks.mesh import Box, Surface
 from hashfield.tasks.nerf_config import NerfConfig
 from hashfield.tasks.nerf_surface import nerf_surface
@@ -47,6 +58,7 @@ class NerfModel(CameraFrames, nn.Module):
         step_scale: float = 1.0,
         precision: RunPrecision = "auto",
         info: dict[str, Any] | None = None,
+        quality: Quality = DEFAULT_QUALITY,
     ) -> None:
         """Args:
         module: The field; positions in unit space.
@@ -58,6 +70,7 @@ class NerfModel(CameraFrames, nn.Module):
         step_scale: Step length of the march when rendering.
         precision: Number type of rendering, as NerfConfig describes it.
         info: Names and figures, free-form.
+        quality: Of pictures, against their speed; may be set at any time.
         """
         super().__init__()
         self.field = frozen_view(module)
@@ -70,6 +83,7 @@ class NerfModel(CameraFrames, nn.Module):
         self.step_scale = step_scale
         self.precision: RunPrecision = precision
         self.info = info or {}
+        self.quality = quality
 
     def parameters_of_field(self) -> FieldParameters:
         """The field's numbers as the fused ops take them."""
@@ -81,7 +95,7 @@ class NerfModel(CameraFrames, nn.Module):
         return self.spaces.scene_to_world(self.box.double().cpu().reshape(2, 3))
 
     def within(self, corners: Corners) -> "NerfModel":
-        """The same field, of which only what lies in a box of the world is seen: see `frames.HasBox`."""
+        """A view of the field in which only what lies in a box of the world is seen: see `frames.HasBox`."""
         wanted = self.spaces.world_to_scene(torch.tensor(corners, dtype=torch.float64))
         return with_buffers(self, box=common_box(self.box.reshape(2, 3), wanted.to(self.box)).flatten())
 
@@ -137,13 +151,14 @@ class NerfModel(CameraFrames, nn.Module):
         background: tuple[float, float, float] | None = None,
         rays_at_once: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """Pictures of the scene: float32 arrays by name.
+        """Pictures of the scene, of the model's `quality`: float32 arrays by name.
 
         Args:
             camera: In the world; its width and height are the picture's.
             outputs: Some of "color", "opacity", "depth", "normals".
             background: Composited behind the colour; None leaves the colour premultiplied by opacity.
-            rays_at_once: Bounds memory; None: 2^18 on CPUs, 2^22 elsewhere.
+            rays_at_once: Bounds memory; None: 2^21 on CPUs, 2^22 elsewhere. Parts are whole rows, at least two,
+                where pixels are interpolated.
 
         Returns:
             color [h, w, 3] in sRGB; opacity [h, w]; depth [h, w], the mean distance along the unit ray in world
@@ -171,30 +186,79 @@ class NerfModel(CameraFrames, nn.Module):
         rays_at_once: int | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """The pixels of a picture in order, some at a time, where the model lies: see `render`."""
-        field = self.parameters_of_field()
-        device = self.bits.device
+        device, economy = self.bits.device, self.economy
         table = self.spaces.camera_table_to_scene(camera_table([camera]))
-        options = MarchOptions(self.spaces.aabb_scale, self.spaces.cone_angle, self.step_scale, 1e-4)
-        n_pixels, most = camera.width * camera.height, rays_at_once or (2**18 if device.type == "cpu" else 2**22)
+        most = rays_at_once or (2**21 if device.type == "cpu" else 2**22)
+        if economy.tolerance > 0:  # rows keep their neighbours together
+            most = max(2, most // camera.width) * camera.width
+        n_pixels = camera.width * camera.height
         for first in range(0, n_pixels, most):
             n = min(most, n_pixels - first)
-            rays = view_rays(table, camera.width, camera.height, self.box, first=first, n_rays=n)
-            found = render_rays(field, rays, self.bits, options)
-            distance = torch.where(found.opacity > 1e-3, found.depth / found.opacity.clamp(min=1e-3), 0.0)
+
+            def rays_of(numbers: Tensor | None, first: int = first, n: int = n) -> Rays:
+                width, height = camera.width, camera.height
+                return view_rays(table, width, height, self.box, first=first, n_rays=n, numbers=numbers)
+
+            seen = self._seen(rays_of, camera.width, n // camera.width, "depth" in outputs or "normals" in outputs)
             part: dict[str, Tensor] = {}
             if "color" in outputs:
-                color = found.color
+                color = seen.color
                 if background is not None:
-                    color = color + (1 - found.opacity)[:, None] * color.new_tensor(background)
+                    color = color + (1 - seen.opacity)[:, None] * color.new_tensor(background)
                 part["color"] = color
             if "opacity" in outputs:
-                part["opacity"] = found.opacity
+                part["opacity"] = seen.opacity
             if "depth" in outputs:
-                part["depth"] = self.spaces.distance_scene_to_world(distance)
+                part["depth"] = self.spaces.distance_scene_to_world(seen.depth)
             if "normals" in outputs:
-                points = rays.origin + distance[:, None] * rays.direction
-                part["normals"] = self._normals(points, found.opacity > 0.1)
+                rays = rays_of(None)
+                points = rays.origin + seen.depth[:, None] * rays.direction
+                part["normals"] = self._normals(points, seen.opacity > 0.1)
             yield part
+
+    @property
+    def quality(self) -> Quality:
+        """Of pictures, against their speed; may be set at any time."""
+        return self._quality
+
+    @quality.setter
+    def quality(self, quality: Quality) -> None:
+        if quality not in QUALITIES:
+            raise ConfigError(f"quality: expected one of {', '.join(QUALITIES)}, got {quality!r}")
+        self._quality: Quality = quality
+
+    @property
+    def economy(self) -> FrameEconomy:
+        """What pictures leave out: that of `quality` on CPUs, nothing elsewhere."""
+        saves = self.bits.device.type == "cpu" and not runs_on_triton(self.bits.device)
+        return QUALITIES[self.quality if saves else "exact"]
+
+    def _seen(self, rays_of: Callable[[Tensor | None], Rays], width: int, height: int, has_depth: bool) -> RenderResult:
+        """What a picture, or whole rows of one, sees; depth is the mean distance.
+
+        Args:
+            rays_of: Rays of the pixels with these numbers, or of all.
+            width, height: Pixels.
+            has_depth: Whether the distances are wanted, too.
+        """
+        field, economy, spaces = self.parameters_of_field(), self.economy, self.spaces
+        options = MarchOptions(
+            spaces.aabb_scale, spaces.cone_angle, self.step_scale, economy.min_transmittance, economy.min_weight
+        )
+
+        def seen(some: Rays) -> RenderResult:
+            found = render_rays(field, some, self.bits, options)
+            distance = torch.where(found.opacity > 1e-3, found.depth / found.opacity.clamp(min=1e-3), 0.0)
+            return RenderResult(found.color, found.opacity, distance)
+
+        def of_pixels(numbers: Tensor) -> Tensor:
+            found = seen(rays_of(numbers))
+            return torch.cat([found.color, found.opacity[:, None], found.depth[:, None]][: 3 if has_depth else 2], 1)
+
+        if not economy.tolerance:
+            return seen(rays_of(None))
+        found = picture_between_pixels(width, height, of_pixels, economy.tolerance, int(has_depth))
+        return RenderResult(found[:, :3], found[:, 3], found[:, -1])
 
     def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
         """What a mesh of the scene needs, see `hashfield.tasks.mesh`.

@@ -21,12 +21,14 @@ from hashfield.nn.config import MLPConfig
 from hashfield.ops.camera_rays import camera_rays
 from hashfield.steps.choice import point_steps
 from hashfield.steps.protocol import StepResult
+from hashfield.steps.ranks import current
 from hashfield.steps.recipes import PointRecipe
 from hashfield.tasks.sdf_config import SdfConfig
 from hashfield.tasks.sdf_model import SdfModel
 from hashfield.tasks.shared import (
     CPU,
     check_seed,
+    fingerprint_of,
 )
 from hashfield.train.checkpoint import config_to_dict
 from hashfield.train.schedule import learning_rate_at
@@ -122,7 +124,7 @@ class SdfTask:
             self.truth.query, self.truth.box, seed=self.seed, n_points=train.batch, surface_share=train.surface_share,
             near_share=train.near_share, noise=train.noise * HALF_DIAGONAL / 1024,
             steps_per_chunk=train.steps_per_chunk, n_chunks=train.n_chunks, device=self.device,
-            makes_ahead=makes_ahead,
+            makes_ahead=makes_ahead, share=(current().rank, current().n),
         )  # fmt: skip
 
     # --- Task protocol
@@ -161,6 +163,10 @@ class SdfTask:
         if box is None or box.shape != (2, 3) or not np.allclose(box.numpy(), self.truth.box, atol=1e-9):
             raise CheckpointError("checkpoint: the mesh has another box than the one the run was begun with")
         self.steps.restore(tensors, values)
+
+    def fingerprint(self) -> int:
+        """A number that tells this task's data from others."""
+        return fingerprint_of(torch.from_numpy(self.mesh.vertices), torch.from_numpy(self.mesh.faces))
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""

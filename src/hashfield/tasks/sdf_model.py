@@ -84,8 +84,8 @@ class SdfModel(CameraFrames, nn.Module):
         return torch.stack([corners.amin(0), corners.amax(0)])
 
     def within(self, corners: Corners) -> "SdfModel":
-        """The same distance, of which only what lies in a box of the world is seen: see `frames.HasBox`. The surface is
-        cut open there, and the cut is closed."""
+        """A view of the distance in which only what lies in a box of the world is seen: see `frames.HasBox`. The
+        surface is cut open there, and the cut is closed."""
         wanted = self.spaces.world_to_unit(torch.tensor(corners, dtype=torch.float64))
         return with_buffers(self, box=common_box(self.box, wanted.to(self.box)))
 

@@ -1,11 +1,13 @@
 """What the kinds of tasks have in common: seeds and colours as given, and what their checkpoints all hold."""
 
 import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.geometry.cameras import Camera
@@ -47,6 +49,22 @@ def background_text(color: tuple[float, float, float]) -> str:
     """ "#rrggbb", of which `parse_background` makes the colour again."""
     r, g, b = (round(255 * value) for value in color)
     return f"#{r:02x}{g:02x}{b:02x}"
+
+
+FINGERPRINT_BYTES: Final = 2**28
+"""Bytes of a tensor that a fingerprint reads, at most, evenly spread."""
+
+
+def fingerprint_of(*tensors: Tensor) -> int:
+    """A number that differs, in all likelihood, where one of these tensors does."""
+    found = 0
+    for tensor in tensors:
+        values = tensor.detach().reshape(-1)
+        step = -(-values.numel() * values.element_size() // FINGERPRINT_BYTES)
+        some = values[:: max(1, step)].cpu().contiguous()
+        data: Any = some.view(torch.uint8).numpy()
+        found = zlib.crc32(data, zlib.crc32(str(list(tensor.shape)).encode(), found))
+    return found
 
 
 # --- metadata of a checkpoint --------------------------------------------------------------------------------
@@ -99,4 +117,6 @@ def stored_cameras(metadata: Mapping[str, Any], path: Path) -> dict[str, list[Ca
 
 def stored_info(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a model keeps of the metadata of its checkpoint, for whoever asks where it comes from."""
-    return {k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision") if k in metadata}
+    return {
+        k: metadata[k] for k in ("scene", "figures", "hashfield", "config", "precision", "refinement") if k in metadata
+    }

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -10,12 +11,27 @@ import torch
 from torch import Tensor
 
 from hashfield.errors import ConfigError
-from hashfield.export.images import to_uint8
-from hashfield.export.web_page import QuantisedTable, WebScene, WebSize, chosen, quantise, table_note, write_page
-from hashfield.export.web_shaders import Matrices, compute_module, nerf_shader
-from hashfield.geometry.cameras import Camera, camera_table
+from hashfield.export.images import WHITE, straight_alpha
+from hashfield.export.web_page import (
+    BITS,
+    QuantisedTable,
+    WebKind,
+    WebScene,
+    WebSize,
+    chosen,
+    quantise,
+    table_note,
+    write_page,
+)
+from hashfield.export.web_shaders import Matrices, compute_module, image_shader, nerf_shader, sdf_shader
+from hashfield.geometry.cameras import Camera, camera_table, look_at
 from hashfield.geometry.spaces import Spaces
+from hashfield.nn.networks import NetworkWithEncoding, encoded_network
+from hashfield.ops.eval_points import EncodedNetwork
+from hashfield.tasks.frames import HasFrames, PictureView
+from hashfield.tasks.image_model import ImageModel
 from hashfield.tasks.nerf_model import NerfModel
+from hashfield.tasks.sdf_model import NORMAL_REACH, SdfModel
 
 MOST_CAMERAS: Final = 48
 """Photos whose view a page offers."""
@@ -46,13 +62,13 @@ def web_page(model: Any, size: WebSize = "medium", title: str = "hashfield", cre
     Raises:
         ConfigError: the model's encoding or networks are none that a page can draw.
     """
-    if isinstance(model, NerfModel):
-        scene, shown, notes = nerf_scene(model, size)
-        loss = nerf_loss(model, shown)
-    else:
+    make = next((make for kind, make in SCENES.items() if isinstance(model, kind)), None)
+    if make is None:
         raise ConfigError("--web: a page of this kind of model cannot be made")
+    scene, shown, notes = make(model, size)
+    loss = page_loss(scene, model, shown)
     scene.title, scene.credits = title, credit
-    note = table_note(scene.table.layout)
+    note = table_note(scene.table)
     return WebPage(write_page(scene), loss, notes if note is None else (*notes, note))
 
 
@@ -72,7 +88,7 @@ def nerf_scene(model: NerfModel, size: WebSize) -> tuple[WebScene, NerfModel, tu
             "--web: a page shows grids with linear interpolation, one hidden density layer and two hidden colour "
             "layers; this run has another encoding or other networks"
         )
-    table = quantise(field.table.cpu().numpy(), field.layout, size)
+    table = quantise(field.table.cpu().numpy(), field.layout, BITS["nerf"][size])
     density, color = ([w.cpu().numpy() for w in ws] for ws in (field.density_weights, field.color_weights))
     matrices = Matrices()
     body = nerf_shader(
@@ -82,40 +98,138 @@ def nerf_scene(model: NerfModel, size: WebSize) -> tuple[WebScene, NerfModel, tu
     )  # fmt: skip
     shown = with_table(model, table)
     cameras, notes = page_cameras(model.cameras, model.spaces)
-    still = shown.render(fitted(cameras[0], STILL_SIZE_PX), ("color",), (1.0, 1.0, 1.0))["color"]
-    blocks = matrices.data()
-    scene = WebScene(
-        kind="nerf", body=body, shader=compute_module(body, [len(b) // 4 for b in blocks]), table=table, blocks=blocks,
-        cells=model.bits.cpu().numpy(), title="", still=to_uint8(still),
-        view={
-            "cameras": [camera_row(c, model.spaces) for c in cameras],
-            "pivot": pivot(cameras, model.spaces).tolist(),
-            "up": upward(cameras, model.spaces).tolist(),
-        },
-    )  # fmt: skip
-    return scene, shown, notes
+    still = _still(shown, fitted(cameras[0], STILL_SIZE_PX))
+    view = _camera_view(cameras, model.spaces)
+    return _scene("nerf", body, table, matrices, still, view, model.bits.cpu().numpy()), shown, notes
 
 
-def with_table(model: NerfModel, table: QuantisedTable | None) -> NerfModel:
-    """The model in float32, with another table where one is given."""
-    module = copy.deepcopy(model.field)
+def with_table(model: Any, table: QuantisedTable | None) -> Any:
+    """A model of any kind in float32, with another table where one is given."""
+    field = copy.deepcopy(model.field)
     if table is not None:
-        module.encoding.table.data = torch.from_numpy(table.values()).to(model.bits.device)  # type: ignore[union-attr]
-    return NerfModel(
-        module, model.spaces, model.bits, model.box, cameras=model.cameras, background=model.background,
-        step_scale=model.step_scale, precision="float32", info=model.info,
+        old = field.encoding.table
+        old.data = torch.from_numpy(table.values()).to(old.device)
+    if isinstance(model, ImageModel):
+        return ImageModel(field, replace(model.config, precision="float32"), model.shape, model.info)
+    shared = {"cameras": model.cameras, "background": model.background, "precision": "float32", "info": model.info}
+    if isinstance(model, SdfModel):
+        return SdfModel(field, model.spaces, model.box, **shared)
+    return NerfModel(field, model.spaces, model.bits, model.box, step_scale=model.step_scale, **shared)
+
+
+def image_scene(model: ImageModel, size: WebSize) -> tuple[WebScene, ImageModel, tuple[str, ...]]:
+    """(what a page of a picture holds, the model as that page shows it, lines to say).
+
+    Args:
+        model: The picture.
+        size: How many bits the table gets.
+
+    Raises:
+        ConfigError: a page cannot draw such a model.
+    """
+    network, table, weights = _numbers_of(model.field, BITS["image"][size])
+    matrices, (width, height) = Matrices(), (model.shape.width, model.shape.height)
+    body = image_shader(
+        network.layout, table.scales, weights, matrices, interpolation=network.interpolation, width=width, height=height
+    )
+    shown = with_table(model, table)
+    scale = min(1.0, STILL_SIZE_PX / max(width, height))
+    view = shown.view(width=max(1, round(width * scale)), height=max(1, round(height * scale)))
+    still = _still(shown, view)
+    notes = ["light beyond white is clipped in the page"] if model.shape.is_hdr else []
+    scene = _scene("image", body, table, matrices, still, {"width": width, "height": height})
+    return scene, shown, tuple(notes)
+
+
+def sdf_scene(model: SdfModel, size: WebSize) -> tuple[WebScene, SdfModel, tuple[str, ...]]:
+    """(what a page of a signed distance holds, the model as that page shows it, lines to say).
+
+    Args:
+        model: The distance.
+        size: How many bits the table gets.
+
+    Raises:
+        ConfigError: a page cannot draw such a model.
+    """
+    network, table, weights = _numbers_of(model.field, BITS["sdf"][size])
+    matrices = Matrices()
+    body = sdf_shader(
+        network.layout, table.scales, weights, matrices, interpolation=network.interpolation,
+        has_rest=table.rest is not None, box=model.box.flatten().tolist(), reach=NORMAL_REACH,
+    )  # fmt: skip
+    shown = with_table(model, table)
+    cameras, notes = page_cameras(model.cameras, model.spaces)
+    still = _still(shown, fitted(cameras[0], STILL_SIZE_PX))
+    return _scene("sdf", body, table, matrices, still, _camera_view(cameras, model.spaces)), shown, notes
+
+
+def _numbers_of(
+    field: NetworkWithEncoding, bits: tuple[int, int]
+) -> tuple[EncodedNetwork, QuantisedTable, list[np.ndarray]]:
+    """A network behind a grid, its table in few bits, its matrices."""
+    network = encoded_network(field, None, "float32")
+    if network.encode is not None or network.interpolation == "nearest":
+        raise ConfigError(
+            "--web: a page shows grids with linear or smooth interpolation; this run has another encoding"
+        )
+    weights = [weight.cpu().numpy() for weight in network.weights]
+    return network, quantise(network.table.cpu().numpy(), network.layout, bits), weights
+
+
+def _still(shown: HasFrames, view: Any) -> np.ndarray:
+    """What a model shows of a view, RGBA with straight alpha."""
+    found = shown.frame(view, ("color", "opacity"))
+    color = found["color"]
+    return straight_alpha(np.repeat(color, 3, axis=-1) if color.shape[-1] == 1 else color, found["opacity"])
+
+
+def _scene(
+    kind: WebKind, body: str, table: QuantisedTable, matrices: Matrices,
+    still: np.ndarray, view: dict[str, Any], cells: np.ndarray | None = None,
+) -> WebScene:  # fmt: skip
+    blocks = matrices.data()
+    return WebScene(
+        kind=kind, body=body, shader=compute_module(body, [len(b) // 4 for b in blocks]), table=table, blocks=blocks,
+        cells=np.zeros(16, np.uint8) if cells is None else cells, title="", still=still, view=view,
     )  # fmt: skip
 
 
-def nerf_loss(model: NerfModel, shown: NerfModel) -> float:
-    """PSNR between what a model and its page show of a few of its own views, in float32, on white."""
-    views = chosen(model.cameras.get("test") or page_cameras(model.cameras, model.spaces)[0], LOSS_VIEWS)
+SCENES: Final[dict[type, Callable[..., tuple[WebScene, Any, tuple[str, ...]]]]] = {
+    NerfModel: nerf_scene, ImageModel: image_scene, SdfModel: sdf_scene,
+}  # fmt: skip
+
+
+# --- what the few bits cost
+
+
+def page_loss(scene: WebScene, model: Any, shown: Any) -> float:
+    """PSNR between what a model and its page show of a few views, on white.
+
+    Args:
+        scene: The page.
+        model: The model; taken in float32.
+        shown: The model as the page shows it.
+    """
+    if scene.kind == "image":
+        views: list[Any] = _crops(model)
+    else:
+        known = model.cameras.get("test") or page_cameras(model.cameras, model.spaces)[0]
+        views = [fitted(view, LOSS_SIZE_PX) for view in chosen(known, LOSS_VIEWS)]
     exact, errors = with_table(model, None), []
     for view in views:
-        a, b = (m.render(fitted(view, LOSS_SIZE_PX), ("color",), (1.0, 1.0, 1.0))["color"] for m in (exact, shown))
-        errors.append(float(np.square(a.astype(np.float64) - b).mean()))
+        a, b = (m.frame(view, ("color",), WHITE)["color"].astype(np.float64).clip(0, 1) for m in (exact, shown))
+        errors.append(float(np.square(a - b).mean()))
     mean = sum(errors) / len(errors)
     return math.inf if mean == 0 else -10 * math.log10(mean)
+
+
+def _crops(model: ImageModel) -> list[PictureView]:
+    """Parts of a picture, pixel for pixel, along its diagonal."""
+    w, h = model.shape.width, model.shape.height
+    a, b = min(w, LOSS_SIZE_PX), min(h, LOSS_SIZE_PX)
+    return [
+        model.view((float(round((w - a) * s)), float(round((h - b) * s)), float(a), float(b))) for s in (0.2, 0.5, 0.8)
+    ]
 
 
 # --- cameras of a page
@@ -135,15 +249,16 @@ def page_cameras(cameras: dict[str, list[Camera]], spaces: Spaces) -> tuple[list
 
 
 def pinhole(camera: Camera) -> Camera:
-    """The camera without its lens's distortion."""
+    """The camera without its lens's distortion; of a panorama the quarter turn ahead."""
+    if camera.lens == "equirectangular":
+        side = camera.height
+        return Camera(camera.camera_to_world, side, side, side / 2, side / 2, side / 2, side / 2)
     values = camera.to_dict() | {"lens": "pinhole", "distortion": []}
     return Camera.from_dict(values)
 
 
 def camera_before(spaces: Spaces) -> Camera:
     """A camera that sees the whole box from a corner above."""
-    from hashfield.geometry.cameras import look_at
-
     center = spaces.box_center_world
     side = spaces.distance_scene_to_world(float(spaces.aabb_scale))
     pose = look_at(center + side * torch.tensor([1.2, 1.2, 0.9], dtype=torch.float64), center)
@@ -154,6 +269,15 @@ def fitted(camera: Camera, longest_px: int) -> Camera:
     """The pinhole of a camera, no side of its picture longer than this."""
     scale = min(1.0, longest_px / max(camera.width, camera.height))
     return pinhole(camera).resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
+
+
+def _camera_view(cameras: list[Camera], spaces: Spaces) -> dict[str, Any]:
+    """What the page's controls begin with."""
+    return {
+        "cameras": [camera_row(c, spaces) for c in cameras],
+        "pivot": pivot(cameras, spaces).tolist(),
+        "up": upward(cameras, spaces).tolist(),
+    }
 
 
 def camera_row(camera: Camera, spaces: Spaces) -> list[float]:

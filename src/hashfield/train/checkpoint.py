@@ -20,7 +20,7 @@ from hashfield.errors import CheckpointError, HashfieldError
 
 FORMAT_VERSION = 2
 """Version 2 calls every kind's batch `config.train.batch`; see `migrated`."""
-STATE_PREFIXES = ("optimizer.", "occupancy.")
+STATE_PREFIXES = ("optimizer.", "occupancy.", "refinement.")
 """Tensors that only a resumed run needs; an export leaves them out."""
 _MAX_METADATA_BYTES = 64 << 20
 

@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,16 @@ from hashfield.aside import remove_left_behind, write_aside
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.log import logger
 from hashfield.steps.protocol import StepResult
+from hashfield.steps.ranks import Ranks, Turns, current
 from hashfield.train.checkpoint import load_checkpoint, save_checkpoint
 from hashfield.train.run_folder import RunFolder
 from hashfield.train.task import Task
 
 StoppedBy = Literal["done", "interrupted", "non_finite"]
+_Loaded = tuple[dict[str, Tensor], dict[str, Any]]
+
+SAME_STEPS: Final = 500
+"""Steps after which several ranks verify that they hold the same numbers."""
 
 METRICS: Final = (
     "step", "elapsed_s", "loss", "psnr", "rays_per_s", "samples_per_s", "n_rays", "n_samples",
@@ -53,6 +59,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if sum(length is not None for length in (self.n_steps, self.max_seconds, self.max_samples)) != 1:
             raise ConfigError("expected exactly one of --n-steps, --max-seconds and --max-samples")
+        if not self.autosave_seconds > 0:
+            raise ConfigError(f"autosave_seconds: expected a positive number, got {self.autosave_seconds}")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"max_samples: expected at least 1, got {self.max_samples}")
         if self.n_steps is not None and self.n_steps < 1:
@@ -148,6 +156,9 @@ def train(
 
     The first SIGINT or SIGTERM ends the run after the step at hand, with a checkpoint; a second one is not caught.
 
+    Of several ranks (`hashfield.steps.ranks`) all run this side by side: the first one keeps the clock and writes the
+    files, a signal to any of them ends the run for all, and figures are those of all.
+
     Args:
         task: What to train.
         run: Where to write.
@@ -158,30 +169,35 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint to resume from does not fit, or the last one cannot be written.
+        RanksError: another rank failed or is gone.
     """
+    ranks = current()
     say = on_progress or (lambda progress: None)
     n_removed, n_bytes = remove_left_behind(run.path)
     if n_removed:
         logger.warning("%s: %d files (%.1f MB) that killed saves left are removed", run.path, n_removed, n_bytes / 1e6)
     say(Progress("compiling", 0, options.n_steps, 0.0, 0.0, math.nan, math.nan, 0.0, 0.0, None))
     before = time.perf_counter()
-    task.warm_up()
+    with ranks.agreed():
+        task.warm_up()
     compile_seconds = time.perf_counter() - before
 
     step, n_rays, n_samples, elapsed, cpu_seconds = 0, 0, 0, 0.0, 0.0
     history: list[dict[str, Any]] = []
-    metrics = _Metrics(run.metrics_jsonl)
+    metrics = _Metrics(run.metrics_jsonl if ranks.is_first else None)
     if resume:
-        tensors, metadata = load_checkpoint(run.checkpoint)
-        loop = _loop_state(run, metadata, task.name)
-        task.restore(tensors, metadata["state"])
+        tensors, metadata = _from_first(ranks, lambda: load_checkpoint(run.checkpoint))
+        with ranks.agreed():
+            loop = _loop_state(run, metadata, task.name)
+            task.restore(tensors, metadata["state"])
         step, n_rays, n_samples, elapsed = loop["step"], loop["n_rays"], loop["n_samples"], loop["elapsed_s"]
         del tensors
         history = metrics.resumed_at(step)
     else:
         metrics.start()
         before = time.perf_counter()
-        task.begin()
+        with ranks.agreed():
+            task.begin()
         elapsed = time.perf_counter() - before
 
     def save() -> None:
@@ -208,19 +224,29 @@ def train(
             return min(1.0, n_samples / options.max_samples)
         return min(1.0, elapsed / (options.max_seconds or 1.0))
 
+    def save_first() -> None:
+        with ranks.agreed():
+            if ranks.is_first:
+                save()
+
     if not resume:
-        save()  # so that there is a good one whatever happens
+        save_first()  # so that there is a good one whatever happens
+    turns, clock = Turns(ranks), elapsed
     stopped_by: StoppedBy = "done"
     window, next_report, next_save = _Window(), 0.0, time.perf_counter() + options.autosave_seconds
     with _Signals() as signals:
         while fraction() < 1.0:
-            if signals.caught or (options.stop_after is not None and step >= options.stop_after):
+            elapsed, wants_to_stop = turns(clock, signals.caught)
+            if fraction() >= 1.0:  # by the clock that all ranks follow
+                break
+            if wants_to_stop or (options.stop_after is not None and step >= options.stop_after):
                 stopped_by = "interrupted"
                 break
             before, own = time.perf_counter(), time.process_time()
             result = task.step(step, fraction())
             now = time.perf_counter()
-            elapsed += now - before
+            clock += now - before
+            elapsed = clock if ranks.n == 1 else elapsed
             cpu_seconds += time.process_time() - own
             if isinstance(result.loss, float) and not math.isfinite(result.loss):
                 stopped_by = "non_finite"
@@ -244,7 +270,9 @@ def train(
                 metrics.append(line)
                 say(progress)
                 window = _Window()
-            if now >= next_save:
+            if ranks.n > 1 and step % SAME_STEPS == 0:
+                _make_same(ranks, task, step)
+            if now >= next_save and ranks.is_first:
                 save_and_say()
                 next_save = time.perf_counter() + options.autosave_seconds
                 window.started += time.perf_counter() - now
@@ -258,9 +286,45 @@ def train(
         n_rays, n_samples = _plus(n_rays, n_samples, window.read())
         if not math.isfinite(window.loss):
             stopped_by = "non_finite"
+        turns.end()
     if stopped_by != "non_finite":
-        save()
+        save_first()
     return TrainResult(step, elapsed, compile_seconds, stopped_by, n_rays, n_samples, history, cpu_seconds)
+
+
+def _from_first(ranks: Ranks, load: Callable[[], _Loaded]) -> _Loaded:
+    """Tensors and JSON values that the first rank loads, on every rank."""
+    if ranks.n == 1:
+        return load()
+    tensors: dict[str, Tensor] = {}
+
+    def values() -> dict[str, Any]:
+        nonlocal tensors
+        tensors, found = load()
+        return found
+
+    found = ranks.from_first(values)
+    return ranks.tensors_from_first(tensors), found
+
+
+def _make_same(ranks: Ranks, task: Task, step: int) -> None:
+    """Verify that all ranks hold the same numbers; where they do not, all go on with the first one's."""
+    tensors, values = task.state()
+    sums = [zlib.crc32(_bytes_of(x)) for name, x in sorted(tensors.items()) if not name.startswith("optimizer.")]
+    random = zlib.crc32(json.dumps([values.get("random"), values.get("n_rays")]).encode())
+    found = ranks.gather([*sums, random])
+    differ = [k for k in range(ranks.n) if bool((found[k] != found[0]).any())]
+    if differ:
+        if ranks.is_first:
+            logger.warning(
+                "after step %d %s no longer hold the numbers of %s (other processors may round otherwise); all go on "
+                "with those", step, ", ".join(ranks.names[k] for k in differ), ranks.names[0],
+            )  # fmt: skip
+        task.restore(*_from_first(ranks, lambda: (tensors, values)))
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _plus(n_rays: int, n_samples: int, more: tuple[int, int]) -> tuple[int, int]:
@@ -322,40 +386,42 @@ def _loop_state(run: RunFolder, metadata: dict[str, Any], task_name: str) -> dic
 
 class _Metrics:
     """Writer of metrics.jsonl. The file is a by-product: where it cannot be written the run says so once and goes
-    on."""
+    on. Without a path, nothing is written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self._is_broken = False
 
     def start(self) -> None:
         """Begin an empty file."""
-        self._guarded(lambda: self.path.unlink(missing_ok=True))
+        self._guarded(lambda path: path.unlink(missing_ok=True))
 
     def resumed_at(self, step: int) -> list[dict[str, Any]]:
         """The lines up to a step; what an interrupted run wrote after its last checkpoint is dropped."""
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = "" if self.path is None else self.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return []  # moved or lost: the run does not need it
         kept = [line for line in _metrics_of(text) if line["step"] <= step]
         written = "".join(_metrics_line(line) for line in kept)
         if written != text:
-            self._guarded(lambda: write_aside(self.path, lambda aside: aside.write_text(written, encoding="utf-8")))
+            self._guarded(lambda path: write_aside(path, lambda aside: aside.write_text(written, encoding="utf-8")))
         return kept
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one more line."""
 
-        def write() -> None:
-            with open(self.path, "a", encoding="utf-8") as handle:
+        def write(path: Path) -> None:
+            with open(path, "a", encoding="utf-8") as handle:
                 handle.write(_metrics_line(line))
 
         self._guarded(write)
 
-    def _guarded(self, write: Callable[[], object]) -> None:
+    def _guarded(self, write: Callable[[Path], object]) -> None:
+        if self.path is None:
+            return
         try:
-            write()
+            write(self.path)
         except OSError as error:
             if not self._is_broken:
                 logger.warning("%s: cannot be written: %s; the run goes on", self.path, error.strerror or error)

@@ -1,7 +1,8 @@
 """A matrix of settings trained one after another on one input, in files that survive a stop.
 
-Cells run one at a time: side by side they would spoil each other's timing. Each has a folder of its own; what a stopped
-sweep has finished is kept, and the cell it was in goes on from its checkpoint.
+A process runs one cell at a time: side by side they would spoil each other's timing. Several ranks take the next cell
+each, so that their times say something where each has a machine of its own. Every cell has a folder of its own; what a
+stopped sweep has finished is kept, and the cell it was in goes on from its checkpoint.
 """
 
 import csv
@@ -23,6 +24,7 @@ from hashfield._version import __version__
 from hashfield.aside import write_aside
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.ops.backend import kernel_path
+from hashfield.steps.ranks import current, working_alone
 from hashfield.train.loop import Progress, TrainOptions, TrainResult, read_metrics, train
 from hashfield.train.run_folder import CHECKPOINT_NAME, RunFolder
 from hashfield.train.task import Task
@@ -67,7 +69,7 @@ def run_sweep(
     on_cell: Callable[[int, Cell, Row | None], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> SweepResult:
-    """Train every cell that is not finished yet.
+    """Train every cell that is not finished yet. Of several ranks, the first one gets the rows.
 
     Args:
         cells: In the order they run.
@@ -84,21 +86,32 @@ def run_sweep(
     if len({cell.name for cell in cells}) < len(cells):
         raise ConfigError("cells: expected names that differ")
     say = on_cell or (lambda number, cell, row: None)
-    rows: list[Row] = []
-    histories: dict[str, list[Row]] = {}
-    for number, cell in enumerate(cells):
+    is_stopped = False
+
+    def finish(number: int) -> tuple[Row | None, list[Row]]:
+        """The row of a cell and the training loop's reports; no row where the sweep was stopped."""
+        nonlocal is_stopped
+        cell = cells[number]
         own = folder / cell.name
         plan = json.loads(json.dumps({"settings": dict(cell.settings), "options": vars(options), **about}))
         row = _finished(own, plan)
-        if row is None:
+        if row is None and not is_stopped:
             say(number, cell, None)
-            row = _run(cell, own, plan, options, on_progress)
-            if row is None:
-                return SweepResult(rows, histories, False)
+            with working_alone():
+                row = _run(cell, own, plan, options, on_progress)
+            is_stopped = row is None
+        return row, read_metrics(RunFolder(own, own / CHECKPOINT_NAME).metrics_jsonl)
+
+    rows: list[Row] = []
+    histories: dict[str, list[Row]] = {}
+    dealt = current().deal(len(cells), finish, lambda found: json.dumps(found).encode(), json.loads)
+    for number, (row, history) in enumerate(dealt):
+        if row is None:
+            return SweepResult(rows, histories, False)
         rows.append(row)
-        histories[cell.name] = read_metrics(RunFolder(own, own / CHECKPOINT_NAME).metrics_jsonl)
-        say(number, cell, row)
-    return SweepResult(rows, histories, True)
+        histories[cells[number].name] = history
+        say(number, cells[number], row)
+    return SweepResult(rows, histories, not is_stopped)
 
 
 def _finished(own: Path, plan: dict[str, Any]) -> Row | None:

@@ -34,6 +34,10 @@ class Task(Protocol):
         """Take back what `state` gave."""
         ...
 
+    def fingerprint(self) -> int:
+        """A number that tells this task's data from others: ranks compare it, so that all train on the same."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """JSON values that make a checkpoint stand alone: config, spaces, cameras, names."""
         ...

@@ -224,7 +224,15 @@ class RenderLoop:
         self._event.clear()
 
     def work(self) -> bool:
-        """Do one unit of work, a twentieth of a second or so; False where there is nothing to do now."""
+        """Do one unit of work, a twentieth of a second or so; False where there is nothing to do now. Whatever goes
+        wrong is logged: a training must not end because of who looks at it."""
+        try:
+            return self._work()
+        except Exception:
+            logger.exception("the viewer failed")
+            return False
+
+    def _work(self) -> bool:
         now = self.clock()
         if now >= self._next_check:
             self._next_check = now + 1.0

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ THUMBNAIL_PX: Final = 64
 MOST_CELLS: Final = 6000
 FLY_REACH: Final = 0.05
 """How far before the eye the point lies that it turns around when flying, in the page's units."""
+LAST: Final = 1e15
+"""Place in the panel below everything that has none."""
 TICK_SECONDS: Final = 0.25
 LONGEST_DOWNLOAD: Final = 2**28
 """Bytes of a file above which it is not sent to the browser."""
@@ -141,6 +143,8 @@ class Page:
         _check_address(host, port)
         self.session = session
         self.visitors: dict[int, Visitor] = {}
+        self._left: set[int] = set()
+        """Those who have left before they were let in."""
         self._lock = threading.Lock()
         self._is_stopped = threading.Event()
         # A visitor who leaves while something is sent to them is no news.
@@ -201,12 +205,17 @@ class Page:
     def _come(self, client: viser.ClientHandle) -> None:
         visitor = Visitor(self.session, client)
         with self._lock:
+            if client.client_id in self._left:
+                self._left.remove(client.client_id)
+                return
             self.visitors[client.client_id] = visitor
         visitor.begin()
 
     def _leave(self, client: viser.ClientHandle) -> None:
         with self._lock:
             visitor = self.visitors.pop(client.client_id, None)
+            if visitor is None:  # these calls come on several threads: this one was faster than that of the coming
+                self._left.add(client.client_id)
         if visitor is not None:
             visitor.end()
 
@@ -260,7 +269,10 @@ class Visitor:
         name = html.escape(self.session.title)
         gui.add_html(f"<div style='padding:0 1em;font-weight:600;overflow-wrap:anywhere'>{name}</div>")
         self.status = gui.add_html(_line("the model is made ready ..."))
-        self.session.loop.add(self.watcher)
+        with self._lock:
+            if self._is_gone:
+                return
+            self.session.loop.add(self.watcher)
         self.client.camera.on_update(self._guarded(lambda _: self._camera_moved()))
         if self.session.training is not None:
             self._guarded(self._build_training)()
@@ -284,8 +296,9 @@ class Visitor:
 
     def end(self) -> None:
         """Let go of everything."""
-        self._is_gone = True
-        self.session.loop.remove(self.watcher)
+        with self._lock:
+            self._is_gone = True
+            self.session.loop.remove(self.watcher)
         for job in (self._film, self._thumbnails):
             if job is not None:
                 self.session.loop.cancel(job)
@@ -513,8 +526,10 @@ class Visitor:
         self.ask()
 
     def _fov_changed(self) -> None:
-        self.client.camera.fov = math.radians(float(self.fov.value))
-        self._camera_moved()
+        # Not where the slider only follows the camera, whose field of view is no whole number.
+        if abs(math.degrees(self.client.camera.fov) - float(self.fov.value)) > 0.5:
+            self.client.camera.fov = math.radians(float(self.fov.value))
+            self._camera_moved()
 
     def _navigation_changed(self) -> None:
         stage, camera = self.session.stage, self.client.camera
@@ -557,8 +572,9 @@ class Visitor:
         self._nodes.setdefault(name, []).extend(nodes)
 
     def _clear(self, name: str) -> None:
-        for node in self._nodes.pop(name, []):
-            node.remove()
+        with self._lock:
+            for node in self._nodes.pop(name, []):
+                node.remove()
 
     def _save_still(self) -> None:
         wish = self.wish()
@@ -625,16 +641,16 @@ class Visitor:
             self._thumbnails = None
         if is_shown:
             chosen = np.unique(np.linspace(0, len(self._cameras) - 1, MOST_FRUSTA).round().astype(int)).tolist()
-            for index in chosen:
-                self._add_frustum(index, None)
-            self._thumbnails = self._frusta_job(chosen)
+            frusta = {index: self._add_frustum(index) for index in chosen}
+            self._keep("frusta", *frusta.values())
+            self._thumbnails = self._thumbnail_job(frusta)
             self.session.loop.start(self._thumbnails)
 
-    def _frusta_job(self, chosen: list[int]) -> Job:
+    def _thumbnail_job(self, frusta: dict[int, Any]) -> Job:
         """Puts a thumbnail into each camera: the photo where it is read, else what the model shows."""
         photos = self.session.photos()
         known = {} if photos is None else {camera: k for k, camera in enumerate(photos.cameras)}
-        for index in chosen:
+        for index, frustum in frusta.items():
             camera = self._cameras[index]
             scale = THUMBNAIL_PX / max(camera.width, camera.height)
             width, height = max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
@@ -645,28 +661,29 @@ class Visitor:
             else:
                 wish = Wish(eye_of(camera), Look(background=self._look().background), width / height, height)
                 yield from self.session.loop.painted(wish, width, height, found.append)
-            if self._is_gone:
-                return
-            self._add_frustum(index, found[0])
+            with self._lock:  # they may be taken away meanwhile
+                if self._is_gone or frustum not in self._nodes.get("frusta", ()):
+                    return
+                frustum.image = found[0]
 
-    def _add_frustum(self, index: int, image: np.ndarray | None) -> None:
+    def _add_frustum(self, index: int) -> Any:
         stage, camera = self.session.stage, self._cameras[index]
         assert isinstance(stage, Stage)
         frustum = self.client.scene.add_camera_frustum(
             f"/cameras/{index}", 2 * math.atan(0.5 * camera.height / camera.fy),
-            camera.width / camera.height * camera.fy / camera.fx, scale=0.12, color=(60, 60, 60), image=image,
+            camera.width / camera.height * camera.fy / camera.fx, scale=0.12, color=(60, 60, 60),
+            thickness=1.5, thickness_units="screen",
             format="jpeg", wxyz=tf.SO3.from_matrix(camera.camera_to_world[:, :3].numpy()).wxyz,
             position=stage.to_page(camera.position.numpy()), cast_shadow=False, receive_shadow=False,
         )  # fmt: skip
         frustum.on_click(self._guarded(lambda _, index=index: self._go_to_photo(index)))
-        if image is None:
-            self._keep("frusta", frustum)
+        return frustum
 
     # --- camera path
 
     def _build_path(self) -> None:
         gui = self.client.gui
-        self.keyframe = gui.add_dropdown("Keyframe", ("none",))
+        self.keyframe = gui.add_dropdown("Keyframe", cast(tuple[str, ...], ("none",)))
         self._on(self.keyframe, self._keyframe_chosen)
         self._button("Add here", lambda: self._edit(lambda path, eye: path.add(eye)), "Behind the chosen keyframe.")
         self._button("Replace by here", lambda: self._edit(lambda path, eye: path.replace(eye)))
@@ -688,8 +705,9 @@ class Visitor:
 
     def _edit(self, act: Callable[[PathEditor, Eye], None]) -> None:
         with self._lock:
-            if isinstance(self._seen, Eye):
-                act(self.path, self._seen)
+            eye = self._view_now()  # not what is shown, which may lag behind
+            if isinstance(eye, Eye):
+                act(self.path, eye)
         self._path_changed()
 
     def _keyframe_chosen(self) -> None:
@@ -701,8 +719,7 @@ class Visitor:
         stage, path = self.session.stage, self.path
         assert isinstance(stage, Stage)
         with self._lock:
-            path.seconds, path.fps = float(self.path_seconds.value), float(self.path_fps.value)
-            path.is_closed = bool(self.path_closed.value)
+            self._read_times()
             names = tuple(str(k + 1) for k in range(len(path.eyes))) or ("none",)
             if tuple(self.keyframe.options) != names:
                 self.keyframe.options = names
@@ -719,9 +736,15 @@ class Visitor:
             for k, eye in enumerate(path.eyes):
                 color = (200, 40, 90) if k == path.chosen else (120, 60, 80)
                 self._keep("path", self.client.scene.add_camera_frustum(
-                    f"/path/{k}", eye.fov_y, 16 / 9, scale=0.08, color=color, cast_shadow=False, receive_shadow=False,
+                    f"/path/{k}", eye.fov_y, 16 / 9, scale=0.08, color=color,
+                    thickness=1.5, thickness_units="screen", cast_shadow=False, receive_shadow=False,
                     wxyz=tf.SO3.from_matrix(eye.camera_to_world[:, :3].numpy()).wxyz,
                     position=stage.to_page(eye.camera_to_world[:, 3].numpy())))  # fmt: skip
+
+    def _read_times(self) -> None:
+        """Take over length and frames from the panel: a button may be quicker than the control before it."""
+        self.path.seconds, self.path.fps = float(self.path_seconds.value), float(self.path_fps.value)
+        self.path.is_closed = bool(self.path_closed.value)
 
     def _go_to_keyframe(self) -> None:
         with self._lock:
@@ -731,6 +754,7 @@ class Visitor:
 
     def _start_preview(self) -> None:
         with self._lock:
+            self._read_times()
             cameras = self.path.cameras(64, 36)
             seconds = self.path.seconds
         if self._preview is not None:
@@ -752,6 +776,7 @@ class Visitor:
     def _save_path(self) -> None:
         width, height = _size(self.path_width.value, self.path_height.value)
         with self._lock:
+            self._read_times()
             self.path.cameras(width, height)  # what is wrong is said before there is a file
             file = self.session.new_file("path", ".json")
             self.path.write(file, width, height)
@@ -765,6 +790,7 @@ class Visitor:
         if look.output in ("difference", "photo") and self.session.loop.reference is None:
             raise ConfigError("the photos are not read yet")
         with self._lock:
+            self._read_times()
             self._film = self.session.video(
                 self.path, look, width, height, self._film_at, self._film_done, self._film_failed
             )
@@ -800,7 +826,8 @@ class Visitor:
         gui = self.client.gui
         training = self.session.training
         assert training is not None
-        with gui.add_folder("Training"):
+        self._training_folder = gui.add_folder("Training", order=LAST)
+        with self._training_folder:
             self.training_status = gui.add_html(_line(training.status()))
             pause = gui.add_checkbox("Pause", training.share.is_paused)
             self._on(pause, lambda: training.pause(pause.value))
@@ -823,14 +850,15 @@ class Visitor:
         figures = [(psnr, "batch PSNR, dB")] if np.isfinite(psnr).any() else []
         figures.append((loss, "loss, log10"))
         if self._plots is None:
-            self._plots = [
-                self.client.gui.add_uplot(
-                    (seconds, values),
-                    (uplot.Series(label="seconds"), uplot.Series(label=name, stroke="#2060c0", width=2)),
-                    scales={"x": uplot.Scale(time=False)}, title=name, height=150,
-                )
-                for values, name in figures
-            ]  # fmt: skip
+            with self._training_folder:
+                self._plots = [
+                    self.client.gui.add_uplot(
+                        (seconds, values),
+                        (uplot.Series(label="seconds"), uplot.Series(label=name, stroke="#2060c0", width=2)),
+                        scales={"x": uplot.Scale(time=False)}, title=name, height=150,
+                    )
+                    for values, name in figures
+                ]  # fmt: skip
             return
         for plot, (values, _) in zip(self._plots, figures, strict=False):
             plot.data = (seconds, values)

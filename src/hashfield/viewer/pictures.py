@@ -313,12 +313,12 @@ def _rays(camera: Camera, region: Region) -> tuple[Float64[Tensor, " 3"], Float6
 
 def _slice_colors(model: Any, points: Float[Tensor, "n 3"], diagonal: float) -> UInt8[np.ndarray, "n 3"]:
     """Colours of a model's values: a signed distance as bands, blue inside and orange outside, with a black line where
-    it is 0; a density from dark to light.
+    it is 0; a density from dark (nothing) to light (solid).
 
     Args:
         model: Has a distance, or a density.
         points: In the world.
-        diagonal: Of the model's box, in world units.
+        diagonal: Length of the diagonal of the model's box, in world units.
     """
     if isinstance(model, HasDistance):
         share = model.distance(points).cpu().numpy() / diagonal
@@ -349,12 +349,18 @@ class _PhotoCanvas(Canvas):
         self.width, self.height = max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
         self.camera = camera.resized(self.width, self.height)
         self.note = photos.names[self.index]
+        self._error, self._n_rows = 0.0, 0
 
     def rows(self, top: int, n_rows: int) -> UInt8[np.ndarray, "n_rows width 3"]:
         photo = over(self.photos.scaled(self.index, self.width, self.height)[top : top + n_rows], self.look.background)
         if self.look.output == "photo":
             return to_uint8(photo)
         found = self.model.frame(self.camera, ("color",), self.look.background, Region(0, top, self.width, n_rows))
+        self._error += float(np.square(np.clip(found["color"], 0.0, 1.0) - photo, dtype=np.float64).sum())
+        self._n_rows += n_rows
+        if self._n_rows == self.height and self._error > 0:
+            decibels = -10 * math.log10(self._error / (3 * self.width * self.height))
+            self.note = f"{self.photos.names[self.index]}, PSNR {decibels:.1f} dB"
         return error_picture(found["color"], photo)
 
 
@@ -419,7 +425,8 @@ class _PictureCanvas(Canvas):
         with torch.no_grad():
             found = model(torch.from_numpy(np.stack(middle, -1))).cpu().numpy()
         n = 1 if found.shape[2] < 3 else 3
-        return error_picture(*(np.repeat(values[..., :n], 3 // n, axis=2) for values in (found, wanted)))
+        shown, right = (np.repeat(values[..., :n], 3 // n, axis=2) for values in (found, wanted))
+        return error_picture(shown, right)
 
 
 def _within(place: np.ndarray, size: float) -> Bool[np.ndarray, " n"]:

@@ -1,5 +1,5 @@
 // The two ways to fill a picture: WebGPU's compute shaders, WebGL2's fragment shaders. Both are {name, picture, draw,
-// read, present, lost}: a picture is a width, a height and memory for premultiplied float RGBA.
+// read, present, lost, lose}: a picture is a width, a height and memory for premultiplied float RGBA.
 "use strict";
 
 // GLSL of the shaders' common text, in which every declaration states its type.
@@ -24,6 +24,7 @@ async function webgpu(canvas, facts, part) {
     requiredLimits.maxStorageBufferBindingSize = requiredLimits.maxBufferSize = bytes;
   }
   const device = await adapter.requestDevice({ requiredLimits });
+  device.onuncapturederror = (event) => fail("The graphics device refuses: " + event.error.message);
   const context = canvas.getContext("webgpu"), format = navigator.gpu.getPreferredCanvasFormat();
   if (!context) return null;
   context.configure({ device, format, alphaMode: "opaque" });
@@ -61,6 +62,7 @@ ${facts.present}
   return {
     name: "WebGPU",
     lost: device.lost,
+    lose: () => device.destroy(),
     picture(width, height) {
       const memory = buffer(16 * width * height, STORAGE | COPY_SRC);
       return { width, height, memory, group: bound(group, [uniforms, ...fixed, memory, ...blocks]), free: () => memory.destroy() };
@@ -199,6 +201,7 @@ void main() { found = shown(vec2(gl_FragCoord.x, view[2].y - gl_FragCoord.y)); }
   return {
     name: "WebGL2",
     lost,
+    lose: () => gl.getExtension("WEBGL_lose_context").loseContext(),
     onePass: !isFloat,
     picture(width, height) {
       const memory = texture([internal, width, height]), frame = gl.createFramebuffer();

@@ -2,6 +2,7 @@
 // something moves, then whole, then with more points in each pixel. State for tests: the attribute data-state of <html>.
 const root = document.documentElement, $ = (id) => document.getElementById(id);
 const facts = JSON.parse($("described").textContent);
+const wide = () => Math.max(1, innerWidth), high = () => Math.max(1, innerHeight);  // a hidden frame has neither
 const MOST_PIXELS = 2 ** 22, FRAME_MS = 33, REST_MS = 150, PASSES = 8;
 
 function fail(text) {
@@ -55,7 +56,7 @@ function cameraControls({ cameras, pivot, up }) {
       if (Math.abs(dot(then, up)) < 0.99 || Math.abs(dot(then, up)) < Math.abs(steep)) turn(right, angle);
     },
     move(dx, dy) {
-      const reach = away() / scale(lens, innerWidth, innerHeight)[0] * innerHeight;
+      const reach = away() / scale(lens, wide(), high())[0] * high();
       for (const [axis, d] of [[right, dx], [down, dy]]) {
         place = add(place, axis, -d * reach);
         about = add(about, axis, -d * reach);
@@ -67,6 +68,7 @@ function cameraControls({ cameras, pivot, up }) {
       [0, 1, 2].forEach((i) => view.set([right[i], down[i], forward[i], place[i]], 4 * i));
       view.set([fx, fy, width / 2 + (cx - w / 2) * fx / lens[0], height / 2 + (cy - h / 2) * fy / lens[1]], 12);
     },
+    label: "a view to turn and move",
     help: ["Drag, one finger or arrow keys: turn around the scene", "Right button, two fingers or Shift + arrows: move",
       "Wheel, pinch or + and -: nearer and farther", "N and P: views of the photos; Home: the first view"],
   };
@@ -77,7 +79,29 @@ function scale([fx, fy, , , w, h], width, height) {  // focal lengths that show 
   return [fx * s, fy * s];
 }
 
-const kinds = { nerf: cameraControls };
+function pictureControls({ width, height }) {
+  let x, y, s;  // the middle of the window in the picture's pixels; how many of them an own pixel is wide
+  const whole = () => { [x, y, s] = [width / 2, height / 2, Math.max(width / wide(), height / high())]; };
+  const move = (dx, dy) => { [x, y] = [x - dx * high() * s, y - dy * high() * s]; };
+  whole();
+  return {
+    n: 1, photo: whole, turn: move, move,
+    zoom(factor, [left, top] = [wide() / 2, high() / 2]) {  // the point under the pointer stays
+      const least = 1 / 256, most = 4 * Math.max(width / wide(), height / high()), before = s;
+      s = Math.max(least, Math.min(most, s * factor));
+      x += (left - wide() / 2) * (before - s);
+      y += (top - high() / 2) * (before - s);
+    },
+    fill(view, columns, rows) {
+      const [across, down] = [s * wide() / columns, s * high() / rows];
+      view.set([x - across * columns / 2, y - down * rows / 2, across, down]);
+    },
+    label: "a picture to move and enlarge",
+    help: ["Drag, one finger or arrow keys: move", "Wheel, pinch or + and -: enlarge and shrink", "Home: the whole picture"],
+  };
+}
+
+const kinds = { nerf: cameraControls, sdf: cameraControls, image: pictureControls };
 
 // --- the page
 
@@ -98,7 +122,7 @@ async function start() {
       canvas = document.createElement("canvas");
       canvas.tabIndex = 0;
       canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", facts.title + ": a view to turn and move, with the mouse, fingers or arrow keys");
+      canvas.setAttribute("aria-label", `${facts.title}: ${view.label}, with the mouse, fingers or arrow keys`);
       $("stage").replaceChildren(canvas);
       try {
         gpu = await way(canvas, facts, part);
@@ -125,9 +149,9 @@ async function start() {
   const nothing = () => fail("This browser offers neither WebGPU nor WebGL2 here, so the scene cannot be turned: a still picture is shown.");
 
   function fit() {
-    const ratio = Math.min(2, devicePixelRatio || 1), s = Math.min(1, Math.sqrt(MOST_PIXELS / (innerWidth * innerHeight * ratio * ratio)));
-    canvas.width = Math.max(1, Math.round(innerWidth * ratio * s));
-    canvas.height = Math.max(1, Math.round(innerHeight * ratio * s));
+    const ratio = Math.min(2, devicePixelRatio || 1), s = Math.min(1, Math.sqrt(MOST_PIXELS / (wide() * high() * ratio * ratio)));
+    canvas.width = Math.max(1, Math.round(wide() * ratio * s));
+    canvas.height = Math.max(1, Math.round(high() * ratio * s));
     if (full) full.free();
     full = gpu.picture(canvas.width, canvas.height);
     changed();
@@ -136,10 +160,14 @@ async function start() {
   // Draws rows of a picture; resolves to milliseconds for a pixel.
   async function draw(picture, { first = 0, rows = picture.height, jitter = [0.5, 0.5], share = 1, isQuick = false, camera } = {}) {
     const numbers = new Float32Array(32), before = performance.now();
-    if (camera) numbers.set([...camera.pose, camera.fx, camera.fy, camera.cx, camera.cy]);
+    if (camera) numbers.set(camera.numbers);
     else view.fill(numbers, picture.width, picture.height);
     numbers.set([...jitter, share, 0, picture.width, picture.height, first, rows, ...(isQuick ? [1e-2, 4e-3] : [1e-4, 1e-5])], 16);
-    await gpu.draw(picture, numbers);
+    const mine = gpu;
+    await gpu.draw(picture, numbers).catch(async (error) => {
+      await new Promise((resolve) => setTimeout(resolve, 100));  // a lost device is told apart from a mistake
+      if (gpu === mine) throw error;
+    });
     return (performance.now() - before) / (picture.width * rows);
   }
 
@@ -166,24 +194,25 @@ async function start() {
           quick = gpu.picture(width, height);
         }
         const found = await draw(quick, { isQuick: true });
-        cost.quick = cost.quick === 1 ? found : 0.7 * cost.quick + 0.3 * found;
+        if (gpu !== mine) continue;
+        cost.quick = cost.quick === 1 ? found : 0.4 * cost.quick + 0.6 * found;
         done = pass = 0;
-        if (gpu === mine) show(0);
+        show(0);
         if (root.dataset.state === "loading") root.dataset.state = "ready";
-        tell(found);
+        tell();
       } else if (pass < (gpu.onePass ? 1 : PASSES) && performance.now() - lastMove > REST_MS) {
         if (!pass && !done && cost.full === 1) cost.full = cost.quick;
         const rows = Math.min(canvas.height - done, Math.max(8, Math.floor(FRAME_MS / cost.full / canvas.width)));
         const jitter = pass ? [0, 1].map((k) => (0.5 + (pass + 1) * [0.7548777, 0.5698403][k]) % 1) : [0.5, 0.5];  // the R2 sequence
         const found = await draw(full, { first: done, rows, jitter, share: 1 / (pass + 1) });
         if (gpu !== mine) continue;
-        cost.full = 0.7 * cost.full + 0.3 * found;
+        cost.full = 0.4 * cost.full + 0.6 * found;
         done += rows;
         if (isChanged) continue;
         show(pass ? canvas.height : done);
         if (done >= canvas.height) [done, pass] = [0, pass + 1];
         root.dataset.passes = pass;
-        tell(found);
+        tell();
       } else if (performance.now() - lastMove > REST_MS) {
         await new Promise((resolve) => { wake = resolve; });
         wake = null;
@@ -208,7 +237,7 @@ async function start() {
     canvas.addEventListener("pointermove", (event) => {
       const before = held.get(event.pointerId), now = [event.clientX, event.clientY];
       if (!before) return;
-      const [dx, dy] = [0, 1].map((k) => (now[k] - before[k]) / innerHeight);
+      const [dx, dy] = [0, 1].map((k) => (now[k] - before[k]) / high());
       if (held.size === 1) {
         if (event.buttons & 6 || event.shiftKey) view.move(dx, dy);
         else view.turn(dx, dy);
@@ -264,12 +293,13 @@ async function start() {
   };
   addEventListener("resize", () => gpu && fit());
 
-  window.hashfield = {  // for tests: a picture from any camera, as premultiplied floats
+  window.hashfield = {  // for tests: a picture of any camera {numbers, width, height}, as premultiplied floats
     async render(camera) {
       if (probe) probe.free();
       probe = gpu.picture(camera.width, camera.height);
       return await draw(probe, { camera }) * camera.width * camera.height;
     },
+    lose: () => gpu.lose(),
     async read() { return Array.from(await gpu.read(probe)); },
   };
   const ways = location.hash === "#webgl2" ? [webgl2] : [webgpu, webgl2];

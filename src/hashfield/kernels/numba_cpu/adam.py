@@ -91,6 +91,31 @@ def _adam_table(param, grad, moment1, moment2, param_bf16, rate, beta1, beta2, e
     restore_denormals(mode)
 
 
+@kernel
+def _adam_touched(
+    param, grad, moment1, moment2, param_bf16, touched, n_features, rate, beta1, beta2, epsilon, thread, threads,
+):  # fmt: skip
+    """`_adam_table` on the rows whose bits are set, eight rows at a time."""
+    mode = flush_denormals()
+    zero, none = splat(np.float32(0.0)), np.float32(0.0)
+    eight = 8 * n_features
+    for byte in range(share(touched.size, thread, threads), share(touched.size, thread + 1, threads)):
+        if touched[byte] == 0:
+            continue
+        first, last = byte * eight, min((byte + 1) * eight, param.size)
+        vectors = (last - first) // LANES * LANES
+        for i in range(first, first + vectors, LANES):
+            if any_nonzero(load(grad, i)):
+                w = adam_vector(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, none, True)
+                store(grad, i, zero)
+                store_bf16(param_bf16, i, w)
+        for i in range(first + vectors, last):
+            adam_scalar(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, none, True)
+            grad[i] = none
+            param_bf16[i] = to_bf16(param[i])
+    restore_denormals(mode)
+
+
 def bias_corrected(learning_rate: float, beta1: float, beta2: float, step: int) -> float:
     """The learning rate with both moments' bias at this step (1 at the first)."""
     return learning_rate * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
@@ -111,11 +136,13 @@ def adam_step(
 
 def adam_table_step(
     param, grad, moment1, moment2, param_bf16, step: int, learning_rate: float, beta1: float, beta2: float,
-    epsilon: float,
+    epsilon: float, touched=None,
 ) -> None:  # fmt: skip
     """One step on a table in place; the gradient is cleared and the bfloat16 copy brought up to date."""
     words = param_bf16.view(torch.int16).numpy().view(np.uint16).reshape(-1)
-    launch(
-        _adam_table, *(as_array(x).reshape(-1) for x in (param, grad, moment1, moment2)), words,
-        *map(np.float32, (bias_corrected(learning_rate, beta1, beta2, step), beta1, beta2, epsilon)),
-        )  # fmt: skip
+    arrays = [as_array(x).reshape(-1) for x in (param, grad, moment1, moment2)]
+    numbers = [np.float32(x) for x in (bias_corrected(learning_rate, beta1, beta2, step), beta1, beta2, epsilon)]
+    if touched is None:
+        launch(_adam_table, *arrays, words, *numbers)
+    else:
+        launch(_adam_touched, *arrays, words, as_array(touched), param.shape[1], *numbers)

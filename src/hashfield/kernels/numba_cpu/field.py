@@ -8,8 +8,9 @@ Samples behind an opaque surface are never marched, and the colour network sees 
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
 
-from hashfield.kernels.numba_cpu.common import exp, part
+from hashfield.kernels.numba_cpu.common import exp, overloaded, part
 from hashfield.kernels.numba_cpu.encoders import encode_range
 from hashfield.kernels.numba_cpu.grid_corners import BLOCK
 from hashfield.kernels.numba_cpu.march import next_sample, ray_line, t_from_steps
@@ -89,11 +90,17 @@ class Scratch(NamedTuple):
     """[ROWS, 16 or more]: float32 outputs of either network."""
 
 
+@overloaded
+def quota_of(quota, r):
+    """Samples that a ray may take in a wave: as many as all others, or its own entry of an array."""
+    return (lambda quota, r: quota[r]) if isinstance(quota, types.Array) else (lambda quota, r: quota)
+
+
 @part
 def march_wave(rays, march, state, first_ray, n_alive, quota, wave):
     """Up to `quota` further samples of each of n_alive living rays; returns how many were found.
 
-    Numbers of rays are relative to first_ray.
+    Numbers of rays are relative to first_ray; quota is one number for all of them, or an array by ray.
     """
     alive, next_step, ended, counts = state.alive, state.next_step, state.ended, state.counts
     positions, t, dt, t_max, steps = wave.positions, wave.t, wave.dt, rays.t_max, march.steps
@@ -106,8 +113,8 @@ def march_wave(rays, march, state, first_ray, n_alive, quota, wave):
         ox, oy, oz, dx, dy, dz = line[:6]
         n, end = next_step[r], np.float64(t_max[ray])
         following = max(t_from_steps(n, steps), 0.0)
-        before = m
-        while m - before < quota:
+        before, most = m, m + quota_of(quota, r)
+        while m < most:
             n, at, step = next_sample(line, n, following, end, march)
             if at < 0.0:
                 ended[r] = True

@@ -100,16 +100,22 @@ def step_at(n, t, steps):
 
 
 @inline
+def exponent(x):
+    """The e of x = m 2^e with m from 1/2 to 1, of a normal positive number: `frexp` without a call into libm."""
+    return (np.float64(x).view(np.int64) >> 52) - 1022
+
+
+@inline
 def cascade_of_step(dt):
     """The finest cascade whose cells are more than two steps wide; below 0 where all are."""
-    return math.frexp(dt * (2 * GRID_SIZE))[1]
+    return exponent(dt * (2 * GRID_SIZE))
 
 
 @inline
 def cascade_of(x, y, z, dt, n_cascades):
     """The finest cascade that holds a point of scene space and whose cells are more than two steps wide."""
     m = max(abs(x - 0.5), abs(y - 0.5), abs(z - 0.5))
-    mip = 1 if m == 0.0 else max(0, math.frexp(m)[1] + 1)
+    mip = 1 if m == 0.0 else max(0, exponent(m) + 1)
     mip = max(mip, cascade_of_step(dt))
     return min(mip, n_cascades - 1)
 

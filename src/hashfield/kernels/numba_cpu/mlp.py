@@ -45,6 +45,8 @@ from hashfield.kernels.numba_cpu.simd import (
     copy_lanes,
     load,
     load_pairs,
+    peek,
+    poke,
     product_tile,
     splat,
     splat_int,
@@ -197,9 +199,19 @@ def weight_gradient(
 
 @inline
 def clear(array, start, count):
-    """Set elements to zero."""
-    for i in range(start, start + count):
-        array[i] = np.float32(0.0)
+    """Set elements to zero; `count` is a multiple of LANES."""
+    for i in range(start, start + count, LANES):
+        store(array, i, splat(0.0))
+
+
+@inline
+def copy_row(source, start, target, at, width):
+    """Copy `width` values, whole vectors first."""
+    whole = width // LANES * LANES
+    for i in range(0, whole, LANES):
+        copy_lanes(source, start + i, target, at + i)
+    for i in range(whole, width):
+        poke(target, at + i, peek(source, start + i))
 
 
 # --- any network: the op ------------------------------------------------------------------------------------
@@ -270,8 +282,7 @@ def load_block(x, begin, end, width, acts, row):
     """Copy rows begin to end of x [n, width] to the block's input, zeros elsewhere."""
     clear(acts, 0, ROWS * row)
     for s in range(begin, end):
-        for i in range(width):
-            acts[(s - begin) * row + i] = x[s * width + i]
+        copy_row(x, s * width, acts, (s - begin) * row, width)
 
 
 @kernel
@@ -288,8 +299,7 @@ def _forward(x, n, net, out, thread, threads):
         load_block(x, begin, end, dims[0], acts, padded[0])
         forward_block(acts, net)
         for s in range(begin, end):
-            for o in range(n_out):
-                out[s * n_out + o] = acts[starts[n_layers] + (s - begin) * padded[n_layers] + o]
+            copy_row(acts, starts[n_layers] + (s - begin) * padded[n_layers], out, s * n_out, n_out)
     restore_denormals(mode)
 
 
@@ -340,8 +350,7 @@ def _backward(x, n, net, grad_out, grad_x, grad_w, thread, threads):
                 )  # fmt: skip
         if grad_x.size > 0:
             for s in range(begin, end):
-                for i in range(dims[0]):
-                    grad_x[s * dims[0] + i] = grads[(s - begin) * padded[0] + i]
+                copy_row(grads, (s - begin) * padded[0], grad_x, s * dims[0], dims[0])
     restore_denormals(mode)
 
 

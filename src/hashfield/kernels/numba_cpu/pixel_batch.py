@@ -49,7 +49,7 @@ class Picture(NamedTuple):
 
 
 @kernel
-def _pixel_batch(picture, random, cells_x, cells_y, planes, target, thread, threads):
+def _pixel_batch(picture, random, cells_x, cells_y, skipped, planes, target, thread, threads):
     pixels, width, height, n_stored, values, n_channels, has_alpha, is_premultiplied = picture
     n, stride = random.size, planes.size // 2
     one, sixteen, low = np.int64(1), np.int64(16), np.int64(0xFFFF)
@@ -57,7 +57,7 @@ def _pixel_batch(picture, random, cells_x, cells_y, planes, target, thread, thre
     across, down = cells_x << sixteen, cells_y << sixteen
     per_across, per_down, per_width, per_height = 1.0 / across, 1.0 / down, 1.0 / width, 1.0 / height
     first, last = share(n, thread, threads), share(n, thread + 1, threads)
-    row, column = first // cells_x, first % cells_x
+    row, column = (skipped + first) // cells_x, (skipped + first) % cells_x
     for first in range(first, last, GROUP):
         count = min(GROUP, last - first)
         for k in range(count):
@@ -85,7 +85,7 @@ def _pixel_batch(picture, random, cells_x, cells_y, planes, target, thread, thre
                         poke(target, to + c, peek(target, to + c) * alpha)
 
 
-def pixel_batch(pixels, random, lattice, values, n_channels: int, has_alpha: bool, is_premultiplied: bool):
+def pixel_batch(pixels, random, lattice, values, n_channels: int, has_alpha: bool, is_premultiplied: bool, first: int):
     """Arrays positions [n, 2] (padded planes in memory, which the kernels that follow read as they are) and target [n, C]."""
     height, width, n_stored = pixels.shape
     n = random.shape[0]
@@ -97,7 +97,7 @@ def pixel_batch(pixels, random, lattice, values, n_channels: int, has_alpha: boo
             stored, width, height, n_stored, as_array(values.contiguous()), n_channels, has_alpha, is_premultiplied
         )
         launch(
-            _pixel_batch, picture, as_array(random.contiguous()), *lattice, to_planes(positions),
+            _pixel_batch, picture, as_array(random.contiguous()), *lattice, first, to_planes(positions),
             as_array(target).reshape(-1),
         )  # fmt: skip
     return positions, target

@@ -628,6 +628,17 @@ def to_bf16(typingctx, value):
 
 
 @intrinsic
+def from_bf16(typingctx, value):
+    """The float32 that the uint16 of a bfloat16 stands for."""
+
+    def codegen(context, builder, sig, args):
+        wide = builder.shl(builder.zext(args[0], I32), ir.Constant(I32, 16))
+        return builder.bitcast(wide, ir.FloatType())
+
+    return types.float32(types.uint16), codegen
+
+
+@intrinsic
 def any_nonzero(typingctx, a):
     """Whether any lane of a float32 vector is other than zero."""
 

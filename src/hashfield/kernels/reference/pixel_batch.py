@@ -6,11 +6,11 @@ from torch import Tensor
 
 def pixel_batch(
     pixels: Tensor, random: Tensor, lattice: tuple[int, int], values: Tensor, n_channels: int, has_alpha: bool,
-    is_premultiplied: bool,
+    is_premultiplied: bool, first: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `hashfield.ops.pixel_batch`. The pixel of a cell is floor((cell + u) * size / cells), u in [0, 1)."""
     height, width, _ = pixels.shape
-    cell = torch.arange(len(random), device=random.device)
+    cell = first + torch.arange(len(random), device=random.device)
     place = []
     for size, cells, index, u in (
         (width, lattice[0], cell % lattice[0], random & 0xFFFF),

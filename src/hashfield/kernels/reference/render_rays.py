@@ -175,14 +175,50 @@ def render_rays(field: Any, rays: Rays, bits: Tensor, options: Any, jitter: Tens
 def composed_rendering(
     functions: FieldFunctions, rays: Rays, bits: Tensor, options: Any, jitter: Tensor, densities: Any = all_densities
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`render_rays` put together from small functions; every sample that light reaches is seen, faint as it may be.
+    """`render_rays` put together from small functions; every sample that light reaches is seen, faint as it may be,
+    though only some have a colour of their own where options.min_weight is above 0.
 
     Args:
         functions: How to march and to ask.
         rays, bits, options, jitter: See `hashfield.ops.render_rays`.
         densities: See `lit_samples`.
     """
-    options = replace(options, min_weight=0.0)  # which is for training only
-    samples = lit_samples(functions, rays, bits, options, jitter, densities)
+    samples = lit_samples(functions, rays, bits, replace(options, min_weight=0.0), jitter, densities)
+    if options.min_weight > 0:
+        return _seen_by_few(functions, rays, samples, options)
     seen = shade_rays(functions, rays, samples, torch.zeros_like(rays.origin), options)
     return seen.color, seen.opacity, seen.depth
+
+
+@torch.no_grad()
+def _seen_by_few(
+    functions: FieldFunctions, rays: Rays, samples: LitSamples, options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(color, opacity, depth) of rays of whose samples few are asked for a colour.
+
+    A sample is passed over while it and those passed over before weigh less than options.min_weight together; the next
+    one that is not stands for all of them. What a ray's end leaves, and, where the ray was cut, the light that was
+    left, is made up for by scaling.
+    """
+    t, offsets, n_rays = samples.t, samples.ray_offsets, rays.n_rays
+    blank, behind = t.new_zeros(len(t), 1), t.new_zeros(n_rays, 1)
+    _, covered, _, weight = composite(blank, samples.density, t, samples.dt, offsets, behind, options.min_transmittance)
+    shown, passed_over = torch.zeros_like(weight), torch.zeros_like(covered)
+    counts = offsets[1:] - offsets[:-1]
+    for place in range(int(counts.max()) if n_rays else 0):
+        ray = torch.nonzero(counts > place)[:, 0]
+        at = offsets[ray] + place
+        together = passed_over[ray] + weight[at]
+        gets_color = (together > 0) & (together >= options.min_weight)
+        shown[at] = torch.where(gets_color, together, 0.0)
+        passed_over[ray] = torch.where(gets_color, 0.0, together)
+    ray = torch.repeat_interleave(torch.arange(n_rays, device=t.device), counts)
+    kept = shown.nonzero()[:, 0]
+    own, w = ray[kept], shown[kept]
+    position = unit_positions(rays, t[kept], own, options.aabb_scale)
+    color, _ = functions.color_and_density(position, rays.direction[own])
+    found = torch.zeros_like(rays.origin).index_add(0, own, w[:, None] * color)
+    opacity, depth = (torch.zeros_like(covered).index_add(0, own, x) for x in (w, w * t[kept]))
+    covered = torch.where(1 - covered < options.min_transmittance, 1.0, covered)
+    scale = torch.where(opacity > 0, covered / opacity.clamp(min=1e-30), 0.0)
+    return found * scale[:, None], opacity * scale, depth * scale

@@ -74,9 +74,13 @@ def draw_pixels(
 
 def pixel_batch(
     pixels: Tensor, random: Tensor, lattice: tuple[int, int], values: Tensor, n_channels: int, has_alpha: bool,
-    is_premultiplied: bool,
+    is_premultiplied: bool, first: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Tensors positions [n, 2] and target [n, C]; see `hashfield.ops.pixel_batch`."""
+    if first:  # captured steps never take a part: what is drawn in vain does not matter
+        padded = torch.nn.functional.pad(random, (first, 0))
+        whole = pixel_batch(pixels, padded, lattice, values, n_channels, has_alpha, is_premultiplied, 0)
+        return whole[0][first:], whole[1][first:]
     n, device = len(random), random.device
     positions = torch.empty((n, 2), dtype=torch.int32, device=device)
     target = torch.empty((n, n_channels), device=device)

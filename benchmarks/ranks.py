@@ -1,0 +1,548 @@
+"""Several ranks against one process: training, links, kills, frames, cells, and the table on paper.
+
+    python benchmarks/ranks.py train SCENE --downscale 4 --steps 400
+    python benchmarks/ranks.py link SCENE --downscale 4            # as root: two network namespaces, 1 Gbit/s, 0.5 ms
+    python benchmarks/ranks.py kills SCENE --kills 30
+    python benchmarks/ranks.py render RUN
+    python benchmarks/ranks.py sweep PICTURE
+    python benchmarks/ranks.py table
+
+Everything but `table` needs a quiet machine of two cores. Rows go to results/ranks.csv; the table is computed from them
+and stands in docs/many_machines.md.
+"""
+
+import argparse
+import ctypes
+import fcntl
+import json
+import math
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+RESULTS = Path(__file__).parent / "results"
+HERE = str(Path(__file__).resolve())
+PORT = 29650
+
+
+def torchrun(n: int, *words: str) -> list[str]:
+    """The command that starts n ranks on this machine."""
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", f"--master-port={PORT}", *words]
+
+
+def environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+# --- one training, as a rank or alone
+
+
+def worker(a: argparse.Namespace) -> None:
+    """Train some steps and print what they took; run by each rank."""
+    from contextlib import nullcontext
+    from dataclasses import replace
+
+    import torch
+
+    from hashfield.data import ReadOptions, load_scene
+    from hashfield.steps import gradient_mean
+    from hashfield.steps.ranks import joined
+    from hashfield.tasks.evaluate import evaluate_views
+    from hashfield.tasks.nerf import NerfTask
+    from hashfield.tasks.nerf_config import PRESETS
+
+    if a.whole:
+        gradient_mean.LEAST_SPARSE = 2**60
+    with joined() if os.environ.get("WORLD_SIZE", "1") != "1" else nullcontext() as ranks:
+        if ranks is not None:
+            ranks.wire = a.wire
+        config = PRESETS[a.preset]
+        config = replace(config, train=replace(config.train, batch=a.batch))
+        task = NerfTask(config, load_scene(a.scene, ReadOptions(downscale=a.downscale)), seed=a.seed)
+        task.warm_up()
+        task.begin()
+        n_samples, spent, own, parts, marks = 0, [], time.process_time(), {"offer": 0.0, "call": 0.0}, []
+        if ranks is not None:
+            measured(task.steps.mean, parts)
+        began = time.perf_counter()
+        for k in range(a.steps):
+            before = time.perf_counter()
+            found = task.step(k, k / a.steps)
+            spent.append(time.perf_counter() - before)
+            n_samples += int(found.n_samples)
+            marks.append(n_samples)
+        seconds = time.perf_counter() - began
+        own = time.process_time() - own
+        late = len(spent) // 2
+        row = {
+            "ranks": 1 if ranks is None else ranks.n, "threads": torch.get_num_threads(), "steps": a.steps,
+            "samples": n_samples, "seconds": round(seconds, 2), "samples_per_s": round(n_samples / seconds),
+            "late_samples_per_s": round((marks[-1] - marks[late - 1]) / sum(spent[late:])),
+            "late_step_ms": round(1e3 * sum(spent[late:]) / len(spent[late:]), 2),
+            "cpu_share": round(own / seconds / torch.get_num_threads(), 2),
+        }  # fmt: skip
+        if ranks is not None:
+            row |= {
+                "mb_per_step": round(sum(task.steps.mean.bytes_of_levels) / 1e6, 2),
+                "kb_by_level": " ".join(str(round(x / 1e3)) for x in task.steps.mean.bytes_of_levels),
+                "take_ms": round(1e3 * parts["offer"] / a.steps, 2),
+                "exchange_ms": round(1e3 * parts["call"] / a.steps, 2),
+            }
+        if ranks is None or ranks.is_first:
+            if a.judge:
+                from hashfield.steps.ranks import working_alone
+
+                with working_alone():
+                    row["psnr"] = round(evaluate_views(task.model(), task.scene.splits["test"])["psnr"], 3)
+            print("ROW " + json.dumps(row), flush=True)
+
+
+def measured(mean: Any, parts: dict[str, float]) -> None:
+    """Let the two halves of the exchange add up their time: what is waited for is part of both."""
+    offer, kind = mean.offer, type(mean)
+
+    def timed_offer(*arguments: Any) -> Any:
+        before = time.perf_counter()
+        found = offer(*arguments)
+        parts["offer"] += time.perf_counter() - before
+        return found
+
+    class Timed(kind):
+        def __call__(self, *arguments: Any) -> None:
+            before = time.perf_counter()
+            kind.__call__(self, *arguments)
+            parts["call"] += time.perf_counter() - before
+
+    mean.offer, mean.__class__ = timed_offer, Timed
+
+
+def row_of(text: str) -> dict[str, Any]:
+    found = re.findall(r"^ROW (.*)$", text, re.M)
+    if not found:
+        raise SystemExit(text)
+    return json.loads(found[-1])
+
+
+def worker_words(a: argparse.Namespace, wire: str = "bfloat16", whole: bool = False, judge: bool = False) -> list[str]:
+    words = ["worker", str(a.scene), "--downscale", str(a.downscale), "--steps", str(a.steps), "--batch", str(a.batch)]
+    words += ["--preset", a.preset, "--wire", wire, "--seed", str(a.seed)]
+    return words + (["--whole"] if whole else []) + (["--judge"] if judge else [])
+
+
+def run(command: list[str], threads: int) -> str:
+    found = subprocess.run(command, env=environment(threads), capture_output=True, text=True)
+    return found.stdout + found.stderr
+
+
+def train(a: argparse.Namespace) -> None:
+    """1 process of 2 threads, then 2 ranks of 1 thread, on equal numbers of samples."""
+    from common import append
+
+    variants = [("alone", None, False), ("bfloat16", "bfloat16", False), ("float32", "float32", False)]
+    for name, wire, whole in variants:
+        if name not in a.only and a.only:
+            continue
+        words = [HERE, *worker_words(a, wire or "bfloat16", whole, judge=not a.no_judge)]
+        text = run([sys.executable, *words], 2) if wire is None else run(torchrun(2, *words), 1)
+        row = {
+            "what": "train",
+            "scene": a.scene.name,
+            "batch": a.batch,
+            "wire": wire or "",
+            "link": "loopback" if wire else "",
+        }
+        row |= row_of(text)
+        print(row, flush=True)
+        append("ranks", [row])
+
+
+# --- a link of 1 Gbit/s and half a millisecond, made of two TUN devices and a relay
+
+
+def tun_in(namespace: str, address: str) -> int:
+    """The file of a TUN device in a network namespace that is made for it."""
+    subprocess.run(["ip", "netns", "add", namespace], check=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/self/ns/net") as home, open(f"/run/netns/{namespace}") as there:
+        if libc.setns(there.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        device = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", b"t0", 0x1001))  # TUNSETIFF: IFF_TUN | IFF_NO_PI
+        libc.setns(home.fileno(), 0)
+    inside = ["ip", "netns", "exec", namespace]
+    for words in (
+        ["ip", "addr", "add", f"{address}/24", "dev", "t0"], ["ip", "link", "set", "t0", "mtu", "9000", "up"],
+        ["ip", "link", "set", "lo", "up"],
+    ):  # fmt: skip
+        subprocess.run([*inside, *words], check=True)
+    return device
+
+
+def relay(source: int, target: int, rate: float, delay: float) -> None:
+    """Pass packets on, `rate` bits a second, `delay` seconds late; two threads for each direction."""
+    waiting: deque[tuple[float, bytes]] = deque()
+    there = threading.Semaphore(0)
+
+    def read() -> None:
+        free = 0.0
+        while True:
+            packet = os.read(source, 65536)
+            now = time.perf_counter()
+            free = max(free, now) + 8 * len(packet) / rate
+            waiting.append((free + delay, packet))
+            there.release()
+
+    def write() -> None:
+        while True:
+            there.acquire()
+            due, packet = waiting.popleft()
+            left = due - time.perf_counter()
+            if left > 0:
+                time.sleep(left)
+            os.write(target, packet)
+
+    for work in (read, write):
+        threading.Thread(target=work, daemon=True).start()
+
+
+def link(a: argparse.Namespace) -> None:
+    """Two ranks in two namespaces: the whole table, touched entries, and these in bfloat16."""
+    from common import append
+
+    names, addresses = ("hashfield0", "hashfield1"), ("10.77.0.1", "10.77.0.2")
+    try:
+        devices = [tun_in(*pair) for pair in zip(names, addresses, strict=True)]
+        relay(devices[0], devices[1], a.gbits * 1e9, 1e-3 * a.delay_ms)
+        relay(devices[1], devices[0], a.gbits * 1e9, 1e-3 * a.delay_ms)
+        ping = subprocess.run(
+            ["ip", "netns", "exec", names[0], "ping", "-c", "5", "-i", "0.2", "-q", addresses[1]],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        print(ping.stdout.strip().splitlines()[-1] if ping.stdout else ping.stderr)
+        for wire, whole in (("bfloat16", False), ("float32", False), ("float32", True)):
+            label = "whole" if whole else wire
+            if a.only and label not in a.only:
+                continue
+            words = [sys.executable, HERE, *worker_words(a, wire, whole)]
+            started = []
+            for rank, name in enumerate(names):
+                own = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": addresses[0], "MASTER_PORT": str(PORT + 1)}
+                started.append(
+                    subprocess.Popen(
+                        ["ip", "netns", "exec", name, *words], env={**environment(1), **own, "GLOO_SOCKET_IFNAME": "t0"},
+                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                    )
+                )  # fmt: skip
+            texts = [p.communicate()[0] for p in started]
+            row = {
+                "what": "train",
+                "scene": a.scene.name,
+                "batch": a.batch,
+                "wire": label,
+                "link": f"{a.gbits:g} Gbit/s {a.delay_ms:g} ms",
+            }
+            row |= row_of(texts[0])
+            print(row, flush=True)
+            append("ranks", [row])
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+# --- kills
+
+
+def kills(a: argparse.Namespace) -> None:
+    """Kill a random rank at random moments of a run with restarts; compare its end with that of a run left alone."""
+    from common import append
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, n_kills in (("left alone", 0), ("killed", a.kills)):
+            out = Path(folder) / name.replace(" ", "_")
+            words = [
+                "-m", "hashfield", "train", "nerf", str(a.scene), "--downscale", str(a.downscale), "--preset", "fast",
+                "--n-steps", str(a.steps), "--train.batch", str(a.batch), "--out", str(out), "--autosave-seconds", "1",
+            ]  # fmt: skip
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                torchrun(2, f"--max-restarts={n_kills + 5}", "--monitor-interval=0.1", *words), env=environment(1),
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            )  # fmt: skip
+            lines: list[str] = []
+            reader = threading.Thread(target=lambda: lines.extend(process.stdout or []), daemon=True)
+            reader.start()
+            done = killed_by_us(process, n_kills, random.Random(a.seed), out)
+            code = process.wait()
+            reader.join()
+            metadata = checkpoint_of(out)
+            text = "".join(lines)
+            psnr = re.findall(r"PSNR ([\d.]+) dB", text)
+            found[name] = row = {
+                "what": "kills", "scene": a.scene.name, "ranks": 2, "threads": 1, "kills": done, "exit_code": code,
+                "steps": metadata["loop"]["step"], "steps_planned": a.steps, "psnr": float(psnr[-1]) if psnr else None,
+                "seconds": round(time.perf_counter() - began, 1),
+                "lines_that_name_a_rank": len(re.findall(r"hashfield: .*rank \d .*", text)),
+            }  # fmt: skip
+            print(row, flush=True)
+            if code:
+                print(text[-3000:])
+        append("ranks", list(found.values()))
+
+
+def killed_by_us(process: "subprocess.Popen[str]", n: int, chance: random.Random, out: Path) -> int:
+    """How many ranks could be killed, one after another, each a random time after its run began to train again."""
+    done = 0
+    while done < n and process.poll() is None:
+        children = [int(x) for x in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        ranks = [x for x in children if is_old(x, 5.0)]
+        if len(ranks) == 2:
+            time.sleep(chance.uniform(0.0, 2.5))
+            try:
+                os.kill(chance.choice(ranks), signal.SIGKILL)
+                done += 1
+            except ProcessLookupError:
+                pass
+        time.sleep(0.2)
+    return done
+
+
+def is_old(pid: int, seconds: float) -> bool:
+    """Whether a process has lived for so long: since then it has read its data, mostly."""
+    try:
+        started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return False
+    return float(Path("/proc/uptime").read_text().split()[0]) - started > seconds
+
+
+def checkpoint_of(out: Path) -> dict[str, Any]:
+    from hashfield.train.checkpoint import read_metadata
+
+    return read_metadata(out / "checkpoint.safetensors")
+
+
+# --- frames and cells
+
+
+def render(a: argparse.Namespace) -> None:
+    """60 frames by one process of 2 threads and by two ranks of 1: the same files, and their time."""
+    from common import append
+
+    with tempfile.TemporaryDirectory() as folder:
+        outs = {}
+        for form in ("png", "mp4"):
+            for name, n in (("one", 1), ("two", 2)):
+                out = Path(folder) / f"{form}_{name}"
+                words = [
+                    "-m", "hashfield", "render", str(a.run), "--views", "orbit", "--n-frames", str(a.frames), "--format",
+                    form, "--out", str(out), "--width", str(a.width), "--output", "color", "depth",
+                ]  # fmt: skip
+                began = time.perf_counter()
+                text = run([sys.executable, *words] if n == 1 else torchrun(2, *words), 2 // n)
+                seconds = time.perf_counter() - began
+                outs[form, name] = {p.name: p.read_bytes() for p in sorted(out.glob(f"*.{form}"))}
+                row = {
+                    "what": f"render {form}", "ranks": n, "threads": 2 // n, "frames": a.frames, "seconds": round(seconds, 1),
+                    "files": len(outs[form, name]),
+                }  # fmt: skip
+                if n == 2:
+                    row["equal"] = outs[form, "one"] == outs[form, "two"]
+                print(row, text[-300:] if not row["files"] else "", flush=True)
+                append("ranks", [row])
+
+
+def sweep(a: argparse.Namespace) -> None:
+    """Six cells by one process of 2 threads, one of 1 thread, and two ranks of 1: equal rows, and their time."""
+    from common import append
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {}
+        for name, n, threads in (("1x1", 1, 1), ("2x1", 2, 1), ("1x2", 1, 2)):
+            out = Path(folder) / name
+            words = [
+                "-m", "hashfield", "sweep", "image", str(a.picture), "--max-samples", str(a.samples), "--batch", "16384",
+                "--out", str(out), "--threads", str(threads),
+            ]  # fmt: skip
+            began = time.perf_counter()
+            text = run([sys.executable, *words] if n == 1 else torchrun(2, *words), threads)
+            seconds = time.perf_counter() - began
+            cells = (
+                [p for p in (out / "cells.csv").read_text().splitlines()] if (out / "cells.csv").exists() else [text]
+            )
+            head = cells[0].split(",")
+            rows[name] = [
+                {k: v for k, v in zip(head, line.split(","), strict=False) if k in ("cell", "psnr", "steps", "samples")}
+                for line in cells[1:]
+            ]
+            row = {
+                "what": "sweep",
+                "ranks": n,
+                "threads": threads,
+                "cells": len(rows[name]),
+                "seconds": round(seconds, 1),
+            }
+            if name == "2x1":
+                row["equal"] = rows["1x1"] == rows["2x1"]
+            print(row, rows[name] if not rows[name] else "", flush=True)
+            append("ranks", [row])
+
+
+# --- the table on paper
+
+MEASURED = {
+    "samples": 2**15,
+    "kb_by_level": (66, 26, 134, 374, 709, 1148, 1632, 1791),
+    "step_ms": 62.1,
+    "step_samples": 2**16,
+    "adam_ms": 8.0,
+    "take_ns": (2.6, 13.9),
+    "add_ns": (2.5, 1.3),
+}
+"""Of a machine of 2 cores, lego, L8 F4 T 2^19: rows of results/ranks.csv, and the kernels alone. Bytes are those of one
+rank of two with half a batch of 2^16, in bfloat16; the first level travels whole. Of the kernels: nanoseconds on one core
+for each row of a level, and for each of those touched."""
+ROW = 16  # bytes of an entry of four float32
+EXCHANGES = 3  # that wait for each other: figures and counts, the touched entries, the small things
+
+
+def entries(log2_t: int) -> list[int]:
+    """Entries of each level of the default preset's grid, with another size of table."""
+    from dataclasses import replace
+
+    from hashfield.tasks.nerf_config import PRESETS
+
+    config = PRESETS["default"]
+    config = replace(config, encoding=replace(config.encoding, log2_hashmap_size=log2_t))
+    return config.field_config(1, 0.0).encoding.layout(3).entries.tolist()
+
+
+def touched(log2_t: int, samples: float) -> list[float]:
+    """Entries of each level that so many samples touch: of balls thrown into a level's entries, how many it holds. What
+    one sample throws is fitted to the measurement, since neighbours share most of their corners."""
+    known, sizes = entries(19), entries(log2_t)
+    found = []
+    for kb, size, new in zip(MEASURED["kb_by_level"], known, sizes, strict=True):
+        rows = min(size - 1, (1e3 * kb - size / 8) / (ROW / 2)) if size >= 2**14 else size - 1
+        each = -size / MEASURED["samples"] * math.log(1 - rows / size)
+        found.append(new * (1 - math.exp(-each * samples / new)))
+    return found
+
+
+def cpu_seconds(n: int, batch: int, log2_t: int, gbits: float, delay: float) -> float:
+    """Seconds of a step of n machines like the measured one."""
+    m, sizes = MEASURED, entries(log2_t)
+    adam = 1e-3 * m["adam_ms"] * sum(sizes) / sum(entries(19))
+    per_sample = 1e-3 * (m["step_ms"] - m["adam_ms"]) / m["step_samples"]
+    if n == 1:
+        return per_sample * batch + adam
+    rows, received, sparse_rows, scanned = touched(log2_t, batch / n), 80e3 * (n - 1) / n, 0.0, 0
+    for size, count in zip(sizes, rows, strict=True):
+        whole = 2 * (n - 1) / n * ROW * size
+        sparse = (n - 1) * (size / 8 + count * ROW / 2) if size >= 2**14 else math.inf
+        received += min(whole, sparse)
+        if sparse < whole:
+            sparse_rows, scanned = sparse_rows + count, scanned + size
+    (scan, take), (read, add) = m["take_ns"], m["add_ns"]
+    handled = scanned * scan + sparse_rows * take + (n - 1) * (scanned * read + sparse_rows * add)
+    # The kernels were timed on one core; a machine has two.
+    return per_sample * batch / n + adam + 0.5e-9 * handled + 8 * received / (gbits * 1e9) + EXCHANGES * (n - 1) * delay
+
+
+def gpu_seconds(n: int, batch: int, log2_t: int) -> float:
+    """Seconds of a step of n GPUs that sum whole tables in float32, by rings for size and trees for delay."""
+    compute = 1.16e-3 * batch / n / 2**18  # an H100's step, README
+    if n == 1:
+        return compute
+    size = ROW * sum(entries(log2_t))
+    return compute + 2 * (n - 1) / n * size / (0.8 * 50e9) + 20e-6 * math.log2(n)
+
+
+def percent(one: float, n: int, many: float) -> str:
+    return f"{100 * one / (n * many):.0f} %"
+
+
+def tables() -> str:
+    """The efficiency of n machines, the time of one over n times theirs: two tables in Markdown."""
+    counts = (2, 4, 8, 16, 32, 64)
+    lines = [
+        "| batch, T | network | " + " | ".join(f"{n} CPUs" for n in counts) + " |",
+        "|---" * (2 + len(counts)) + "|",
+    ]
+    for batch in (2**16, 2**18, 2**20):
+        for log2_t in (17, 19):
+            for gbits, delay in ((1.0, 0.5e-3), (10.0, 0.1e-3)):
+                one = cpu_seconds(1, batch, log2_t, 1, 0)
+                row = [percent(one, n, cpu_seconds(n, batch, log2_t, gbits, delay)) for n in counts]
+                place = f"2^{round(math.log2(batch))}, 2^{log2_t} | {gbits:g} Gbit/s"
+                lines.append(f"| {place} | " + " | ".join(row) + " |")
+    counts = (8, 64, 256, 1024)
+    lines += ["", "| batch, T | " + " | ".join(f"{n} GPUs" for n in counts) + " |", "|---" * (1 + len(counts)) + "|"]
+    for batch in (2**20, 2**23, 2**26):
+        for log2_t in (19, 21):
+            one = gpu_seconds(1, batch, log2_t)
+            row = [percent(one, n, gpu_seconds(n, batch, log2_t)) for n in counts]
+            lines.append(f"| 2^{round(math.log2(batch))}, 2^{log2_t} | " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def table(a: argparse.Namespace) -> None:
+    """Print the tables, and put them into docs/many_machines.md."""
+    page = Path(__file__).resolve().parents[1] / "docs" / "many_machines.md"
+    before, _, rest = page.read_text().partition("<!-- table -->\n")
+    after = rest.partition("<!-- end of table -->\n")[2]
+    print(tables())
+    page.write_text(f"{before}<!-- table -->\n{tables()}<!-- end of table -->\n{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name, function in (("worker", worker), ("train", train), ("link", link), ("kills", kills)):
+        own = verbs.add_parser(name)
+        own.set_defaults(call=function)
+        own.add_argument("scene", type=Path)
+        own.add_argument("--downscale", type=int, default=4)
+        own.add_argument("--steps", type=int, default=400)
+        own.add_argument("--batch", type=int, default=2**16)
+        own.add_argument("--preset", default="default")
+        own.add_argument("--seed", type=int, default=0)
+        own.add_argument("--only", nargs="*", default=[])
+        own.add_argument("--no-judge", action="store_true")
+        if name == "worker":
+            own.add_argument("--wire", default="bfloat16")
+            own.add_argument("--whole", action="store_true")
+            own.add_argument("--judge", action="store_true")
+        if name == "link":
+            own.add_argument("--gbits", type=float, default=1.0)
+            own.add_argument("--delay-ms", type=float, default=0.5)
+        if name == "kills":
+            own.add_argument("--kills", type=int, default=30)
+    own = verbs.add_parser("render")
+    own.set_defaults(call=render)
+    own.add_argument("run", type=Path)
+    own.add_argument("--frames", type=int, default=60)
+    own.add_argument("--width", type=int, default=200)
+    own = verbs.add_parser("sweep")
+    own.set_defaults(call=sweep)
+    own.add_argument("picture", type=Path)
+    own.add_argument("--samples", type=int, default=2**20)
+    own = verbs.add_parser("table")
+    own.set_defaults(call=table)
+    a = parser.parse_args()
+    a.call(a)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""The live viewer on this machine: pictures a second while someone moves, time to a finished picture, training with
+nobody, someone who looks and someone who moves, many browsers, and what tabs that come and go leave behind.
+
+python benchmarks/view.py RUN [RUN ...]                      pictures of these runs
+python benchmarks/view.py --train PATH                       a training on these photos
+python benchmarks/view.py RUN --browsers 10 --seconds 60     open pages, which move all the time
+python benchmarks/view.py RUN --cycles 100                   pages that are opened and closed
+
+Browsers are stood in for by what a page is sent: encoded pictures over a socket, without drawing them on a screen.
+"""
+
+import argparse
+import contextlib
+import gc
+import io
+import math
+import resource
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import append
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hashfield.api import load
+from hashfield.geometry.paths import orbit_path
+from hashfield.train.run_folder import RunFolder
+from hashfield.viewer.loop import FixedSource, RenderLoop, Shown, TimeShare, Watcher
+from hashfield.viewer.pictures import Look, Pan, PictureStage, View, Wish, cameras_of, eye_of, is_picture
+from hashfield.viewer.session import Session, TaskSource
+
+WIDTH, HEIGHT = 800, 800
+
+
+class Looker:
+    """Takes pictures as a page does, encoded, and keeps when they came."""
+
+    def __init__(self, loop: RenderLoop, outputs: str = "color") -> None:
+        self.loop, self.output = loop, outputs
+        self.came: list[tuple[float, Shown]] = []
+        self.watcher = Watcher(self._show, lambda text: sys.exit(text))
+        loop.add(self.watcher)
+
+    def _show(self, picture: np.ndarray, shown: Shown) -> None:
+        Image.fromarray(picture).save(io.BytesIO(), "JPEG", quality=93 if shown.is_final else 70)
+        self.came.append((time.perf_counter(), shown))
+
+    def ask(self, view: View) -> None:
+        """Want to see something."""
+        self.loop.ask(self.watcher, Wish(view, Look(self.output), WIDTH / HEIGHT, HEIGHT))
+
+
+def tour(model, n: int) -> list[View]:
+    """Views all around a model, or all over a picture."""
+    if is_picture(model):
+        whole = model.views["whole"][0]
+        stage = PictureStage(whole.crop[2], whole.crop[3])
+        return [
+            Pan((stage.width * (0.5 + 0.4 * math.cos(a)), stage.height * (0.5 + 0.4 * math.sin(a))),
+                stage.height * (0.1 + 0.4 * (1 + math.cos(3 * a))))
+            for a in np.linspace(0, 2 * math.pi, n)
+        ]  # fmt: skip
+    return [eye_of(camera) for camera in orbit_path(cameras_of(model), n, width=WIDTH, height=HEIGHT)]
+
+
+def pictures(run: Path, seconds: float = 8.0, rate: float = 30.0) -> dict:
+    """How a run is shown to one who moves all the time, and then rests."""
+    model = load(run)
+    loop = RenderLoop(FixedSource(model))
+    looker = Looker(loop)
+    drawing = threading.Thread(target=loop.run)
+    drawing.start()
+    views = tour(model, 240)
+    looker.ask(views[0])
+    time.sleep(2.0)  # kernels are loaded
+    looker.came.clear()
+    begun = time.perf_counter()
+    for k in range(round(seconds * rate)):
+        looker.ask(views[k % len(views)])
+        time.sleep(max(0.0, begun + (k + 1) / rate - time.perf_counter()))
+    asked = time.perf_counter()
+    moving = [(when, shown) for when, shown in looker.came if when <= asked]
+    while not looker.watcher.is_finished or looker.watcher.is_waiting:
+        time.sleep(0.01)
+    final = next(when for when, shown in looker.came if shown.is_final and when > asked)
+    loop.stop()
+    drawing.join()
+    gaps = np.diff([when for when, _ in moving])
+    rows = [shown.height for _, shown in moving]
+    return {
+        "what": "moving", "run": run.name, "pictures_per_s": round(len(moving) / (asked - begun), 2),
+        "longest_gap_s": round(float(gaps.max()), 3), "rows_median": int(np.median(rows)),
+        "finished_s": round(final - asked, 2),
+    }  # fmt: skip
+
+
+def training(path: Path, seconds: float = 12.0, downscale: int = 1) -> list[dict]:
+    """Steps a second of a training that nobody sees, one sees, and one moves through."""
+    from hashfield.data import ReadOptions, load_scene
+    from hashfield.tasks.nerf import NerfTask
+    from hashfield.tasks.nerf_config import PRESETS
+    from hashfield.train.loop import TrainOptions, train
+
+    scene = load_scene(path, ReadOptions(downscale=downscale))
+    task = NerfTask(PRESETS["fast"], scene, seed=0)
+    source = TaskSource(task)
+    loop = RenderLoop(source)
+    loop.has_resting_limit = True
+    share = TimeShare(loop)
+    steps = [0]
+
+    def on_step() -> None:
+        source.stepped()
+        steps[0] += 1
+
+    share.on_step = on_step
+    rows: list[dict] = []
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while steps[0] < 60 and not is_over.is_set():  # the first steps are not like the others
+            time.sleep(0.05)
+        views = [
+            eye_of(camera) for camera in orbit_path(scene.splits["train"].cameras, 240, width=WIDTH, height=HEIGHT)
+        ]
+        looker: Looker | None = None
+        for who in ("nobody", "still", "moving", "nobody", "still", "moving"):
+            if who == "nobody":
+                if looker is not None:
+                    loop.remove(looker.watcher)
+                looker = None
+            elif looker is None:
+                looker = Looker(loop)
+                looker.ask(views[0])
+                time.sleep(2.0)
+            before, drawn, begun = steps[0], share.drawn, time.perf_counter()
+            if looker is not None:
+                looker.came.clear()
+            k = 0
+            while time.perf_counter() < begun + seconds and not is_over.is_set():
+                if who == "moving" and looker is not None:
+                    looker.ask(views[k % len(views)])
+                    k += 1
+                time.sleep(1 / 30)
+            spent = time.perf_counter() - begun
+            came = [] if looker is None else [shown for when, shown in looker.came]
+            rows.append({
+                "what": f"training, {who}", "run": path.name, "steps_per_s": round((steps[0] - before) / spent, 2),
+                "share_drawn": round((share.drawn - drawn) / spent, 3),
+                "pictures_per_s": round(len(came) / spent, 2),
+                "rows_median": int(np.median([shown.height for shown in came])) if came else 0,
+            })  # fmt: skip
+        is_over.set()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def between():
+            if is_over.is_set():
+                raise KeyboardInterrupt
+            return share.between_steps()
+
+        with contextlib.suppress(KeyboardInterrupt):
+            train(
+                task,
+                RunFolder.create(Path(folder) / "run", "run"),
+                TrainOptions(max_seconds=3600),
+                None,
+                False,
+                between,
+            )
+    watching.join()
+    return rows
+
+
+def resident() -> float:
+    """MiB that this process has in memory now."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def browsers(run: Path, n: int, seconds: float) -> dict:
+    """Many pages at once, each moving all the time."""
+    from tests.viewer.tab import Tab
+
+    from hashfield.viewer.page import Page
+
+    session = Session(FixedSource(load(run)), Path(tempfile.mkdtemp()), title=str(run))
+    page = Page(session, port=18500)
+    threading.Thread(target=session.loop.run, daemon=True).start()
+    tabs = [Tab(page.port) for _ in range(n)]
+    before, begun, k = resident(), time.perf_counter(), 0
+    while time.perf_counter() < begun + seconds:
+        for j, tab in enumerate(tabs):
+            angle = 0.02 * k + j
+            tab.move((3 * math.cos(angle), 3 * math.sin(angle), 1.0))
+        k += 1
+        time.sleep(1 / 15)
+    counts = [tab.n_pictures / (time.perf_counter() - begun) for tab in tabs]
+    after = resident()
+    for tab in tabs:
+        tab.close()
+    page.stop()
+    session.loop.stop()
+    return {
+        "what": f"{n} browsers for {seconds:g} s", "run": run.name, "pictures_per_s": round(min(counts), 2),
+        "MiB_before": round(before), "MiB_after": round(after),
+    }  # fmt: skip
+
+
+def cycles(run: Path, n: int) -> dict:
+    """Pages that are opened, look at a finished picture and close, one after another."""
+    from tests.viewer.tab import Tab
+
+    from hashfield.viewer.page import Page
+
+    session = Session(FixedSource(load(run)), Path(tempfile.mkdtemp()), title=str(run))
+    page = Page(session, port=18500)
+    threading.Thread(target=session.loop.run, daemon=True).start()
+
+    def cycle(k: int) -> None:
+        tab = Tab(page.port)
+        tab.move((3 * math.cos(k), 3 * math.sin(k), 1.0))
+        tab.wait(lambda: "drawn in" in str(tab.controls), 60.0)
+        tab.close()
+        while page.visitors:
+            time.sleep(0.01)
+
+    for k in range(10):
+        cycle(k)
+    gc.collect()
+    before, threads = resident(), threading.active_count()
+    for k in range(n):
+        cycle(k)
+    gc.collect()
+    after = resident()
+    left = threading.active_count() - threads
+    page.stop()
+    session.loop.stop()
+    return {
+        "what": f"{n} open-close cycles", "run": run.name, "MiB_before": round(before, 1), "MiB_after": round(after, 1),
+        "threads_left": left,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--train", type=Path)
+    parser.add_argument("--browsers", type=int)
+    parser.add_argument("--cycles", type=int)
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--write", action="store_true", help="append to results/view.csv")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rows: list[dict] = []
+    if options.train is not None:
+        rows += training(options.train, options.seconds)
+    for run in options.runs:
+        if options.browsers:
+            rows.append(browsers(run, options.browsers, options.seconds))
+        elif options.cycles:
+            rows.append(cycles(run, options.cycles))
+        else:
+            rows.append(pictures(run, options.seconds))
+    for row in rows:
+        print(row)
+    print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    if options.write:
+        append("view", rows)
+
+
+if __name__ == "__main__":
+    main()

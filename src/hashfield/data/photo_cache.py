@@ -1,0 +1,288 @@
+"""Decoded photos in files, for data sets that are larger than the memory they may take.
+
+Each photo is a file of its bytes, RGBA row by row, in the user's cache, with a small JSON file beside it. Its name
+comes from the photo's path, size and time of change, and from how it was decoded; so the next run finds it again, and a
+photo that was changed is decoded anew. Files are written aside and renamed. What nobody asked for in two weeks is
+removed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+
+from hashfield.aside import remove_left_behind, write_aside
+from hashfield.data.images import decode_rgba
+from hashfield.errors import DataError
+
+_FORM: Final = 1  # of the files and of the decoding: another number makes all old files strangers
+_KEPT_DAYS: Final = 14
+_SPARE: Final = 1 << 30  # bytes that the disk keeps free
+_SAID_EVERY: Final = 5.0
+
+
+@dataclass(frozen=True)
+class PhotoStats:
+    """What is asked about the pixels of a photo as a whole, so that they need not be read again for it."""
+
+    n_pixels: int
+    n_clear: int
+    """Pixels with alpha below 128."""
+    n_translucent: int
+    """Pixels that are not opaque."""
+    mean: float
+    """Mean of the colours, 0 to 255, over some of the pixels."""
+
+    @classmethod
+    def of(cls, image: UInt8[np.ndarray, "h w 4"]) -> "PhotoStats":
+        """Those of a decoded photo."""
+        alpha = image[..., 3]
+        is_opaque = bool(alpha.min() == 255)
+        n_clear, n_translucent = (0, 0) if is_opaque else (int((alpha < 128).sum()), int((alpha < 255).sum()))
+        # every hundredth row and column or so tells a mean well enough
+        step = max(1, min(image.shape[:2]) // 100)
+        return cls(alpha.size, n_clear, n_translucent, float(image[::step, ::step, :3].mean()))
+
+
+def cache_root() -> Path:
+    """The user's folder of decoded photos: beside that of compiled kernels."""
+    base = os.environ.get("HASHFIELD_CACHE")
+    if base:
+        root = Path(base)
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "hashfield"
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches" / "hashfield"
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hashfield"
+    return root / "photos"
+
+
+@dataclass(frozen=True)
+class CachedPhotos:
+    """The photos of a data set as they lie in the cache."""
+
+    images: list[np.ndarray]
+    """Pixels of each photo, uint8 [height, width, 4]; its pages are read from the file when they are looked at."""
+    files: list[Path]
+    """The file of each image's bytes."""
+    stats: list[PhotoStats]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A photo that is to lie in the cache."""
+
+    path: Path
+    width: int
+    """Pixels of the decoded photo."""
+    height: int
+    matte: Path | None = None
+    """See `decode_rgba`."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the decoded photo."""
+        return 4 * self.width * self.height
+
+
+class PhotoCache:
+    """A folder of decoded photos."""
+
+    def __init__(self, root: Path) -> None:
+        """Args:
+        root: Made where missing.
+
+        Raises:
+            DataError: it cannot be made.
+        """
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise DataError(f"{root}: the cache of photos cannot be made: {error.strerror or error}") from error
+        remove_left_behind(root)
+        self._forget(lambda meta: time.time() - meta.stat().st_mtime > _KEPT_DAYS * 86400)
+
+    def _forget(self, is_old: Callable[[Path], bool]) -> None:
+        for meta in self.root.glob("*.json"):
+            with suppress(OSError):
+                if is_old(meta):
+                    self._remove(meta)
+
+    def _remove(self, meta: Path) -> None:
+        meta.unlink(missing_ok=True)  # first: without it the rest is nothing
+        for ending in (".rgba", ".mask"):
+            meta.with_suffix(ending).unlink(missing_ok=True)
+
+    def key(self, photo: Wanted, downscale: int) -> str:
+        """The name of a photo's files."""
+
+        def identity(path: Path) -> list[Any]:
+            state = path.stat()
+            return [str(path.resolve()), state.st_size, state.st_mtime_ns]
+
+        told = [_FORM, downscale, identity(photo.path), *([] if photo.matte is None else [identity(photo.matte)])]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+    def make_room(self, photos: Sequence[Wanted], downscale: int) -> int:
+        """Check that the disk has room for these photos, of which some may be here; the bytes that are still missing.
+        Photos of other data sets make way, those first that were not asked for longest, but none of the last day:
+        another run may be training on them.
+
+        Raises:
+            DataError: there is too little room.
+        """
+        keys = {self.key(photo, downscale): photo for photo in photos}
+        missing = sum(photo.n_bytes for key, photo in keys.items() if self._stored(key, photo) is None)
+        others = sorted(
+            (meta for meta in self.root.glob("*.json") if meta.stem not in keys), key=lambda meta: meta.stat().st_mtime
+        )
+        for meta in others:
+            if time.time() - meta.stat().st_mtime < 86400:
+                break
+            if shutil.disk_usage(self.root).free >= missing + _SPARE:
+                break
+            self._remove(meta)
+        free = shutil.disk_usage(self.root).free
+        if missing and free < missing + _SPARE:
+            raise DataError(
+                f"{self.root}: no room for decoded photos: {missing / 2**30:.1f} GiB more are needed, "
+                f"{free / 2**30:.1f} GiB are free: name a folder on another disk by --image-cache"
+            )
+        return missing
+
+    def _stored(self, key: str, photo: Wanted) -> dict[str, Any] | None:
+        """What is noted of a photo that is here as a whole."""
+        try:
+            noted = json.loads((self.root / f"{key}.json").read_text(encoding="utf-8"))
+            size = (self.root / f"{key}.rgba").stat().st_size
+            PhotoStats(**noted["stats"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return noted if size == photo.n_bytes and [noted.get("width"), noted.get("height")] == [
+            photo.width, photo.height] else None  # fmt: skip
+
+    def photos(
+        self,
+        wanted: Sequence[Wanted],
+        downscale: int,
+        explain: Callable[[int, DataError], DataError],
+        warn: Callable[[int, str], object],
+        n_threads: int,
+        say: Callable[[str], object],
+    ) -> CachedPhotos:
+        """The photos, decoded where they are not here yet.
+
+        Args:
+            wanted: Which.
+            downscale: See `decode_rgba`.
+            explain: Turns the error of the photo with this index into the one to raise.
+            warn: Called with the index of a photo and what is wrong with it although it could be decoded.
+            n_threads: At most so many are decoded at once.
+            say: Told how far it is, every few seconds.
+
+        Raises:
+            DataError: a photo cannot be decoded, or the disk is full.
+        """
+        progress = _Progress(len(wanted), say)
+
+        def one(index: int) -> tuple[Path, PhotoStats]:
+            photo = wanted[index]
+            key = self.key(photo, downscale)
+            noted, file = self._stored(key, photo), self.root / f"{key}.rgba"
+            if noted is None:
+                noted = self._decode(photo, downscale, self.root / f"{key}.json", file)
+                progress.add()
+            else:
+                with suppress(OSError):
+                    os.utime(self.root / f"{key}.json")
+            for text in noted["warnings"]:
+                warn(index, text)
+            return file, PhotoStats(**noted["stats"])
+
+        pool = ThreadPoolExecutor(max(1, min(n_threads, os.cpu_count() or 1, len(wanted))), "decode")
+        try:
+            pending = [pool.submit(one, index) for index in range(len(wanted))]
+            found = []
+            for index, future in enumerate(pending):
+                try:
+                    found.append(future.result())
+                except DataError as error:
+                    raise explain(index, error) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+        images = [mapped(file, (photo.height, photo.width, 4)) for (file, _), photo in zip(found, wanted, strict=True)]
+        return CachedPhotos(images, [file for file, _ in found], [stats for _, stats in found])
+
+    def _decode(self, photo: Wanted, downscale: int, meta: Path, file: Path) -> dict[str, Any]:
+        warnings: list[str] = []
+        pixels = decode_rgba(photo.path, downscale, warnings.append, photo.matte)
+        if pixels.shape != (photo.height, photo.width, 4):
+            raise DataError(f"{photo.path}: was changed while it was read")
+        noted = {
+            "photo": str(photo.path), "width": photo.width, "height": photo.height, "warnings": warnings,
+            "stats": asdict(PhotoStats.of(pixels)),
+        }  # fmt: skip
+        self._write(file, lambda aside: aside.write_bytes(np.ascontiguousarray(pixels).data))
+        self._write(meta, lambda aside: aside.write_text(json.dumps(noted), encoding="utf-8"))
+        return noted
+
+    def keep_mask(self, file: Path, mask: Bool[np.ndarray, "h w"]) -> np.ndarray:
+        """A photo's mask, in a file beside the photo's; where all pixels are held, no memory and no file at all.
+
+        Args:
+            file: The file of the photo.
+            mask: True where the photo may be learned from.
+        """
+        if mask.all():
+            return np.broadcast_to(np.ones((), np.bool_), mask.shape)
+        target = file.with_suffix(".mask")
+        self._write(target, lambda aside: aside.write_bytes(np.ascontiguousarray(mask).data))
+        return mapped(target, mask.shape).view(np.bool_)
+
+    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
+        try:
+            write_aside(path, write)
+        except OSError as error:
+            raise DataError(f"{self.root}: a decoded photo cannot be kept: {error.strerror or error}") from error
+
+
+def mapped(file: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+    """A file's bytes as an array, read when they are looked at. It may be written to; the file stays as it is.
+
+    By torch, which gives the file back at once: numpy would keep it open, and a system allows only so many open files.
+    """
+    return torch.from_file(str(file), shared=False, size=int(np.prod(shape)), dtype=torch.uint8).numpy().reshape(shape)
+
+
+class _Progress:
+    """Says how far the decoding is, from several threads."""
+
+    def __init__(self, total: int, say: Callable[[str], object]) -> None:
+        self._total, self._say, self._n = total, say, 0
+        self._started = self._said = time.perf_counter()
+        self._lock = threading.Lock()
+
+    def add(self) -> None:
+        """One more is decoded."""
+        with self._lock:
+            self._n += 1
+            now = time.perf_counter()
+            if now - self._said >= _SAID_EVERY:
+                self._said = now
+                left = (now - self._started) / self._n * (self._total - self._n)
+                self._say(f"{self._n} of up to {self._total} photos decoded into the cache, at most {left:.0f} s left")

@@ -1,0 +1,561 @@
+"""What is learned besides the field: each photo's pose and exposure, and the lenses, from the gradients of rays.
+
+Three small parts, each on its own and each a group of the optimiser: "poses" turns and moves every camera, "lens"
+changes the focal length, principal point and first distortion terms that photos share, "exposure" is a gain for each
+photo and channel. A step's kernels know none of it: rays come from moved cameras, targets are divided by gains, and
+what the kernels say about each ray (`ops.train_rays`, ray_gradients) is carried on from there to these numbers.
+
+Poses and lenses are learned in units in which every number moves rays about as far as any other, and none does what
+others do already (camera preconditioning): a shift sideways and a turn are nearly the same to a picture, a roll hardly
+shows, and Adam, which gives every number the same step, would otherwise go where noise leads.
+
+What photos cannot tell is held: the cameras' corrections have no common turn, shift or growth, and the logarithms of
+the gains have the mean 0, for each channel.
+
+Source: preconditioning from CamP (Park et al. 2023), section 4; waiting levels from BARF (Lin et al. 2021), where
+frequencies wait.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from hashfield.errors import CheckpointError, ConfigError
+from hashfield.geometry.cameras import (
+    LENSES,
+    Camera,
+    camera_table,
+    camera_table_gradient,
+    lens_limit,
+    rays_from_pixels,
+)
+from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.rays import PixelPool, RayBatch
+from hashfield.geometry.spaces import Spaces
+from hashfield.ops.train_rays import RayGradients
+from hashfield.steps.optimizers import Group
+
+Part = Literal["poses", "lens", "exposure"]
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
+
+SATURATED: Final = 254.5 / 255
+"""A channel above this says only that there was at least as much light."""
+BRIGHT: Final = 0.02
+"""Log gain above which a photo's saturated pixels are taken for clipped."""
+CLIPPED_WEIGHT: Final = 1 / 64
+"""What these count in the loss: next to nothing, but something where no darker photo looks."""
+RAYS_PER_GAIN: Final = 32
+"""Rays of each photo, on average, whose gradients are gathered before gains take a step."""
+PHOTOS_PER_LENS: Final = 4
+"""Photos that a lens must have taken, on average, to be corrected on its own; else all lenses are corrected alike."""
+DISTANCES: Final = (0.5, 0.7, 1.0, 1.4, 2.0)
+"""Where points are supposed to stand before a camera, in units of the cameras' median distance from the middle."""
+DAMPING: Final = 0.1
+"""Share of each number's own effect that is added before units are made of effects (CamP's lambda)."""
+COARSE_RESOLUTION: Final = 64
+"""Vertices per scene unit of the levels that learn from the start; see `RefineOptions.coarse_until`."""
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """How fast, and from when on, what is refined follows."""
+
+    pose_rate: float = 0.02
+    """Poses' share of the learning rate: radians by which rays move in a step."""
+    lens_rate: float = 0.01
+    """Lenses' share of it, in the same measure."""
+    exposure_rate: float = 1.0
+    """Share of the logarithms of gains."""
+    rays_per_update: int = 256
+    """Rays of each photo, on average, whose gradients are gathered before poses and lenses take a step. With fewer, a
+    step would follow chance: a capture's batch has some ten rays of each photo."""
+    start: float = 0.05
+    """Fraction of the run at which poses and lenses begin to move; before, the field has nothing to say."""
+    coarse_until: float = 0.15
+    """Fraction of the run by which all levels of the grid learn. Before, fine ones wait, since their details would
+    settle where the uncorrected cameras put them; only where poses or lenses are refined. 0: none waits."""
+    distortion_start: float = 0.3
+    """Fraction of the run at which distortion terms begin to move: earlier, they would answer for the focal length."""
+    every_step_until: float = 0.3
+    """Fraction of the run until which every step refines."""
+    interval: int = 4
+    """Of later steps every interval-th does: the gradients of rays cost time."""
+
+    def __post_init__(self) -> None:
+        for name in ("pose_rate", "lens_rate", "exposure_rate"):
+            if not 0 < getattr(self, name) <= 10:
+                raise ConfigError(f"{name}: expected a number in (0, 10], got {getattr(self, name)}")
+        for name in ("start", "coarse_until", "distortion_start", "every_step_until"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: expected a fraction, got {getattr(self, name)}")
+        for name in ("interval", "rays_per_update"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+def check_parts(parts: Sequence[str]) -> None:
+    """Raise unless these are different parts that can be refined.
+
+    Raises:
+        ConfigError: one is unknown or named twice.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise ConfigError(f"refine: expected some of {', '.join(PARTS)}, got {part!r}")
+    if len(set(parts)) != len(parts):
+        raise ConfigError(f"refine: each part at most once, got {' '.join(parts)}")
+
+
+class Refinement(nn.Module):
+    """The numbers that are learned about photos and lenses. All of them are 0 where nothing is corrected."""
+
+    poses: nn.Parameter | None
+    """[n_photos, 6]: in units of `pose_unit`, which makes of them a rotation vector in radians, about the camera's own
+    centre, and a shift in units of `reach`; both in scene space."""
+    lens: nn.Parameter | None
+    """[n_lenses, 5]: in units of `lens_unit`, which makes of them the logarithm of the focal length's factor, the shift
+    of the principal point in pictures' widths and heights, and what is added to k1 and k2."""
+    exposure: nn.Parameter | None
+    """[n_photos, 3]: logarithm of each channel's gain: photo = gain * scene, in sRGB."""
+    given: Tensor
+    sizes: Tensor
+    lens_number: Tensor
+    pose_unit: Tensor
+    lens_unit: Tensor
+    gauge: Tensor
+
+    def __init__(
+        self, parts: Sequence[Part], cameras: Sequence[Camera], spaces: Spaces, options: RefineOptions | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        """Args:
+        parts: What is refined; at least one.
+        cameras: Cameras of the photos, world.
+        spaces: Spaces of the scene.
+        options: Rates and schedule.
+        device: Where the field is trained.
+
+        Raises:
+            ConfigError: a part is unknown.
+        """
+        super().__init__()
+        check_parts(parts)
+        self.parts, self.options, self.spaces = tuple(parts), options or RefineOptions(), spaces
+        self.cameras = list(cameras)
+        self.lens_of = lens_numbers(cameras)
+        """Number of each known lens, by `lens_key`."""
+        self.fraction = 0.0
+        """Where the run is; set before every step."""
+        n = len(cameras)
+        given = spaces.camera_table_to_scene(camera_table(cameras))
+        position = given[:, [3, 7, 11]]
+        self.reach = max(0.25, float((position - 0.5).norm(dim=1).median()))
+        """Scene units: the median distance of a camera from the box's centre."""
+        sizes = torch.tensor([[camera.width, camera.height] for camera in cameras], dtype=torch.float64)
+        numbers = torch.tensor([self.lens_of[lens_key(camera)] for camera in cameras])
+        self.register_buffer("given", given, persistent=False)
+        self.register_buffer("sizes", sizes, persistent=False)
+        self.register_buffer("lens_number", numbers, persistent=False)
+        pose_unit = inverse_root(pose_effects(given, sizes))
+        self.register_buffer("pose_unit", pose_unit, persistent=False)
+        # Distortion terms have units of their own, since they begin later.
+        effects = lens_effects(given, sizes, numbers)
+        lens_unit = torch.zeros_like(effects)
+        lens_unit[:, :3, :3], lens_unit[:, 3:, 3:] = inverse_root(effects[:, :3, :3]), inverse_root(effects[:, 3:, 3:])
+        self.register_buffer("lens_unit", lens_unit, persistent=False)
+        gauge = pose_gauge(position / self.reach, torch.linalg.inv(pose_unit))
+        self.register_buffer("gauge", gauge.float(), persistent=False)
+        shapes = {"poses": (n, 6), "lens": (int(numbers.max()) + 1, 5), "exposure": (n, 3)}
+        for part in PARTS:
+            setattr(self, part, nn.Parameter(torch.zeros(shapes[part])) if part in parts else None)
+            if part in parts:
+                self.register_buffer(f"gathered_{part}", torch.zeros(shapes[part]))
+        self.n_gathered: dict[str, int] = dict.fromkeys(parts, 0)
+        """Rays whose gradients wait in `gathered_<part>` for the part's next step."""
+        self.to(device)
+        self._table: Tensor | None = None
+        self._pool: PixelPool | None = None
+
+    @property
+    def moves_rays(self) -> bool:
+        """Whether cameras are corrected, by pose or lens."""
+        return self.poses is not None or self.lens is not None
+
+    # --- schedule
+
+    def is_due(self, step: int) -> bool:
+        """Whether this step refines."""
+        return self.fraction < self.options.every_step_until or step % self.options.interval == 0
+
+    def groups(self) -> list[Group]:
+        """What the optimiser steps, each with its own rate."""
+        rates = {"poses": self.options.pose_rate, "lens": self.options.lens_rate}
+        return [
+            Group(name=name, tensors=[parameter], rate=rates.get(name, self.options.exposure_rate))
+            for name, parameter in self.named_parameters()
+        ]
+
+    def live_rows(self, layout: GridLayout, aabb_scale: int) -> int:
+        """Entries of the table that learn at this point of the run, from the first on.
+
+        Args:
+            layout: The levels.
+            aabb_scale: Side of the training box.
+        """
+        until, n_levels = self.options.coarse_until, layout.n_levels
+        if not self.moves_rays or self.fraction >= until:
+            return layout.n_entries
+        first = int((np.asarray(layout.resolutions) <= COARSE_RESOLUTION * aabb_scale).sum())
+        first = min(max(1, first), n_levels)
+        # Evenly in time, with the last level's turn where the wait ends.
+        n = first + int((n_levels - first) * self.fraction / until)
+        return int(layout.level_offsets[n])
+
+    # --- cameras
+
+    def table(self) -> Float64[Tensor, "n_photos 24"]:
+        """The corrected cameras in scene space, with autograd's history."""
+        if self._table is None:
+            with torch.enable_grad():
+                self._table = self._corrected()
+        return self._table
+
+    def _pose_corrections(self, poses: Tensor) -> Float64[Tensor, "n_photos 6"]:
+        """Rotation vectors and shifts, as `poses` describes them."""
+        return (self.pose_unit @ poses.double()[:, :, None])[:, :, 0]
+
+    def _lens_corrections(self, lens: Tensor) -> Float64[Tensor, "n_lenses 5"]:
+        """Corrections of lenses, as `lens` describes them."""
+        return (self.lens_unit @ lens.double()[:, :, None])[:, :, 0]
+
+    def _corrected(self) -> Tensor:
+        given = self.given
+        pose = given[:, :12].reshape(-1, 3, 4)
+        if self.poses is not None:
+            by = self._pose_corrections(self.poses)
+            rotation = rotation_of(by[:, :3]) @ pose[:, :, :3]
+            position = pose[:, :, 3] + self.reach * by[:, 3:]
+            pose = torch.cat([rotation, position[:, :, None]], 2)
+        intrinsics = given[:, 12:]
+        if self.lens is not None:
+            by = self._lens_corrections(self.lens)[self.lens_number]
+            focal = given[:, 12:14] * torch.exp(by[:, :1])
+            center = given[:, 14:16] + by[:, 1:3] * self.sizes
+            k = given[:, 17:19] + by[:, 3:]
+            kind, limit = self._lens_kinds()
+            intrinsics = torch.cat([focal, center, kind[:, None], k, given[:, 19:23], limit[:, None]], 1)
+        return torch.cat([pose.reshape(-1, 12), intrinsics], 1)
+
+    def _lens_kinds(self) -> tuple[Tensor, Tensor]:
+        """Kind and limit of each photo's corrected lens: a pinhole that is given coefficients is none any more."""
+        assert self.lens is not None
+        added = self._lens_corrections(self.lens.detach()).cpu()
+        kinds, limits, known = [], [], {}
+        for row, number in zip(self.given.tolist(), self.lens_number.tolist(), strict=True):
+            key = (number, *row[16:23])
+            if key not in known:
+                kind = int(row[16])
+                k1, k2 = (row[17] + float(added[number, 3]), row[18] + float(added[number, 4]))
+                kind = 1 if kind == 0 and (k1 != 0 or k2 != 0) else kind
+                known[key] = kind, lens_limit(LENSES[kind], (k1, k2, *row[19:23]))
+            kinds.append(float(known[key][0]))
+            limits.append(known[key][1])
+        return self.given.new_tensor(kinds), self.given.new_tensor(limits)
+
+    def moved(self, pool: PixelPool) -> PixelPool:
+        """The pool with the corrected cameras."""
+        if not self.moves_rays:
+            return pool
+        if self._pool is None or self._pool.spans is not pool.spans:
+            self._pool = replace(pool, table=self.table().detach().contiguous())
+        return self._pool
+
+    def refined_cameras(self) -> list[Camera]:
+        """The corrected cameras of the photos, world."""
+        table = self.spaces.camera_table_to_world(self.table().detach()).cpu()
+        return [_camera_of(row, camera) for row, camera in zip(table, self.cameras, strict=True)]
+
+    def carried(self, camera: Camera) -> Camera:
+        """A camera that is no photo's, with the correction of its lens where a photo was taken with it; else itself."""
+        number = self.lens_of.get(lens_key(camera))
+        if self.lens is None or number is None:
+            return camera
+        like = next(k for k, other in enumerate(self.cameras) if self.lens_of[lens_key(other)] == number)
+        lens = self._lens_corrections(self.lens.detach()).cpu()[number]
+        row = camera_table([camera])[0]
+        row[12:14] *= torch.exp(lens[0])
+        row[14:16] += lens[1:3] * row.new_tensor([camera.width, camera.height])
+        row[17:19] += lens[3:]
+        row[16] = self.table().detach()[like, 16]
+        return _camera_of(row, camera)
+
+    # --- batches
+
+    def seen(self, batch: RayBatch) -> RayBatch:
+        """The batch as the scene would have been photographed without gains; clipped pixels count next to nothing."""
+        if self.exposure is None:
+            return batch
+        index = batch.rays.image_index
+        assert index is not None
+        gain = self.exposure.detach()
+        rgb = batch.target[:, :3] * torch.exp(-gain)[index]
+        is_clipped = (batch.target[:, :3].amax(1) > SATURATED) & (gain.mean(1) > BRIGHT)[index]
+        weight = torch.ones_like(batch.jitter) if batch.weight is None else batch.weight
+        return replace(
+            batch, target=torch.cat([rgb, batch.target[:, 3:]], 1),
+            weight=torch.where(is_clipped, CLIPPED_WEIGHT * weight, weight),
+        )  # fmt: skip
+
+    def gradients(self, found: RayGradients, batch: RayBatch) -> dict[str, list[Tensor]]:
+        """Gather a step's gradients; those of the parts for which enough rays have spoken, by the groups' names.
+
+        Args:
+            found: What the step says about its rays.
+            batch: The batch that it was given.
+        """
+        due: dict[str, list[Tensor]] = {}
+        for part, gradient in self.derivatives(found, batch).items():
+            gathered = self.get_buffer(f"gathered_{part}")
+            # A batch's gradients are means over its rays.
+            gathered += gradient * batch.n_rays
+            self.n_gathered[part] += batch.n_rays
+            wanted = RAYS_PER_GAIN if part == "exposure" else self.options.rays_per_update
+            if self.n_gathered[part] >= wanted * len(self.cameras):
+                due[part] = [gathered / self.n_gathered[part]]
+                gathered.zero_()
+                self.n_gathered[part] = 0
+        return due
+
+    def derivatives(self, found: RayGradients, batch: RayBatch) -> dict[str, Tensor]:
+        """Derivatives of a step's loss with respect to what is refined at this point of the run, by the parts' names.
+
+        Args:
+            found: What the step says about its rays.
+            batch: The batch that it was given.
+        """
+        index = batch.rays.image_index
+        assert index is not None
+        derivatives: dict[str, Tensor] = {}
+        if self.exposure is not None:
+            # The loss compares color with target / gain: a larger gain lowers what is asked for.
+            share = found.grad_color * batch.target[:, :3] * batch.target[:, 3:]
+            derivatives["exposure"] = torch.zeros_like(self.exposure.detach()).index_add_(0, index, share)
+        if self.moves_rays and self.fraction >= self.options.start:
+            moved = [(name, p) for name, p in self.named_parameters() if name != "exposure"]
+            table = self.table()
+            grad_table = camera_table_gradient(
+                table.detach(), index, batch.rays.direction, found.grad_origin, found.grad_direction
+            )
+            grads = torch.autograd.grad(table, [p for _, p in moved], grad_table, retain_graph=True)
+            derivatives |= {name: grad for (name, _), grad in zip(moved, grads, strict=True)}
+            if "lens" in derivatives and self.fraction < self.options.distortion_start:
+                derivatives["lens"][:, 3:] = 0.0
+        return derivatives
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Take out of the corrections what photos cannot tell, after they were changed."""
+        if self.poses is not None:
+            flat = self.poses.view(-1)
+            flat -= self.gauge @ (self.gauge.T @ flat)
+        if self.exposure is not None:
+            self.exposure.sub_(self.exposure.mean(0, keepdim=True))
+        self._table = self._pool = None
+
+    # --- report and checkpoint
+
+    def report(self) -> dict[str, Any]:
+        """How far every camera moved, as JSON values: degrees, world units, shares of focal lengths, gains."""
+        found: dict[str, Any] = {"parts": list(self.parts)}
+        if self.poses is not None:
+            by = self._pose_corrections(self.poses.detach()).cpu()
+            found["degrees"] = (by[:, :3].norm(dim=1) * (180 / math.pi)).tolist()
+            shift = by[:, 3:].norm(dim=1) * self.reach
+            found["world_units"] = self.spaces.distance_scene_to_world(shift).tolist()
+        if self.lens is not None:
+            by = self._lens_corrections(self.lens.detach()).cpu()
+            found["lens"] = [
+                {
+                    "photos": int((self.lens_number == k).sum()), "focal_percent": 100 * math.expm1(float(row[0])),
+                    "center_percent": [100 * float(row[1]), 100 * float(row[2])], "k1": float(row[3]),
+                    "k2": float(row[4]),
+                }
+                for k, row in enumerate(by)
+            ]  # fmt: skip
+        if self.exposure is not None:
+            found["gains"] = torch.exp(self.exposure.detach().double().cpu()).tolist()
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """The corrections, and what is gathered for the next ones, as tensors of a checkpoint."""
+        found = {f"refinement.{name}": p.detach() for name, p in self.named_parameters()}
+        found |= {f"refinement.gathered_{part}": self.get_buffer(f"gathered_{part}") for part in self.parts}
+        counts = [self.n_gathered[part] for part in self.parts]
+        return {**found, "refinement.n_gathered": torch.tensor(counts)}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            CheckpointError: a tensor is missing, of another shape, or not finite.
+        """
+        counts = torch.zeros(len(self.parts), dtype=torch.int64)
+        mine = {f"refinement.{name}": p for name, p in self.named_parameters()}
+        mine |= {f"refinement.gathered_{part}": self.get_buffer(f"gathered_{part}") for part in self.parts}
+        for name, tensor in {**mine, "refinement.n_gathered": counts}.items():
+            value = tensors.get(name)
+            if value is None or value.shape != tensor.shape or not bool(torch.isfinite(value).all()):
+                raise CheckpointError(f"checkpoint: tensor {name!r}: missing or wrong")
+            tensor.copy_(value)
+        self.n_gathered = dict(zip(self.parts, counts.tolist(), strict=True))
+        self._table = self._pool = None
+
+
+def summary(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A report of `Refinement` in words: (what, how far)."""
+    rows: list[tuple[str, str]] = []
+    if "degrees" in report:
+        turn, shift = np.array(report["degrees"]), np.array(report["world_units"])
+        rows.append((
+            "cameras moved",
+            f"{np.median(turn):.3f} degrees and {np.median(shift):.4g} world units (medians of {len(turn)}; at most "
+            f"{turn.max():.3f} and {shift.max():.4g}); their common motion is held",
+        ))  # fmt: skip
+    for lens in report.get("lens", ()):
+        x, y = lens["center_percent"]
+        rows.append((
+            "lens corrected",
+            f"focal length {lens['focal_percent']:+.2f} %, principal point {x:+.2f} % and {y:+.2f} % of the picture, "
+            f"k1 {lens['k1']:+.4f}, k2 {lens['k2']:+.4f} ({lens['photos']} photos)",
+        ))  # fmt: skip
+    if "gains" in report:
+        gains = np.array(report["gains"])
+        rows.append(
+            ("exposures", f"gains from {gains.min():.3f} to {gains.max():.3f}; their geometric mean is held at 1")
+        )
+    return rows
+
+
+def lens_key(camera: Camera) -> tuple[Any, ...]:
+    """What tells lenses apart, whatever the number of pixels."""
+    w, h = camera.width, camera.height
+    numbers = (camera.fx / w, camera.fy / h, camera.cx / w, camera.cy / h, *camera.distortion)
+    return (camera.lens, *(round(x, 9) for x in numbers))
+
+
+def lens_numbers(cameras: Sequence[Camera]) -> dict[tuple[Any, ...], int]:
+    """The number of each lens, by its key. All have the number 0, and so one correction, where lenses took fewer than
+    `PHOTOS_PER_LENS` photos on average, as phones' files have it that state each photo's own focal length."""
+    keys = list(dict.fromkeys(lens_key(camera) for camera in cameras))
+    alike = len(keys) * PHOTOS_PER_LENS > len(cameras)
+    return {key: 0 if alike else k for k, key in enumerate(keys)}
+
+
+def rotation_of(vector: Float64[Tensor, "n 3"]) -> Float64[Tensor, "n 3 3"]:
+    """Rotation about each vector by its length in radians (Rodrigues); differentiable at 0 too."""
+    squared = (vector * vector).sum(1)[:, None, None]
+    is_small = squared < 1e-8
+    angle = torch.sqrt(torch.where(is_small, 1.0, squared))
+    a = torch.where(is_small, 1 - squared / 6, torch.sin(angle) / angle)
+    b = torch.where(is_small, 0.5 - squared / 24, (1 - torch.cos(angle)) / (angle * angle))
+    x, y, z = vector.unbind(1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).reshape(-1, 3, 3)
+    return torch.eye(3, dtype=vector.dtype, device=vector.device) + a * cross + b * (cross @ cross)
+
+
+def inverse_root(effects: Float64[Tensor, "n k k"]) -> Float64[Tensor, "n k k"]:
+    """The inverse square root of mean squared effects of numbers: in units of it, each moves rays by one radian, and
+    none does what others do. Damped, so that what hardly shows is not moved without bounds."""
+    damped = effects + DAMPING * torch.diag_embed(effects.diagonal(dim1=1, dim2=2))
+    size, vector = torch.linalg.eigh(damped)
+    return (vector * size.clamp(min=1e-12).rsqrt()[:, None, :]) @ vector.mT
+
+
+def _lattice(n: int = 7) -> Float64[Tensor, "n_pixels 2"]:
+    """Places in a picture, as fractions of its width and height."""
+    fraction = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    return torch.cartesian_prod(fraction, fraction)
+
+
+def pose_effects(
+    table: Float64[Tensor, "n_photos 24"], sizes: Float64[Tensor, "n_photos 2"]
+) -> Float64[Tensor, "n_photos 6 6"]:
+    """Mean products of what a camera's turns and shifts do to the directions in which it sees points at `DISTANCES`."""
+    n, places = len(table), _lattice()
+    pixel = (sizes[:, None] * places).reshape(-1, 2)
+    index = torch.arange(n).repeat_interleave(len(places))
+    _, direction = rays_from_pixels(table, index, pixel)
+    x, y, z = direction.unbind(1)
+    zero = torch.zeros_like(x)
+    turn = -torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).reshape(-1, 3, 3)
+    across = torch.eye(3, dtype=table.dtype) - direction[:, :, None] * direction[:, None, :]
+    found = torch.zeros(n, 6, 6, dtype=table.dtype)
+    for distance in DISTANCES:
+        effect = torch.cat([turn, across / distance], 2)
+        found.index_add_(0, index, effect.mT @ effect / (len(places) * len(DISTANCES)))
+    return found
+
+
+def lens_effects(
+    table: Float64[Tensor, "n_photos 24"], sizes: Float64[Tensor, "n_photos 2"], number: Tensor
+) -> Float64[Tensor, "n_lenses 5 5"]:
+    """Mean products of what a lens's focal length, principal point, k1 and k2 do to the directions of its pixels.
+
+    Args:
+        table: The cameras.
+        sizes: Width and height of each photo.
+        number: Lens of each photo.
+    """
+    places = _lattice()
+    n_lenses = int(number.max()) + 1
+    found = torch.zeros(n_lenses, 5, 5, dtype=table.dtype)
+    for k in range(n_lenses):
+        first = int((number == k).nonzero()[0])
+        (width, height), (fx, fy, cx, cy) = sizes[first].tolist(), table[first, 12:16].tolist()
+        u, v = ((places[:, i] * size - c) / f for i, (size, c, f) in enumerate(((width, cx, fx), (height, cy, fy))))
+        r2, zero = u * u + v * v, torch.zeros_like(u)
+        one = torch.ones_like(u)
+        across = torch.stack([u, one * width / fx, zero, u * r2, u * r2 * r2], 1)
+        down = torch.stack([v, zero, one * height / fy, v * r2, v * r2 * r2], 1)
+        found[k] = (across.T @ across + down.T @ down) / len(places)
+    return found
+
+
+def pose_gauge(position: Float64[Tensor, "n 3"], to_units: Float64[Tensor, "n 6 6"]) -> Float64[Tensor, "n6 n_free"]:
+    """Orthonormal directions, among all corrections of poses, in which all cameras move as one: three turns, three
+    shifts and growth about their middle. To first order, which small corrections are.
+
+    Args:
+        position: Centres of the cameras, in the unit of the corrections' shifts.
+        to_units: Makes of a turn and a shift the numbers that are learned.
+    """
+    n = len(position)
+    out = position - position.mean(0)
+    axes = torch.eye(3, dtype=position.dtype)
+    none = torch.zeros(n, 3, dtype=position.dtype)
+    ways = [torch.cat([none, axis.expand(n, 3)], 1) for axis in axes]
+    ways += [torch.cat([axis.expand(n, 3), torch.linalg.cross(axis.expand(n, 3), out)], 1) for axis in axes]
+    ways.append(torch.cat([none, out], 1))
+    flat = torch.stack([(to_units @ way[:, :, None]).reshape(-1) for way in ways], 1)
+    left, size, _ = torch.linalg.svd(flat, full_matrices=False)
+    return left[:, size > 1e-6 * size[0]]
+
+
+def _camera_of(row: Float64[Tensor, " 24"], like: Camera) -> Camera:
+    """The camera that a row of a table describes, with the picture's size of another."""
+    values, lens = row.tolist(), LENSES[int(row[16])]
+    pose = row[:12].reshape(3, 4)
+    # To the last bit a rotation: corrections are products of matrices.
+    left, _, right = torch.linalg.svd(pose[:, :3])
+    pose = torch.cat([left @ right, pose[:, 3:]], 1)
+    fx, fy, cx, cy = values[12:16]
+    distortion = tuple(values[17:23]) if lens in ("opencv", "fisheye") else ()
+    return Camera(pose, like.width, like.height, fx, fy, cx, cy, lens, distortion)

@@ -1,0 +1,269 @@
+"""What is learned besides the field: derivatives through cameras and gains, what is held, known errors found again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hashfield.data.dataset import PosedImages, Scene
+from hashfield.data.demo_scene import make_demo_scene
+from hashfield.errors import CheckpointError, ConfigError
+from hashfield.geometry.cameras import Camera, look_at, rays_from_pixels
+from hashfield.geometry.rays import RayBatch, Rays
+from hashfield.geometry.spaces import Spaces
+from hashfield.ops.train_rays import RayGradients
+from hashfield.steps.refinement import (
+    Refinement,
+    RefineOptions,
+    lens_numbers,
+    rotation_of,
+    summary,
+)
+from hashfield.tasks.align import Fit, as_refined, evaluate_aligned
+from hashfield.tasks.evaluate import evaluate_views
+from hashfield.tasks.nerf import NerfTask
+from hashfield.tasks.nerf_config import NerfConfig
+from hashfield.tasks.nerf_model import load_model
+from hashfield.train.checkpoint import export_checkpoint, load_checkpoint
+from hashfield.train.loop import TrainOptions, train
+from hashfield.train.run_folder import RunFolder
+from tests.tasks.scenes import tiny_config
+
+EAGER = RefineOptions(start=0.0, distortion_start=0.0, coarse_until=0.0, rays_per_update=1)
+
+
+def some_cameras(n: int = 5, lens: str = "opencv") -> list[Camera]:
+    distortion = () if lens == "pinhole" else (0.05, -0.02, 0.0, 0.0, 0.0, 0.0)
+    places = np.random.default_rng(0).normal(size=(n, 3)) * 2 + 3
+    return [
+        Camera(look_at(place.tolist(), (0.0, 0.1, 0.2)), 60, 40, 50.0, 52.0, 29.0, 21.0, lens, distortion)  # pyright: ignore
+        for place in places
+    ]
+
+
+def batch_of(refinement: Refinement, pixel: Tensor, index: Tensor) -> RayBatch:
+    n, generator = len(index), torch.Generator().manual_seed(3)
+    origin, direction = rays_from_pixels(refinement.table().detach(), index, pixel)
+    target = 0.9 * torch.rand(n, 4, generator=generator, dtype=torch.float64)
+    zero = torch.zeros(n, dtype=torch.float64)
+    return RayBatch(Rays(origin, direction, zero, zero + 1, index), target, target[:, :3], zero)
+
+
+@pytest.mark.parametrize("lens", ["pinhole", "opencv", "fisheye"])
+def test_derivatives_are_those_of_finite_differences(lens: str) -> None:
+    """Through units, rotations, lenses and gains, at corrections that are not 0."""
+    n, generator = 200, torch.Generator().manual_seed(1)
+    cameras = some_cameras(lens=lens)
+    refinement = Refinement(("poses", "lens", "exposure"), cameras, Spaces(), EAGER).double()
+    with torch.no_grad():
+        for parameter in refinement.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    pixel = torch.rand(n, 2, generator=generator, dtype=torch.float64) * torch.tensor([60.0, 40.0])
+    index = torch.randint(0, 5, (n,), generator=generator)
+    by_color, by_origin, by_direction = torch.randn(3, n, 3, generator=generator, dtype=torch.float64)
+    plain = batch_of(refinement, pixel, index)
+
+    def loss() -> float:
+        refinement._table = None
+        origin, direction = rays_from_pixels(refinement.table().detach(), index, pixel)
+        wish = refinement.seen(plain).target
+        # The loss depends on color - wish * alpha, so that its slope to the wish is minus that to the color.
+        return float((origin * by_origin + direction * by_direction - by_color * wish[:, :3] * wish[:, 3:]).sum())
+
+    found = refinement.derivatives(
+        RayGradients(by_color, by_color, by_origin, by_direction), refinement.seen(plain)
+    )  # fmt: skip
+    assert set(found) == {"poses", "lens", "exposure"}
+    for name, parameter in refinement.named_parameters():
+        flat = parameter.data.view(-1)
+        slopes = torch.zeros_like(flat)
+        for k in range(len(flat)):
+            before = float(flat[k])
+            ends = []
+            for step in (1e-5, -1e-5):
+                flat[k] = before + step
+                ends.append(loss())
+            flat[k] = before
+            slopes[k] = (ends[0] - ends[1]) / 2e-5
+        torch.testing.assert_close(found[name].view(-1), slopes, rtol=1e-5, atol=1e-4)
+
+
+def test_what_photos_cannot_tell_is_held() -> None:
+    cameras = some_cameras(12)
+    refinement = Refinement(("poses", "exposure"), cameras, Spaces())
+    assert refinement.poses is not None and refinement.exposure is not None
+    with torch.no_grad():
+        refinement.poses += 1e-3 * torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+        refinement.exposure += torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+    refinement.hold()
+    assert float(refinement.exposure.detach().mean(0).abs().max()) < 1e-6
+    # A common turn and shift, given to all cameras, is taken out again.
+    before = refinement.poses.detach().clone()
+    middle = torch.stack([camera.position for camera in cameras]).mean(0)
+    turn = torch.tensor([1e-4, -2e-4, 3e-4], dtype=torch.float64)
+    world = refinement.spaces
+    scene = world.direction_world_to_scene(turn)
+    shift = [world.distance_world_to_scene(torch.linalg.cross(turn, c.position - middle)) for c in cameras]
+    shift = world.direction_world_to_scene(torch.stack(shift)) / refinement.reach
+    common = torch.cat([scene.expand(12, 3), shift + 1e-4], 1)
+    with torch.no_grad():
+        refinement.poses += torch.linalg.solve(refinement.pose_unit, common[:, :, None])[:, :, 0].float()
+    refinement.hold()
+    torch.testing.assert_close(refinement.poses.detach(), before, atol=2e-8, rtol=1e-4)
+
+
+def test_nothing_is_corrected_at_first() -> None:
+    cameras = some_cameras()
+    refinement = Refinement(("poses", "lens", "exposure"), cameras, Spaces())
+    for found, given in zip(refinement.refined_cameras(), cameras, strict=True):
+        torch.testing.assert_close(found.camera_to_world, given.camera_to_world, atol=1e-12, rtol=0)
+        assert (found.fx, found.lens) == (given.fx, given.lens)
+    other = replace(cameras[0], fx=77.0)
+    assert refinement.carried(other).fx == 77.0
+    assert summary(refinement.report())[0][0] == "cameras moved"
+
+
+def test_photos_of_one_lens_share_its_correction() -> None:
+    cameras = [*some_cameras(8), *some_cameras(8, "pinhole")]
+    assert sorted(set(lens_numbers(cameras).values())) == [0, 1]
+    each_its_own = [replace(camera, fx=50.0 + k) for k, camera in enumerate(some_cameras(8))]
+    assert set(lens_numbers(each_its_own).values()) == {0}
+    refinement = Refinement(("lens",), cameras, Spaces())
+    assert refinement.lens is not None
+    with torch.no_grad():
+        refinement.lens[1, 0] += 0.01  # in its units: some percent
+    refinement.hold()
+    found = refinement.refined_cameras()
+    assert found[0].fx == pytest.approx(50.0) and found[8].fx != pytest.approx(50.0, rel=1e-3)
+    assert refinement.carried(cameras[8].resized(30, 20)).fx == pytest.approx(found[8].fx / 2)
+    assert refinement.carried(cameras[0]).fx == pytest.approx(50.0)
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    for changes in ({"pose_rate": 0.0}, {"start": 1.5}, {"interval": 0}, {"rays_per_update": 0}):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            RefineOptions(**changes)  # pyright: ignore
+    for parts in (("colour",), ("poses", "poses")):
+        with pytest.raises(ConfigError, match="refine"):
+            NerfConfig(refine=parts)  # pyright: ignore
+
+
+# --- whole runs
+
+
+def spoilt(scene: Scene, degrees: float, gains: np.ndarray | None = None) -> Scene:
+    """The scene with turned training cameras, and photos multiplied by gains."""
+    views, random = scene.splits["train"], np.random.default_rng(5)
+    axes = random.normal(size=(len(views), 3))
+    axes *= np.radians(degrees) / np.linalg.norm(axes, axis=1, keepdims=True)
+    turns = rotation_of(torch.from_numpy(axes))
+    poses = [torch.cat([turn @ camera.camera_to_world[:, :3], camera.camera_to_world[:, 3:]], 1)
+             for turn, camera in zip(turns, views.cameras, strict=True)]  # fmt: skip
+    images = list(views.images)
+    if gains is not None:
+        for k, gain in enumerate(gains):
+            rgb = np.clip(images[k][..., :3] * gain + 0.5, 0, 255).astype(np.uint8)
+            images[k] = np.concatenate([rgb, images[k][..., 3:]], 2)
+    cameras = tuple(camera.moved(pose) for camera, pose in zip(views.cameras, poses, strict=True))
+    train = PosedImages(cameras, tuple(images), views.names)
+    return replace(scene, splits={**scene.splits, "train": train})
+
+
+def small() -> Scene:
+    return make_demo_scene(size=64, n_train=16, n_test=2)[0]
+
+
+def ran(scene: Scene, n_steps: int, **changes: object) -> NerfTask:
+    task = NerfTask(tiny_config(**changes), scene, seed=1)
+    task.warm_up()
+    task.begin()
+    for step in range(n_steps):
+        task.step(step, step / n_steps)
+    return task
+
+
+def turn_between(a: list[Camera], b: tuple[Camera, ...]) -> float:
+    """Mean angle between two lists of cameras' axes, degrees, after their common turn is taken out."""
+    found = torch.stack([x.camera_to_world[:, :3] @ y.camera_to_world[:, :3].T for x, y in zip(a, b, strict=True)])
+    left, _, right = torch.linalg.svd(found.mean(0))
+    trace = torch.einsum("nij,ij->n", found, left @ right)
+    return float(torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1))).mean())
+
+
+def test_known_errors_of_poses_and_exposures_are_found_again(tmp_path: Path) -> None:
+    # In no order: what grows with the cameras' height could as well be how surfaces shine.
+    gains = np.exp(np.random.default_rng(3).permutation(np.linspace(-0.4, 0.1, 16)))
+    clean = small()
+    bad = spoilt(clean, 1.5, gains)
+    task = ran(bad, 500, refine=("poses", "exposure"), refinement=RefineOptions(pose_rate=0.05, interval=1))
+    true = clean.splits["train"].cameras
+    before = turn_between(list(bad.splits["train"].cameras), true)
+    after = turn_between(task.cameras()["train"], true)
+    assert before > 1.3 and after < 0.5 * before
+    report = task.refinement.report() if task.refinement is not None else {}
+    found = np.log(np.array(report["gains"]).mean(1))
+    true_gains = np.log(gains) - np.log(gains).mean()
+    assert np.corrcoef(found, true_gains)[0, 1] > 0.9
+    # Sixteen photos leave some of it to colours that change with the direction.
+    assert np.linalg.norm(found - true_gains) < 0.6 * np.linalg.norm(true_gains)
+    assert len(report["degrees"]) == 16 and max(report["degrees"]) > 1.0
+    # Held-out views miss a scene that is as bright as the photos' mean until their exposure is fitted.
+    model, views = task.model(), clean.splits["test"]
+    plain = evaluate_views(model, as_refined(views, model.cameras["test"]))
+    aligned = evaluate_aligned(model, views, task.config.refine)
+    assert aligned["psnr"] > plain["psnr"] + 1.0
+    assert "left half" in aligned["alignment"] and aligned["n_views"] == 2
+    # The other views' right halves had no part in the fit; a camera that is turned away is found again.
+    fit = Fit(model, ("poses", "exposure"))
+    camera, image = views.cameras[0], views.images[0]
+    here = fit.align(camera, image).camera
+    turned = torch.cat([rotation_of(torch.full((1, 3), 0.006, dtype=torch.float64))[0] @ camera.camera_to_world[:, :3],
+                        camera.camera_to_world[:, 3:]], 1)  # fmt: skip
+    again = fit.align(camera.moved(turned), image).camera
+    assert turn_between([again], (here,)) == pytest.approx(0.0, abs=1e-3)  # one camera: its turn is common
+    apart = (again.camera_to_world[:, :3] @ here.camera_to_world[:, :3].T - torch.eye(3)).norm()
+    assert float(apart) < 0.3 * 0.006 * np.sqrt(6)
+
+
+def test_a_run_goes_on_bit_for_bit_and_its_cameras_are_in_the_checkpoint(tmp_path: Path) -> None:
+    config = tiny_config(
+        refine=("poses", "lens", "exposure"), refinement=RefineOptions(rays_per_update=100, interval=2)
+    )
+    scene = spoilt(small(), 1.0)
+    whole = RunFolder.create(tmp_path / "whole", "demo")
+    train(NerfTask(config, scene, seed=1), whole, TrainOptions(n_steps=40))
+    halves = RunFolder.create(tmp_path / "halves", "demo")
+    train(NerfTask(config, scene, seed=1), halves, TrainOptions(n_steps=40, stop_after=23))
+    task = NerfTask(config, scene, seed=1)
+    train(task, halves, TrainOptions(n_steps=40), resume=True)
+    (one, about), (other, _) = load_checkpoint(whole.checkpoint), load_checkpoint(halves.checkpoint)
+    assert {"refinement.poses", "refinement.gathered_lens", "optimizer.poses.0.moment1"} <= one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+    assert float(one["refinement.poses"].abs().max()) > 0
+    moved = [camera.to_dict() for camera in task.cameras()["train"]]
+    assert about["cameras"]["train"] == moved != [c.to_dict() for c in scene.splits["train"].cameras]
+    export_checkpoint(whole.checkpoint, tmp_path / "small.safetensors")
+    model = load_model(tmp_path / "small.safetensors")
+    assert model.cameras["train"] == task.cameras()["train"]
+    assert model.info["refinement"]["parts"] == ["poses", "lens", "exposure"]
+    del one["refinement.poses"]
+    with pytest.raises(CheckpointError, match=r"refinement\.poses"):
+        task.restore(one, about["state"])
+
+
+def test_fine_levels_wait_where_cameras_move() -> None:
+    config = tiny_config(refine=("poses",), refinement=RefineOptions(coarse_until=0.9, rays_per_update=100))
+    task = NerfTask(config, small(), seed=1)
+    task.begin()
+    layout, table = config.field_config(1, 0.0).encoding.layout(3), task.steps.values().table
+    before = table.clone()
+    for step in range(3):
+        task.step(step, step / 100)
+    first = int(layout.level_offsets[int((np.asarray(layout.resolutions) <= 64).sum())])
+    assert torch.equal(table[first:], before[first:]) and not torch.equal(table[:first], before[:first])
+    task.step(3, 0.95)
+    assert not torch.equal(table[first:], before[first:])
