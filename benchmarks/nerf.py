@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--no-alpha", action="store_true", help="never carve from alpha")
     parser.add_argument("--log2-hashmap-size", type=int)
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of lookups and networks")
-    parser.add_argument("--quality", choices=list(QUALITIES), default=DEFAULT_QUALITY, help="of the judged renderings")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other values of the configuration")
+    parser.add_argument("--quality", choices=list(QUALITIES), default=DEFAULT_QUALITY, help="of the judged renderings")
     parser.add_argument("--n-steps", type=int, help="steps instead of seconds")
     parser.add_argument("--cpu-clock", action="store_true", help="seconds of own processor time, divided by threads")
     parser.add_argument("--pixels", type=int, help="judge so many random pixels of each view instead of all")
@@ -113,8 +113,7 @@ def run(scene: Any, seconds: float, options: argparse.Namespace) -> None:
         row = {
             "scene": scene.name, "seconds": round(elapsed, 1), "preset": name,
             "log2_T": config.encoding.log2_hashmap_size, "background": background,
-            "alpha": "used" if task.is_carved else "not used",
-            "quality": "exact" if options.pixels else model.quality,
+            "alpha": "used" if task.is_carved else "not used", "quality": "exact" if options.pixels else model.quality,
             "precision": f"{lookups}, networks {parameters.precision}",
             "psnr": round(found["psnr"], 3), "psnr_min": round(min(psnrs), 2), "psnr_max": round(max(psnrs), 2),
             "ssim": round(found["ssim"], 4) if "ssim" in found else "", "steps": step,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from hashfield.data.dataset import PosedImages, Scene
@@ -32,15 +32,15 @@ from hashfield.tasks.shared import CPU, check_seed, fingerprint_of, parse_backgr
 from hashfield.train.checkpoint import config_to_dict
 from hashfield.train.schedule import learning_rate_at
 
+HORIZON = 0.8
+"""Share of the median distance to the point that the cameras look at from which on nothing is near, for the loss."""
+
 RESIDENT_BYTES = 2**30
 """Bytes of photos in memory at a time, where they lie in files and nothing says how many."""
 
 MARGIN_OF_ERROR = 0.04
 """Share of a picture's longer side by which silhouettes are grown where poses or lenses are refined: as much as half a
 degree, a hundredth of the distance and three of a hundred of the focal length move a pixel near the border."""
-
-HORIZON = 0.8
-"""Share of the median distance to the point that the cameras look at from which on nothing is near, for the loss."""
 
 
 class NerfTask:
@@ -177,11 +177,7 @@ class NerfTask:
     def begin(self) -> None:
         """Carve the grid and choose the pixels to draw from."""
         masks = self._silhouettes(self.config.occupancy.carve_margin_px + self._margin_of_error())
-        pool = self.pool
-        alive = carve(
-            pool.table, pool.starts, pool.widths, pool.heights, masks, aabb_scale=self.spaces.aabb_scale,
-            fewest=1 if self.is_carved else self._fewest_views(), near=None if self.is_carved else self._nearest(),
-        )  # fmt: skip
+        alive = self._carved(masks)
         if not bool(alive.any()):
             raise ConfigError(
                 "nothing to train: no cell of the training box is seen by a camera"
@@ -193,16 +189,18 @@ class NerfTask:
         self.steps.draw_from(self._training_pool())
         self.steps.begin(alive, box)
 
-    def _fewest_views(self) -> int:
-        """Cameras that must see a cell: as configured, but no more than a quarter of all."""
-        return max(1, min(self.config.occupancy.fewest_views, len(self.pool.table) // 4))
-
-    def _nearest(self) -> Float64[Tensor, " n_cameras"] | None:
-        """How far anything is from each camera at least, scene units; None: no such limit."""
-        if self.focus is None:
-            return None
+    def _carved(self, masks: UInt8[Tensor, " n_pixels"] | None) -> Bool[Tensor, " n_cells"]:
+        """The cells that can hold anything."""
+        pool, rules, aabb_scale = self.pool, self.config.occupancy, self.spaces.aabb_scale
+        photos = (pool.table, pool.starts, pool.widths, pool.heights)
+        if self.is_carved or self.focus is None:
+            return carve(*photos, masks, aabb_scale=aabb_scale)
         # A camera that was held closer than most has a subject that is closer than most.
-        return self.config.occupancy.nearest * self.focus.clamp(max=float(self.focus.median()))
+        distance = self.focus.clamp(max=float(self.focus.median()))
+        fewest = max(1, min(rules.fewest_views, len(pool.table) // 4))
+        often = carve(*photos, None, aabb_scale=aabb_scale, fewest=fewest, near=rules.nearest * distance)
+        # Behind what all look at, the background of a single photo is worth having.
+        return often | carve(*photos, None, aabb_scale=aabb_scale, near=distance)
 
     def _silhouettes(self, margin_px: int) -> UInt8[Tensor, " n_pixels"] | None:
         pool = self.pool

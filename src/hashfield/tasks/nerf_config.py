@@ -84,10 +84,11 @@ class OccupancyConfig:
     use_alpha: bool = True
     """Carve the grid from the photos' alpha, where they have any, before the first step."""
     fewest_views: int = 3
-    """Without alpha: training cameras that must see a cell for it to hold anything, but never more than a quarter of
-    them. What few cameras see can be made up so that it looks right from each of them."""
+    """Without alpha, where the cameras look at a common point: training cameras that must see a cell for it to hold
+    anything, but never more than a quarter of them, if it is nearer to one of them than that point. What few cameras
+    see can be made up so that it looks right from each of them."""
     nearest: float = 0.25
-    """Without alpha: where the cameras look at a common point, cells that are nearer to a camera than this share of the
+    """Without alpha, where the cameras look at a common point: cells that are nearer to a camera than this share of the
     median distance to that point hold nothing. 0: no such rule."""
     carve_margin_px: int = 9
     """Silhouettes are grown by this before carving: about half a cell's projected diagonal at 800 px."""
