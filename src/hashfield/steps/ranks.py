@@ -554,7 +554,7 @@ def _roll_call(store: Any, rank: int, n: int, patience: float, version: str = __
         rank: Number of this process.
         n: Ranks that it expects.
         patience: Seconds to wait for them.
-        version: Of hashfield here.
+        version: Version of hashfield here.
     """
     own = {"n": n, "version": version, "host": socket.gethostname()}
     there: dict[int, dict[str, Any]] = {}

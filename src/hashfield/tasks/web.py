@@ -104,7 +104,7 @@ def nerf_scene(model: NerfModel, size: WebSize) -> tuple[WebScene, NerfModel, tu
 
 
 def with_table(model: Any, table: QuantisedTable | None) -> Any:
-    """A model of any kind in float32, with another table where one is given."""
+    """A model of any kind in float32 that leaves nothing out of its pictures, with another table where one is given."""
     field = copy.deepcopy(model.field)
     if table is not None:
         old = field.encoding.table
@@ -114,7 +114,7 @@ def with_table(model: Any, table: QuantisedTable | None) -> Any:
     shared = {"cameras": model.cameras, "background": model.background, "precision": "float32", "info": model.info}
     if isinstance(model, SdfModel):
         return SdfModel(field, model.spaces, model.box, **shared)
-    return NerfModel(field, model.spaces, model.bits, model.box, step_scale=model.step_scale, **shared)
+    return NerfModel(field, model.spaces, model.bits, model.box, step_scale=model.step_scale, quality="exact", **shared)
 
 
 def image_scene(model: ImageModel, size: WebSize) -> tuple[WebScene, ImageModel, tuple[str, ...]]:
@@ -216,9 +216,6 @@ def page_loss(scene: WebScene, model: Any, shown: Any) -> float:
         known = model.cameras.get("test") or page_cameras(model.cameras, model.spaces)[0]
         views = [fitted(view, LOSS_SIZE_PX) for view in chosen(known, LOSS_VIEWS)]
     exact, errors = with_table(model, None), []
-    # What pictures leave out for speed is no fault of the page's few bits.
-    for either in (exact, shown):
-        either.quality = "exact"
     for view in views:
         a, b = (m.frame(view, ("color",), WHITE)["color"].astype(np.float64).clip(0, 1) for m in (exact, shown))
         errors.append(float(np.square(a - b).mean()))
