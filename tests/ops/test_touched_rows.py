@@ -35,6 +35,8 @@ def test_agrees_with_the_reference(n_features, wire, keeps, backend) -> None:
 
 @pytest.mark.parametrize("backend", backend_params("touched_rows"))
 def test_what_is_taken_and_added_again_is_what_was_there(backend) -> None:
+    if backend == "triton":
+        pytest.skip("several processes train on CPUs only")
     before = sparse(4).nan_to_num()
     array = before.clone()
     rows = take_rows(array, PARTS, 1.0, torch.float32, backend=backend)

@@ -41,6 +41,8 @@ def test_parts_that_do_not_fit_are_refused(parts: list[tuple[int, int]]) -> None
 @pytest.mark.parametrize("backend", backend_params("adam"))
 @pytest.mark.parametrize("n_features", [1, 2, 4, 8])
 def test_rows_without_a_gradient_need_not_be_read(n_features: int, backend: Backend) -> None:
+    if backend == "triton":
+        pytest.skip("several processes train on CPUs only")
     g = torch.Generator().manual_seed(n_features)
     is_touched = torch.rand(296, generator=g) < 0.1
     grad = torch.randn(296, n_features, generator=g) * is_touched[:, None]
