@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--downscale", type=int, default=4)
     parser.add_argument("--n-steps", type=int, default=700, help="of each training")
     parser.add_argument("--share", type=float, default=0.5, help="of the photos that the blob is in")
-    parser.add_argument("--out", type=Path, default=Path("/tmp/hashfield-masks"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path("runs/masks-benchmark"), help="folder of the runs")
     parser.add_argument("--write", action="store_true", help="append to results/masks.csv")
     options = parser.parse_args()
     scene = load_scene(options.scene, ReadOptions(downscale=options.downscale))
