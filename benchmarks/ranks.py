@@ -412,7 +412,7 @@ MEASURED = {
 }
 """Of a machine of 2 cores, lego, L8 F4 T 2^19: rows of results/ranks.csv, and the kernels alone. Bytes are those of one
 rank of two with half a batch of 2^16, in bfloat16; the first level travels whole. Of the kernels: nanoseconds on one core
-for each row of a level, and for each of those touched."""
+for each row of a level, and for each of those touched. `adam_ms` alone is an estimate, of Adam's pass over the table."""
 ROW = 16  # bytes of an entry of four float32
 EXCHANGES = 3  # that wait for each other: figures and counts, the touched entries, the small things
 

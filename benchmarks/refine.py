@@ -5,7 +5,7 @@
 Poses are turned by 0.5 degrees about a random axis and shifted by 1 % of the camera's distance from the box's centre in
 a random direction, the focal length is 3 % too long, and photos are multiplied (in sRGB, then clipped) by gains from
 0.6 to 1.6. Three runs are compared, each planned for its length: undisturbed, disturbed without refinement, disturbed
-with; a fourth shows what refinement costs on clean data. Alpha is not used: photos with alpha are laid on white. Every run is
+with; a fourth shows what refinement costs on clean data. Without --alpha, photos with alpha are laid on white. Every run is
 judged twice: whole held-out views by the cameras of the file, and their right halves after pose and exposure of each
 were fitted on its left half, which treats all runs alike.
 """
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--errors", nargs="*", default=["poses", "lens"], choices=["poses", "lens", "exposure"])
     parser.add_argument("--refine", nargs="*", choices=["poses", "lens", "exposure"], help="default: as --errors")
     parser.add_argument("--runs", nargs="+", default=["clean", "spoilt", "refined", "clean-refined"])
+    parser.add_argument("--alpha", action="store_true", help="use the photos' alpha, and carve from it")
     parser.add_argument("--spoil-held-out", action="store_true", help="as where one file holds all views")
     parser.add_argument("--downscale", type=int, default=1)
     parser.add_argument("--n-steps", type=int)
@@ -148,7 +149,7 @@ def main() -> None:
         clean = make_demo_scene(size=200 // options.downscale, n_train=40, n_test=8)[0]
     else:
         clean = load_scene(Path(options.scene), ReadOptions(downscale=options.downscale))
-    clean = opaque(clean) if clean.has_alpha else clean
+    clean = opaque(clean) if clean.has_alpha and not options.alpha else clean
     bad = spoilt(clean, options.errors, options.seed, held_out=options.spoil_held_out)
     refine = options.errors if options.refine is None else options.refine
     for run in options.runs:
@@ -158,7 +159,7 @@ def main() -> None:
         figures = judged(task, scene, options.errors, options.n_views)
         row = {"scene": clean.name, "run": run, "errors": " ".join(options.errors), "refine": " ".join(refine) if "refined" in run else "",
                **figures, "degrees_off": round(degrees, 4), "units_off": round(units, 5), **row,
-               "downscale": options.downscale, "held_out_spoilt": options.spoil_held_out, "seed": options.seed,
+               "alpha": options.alpha, "downscale": options.downscale, "held_out_spoilt": options.spoil_held_out, "seed": options.seed,
                "threads": torch.get_num_threads()}  # fmt: skip
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         append("refine", [row])

@@ -65,7 +65,7 @@ def test_texture_points_and_volume_of_a_run(trained: Path, tmp_path: Path, capsy
     command = ["mesh", str(trained), "--resolution", "32", "--level", "20", "--out"]
     assert run([*command, str(tmp_path / "t.obj"), "--texture", "256"]) == 0
     printed = capsys.readouterr().out
-    assert "from 10 photos" in printed and "t.obj, t.mtl, t.png" in printed
+    assert "from 10 photos" in printed and "t.obj, t.png, t.mtl" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.mtl", "t.obj", "t.png"]
     textured = trimesh.load(tmp_path / "t.obj", force="mesh")
     assert textured.visual.material.image.size == (256, 256)
@@ -104,7 +104,7 @@ def test_a_page_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--components", "-1"], "--components: expected"),
         (["--texture", "512", "--out", "a.ply"], "a.ply: textures go into .glb or .obj"),
         (["--points", "-5"], "--points: expected"),
-        (["--points", "9", "--out", "a.obj"], "--points: expected a number > 0 and a .ply file"),
+        (["--points", "9", "--out", "a.obj"], "--points: expected a number above 0 and a .ply file"),
         (["--points", "9", "--out", "a.npy"], "a.npy: values in space take no --points"),
         (["--points", "9", "--texture", "512", "--out", "a.glb"], "exclude each other"),
     ],

@@ -75,6 +75,7 @@ def test_a_killed_rank_is_named_in_one_line_and_an_interrupt_of_one_saves_for_al
     while run.joinpath("metrics.jsonl").stat().st_size == before and time.monotonic() < deadline:
         time.sleep(0.1)
     ranks[1].kill()
+    ranks[1].communicate(timeout=60)
     text = ranks[0].communicate(timeout=60)[1]
     assert ranks[0].returncode == 2
     lines = [line for line in text.splitlines() if line.startswith("hashfield: ")]
@@ -103,7 +104,7 @@ def test_an_environment_that_makes_no_sense_ends_in_one_line() -> None:
             return str(caught.value)
 
     assert told(WORLD_SIZE="2") == (
-        "WORLD_SIZE tells of several ranks, but RANK, MASTER_ADDR, MASTER_PORT is not set: use torchrun"
+        "WORLD_SIZE says that there are several ranks, but RANK, MASTER_ADDR, MASTER_PORT is not set: use torchrun"
     )
     assert "expected a rank below the number of ranks, got '2' and '2'" in told(
         WORLD_SIZE="2", RANK="2", MASTER_ADDR="x", MASTER_PORT="1"

@@ -593,6 +593,8 @@ class FieldCase:
     n_rays: int = 65
     huber: float = 0.0
     sparsity: float = 0.0
+    distortion: float = 0.0
+    nearness: float = 0.0
     seed: int = 0
     field_options: Mapping[str, Any] = field(default_factory=dict)
     """As `fused.field` takes them."""
@@ -617,7 +619,10 @@ def _on_rays(op: str, name: str, case: FieldCase) -> OpCase:
             "bits": bits,
             "options": case.options,
         }
-        return made if op == "render_rays" else {**made, "huber_delta": case.huber, "sparsity": case.sparsity}
+        return made if op == "render_rays" else {
+            **made, "huber_delta": case.huber, "sparsity": case.sparsity, "distortion": case.distortion,
+            "nearness": case.nearness,
+        }  # fmt: skip
 
     if op == "render_rays":
         return OpCase(
@@ -645,7 +650,10 @@ TRAIN_RAYS = {
     "relu": FieldCase("L16F2", 64, NEAR, seed=1, field_options=RELU),
     "relu_faint": FieldCase("L8F4", 64, FAINT_CONE, field_options={**RELU, **BF16}),
     "sparsity": FieldCase("L8F4", 64, NEAR, sparsity=0.3),
-    "sparsity_relu_faint": FieldCase("L8F4", 64, FAINT, huber=0.1, sparsity=0.5, field_options=RELU),
+    "distortion": FieldCase("L8F4", 64, NEAR, distortion=0.5),
+    "nearness": FieldCase("L8F4", 64, NEAR, nearness=0.5),
+    "distortion_cone": FieldCase("L5F2", 32, CONE, 33, huber=0.1, distortion=2.0, nearness=0.3, field_options=BF16),
+    "sparsity_relu_faint": FieldCase("L8F4", 64, FAINT, huber=0.1, sparsity=0.5, distortion=0.2, field_options=RELU),
 }
 TRAIN_RAYS_CASES = [_on_rays("train_rays", name, case) for name, case in TRAIN_RAYS.items()]
 _SEEN = (MarchOptions(1, 0.0, 2.0, 1e-4), MarchOptions(4, 1 / 256, 2.0, 1e-4))

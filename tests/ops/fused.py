@@ -144,6 +144,8 @@ def step(
     workspace: TrainWorkspace,
     huber: float = 0.0,
     sparsity: float = 0.0,
+    distortion: float = 0.0,
+    nearness: float = 0.0,
 ) -> tuple[TrainRaysResult, list[Tensor]]:
     """One step from a cleared gradient: what it found, and every gradient."""
     rays, bits, target, background, jitter = case
@@ -156,6 +158,8 @@ def step(
         workspace,
         huber_delta=huber,
         sparsity=sparsity,
+        distortion=distortion,
+        nearness=nearness,
     )
     return found, [workspace.grad_table.clone(), *found.grad_density_weights, *found.grad_color_weights]
 

@@ -1,5 +1,6 @@
 """The fused ops, a whole training step and volume rendering, against the composition of the small references."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from hashfield.errors import BackendError, ShapeError
 from hashfield.geometry.rays import RayBatch, Rays
+from hashfield.kernels.reference.train_rays import NEAREST, distortion_of
 from hashfield.ops.backend import Backend
 from hashfield.ops.elementwise_encode import frequency_encode
 from hashfield.ops.occupancy_update import refresh_cells
@@ -38,6 +40,30 @@ def test_sparsity_is_seen_by_loss_and_densities():
     assert with_entropy.squared_error == without.squared_error
     assert relative_error(with_entropy.grad_density_weights[0], without.grad_density_weights[0]) > 0.05
     assert torch.equal(with_entropy.grad_color_weights[2], without.grad_color_weights[2])
+
+
+def test_distortion_is_the_sum_over_pairs_and_draws_weight_together() -> None:
+    g = torch.Generator().manual_seed(0)
+    counts = torch.tensor([0, 5, 1, 0, 12])
+    offsets = torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0))
+    weight = torch.rand(18, generator=g, dtype=torch.float64)
+    t = torch.rand(18, generator=g, dtype=torch.float64) * 3
+    for first, last in itertools.pairwise(offsets.tolist()):
+        t[first:last] = t[first:last].sort().values
+    t[0] = 0.0  # nearer than is told apart
+    depth = t.clamp(min=NEAREST).log()
+    right = [
+        sum(float(weight[i] * weight[j] * (depth[i] - depth[j]).abs()) for i in range(a, b) for j in range(a, b))
+        for a, b in itertools.pairwise(offsets.tolist())
+    ]
+    found = distortion_of(weight, t, offsets)
+    torch.testing.assert_close(found, torch.tensor(right, dtype=torch.float64))
+    assert distortion_of(weight[:0], t[:0], offsets[:1]).shape == (0,)
+    assert torch.autograd.gradcheck(lambda w: distortion_of(w, t, offsets), weight.requires_grad_())
+    # By the gradient of the last ray's, the sample in the middle of the weight gains most.
+    (pull,) = torch.autograd.grad(distortion_of(weight, t, offsets)[4], weight)
+    middle = int((weight[6:].cumsum(0) < 0.5 * weight[6:].sum()).sum())
+    assert int(pull[6:].argmin()) == middle
 
 
 @pytest.mark.parametrize("backend", backend_params("render_rays"))
@@ -144,6 +170,8 @@ def test_unfused_field_is_the_same_function(options: MarchOptions, activation: s
                 workspace,
                 huber_delta=0.1,
                 sparsity=0.05,
+                distortion=0.1,
+                nearness=0.2,
             )
         )
     unfused, fused = results

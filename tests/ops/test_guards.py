@@ -352,6 +352,8 @@ FUSED_FAULTS: list[tuple[str, str, Callable[[Inputs], Inputs]]] = [
     ("train_rays-bf16", "table not rounded", _given(field=_with(table_bf16=None))),
     ("train_rays-huber_uncut", "other loss", _given(huber_delta=lambda delta: 1.01 * delta)),
     ("train_rays-sparsity", "entropy counted for more", _given(sparsity=lambda weight: 1.001 * weight)),
+    ("train_rays-distortion", "distortion counted for more", _given(distortion=lambda weight: 1.001 * weight)),
+    ("train_rays-nearness", "nearness counted for more", _given(nearness=lambda weight: 1.001 * weight)),
     ("train_rays-faint", "faint samples kept", _given(options=_with(min_weight=0.0))),
     ("train_rays-relu", "other activation", _given(field=_with(density_activation="exp", density_bias=1.0))),
     ("render_rays-f4_box1", "longer steps", _given(options=_with(step_scale=2.002))),

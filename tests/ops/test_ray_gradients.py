@@ -68,13 +68,15 @@ def some(given: RayBatch, chosen: Tensor) -> RayBatch:
 
 def run(
     parameters: FieldParameters, given: RayBatch, bits: Tensor, options: MarchOptions, backend: Backend | None,
-    huber: float = 0.0, sparsity: float = 0.0, room: int = 2**13,
+    huber: float = 0.0, sparsity: float = 0.0, distortion: float = 0.0, nearness: float = 0.0,
+    room: int = 2**13,
 ) -> tuple[TrainRaysResult, list[Tensor], RayGradients]:  # fmt: skip
     """A step that returns gradients of its rays: what it found, the field's gradients, the rays'."""
     workspace = TrainWorkspace(parameters, room, backend)
     found = train_rays(
-        parameters, given, bits, options, workspace, huber_delta=huber, sparsity=sparsity, ray_gradients=True
-    )
+        parameters, given, bits, options, workspace, huber_delta=huber, sparsity=sparsity, distortion=distortion,
+        nearness=nearness, ray_gradients=True,
+    )  # fmt: skip
     assert found.ray_gradients is not None
     grads = [workspace.grad_table.clone(), *found.grad_density_weights, *found.grad_color_weights]
     return found, grads, found.ray_gradients
@@ -207,13 +209,14 @@ def test_weight_zero_is_as_if_the_ray_were_not_there(unfused: bool) -> None:
         torch.testing.assert_close(a[chosen], share * b, rtol=1e-4, atol=1e-8)
 
 
-def test_weights_multiply_loss_error_and_sparsity() -> None:
+def test_weights_multiply_loss_error_sparsity_and_distortion() -> None:
     given, bits = make(PLAIN, "ones")
     parameters, double = wide(field(LAYOUTS["L5F2"], 32), given)
-    one, grads, own = run(parameters, double, bits, PLAIN, "reference", huber=0.1, sparsity=0.3)
+    more_losses = {"huber": 0.1, "sparsity": 0.3, "distortion": 0.4, "nearness": 0.2}
+    one, grads, own = run(parameters, double, bits, PLAIN, "reference", **more_losses)
     assert double.weight is not None
     thrice = replace(double, weight=3 * double.weight)
-    three, more_grads, more = run(parameters, thrice, bits, PLAIN, "reference", huber=0.1, sparsity=0.3)
+    three, more_grads, more = run(parameters, thrice, bits, PLAIN, "reference", **more_losses)
     assert three.loss == pytest.approx(3 * one.loss) and three.squared_error == pytest.approx(3 * one.squared_error)
     assert three.n_rays == one.n_rays
     for a, b in zip([*more_grads, *more[1:]], [*grads, *own[1:]], strict=True):

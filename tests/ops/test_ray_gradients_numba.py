@@ -23,9 +23,10 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=f"numba: {REASON}")
 def test_agrees_with_float64_on_any_number_of_threads(layout: str, n_threads: int) -> None:
     parameters = field(LAYOUTS[layout], 64)
     given, bits = make(PLAIN, "random", n=33, seed=2)
+    more = {"huber": 0.1, "sparsity": 0.05, "distortion": 0.1, "nearness": 0.2}
     with threads(n_threads):
-        mine, grads, own = run(parameters, given, bits, PLAIN, "numba", huber=0.1, sparsity=0.05)
-    exact, exact_grads, right = run(*wide(parameters, given), bits, PLAIN, "reference", huber=0.1, sparsity=0.05)
+        mine, grads, own = run(parameters, given, bits, PLAIN, "numba", **more)
+    exact, exact_grads, right = run(*wide(parameters, given), bits, PLAIN, "reference", **more)
     assert (mine.n_rays, mine.n_kept) == (exact.n_rays, exact.n_kept) and mine.n_rays < given.n_rays
     assert mine.loss == pytest.approx(exact.loss, rel=tolerances.FAST_OUTPUT)
     assert mine.squared_error == pytest.approx(exact.squared_error, rel=tolerances.FAST_OUTPUT)

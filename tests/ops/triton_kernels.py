@@ -203,6 +203,7 @@ def _adam(short: torch.dtype | None) -> None:
 def _train_rays(aabb_scale: int, has_cone: bool, huber_delta: float, per_ray: bool = False) -> None:
     from hashfield.kernels.triton_gpu import train_rays
     from hashfield.kernels.triton_gpu.march import as_words
+    from hashfield.ops.train_rays import DepthLosses
 
     field, n = _field(L8_F4, HALF), 1024
     a, v = torch.zeros(n), torch.zeros(n, 3)
@@ -213,8 +214,9 @@ def _train_rays(aabb_scale: int, has_cone: bool, huber_delta: float, per_ray: bo
     train_rays.enqueue(
         field, batch, *as_words(torch.zeros(aabb_scale.bit_length() * 128**3 // 8, dtype=torch.uint8)), aabb_scale,
         has_cone, train_rays.Buffers(field, n, n), torch.zeros(field.table.shape), min_transmittance=1e-3,
-        min_weight=1e-3, huber_delta=huber_delta, loss_scale=4.0, target_samples=n, fewest_rays=16, growth=2.0,
-        most_rays=n, per_ray=room,
+        min_weight=1e-3, huber_delta=huber_delta,
+        depth=DepthLosses(0.01, 0.005, 0.0) if has_cone else DepthLosses(), loss_scale=4.0,
+        target_samples=n, fewest_rays=16, growth=2.0, most_rays=n, per_ray=room,
     )  # fmt: skip
 
 

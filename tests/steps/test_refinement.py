@@ -225,7 +225,7 @@ def test_known_errors_of_poses_and_exposures_are_found_again(tmp_path: Path) -> 
     again = fit.align(camera.moved(turned), image).camera
     assert turn_between([again], (here,)) == pytest.approx(0.0, abs=1e-3)  # one camera: its turn is common
     apart = (again.camera_to_world[:, :3] @ here.camera_to_world[:, :3].T - torch.eye(3)).norm()
-    assert float(apart) < 0.3 * 0.006 * np.sqrt(6)
+    assert float(apart) < 0.4 * 0.006 * np.sqrt(6)
 
 
 def test_a_run_goes_on_bit_for_bit_and_its_cameras_are_in_the_checkpoint(tmp_path: Path) -> None:

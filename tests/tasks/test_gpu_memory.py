@@ -18,7 +18,7 @@ BYTES_PER_PARAMETER = 4 + 4 + 2 * 4 + 2  # value, gradient, two moments, copy in
 def scene_of(n_views: int, side: int) -> Any:
     """Square photos around a box of one cascade."""
     camera = Camera(torch.eye(4, dtype=torch.float64)[:3], side, side, side, side, side / 2, side / 2)
-    return SimpleNamespace(spaces=Spaces(), splits={"train": SimpleNamespace(cameras=[camera] * n_views)})
+    return SimpleNamespace(spaces=Spaces(), splits={"train": SimpleNamespace(cameras=[camera] * n_views, files=None)})
 
 
 def test_a_radiance_field_is_said_to_take_what_was_measured() -> None:

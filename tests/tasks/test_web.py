@@ -63,7 +63,7 @@ def toy(n_features: int, aabb_scale: int, *, activation: str = "exp", n_neurons:
     camera = Camera(pose, SIZE, SIZE, 70.0, 75.0, 30.0, 33.0)
     return NerfModel(
         module, spaces, bits, torch.tensor([0.5 - half] * 3 + [0.5 + half] * 3, dtype=torch.float64),
-        cameras={"test": [camera]}, step_scale=2.0, precision="float32",
+        cameras={"test": [camera]}, step_scale=2.0, precision="float32", quality="exact",
     )  # fmt: skip
 
 

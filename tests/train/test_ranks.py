@@ -1,6 +1,7 @@
 """The training loop and sweeps on several ranks: one of them writes, all end alike, any number of them goes on."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hashfield.train.sweep import run_sweep
 
 from ..tasks.scenes import small_scene, tiny_config
 from ..threads_as_ranks import as_ranks
+from .test_loop import FakeTask
 from .test_sweep import SAMPLES, cells_of
 
 
@@ -54,7 +56,11 @@ def test_one_rank_writes_and_any_number_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_run_by_the_clock_ends_for_all_at_the_same_step(tmp_path: Path) -> None:
-    found = on_ranks(2, tmp_path, TrainOptions(max_seconds=0.3))
+    def work(ranks: Ranks) -> TrainResult:
+        task: Any = FakeTask(on_step=lambda step: time.sleep(0.01 * (1 + ranks.rank)))  # one is slower
+        return train(task, folder(tmp_path / str(ranks.rank)), TrainOptions(max_seconds=0.3))
+
+    found = as_ranks(2, work)
     assert found[0].step == found[1].step > 0 and found[0].stopped_by == found[1].stopped_by == "done"
     assert found[0].train_seconds == found[1].train_seconds >= 0.3
 

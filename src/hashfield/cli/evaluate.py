@@ -39,7 +39,7 @@ class Evaluate:
     background: str | None = None
     """Colour behind photo and rendering (white, black or #rrggbb); default: that of the run."""
     quality: Quality = DEFAULT_QUALITY
-    """Of the renderings, as for hashfield render; said with the figures."""
+    """Quality of the renderings, as for hashfield render; said with the figures."""
     max_seconds: float | None = None
     """About how long rendering may take; only so many bands of rows are then judged. Default: whole views."""
     json: Path | None = None

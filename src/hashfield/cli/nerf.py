@@ -212,10 +212,10 @@ def finish(
             model, views, on_view=keep, max_seconds=seconds,
             watch=lambda parts, total: counted(parts, total, "parts of the held-out views judged"),
         )  # fmt: skip
-        took = f"{seconds_a_frame(figures, views):.2f} s a frame"
-        say(f"held-out: {held_out_text(figures, views)}, {took}; views not aligned")
+        pace = seconds_a_frame(figures, views)
+        say(f"held-out: {held_out_text(figures, views)}, {pace:.2f} s a frame; views not aligned")
         if fits_views(task):
-            figures["aligned"] = evaluate_aligned(model, views, task.config.refine)
+            figures["aligned"] = evaluate_aligned(model, views, task.config.refine, max_seconds=seconds)
             say(aligned_line(figures["aligned"]))
         for k in counted(sorted(chosen), len(chosen), "pictures for the report"):
             sheet = comparison(model, views, k, renderings.get(k))
@@ -271,7 +271,7 @@ def comparison(model: HasFrames, views: PosedImages, k: int, rendering: np.ndarr
         model: What is shown.
         views: The held-out ones.
         k: Which of them.
-        rendering: Of the size of the sheet's pictures, if there is one already.
+        rendering: One of the size of the sheet's pictures, if there is one already.
     """
     camera = views.cameras[k]
     photo = shrunk(over(views.images[k], model.background), SHEET_SIDE)
@@ -351,8 +351,8 @@ def fits_views(task: NerfTask) -> bool:
 def aligned_line(aligned: dict[str, Any]) -> str:
     """Figures of aligned views, and how they were aligned."""
     return (
-        f"aligned: {aligned['n_views']} views, PSNR {aligned['psnr']:.2f} dB, SSIM {aligned['ssim']:.4f}; "
-        f"{aligned['alignment']}"
+        f"aligned: {aligned['n_views']} of {aligned['n_given']} views, PSNR {aligned['psnr']:.2f} dB, "
+        f"SSIM {aligned['ssim']:.4f}; {aligned['alignment']}"
     )
 
 

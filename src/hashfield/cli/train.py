@@ -240,7 +240,7 @@ def shared_plan(ranks: Ranks, make: Callable[[], Plan], like: Any) -> Plan:
     """The first rank's plan on every rank; the files that it is made from need to lie there only.
 
     Args:
-        ranks: Of this run.
+        ranks: Those that train together.
         make: Makes the plan.
         like: A configuration of the kind that the plan has.
     """

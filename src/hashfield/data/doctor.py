@@ -416,8 +416,7 @@ def _check_mirrored(case: _Case, shop: Workshop, copy: list[str], matches: Match
 
 def _check_copies(case: _Case) -> None:
     for a, b, _ in copies(case.pixels):
-        one, other = (case.cameras[k].camera_to_world for k in (a, b))
-        if bool(torch.allclose(one, other, atol=1e-6)):
+        if torch.allclose(case.cameras[a].camera_to_world, case.cameras[b].camera_to_world, atol=1e-6):
             case.say("duplicate", "are the same photo with the same pose", "leave one of them out", (a, b))
         else:
             case.say(
@@ -598,7 +597,7 @@ def _check_each_pose(case: _Case, are_right: bool) -> tuple[np.ndarray, list[int
     n_points: list[int | None] = [None] * n
     if case.tracks is not None:
         off, seen = reprojection(case.cameras, case.tracks, case.name_of)
-        n_points = list(seen)
+        n_points = [*seen]
         error = off if case.points is not None else error
     shares = photo_agreement(n, case.links, agreement(case.cameras, case.links))
     if case.are_matched and case.tracks is None:

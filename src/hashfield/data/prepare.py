@@ -292,7 +292,7 @@ def _in_a_row(names: Sequence[str]) -> list[tuple[str, str]]:
     return [(names[a], names[b]) for a, b in sorted(pairs)]
 
 
-def _all_with_all(names: Sequence[str]) -> list[tuple[str, str]]:
+def _all_with_all(names: list[str]) -> list[tuple[str, str]]:
     return [(a, b) for k, a in enumerate(names) for b in names[k + 1 :]]
 
 

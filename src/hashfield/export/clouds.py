@@ -22,7 +22,7 @@ class Cloud:
     """World units."""
     normals: Float32[np.ndarray, "n 3"]
     colors: UInt8[np.ndarray, "n 3"] | None
-    """sRGB."""
+    """Colour of each point in sRGB."""
 
 
 def points_on(mesh: Mesh, n: int, seed: int = 0) -> tuple[Float64[np.ndarray, "n 3"], Float32[np.ndarray, "n 3"]]:
@@ -31,7 +31,7 @@ def points_on(mesh: Mesh, n: int, seed: int = 0) -> tuple[Float64[np.ndarray, "n
     Args:
         mesh: With normals.
         n: Points, at least 1.
-        seed: Of their places.
+        seed: Seed of their places.
 
     Raises:
         ConfigError: n is out of range.
@@ -96,9 +96,9 @@ def encode_volume(
     """Contents of the files of a volume by name: the numbers as .npy, and a JSON file that says where they lie.
 
     Args:
-        path: Of the .npy file.
+        path: The .npy file.
         volume: Numbers at lattice corners, x first.
-        box: Of the outermost corners, world units.
+        box: First and last corner of the lattice, world units.
         what: What the numbers are.
         notes: Lines about units and axes.
     """

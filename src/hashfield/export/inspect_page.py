@@ -159,7 +159,7 @@ def plan_svg(plan: Plan) -> str:
     out.append(f'<polygon class="box" points="{corners}"/>')
     length = np.linalg.norm(plan.directions, axis=1, keepdims=True)
     ahead = plan.directions / np.maximum(length, 1e-9) * np.minimum(1, length + 0.25)
-    for k in np.argsort(plan.is_bad, kind="stable"):  # those with findings on top
+    for k in np.argsort(plan.is_bad, kind="stable").tolist():  # those with findings on top
         (x, y), (a, b) = place(plan.positions[k : k + 1])[0], ahead[k] * (1, -1) * 16
         ends = ((x, y), (x + a - 0.45 * b, y + b + 0.45 * a), (x + a + 0.45 * b, y + b - 0.45 * a))
         corners = " ".join(f"{u:.1f},{v:.1f}" for u, v in ends)

@@ -84,7 +84,7 @@ def rasterize(atlas: Atlas, size: int) -> Texels:
     Triangles are drawn in groups of like extent, each over a square of texels around it.
 
     Args:
-        atlas: Of the mesh.
+        atlas: The mesh's atlas.
         size: Texels along each side of the texture.
     """
     face = np.full((size, size), -1, np.int32)
@@ -132,7 +132,7 @@ def at_texels(
     """What the mesh's vertices hold, interpolated at the texels that show a triangle, row by row.
 
     Args:
-        values: Of the mesh's vertices.
+        values: What each of the mesh's vertices holds.
         faces: The mesh's own.
         texels: Where they lie.
     """
@@ -153,8 +153,8 @@ def encode_textured(
     Args:
         path: Its ending chooses the format; nothing is written.
         mesh: World units, with normals.
-        atlas: Of this mesh.
-        texture: sRGB.
+        atlas: The atlas of this mesh.
+        texture: Its colours in sRGB.
         notes: Lines about units, axes and origin.
     """
     check_textured_file(path, len(texture))

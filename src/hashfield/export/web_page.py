@@ -70,7 +70,7 @@ def quantise(
     Args:
         table: The numbers.
         layout: Which of them belong to which level.
-        bits: Of a number in the coarse levels and in the finest three octaves, 2 to 16.
+        bits: Bits of a number in the coarse levels and in the finest three octaves, 2 to 16.
     """
     codes = np.zeros(table.shape, np.int8)
     rest = np.zeros(table.shape, np.int8) if max(bits) > 8 else None

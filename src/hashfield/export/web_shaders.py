@@ -121,7 +121,7 @@ def network(matrices: Matrices, weights: Sequence[np.ndarray], name: str, source
     Args:
         matrices: Gets the weights.
         weights: [n_out, n_in] of each layer.
-        name: Of the function; its arrays' names begin with it.
+        name: Name of the function; its arrays' names begin with it.
         source: Array of the inputs.
         target: Array of the outputs.
     """
@@ -284,12 +284,12 @@ def nerf_shader(
     """Text of `pixel(at)` for a radiance field.
 
     Args:
-        layout: Of its grid.
-        scales: Of the bytes of each level's features.
+        layout: Layout of its grid.
+        scales: What the bytes of each level's features are multiplied by.
         density: Matrices of the density network, whose outputs are 16.
         color: Matrices of the colour network, which sees those and 16 spherical harmonics.
         matrices: Gets them.
-        spaces: Of the scene.
+        spaces: Spaces of the scene.
         box: Scene space; nothing lies outside it.
         step_scale: Length of the march's step.
         density_bias: Added to the log-density.
@@ -334,8 +334,8 @@ def image_shader(
     """Text of `pixel(at)` for a picture.
 
     Args:
-        layout: Of its grid.
-        scales: Of the bytes of each level's features.
+        layout: Layout of its grid.
+        scales: What the bytes of each level's features are multiplied by.
         weights: Matrices of its network, whose outputs are 1 to 4: grey, grey and alpha, RGB, RGBA.
         matrices: Gets them.
         interpolation: "linear" or "smoothstep".
@@ -358,8 +358,8 @@ def sdf_shader(
     """Text of `pixel(at)` for a signed distance.
 
     Args:
-        layout: Of its grid.
-        scales: Of the bytes of each level's features.
+        layout: Layout of its grid.
+        scales: What the bytes of each level's features are multiplied by.
         weights: Matrices of its network, which has one output.
         matrices: Gets them.
         interpolation: "linear" or "smoothstep".

@@ -33,7 +33,7 @@ def pixel_batch(
     *,
     has_alpha: bool = False,
     is_premultiplied: bool = False,
-    first: int = 0,
+    first: int | None = None,
     backend: Backend | None = None,
 ) -> PixelBatch:
     """One pixel from each cell of a lattice over the image, uniform over the cell.
@@ -50,7 +50,7 @@ def pixel_batch(
         n_channels: Channels that are learned, the first of those stored.
         has_alpha: The last of them is alpha.
         is_premultiplied: The colours are multiplied by it already; else they are now.
-        first: Number of the first cell of the batch, where it is a part of the lattice.
+        first: Number of the first cell of the batch, where it may be a part of the lattice; None: it is all of it.
         backend: Implementation; chosen by device if None.
 
     Raises:
@@ -61,7 +61,8 @@ def pixel_batch(
     op = "pixel_batch"
     check = Checker(op)
     n_cells = lattice[0] * lattice[1]
-    check("random", random, (n_cells,) if first == 0 and len(random) >= n_cells else ("n",), "int64")
+    check("random", random, (n_cells if first is None else "n",), "int64")
+    first = first or 0
     if not 0 <= first <= n_cells - len(random):
         raise ShapeError(f"{op}: first: expected a cell with {len(random)} of {n_cells} behind it, got {first}")
     if pixels.ndim != 3 or pixels.dtype not in STORED:

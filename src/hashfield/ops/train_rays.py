@@ -1,5 +1,6 @@
 """One training step of a radiance field: rays in, loss and gradients out, fused from march to backward pass."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,6 +58,19 @@ class TrainRaysResult:
     """Colours and gradients of each ray, where they were asked for."""
 
 
+class DepthLosses(NamedTuple):
+    """Weights of what the loss says about where along its ray a sample lies; see `train_rays`."""
+
+    distortion: float = 0.0
+    nearness: float = 0.0
+    log_horizon: float = 0.0
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there is such a loss."""
+        return self.distortion > 0.0 or self.nearness > 0.0
+
+
 class TrainWorkspace:
     """Buffers of `train_rays`, kept from step to step; `grad_table` is added to and the optimiser clears it."""
 
@@ -91,6 +105,9 @@ def train_rays(
     *,
     huber_delta: float = 0.0,
     sparsity: float = 0.0,
+    distortion: float = 0.0,
+    nearness: float = 0.0,
+    horizon: float = 1.0,
     ray_gradients: bool = False,
 ) -> TrainRaysResult:
     """Loss of a batch of rays and its gradients; the table's gradient is added to workspace.grad_table.
@@ -113,6 +130,12 @@ def train_rays(
         sparsity: Weight in the loss of the entropy -sum w log w of a ray's sample weights and of the light that is
             left behind them: HashNeRF's sparsity loss, which prefers one surface to a fog. Samples that are not
             trained (options.min_weight) have no part in it.
+        distortion: Weight in the loss of sum over pairs (i, j) of a ray's samples w_i w_j |log t_i - log t_j|, t being
+            distances in scene units, at least the finest step: mip-NeRF 360's distortion loss, which draws a ray's
+            weight together in depth. The same samples have part in it; t is held fixed.
+        nearness: Weight in the loss of sum over a ray's samples of w_i max(0, log(horizon / t_i)): of two places that
+            explain the photos alike, the farther one is taken. The same samples have part in it.
+        horizon: Distance in scene units from which on nothing is near, more than 0.
         ray_gradients: Whether to return the colours and gradients of each ray as well, which costs time.
 
     A field that is not fused is the same function of its numbers, composed of the small ops with autograd's gradients.
@@ -122,7 +145,8 @@ def train_rays(
 
     Source: instant-ngp src/testbed_nerf.cu (compute_loss_kernel_train_nerf); paper appendix E. Sparsity:
     HashNeRF-pytorch run_nerf.py, where it is summed over rays and the squared error is a mean over rays and channels:
-    its weight 1e-10 at 1,024 rays is 3e-7 here.
+    its weight 1e-10 at 1,024 rays is 3e-7 here. Distortion: mip-NeRF 360, equation 15, over the samples' places and
+    with the logarithm of distance, in which the march's steps are even, for its contracted distance.
     """
     field.check("train_rays")
     rays = batch.rays
@@ -135,9 +159,14 @@ def train_rays(
     if batch.weight is not None:
         check("batch.weight", batch.weight, (rays.n_rays,))
     at_least("train_rays", "sparsity", sparsity, 0.0)
+    at_least("train_rays", "distortion", distortion, 0.0)
+    at_least("train_rays", "nearness", nearness, 0.0)
+    if not 0.0 < horizon < math.inf:
+        raise ShapeError(f"train_rays: horizon: expected a finite distance above 0, got {horizon}")
+    depth = DepthLosses(float(distortion), float(nearness), math.log(horizon))
     if batch.weight is not None and not bool((torch.isfinite(batch.weight) & (batch.weight >= 0)).all()):
         raise ShapeError("train_rays: batch.weight: expected finite numbers of at least 0")
-    asked = (float(huber_delta), float(sparsity), ray_gradients)
+    asked = (float(huber_delta), float(sparsity), depth, ray_gradients)
     if field.is_fused:
 
         def limit(name: Backend) -> str | None:

@@ -26,7 +26,7 @@ def picture_between_pixels(
     the border are always rendered. What is thinner than two pixels and meets none of the four can be missed.
 
     Args:
-        width, height: Of the picture, in pixels.
+        width, height: Size of the picture, in pixels.
         render: Values of the pixels with these numbers, y * width + x.
         tolerance: Largest difference of neighbours between which a pixel is interpolated, in units of the channel.
         n_relative: So many of the last channels (distances) are compared relative to their size.

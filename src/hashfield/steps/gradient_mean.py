@@ -62,10 +62,10 @@ class GradientMean:
 
         Args:
             figures: Any numbers of this step.
-            gradient: Of the table [n_entries, n_features]; what is taken out comes back in the call.
+            gradient: Gradient of the table [n_entries, n_features]; what is taken out comes back in the call.
             due: Rows of the table that the optimiser will use.
             own: Rays or points by whose number this rank's gradients were divided.
-            total: Of all ranks together.
+            total: Those of all ranks together.
 
         Returns:
             The figures' sums.

@@ -123,8 +123,8 @@ class Ranks:
         """All n things, of which each rank has its `share`.
 
         Args:
-            own: This rank's, along the first axis.
-            n: Of all ranks together.
+            own: Those of this rank, along the first axis.
+            n: Numbers that all ranks have together.
         """
         if self.n == 1:
             return own
@@ -406,7 +406,7 @@ class Turns:
     """What the ranks tell each other at each step of a loop, one step late, so that nobody waits for it."""
 
     def __init__(self, ranks: Ranks) -> None:
-        """Of these ranks."""
+        """Args: ranks: Those that tell each other."""
         self.ranks = ranks
         self._told: Callable[[], Tensor] | None = None
 
@@ -551,10 +551,10 @@ def _roll_call(store: Any, rank: int, n: int, patience: float, version: str = __
 
     Args:
         store: Takes notes.
-        rank: Of this process.
+        rank: Number of this process.
         n: Ranks that it expects.
         patience: Seconds to wait for them.
-        version: Of hashfield here.
+        version: Version of hashfield here.
     """
     own = {"n": n, "version": version, "host": socket.gethostname()}
     there: dict[int, dict[str, Any]] = {}

@@ -4,6 +4,7 @@ Photos, random numbers, samples, gradients and parameters lie in buffers of a fi
 next step is decided on the device. The occupancy grid's refresh is launched uncaptured, and never waited for either.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from hashfield.nn.encodings import GridEncoding
 from hashfield.nn.fields import RadianceField, field_parameters
 from hashfield.ops.eval_points import compute_precision
 from hashfield.ops.render_rays import FieldParameters
+from hashfield.ops.train_rays import DepthLosses
 from hashfield.steps.graphs import COMPUTE, CapturedSteps
 from hashfield.steps.memory import CELLS_AT_ONCE
 from hashfield.steps.occupancy import OccupancyGrid, stratified
@@ -61,6 +63,7 @@ class DeviceRaySteps(CapturedSteps):
         self.field, self.recipe = field, recipe
         self.asked_precision: RunPrecision = precision
         matrices = [*field.density_network.weights, *field.color_network.weights]
+        self.depth = DepthLosses(recipe.distortion, recipe.nearness, math.log(recipe.horizon))
         self.precision: str = compute_precision(precision, device)
         optimizer = self.optimizer = DeviceOptimizer(
             network_groups(encoding.table, matrices, l2=recipe.l2), COMPUTE[self.precision]
@@ -143,8 +146,8 @@ class DeviceRaySteps(CapturedSteps):
         enqueue(
             self.device_field, self.batch, self.words, self.coarse, r.aabb_scale, r.cone_angle > 0.0, self.buffers,
             self.optimizer.grad_table, min_transmittance=r.min_transmittance, min_weight=r.min_weight,
-            huber_delta=r.huber_delta, loss_scale=RAY_GRADIENT, target_samples=r.batch, fewest_rays=FEWEST,
-            growth=float(GROWTH), most_rays=self.max_rays,
+            huber_delta=r.huber_delta, depth=self.depth, loss_scale=RAY_GRADIENT, target_samples=r.batch,
+            fewest_rays=FEWEST, growth=float(GROWTH), most_rays=self.max_rays,
         )  # fmt: skip
         self.optimizer.enqueue({"matrices": self.buffers.grad_weights}, self.buffers.hyper)
 

@@ -112,7 +112,8 @@ class HostRaySteps:
         )
         result = train_rays(
             self.values(), batch, grid.bits, options, self.workspace, huber_delta=recipe.huber_delta,
-            sparsity=recipe.sparsity, ray_gradients=is_refined,
+            sparsity=recipe.sparsity, distortion=recipe.distortion, nearness=recipe.nearness,
+            horizon=recipe.horizon, ray_gradients=is_refined,
         )  # fmt: skip
         if has_total_variation and result.n_rays > 0 and math.isfinite(result.loss):
             result.loss += recipe.total_variation * self._add_total_variation(step)

@@ -26,6 +26,12 @@ class RayRecipe:
     """0: squared error; else the delta of instant-ngp's Huber loss."""
     sparsity: float = 0.0
     """Weight of the entropy of a ray's sample weights in the loss."""
+    distortion: float = 0.0
+    """Weight of the spread of a ray's sample weights over the logarithm of distance in the loss."""
+    nearness: float = 0.0
+    """Weight of what a ray's sample weights lack to the horizon, by the logarithm of distance, in the loss."""
+    horizon: float = 1.0
+    """Distance in scene units from which on nothing is near."""
     total_variation: float = 0.0
     """Weight of the grid's total variation in random cubes of vertices."""
     l2: float = 1e-6

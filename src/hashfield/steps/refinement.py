@@ -85,7 +85,7 @@ class RefineOptions:
     every_step_until: float = 0.3
     """Fraction of the run until which every step refines."""
     interval: int = 4
-    """Of later steps every interval-th does: the gradients of rays cost time."""
+    """Later, only every interval-th step refines: the gradients of rays cost time."""
 
     def __post_init__(self) -> None:
         for name in ("pose_rate", "lens_rate", "exposure_rate"):

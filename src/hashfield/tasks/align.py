@@ -6,6 +6,7 @@ exposure are fitted on one half of the photo, with the model as it is, and the o
 judged.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -29,6 +30,8 @@ from hashfield.tasks.frames import Region
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.train.metrics import psnr, ssim
 
+GOLDEN: Final = 0.6180339887
+"""Views are judged in the order of the fractions of its multiples, so that the first few are spread over all."""
 N_RAYS: Final = 4096
 """Rays of the left half that a view is fitted on."""
 N_STEPS: Final = 20
@@ -61,6 +64,7 @@ def evaluate_aligned(
     parts: Sequence[Part],
     background: tuple[float, float, float] | None = None,
     seed: int = 0,
+    max_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Figures of the views' right halves after each view was aligned by its left half, as JSON values.
 
@@ -70,6 +74,7 @@ def evaluate_aligned(
         parts: "poses" fits each view's pose, "exposure" a gain of each channel; "lens" changes nothing here.
         background: Behind photo and rendering alike; the model's own if None.
         seed: Chooses the pixels that are fitted.
+        max_seconds: About how long it may take: then fewer views are judged, spread over all. None: every view.
 
     Raises:
         DataError: there is no view.
@@ -79,7 +84,11 @@ def evaluate_aligned(
     background = model.background if background is None else background
     fit = Fit(model, parts, background)
     figures = []
-    for k, (camera, image, name) in enumerate(zip(views.cameras, views.images, views.names, strict=True)):
+    start, n = time.perf_counter(), len(views)
+    for k in sorted(range(n), key=lambda k: k * GOLDEN % 1.0):
+        if figures and max_seconds is not None and time.perf_counter() - start > max_seconds:
+            break
+        camera, image, name = views.cameras[k], views.images[k], views.names[k]
         mask = None if views.masks is None else views.masks[k]
         found = fit.align(camera, image, mask, seed)
         left = camera.width // 2
@@ -101,6 +110,7 @@ def evaluate_aligned(
         "psnr": float(np.mean([f["psnr"] for f in figures])),
         "ssim": float(np.nanmean([f["ssim"] for f in figures])),
         "n_views": len(figures),
+        "n_given": n,
         "alignment": alignment_text(parts),
         "views": figures,
     }

@@ -53,8 +53,10 @@ QUALITIES: Final[Mapping[Quality, FrameEconomy]] = MappingProxyType(
         "fast": FrameEconomy(3e-2, 2e-2, 0.08),
     }
 )
-"""exact: every pixel, every sample that light reaches. fine: no more than 0.1 dB worse against photos, mostly not at
-all (benchmarks/README.md has the figures). fast: for moving pictures and for looking around.
+"""What each quality leaves out.
+
+exact: nothing, every pixel and every sample that light reaches. fine: no more than 0.1 dB worse against photos, mostly
+not at all (benchmarks/README.md has the figures). fast: for moving pictures and for looking around.
 
 On GPUs every picture is exact: there, colours cost little, and few pixels cost as much as many."""
 
@@ -97,7 +99,7 @@ class HasFrames(Protocol):
 
     @property
     def quality(self) -> Quality:
-        """Of frames, against their speed, where the model has a choice; may be set at any time."""
+        """Quality of frames against their speed, where the model has a choice; may be set at any time."""
         ...
 
     @quality.setter

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from hashfield.data.dataset import PosedImages, Scene
@@ -31,6 +31,9 @@ from hashfield.tasks.nerf_model import NerfModel, expected_shapes
 from hashfield.tasks.shared import CPU, check_seed, fingerprint_of, parse_background
 from hashfield.train.checkpoint import config_to_dict
 from hashfield.train.schedule import learning_rate_at
+
+HORIZON = 0.8
+"""Share of the median distance to the point that the cameras look at from which on nothing is near, for the loss."""
 
 RESIDENT_BYTES = 2**30
 """Bytes of photos in memory at a time, where they lie in files and nothing says how many."""
@@ -84,6 +87,8 @@ class NerfTask:
             """1 where a pixel may be learned from; None: everywhere."""
         else:
             self.streamed, self.masks = self._stream(views, cameras), None
+        self.focus = distances_to_focus(self.pool.table)
+        """How far each camera is from the point that all of them look at, scene units, if there is one."""
         init = torch.Generator().manual_seed(seed)
         field_config = config.field_config(self.spaces.aabb_scale, self.density_bias)
         self.field = RadianceField(field_config, generator=init).to(device)
@@ -124,6 +129,7 @@ class NerfTask:
 
     def _recipe(self) -> RayRecipe:
         train, occupancy = self.config.train, self.config.occupancy
+        nearness = train.nearness if train.nearness is not None else 0.0 if self.is_carved else 0.005
         decay = occupancy.decay if occupancy.decay is not None else 0.6 if self.is_carved else 0.95
         return RayRecipe(
             aabb_scale=self.spaces.aabb_scale,
@@ -139,6 +145,9 @@ class NerfTask:
             ),
             huber_delta=train.huber_delta,
             sparsity=train.sparsity,
+            distortion=train.distortion if train.distortion is not None else 0.0 if self.is_carved else 0.01,
+            nearness=0.0 if self.focus is None else nearness,
+            horizon=1.0 if self.focus is None else HORIZON * float(self.focus.median()),
             total_variation=train.total_variation,
             l2=train.l2,
             seed=self.seed,
@@ -168,11 +177,7 @@ class NerfTask:
     def begin(self) -> None:
         """Carve the grid and choose the pixels to draw from."""
         masks = self._silhouettes(self.config.occupancy.carve_margin_px + self._margin_of_error())
-        pool = self.pool
-        alive = carve(
-            pool.table, pool.starts, pool.widths, pool.heights, masks, aabb_scale=self.spaces.aabb_scale,
-            fewest=1 if self.is_carved else self._fewest_views(), near=None if self.is_carved else self._nearest(),
-        )  # fmt: skip
+        alive = self._carved(masks)
         if not bool(alive.any()):
             raise ConfigError(
                 "nothing to train: no cell of the training box is seen by a camera"
@@ -184,17 +189,18 @@ class NerfTask:
         self.steps.draw_from(self._training_pool())
         self.steps.begin(alive, box)
 
-    def _fewest_views(self) -> int:
-        """Cameras that must see a cell: as configured, but no more than a quarter of all."""
-        return max(1, min(self.config.occupancy.fewest_views, len(self.pool.table) // 4))
-
-    def _nearest(self) -> Float64[Tensor, " n_cameras"] | None:
-        """How far anything is from each camera at least, scene units; None: no such limit."""
-        distance = distances_to_focus(self.pool.table)
-        if distance is None:
-            return None
+    def _carved(self, masks: UInt8[Tensor, " n_pixels"] | None) -> Bool[Tensor, " n_cells"]:
+        """The cells that can hold anything."""
+        pool, rules, aabb_scale = self.pool, self.config.occupancy, self.spaces.aabb_scale
+        photos = (pool.table, pool.starts, pool.widths, pool.heights)
+        if self.is_carved or self.focus is None:
+            return carve(*photos, masks, aabb_scale=aabb_scale)
         # A camera that was held closer than most has a subject that is closer than most.
-        return self.config.occupancy.nearest * distance.clamp(max=float(distance.median()))
+        distance = self.focus.clamp(max=float(self.focus.median()))
+        fewest = max(1, min(rules.fewest_views, len(pool.table) // 4))
+        often = carve(*photos, None, aabb_scale=aabb_scale, fewest=fewest, near=rules.nearest * distance)
+        # Behind what all look at, the background of a single photo is worth having.
+        return often | carve(*photos, None, aabb_scale=aabb_scale, near=distance)
 
     def _silhouettes(self, margin_px: int) -> UInt8[Tensor, " n_pixels"] | None:
         pool = self.pool

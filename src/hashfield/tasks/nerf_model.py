@@ -70,7 +70,7 @@ class NerfModel(CameraFrames, nn.Module):
         step_scale: Step length of the march when rendering.
         precision: Number type of rendering, as NerfConfig describes it.
         info: Names and figures, free-form.
-        quality: Of pictures, against their speed; may be set at any time.
+        quality: Quality of pictures against their speed; may be set at any time.
         """
         super().__init__()
         self.field = frozen_view(module)
@@ -218,7 +218,7 @@ class NerfModel(CameraFrames, nn.Module):
 
     @property
     def quality(self) -> Quality:
-        """Of pictures, against their speed; may be set at any time."""
+        """Quality of pictures against their speed; may be set at any time."""
         return self._quality
 
     @quality.setter

@@ -47,7 +47,7 @@ def bake_texture(
         model: Rendered for the depth that each photo sees.
         surface: Has the field's colours.
         mesh: With normals.
-        atlas: Of the mesh.
+        atlas: The mesh's atlas.
         size: Texels along each side.
         cell: Side of a cell that the mesh was made with, world units: how exact its surface is.
         photos: To take colours from; None takes all from the field.
@@ -91,7 +91,7 @@ def add_photo(
 
     Args:
         model: Rendered for the depth that the photo sees: farther points are hidden.
-        camera: Of the photo, in the world.
+        camera: Camera of the photo, in the world.
         image: The photo, straight alpha.
         mask: Which of its pixels show the scene; None: all.
         points: World.

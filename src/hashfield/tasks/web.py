@@ -104,7 +104,7 @@ def nerf_scene(model: NerfModel, size: WebSize) -> tuple[WebScene, NerfModel, tu
 
 
 def with_table(model: Any, table: QuantisedTable | None) -> Any:
-    """A model of any kind in float32, with another table where one is given."""
+    """A model of any kind in float32 that leaves nothing out of its pictures, with another table where one is given."""
     field = copy.deepcopy(model.field)
     if table is not None:
         old = field.encoding.table
@@ -114,7 +114,7 @@ def with_table(model: Any, table: QuantisedTable | None) -> Any:
     shared = {"cameras": model.cameras, "background": model.background, "precision": "float32", "info": model.info}
     if isinstance(model, SdfModel):
         return SdfModel(field, model.spaces, model.box, **shared)
-    return NerfModel(field, model.spaces, model.bits, model.box, step_scale=model.step_scale, **shared)
+    return NerfModel(field, model.spaces, model.bits, model.box, step_scale=model.step_scale, quality="exact", **shared)
 
 
 def image_scene(model: ImageModel, size: WebSize) -> tuple[WebScene, ImageModel, tuple[str, ...]]:

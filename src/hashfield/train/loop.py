@@ -59,8 +59,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if sum(length is not None for length in (self.n_steps, self.max_seconds, self.max_samples)) != 1:
             raise ConfigError("expected exactly one of --n-steps, --max-seconds and --max-samples")
-        if not self.autosave_seconds > 0:
-            raise ConfigError(f"autosave_seconds: expected a positive number, got {self.autosave_seconds}")
+        if not self.autosave_seconds >= 0:
+            raise ConfigError(f"autosave_seconds: expected at least 0, got {self.autosave_seconds}")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"max_samples: expected at least 1, got {self.max_samples}")
         if self.n_steps is not None and self.n_steps < 1:

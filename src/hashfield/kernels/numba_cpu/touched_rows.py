@@ -26,7 +26,7 @@ load4, load4_bf16, splat4, store4 = FEATURES[4]
 
 
 def _putting(store_plain):
-    """Of a store, the function that writes rows or numbers as they travel."""
+    """The function that writes rows or numbers as they travel."""
 
     def put(values, at, row):
         def short(values, at, row):
@@ -41,7 +41,7 @@ def _putting(store_plain):
 
 
 def _getting(load_plain, load_short):
-    """Of two loads, the function that reads what has travelled."""
+    """The function that reads what has travelled."""
 
     def got(values, at):
         def short(values, at):

@@ -68,6 +68,8 @@ S_LOSS, S_ERROR, S_MARCHED, S_KEPT, S_RAYS = range(5)
 # Time stamps that each thread spends per stage follow them.
 STAGES = ("march", "encode + density", "compact", "color", "composite", "backward", "table gradient")
 S_STAGES = 5
+# Distances below this, the finest step, are not told apart by the losses on depth.
+NEAREST = np.float32(np.sqrt(3.0) / 1024.0)
 
 
 class Wanted(NamedTuple):
@@ -88,6 +90,9 @@ class Settings(NamedTuple):
     min_weight: np.float32
     huber_delta: np.float32
     sparsity: np.float32
+    distortion: np.float32
+    nearness: np.float32
+    log_horizon: np.float32
     density_bias: np.float32
     is_relu: bool
     """Whether the density is a ReLU of the network's output; else its exponential."""
@@ -112,6 +117,8 @@ class RayLoss(NamedTuple):
     """[rays, 3]: colour that the samples from one to the end of the ray add, background included."""
     entropy_behind: Any
     """[rays]: the same of the entropy's channel; see `composite_chunk`."""
+    spread: Any
+    """[rays, 5]: sums over a ray's samples for the losses on depth; see `pull`."""
 
 
 class Chunk(NamedTuple):
@@ -126,6 +133,10 @@ class Chunk(NamedTuple):
     hidden2: Any
     ray: Any
     """[samples]: number within the chunk."""
+    distance: Any
+    """[samples]: t along the ray."""
+    depth: Any
+    """[samples]: the logarithm of that, where losses on depth need it."""
     slope: Any
     """[samples]: d tau / d raw density."""
     weight: Any
@@ -172,8 +183,6 @@ class Tracked(NamedTuple):
     """[n, 3]"""
     grad_direction: Any
     """[n, 3]"""
-    distance: Any
-    """[samples]: t of the chunk's kept samples."""
     g_harmonics: Any
     """[ROWS, 16]: gradient to a block's harmonics."""
     harmonics: Any
@@ -220,6 +229,21 @@ def entropy_slope(w):
     return -np.log(max(w, np.float32(1e-20))) - np.float32(1.0)
 
 
+SPREAD = 5  # sums of a ray: w, w log t, the same two of the samples before, and w times the slope to it of those behind
+
+
+@inline
+def pull(spread, at, w, m):
+    """The slope of the distortion loss to the weight w of a ray's next sample, which lies at log t = m: twice the
+    distance to every other sample, times that one's weight. Adds the sample to those before."""
+    before, moment_before = peek(spread, at + 2), peek(spread, at + 3)
+    behind = peek(spread, at) - before - w
+    moment_behind = peek(spread, at + 1) - moment_before - w * m
+    poke(spread, at + 2, before + w)
+    poke(spread, at + 3, moment_before + w * m)
+    return np.float32(2.0) * ((m * before - moment_before) + (moment_behind - m * behind))
+
+
 @overloaded
 def weight_of(weight, ray):
     """How much a ray counts."""
@@ -264,8 +288,7 @@ def compact(state, loss, wave, chunk, n_alive, kept, settings, positions, base, 
             poke(chunk.transmittance, kept, transmittance)
             for axis in range(3):
                 poke(positions, axis * kept_stride + base + kept, peek(wave.positions, axis * stride + j))
-            if tracked is not None:
-                poke(tracked.distance, kept, peek(wave.t, j))
+            poke(chunk.distance, kept, peek(wave.t, j))
             kept += 1
         i += peek(counts, k)
         poke(transmittances, r, transmittance)
@@ -282,7 +305,8 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
     """Pixel colours, their loss, and its gradient at every kept sample's raw colour and raw density.
 
     `sparsity` times the entropy of a ray's weights and of the light it has left is part of the loss. To the densities
-    it is one more channel: a sample's "colour" in it is d(-w log w)/dw = -log w - 1.
+    it is one more channel: a sample's "colour" in it is d(-w log w)/dw = -log w - 1. So is `distortion` times the spread
+    of a ray's weights over log t, and `nearness` times what they lack to the horizon, without a background.
     """
     zero, one = np.float32(0.0), np.float32(1.0)
     rgb, d_rgb, pixel, behind, entropy_behind = chunk.rgb, chunk.d_rgb, loss.pixel, loss.behind, loss.entropy_behind
@@ -329,6 +353,27 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
             if not is_dropped[r]:
                 counts = weight_of(wanted.weight, first_ray + r)
                 sums[S_LOSS] += counts * (sparsity * (w * entropy_slope(w) + w))
+    distortion, nearness, log_horizon = settings.distortion, settings.nearness, settings.log_horizon
+    has_depth, spread = distortion > zero or nearness > zero, loss.spread
+    if has_depth:
+        spread[: SPREAD * n_chunk] = zero
+        for i in range(kept):
+            r, w = SPREAD * peek(rays, i), peek(weights, i)
+            poke(spread, r, peek(spread, r) + w)
+            m = np.log(max(peek(chunk.distance, i), NEAREST))
+            poke(chunk.depth, i, m)
+            poke(spread, r + 1, peek(spread, r + 1) + w * m)
+        for i in range(kept):
+            r, w, m = peek(rays, i), peek(weights, i), peek(chunk.depth, i)
+            at = SPREAD * r
+            force, near = distortion * pull(spread, at, w, m), nearness * max(zero, log_horizon - m)
+            poke(spread, at + 4, peek(spread, at + 4) + w * (force + near))
+            if not is_dropped[r]:
+                # Every pair's share is counted from both of its ends.
+                counts = weight_of(wanted.weight, first_ray + r)
+                sums[S_LOSS] += counts * w * (np.float32(0.5) * force + near)
+        for r in range(n_chunk):
+            spread[SPREAD * r + 2] = spread[SPREAD * r + 3] = zero
     for i in range(kept):
         r, w = 3 * peek(rays, i), peek(weights, i)
         slope = zero
@@ -345,6 +390,14 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
             if not is_dropped[r]:
                 counts = weight_of(wanted.weight, first_ray + r)
                 slope += counts * (sparsity * ray_scale * (peek(transmittances, i) * entropy_slope(w) - rest))
+        if has_depth:
+            r, m = peek(rays, i), peek(chunk.depth, i)
+            force = distortion * pull(spread, SPREAD * r, w, m) + nearness * max(zero, log_horizon - m)
+            rest = peek(spread, SPREAD * r + 4) - w * force
+            poke(spread, SPREAD * r + 4, rest)
+            if not is_dropped[r]:
+                counts = weight_of(wanted.weight, first_ray + r)
+                slope += counts * (ray_scale * (peek(transmittances, i) * force - rest))
         poke(chunk.d_raw, i, peek(chunk.slope, i) * slope)
 
 
@@ -432,7 +485,7 @@ def gather_ray_gradients(first_ray, n_chunk, kept, rays, march, encoder, chunk, 
         encoder, positions, base, base + kept, own.features, 0, step, encoder.n_features, grad, scratch.encoder
     )
     for i in range(kept):
-        ray, t = first_ray + peek(chunk.ray, i), peek(tracked.distance, i)
+        ray, t = first_ray + peek(chunk.ray, i), peek(chunk.distance, i)
         for axis in range(3):
             slope = peek(grad, axis * stride + base + i) * inverse_side
             grad_origin[ray, axis] += slope
@@ -552,8 +605,7 @@ class Buffers:
         if self._tracked is None:
             self._tracked = [
                 (
-                    np.zeros(CHUNK_SAMPLES, np.float32), np.zeros(ROWS * N_DIRECTION, np.float32),
-                    np.zeros(CHUNK_RAYS * N_DIRECTION, np.float32), np.zeros_like(positions),
+                    np.zeros(ROWS * N_DIRECTION, np.float32), np.zeros(CHUNK_RAYS * N_DIRECTION, np.float32), np.zeros_like(positions),
                 )
                 for positions in self.positions
             ]  # fmt: skip
@@ -574,10 +626,13 @@ class Buffers:
         return Own(
             state=ray_state(CHUNK_RAYS, kind),
             wave=empty_wave(n, density.row, kind),  # a wave never takes more samples than there is room to keep
-            loss=RayLoss(flags(), flags(), floats(3 * CHUNK_RAYS), floats(3 * CHUNK_RAYS), floats(CHUNK_RAYS)),
+            loss=RayLoss(
+                flags(), flags(), floats(3 * CHUNK_RAYS), floats(3 * CHUNK_RAYS), floats(CHUNK_RAYS),
+                floats(SPREAD * CHUNK_RAYS),
+            ),
             chunk=Chunk(
                 features=stored(n * density.row), color_in=stored(n * N_COLOR_IN), hidden1=stored(n * width),
-                hidden2=stored(n * width), ray=np.zeros(n, np.int64), slope=floats(n), weight=floats(n),
+                hidden2=stored(n * width), ray=np.zeros(n, np.int64), distance=floats(n), depth=floats(n), slope=floats(n), weight=floats(n),
                 transmittance=floats(n), d_raw=floats(n), rgb=floats(3 * n + LANES), d_rgb=floats(3 * n),
             ),
             scratch=Scratch(None, stored(ROWS * width), floats(ROWS * max(color.out_row, N_GEOMETRY))),
@@ -599,15 +654,17 @@ def make_buffers(field, max_samples: int) -> Buffers:
 
 
 def train_rays(
-    field, batch, bits, options, workspace, huber_delta: float, sparsity: float, wants_ray_gradients: bool
-) -> dict:
+    field, batch, bits, options, workspace, huber_delta: float, sparsity: float, depth,
+    wants_ray_gradients: bool,
+) -> dict:  # fmt: skip
     """See `hashfield.ops.train_rays`; adds to workspace.grad_table."""
     buffers: Buffers = workspace.buffers
     rays, n_rays, gradients = batch.rays, batch.n_rays, buffers.gradients
     density, color, density_packing, color_packing = pack_networks(field)
     encoder = field_encoder(field)
+    numbers = (options.min_transmittance, options.min_weight, huber_delta, sparsity, *depth, field.density_bias)
     settings = Settings(
-        *map(np.float32, (options.min_transmittance, options.min_weight, huber_delta, sparsity, field.density_bias)),
+        *map(np.float32, numbers),
         field.density_activation == "relu", np.float32(1.0 / max(n_rays, 1)),
         int(min(CHUNK_RAYS, max(4, CHUNK_TARGET / max(workspace.samples_per_ray, 1.0)))),
         min(CHUNK_SAMPLES, buffers.capacity),

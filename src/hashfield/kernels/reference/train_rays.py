@@ -1,11 +1,12 @@
 """Reference of a training step: the composition of the small references; its gradients are autograd's."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hashfield.geometry.rays import RayBatch, Rays
@@ -37,20 +38,46 @@ def entropy(weight: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     return -safe * safe.log()
 
 
+NEAREST = math.sqrt(3) / 1024
+"""Distance in scene units, the finest step, below which the losses on depth tell no distances apart."""
+
+
+def distortion_of(
+    weight: Float[Tensor, " n_samples"], t: Float[Tensor, " n_samples"], ray_offsets: Int64[Tensor, " n_offsets"]
+) -> Float[Tensor, " n_rays"]:
+    """Sum over pairs (i, j) of each ray's samples of w_i w_j |log t_i - log t_j|.
+
+    Args:
+        weight: Weights of the samples, sorted by ray, then by distance.
+        t: Their distances.
+        ray_offsets: Where each ray's samples begin.
+    """
+    counts = ray_offsets[1:] - ray_offsets[:-1]
+    n, longest = len(counts), int(counts.max()) if len(counts) else 0
+    ray = torch.repeat_interleave(torch.arange(n, device=weight.device), counts)
+    place = torch.arange(len(weight), device=weight.device) - ray_offsets[ray]
+    zeros = weight.new_zeros(n, longest)
+    w = zeros.index_put((ray, place), weight)
+    moment = w * zeros.index_put((ray, place), t.clamp(min=NEAREST).log())
+    before, moment_before = w.cumsum(1) - w, moment.cumsum(1) - moment
+    return 2 * (moment * before - w * moment_before).sum(1)
+
+
 def train_rays(
     field: Any, batch: RayBatch, bits: Tensor, options: Any, workspace: Any, huber_delta: float, sparsity: float,
-    wants_ray_gradients: bool,
+    depth: Any, wants_ray_gradients: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """See `hashfield.ops.train_rays`."""
     return composed_step(
-        field, batch, bits, options, workspace, huber_delta, sparsity, wants_ray_gradients, small_references
+        field, batch, bits, options, workspace, huber_delta, sparsity, depth, wants_ray_gradients, small_references
     )
 
 
 @torch.enable_grad()
 def composed_step(
     field: Any, batch: RayBatch, bits: Tensor, options: Any, workspace: Any, huber_delta: float, sparsity: float,
-    wants_ray_gradients: bool, functions_of: Callable[[Any], FieldFunctions], densities: Any = all_densities,
+    depth: Any, wants_ray_gradients: bool, functions_of: Callable[[Any], FieldFunctions],
+    densities: Any = all_densities,
 ) -> dict[str, Any]:  # fmt: skip
     """A training step put together from small functions. Rays take part in order, until the workspace is full.
 
@@ -60,6 +87,7 @@ def composed_step(
         bits: Occupied cells.
         options: MarchOptions.
         workspace: TrainWorkspace; its grad_table is added to.
+        depth: DepthLosses.
         huber_delta, sparsity: See `hashfield.ops.train_rays`.
         wants_ray_gradients: Whether the result has them.
         functions_of: How a field is asked; applied to a copy whose tensors are leaves of autograd.
@@ -93,10 +121,12 @@ def composed_step(
     difference = seen.color - (target[:, :3] * alpha + background * (1 - alpha))
     loss = huber(difference, huber_delta).sum(1)
     if sparsity > 0.0:
-        ray = torch.repeat_interleave(
-            torch.arange(n, device=part.device), samples.ray_offsets[1:] - samples.ray_offsets[:-1]
-        )
-        loss = loss + sparsity * entropy(seen.transmittance).index_add(0, ray, entropy(seen.weight))
+        loss = loss + sparsity * entropy(seen.transmittance).index_add(0, samples_ray(samples), entropy(seen.weight))
+    if depth.distortion > 0.0:
+        loss = loss + depth.distortion * distortion_of(seen.weight, samples.t, samples.ray_offsets)
+    if depth.nearness > 0.0:
+        near = seen.weight * (depth.log_horizon - samples.t.clamp(min=NEAREST).log()).clamp(min=0.0)
+        loss = loss + depth.nearness * torch.zeros_like(loss).index_add(0, samples_ray(samples), near)
     total = (weight * loss).sum()
     wanted = [*leaves, seen.color, origin, direction] if wants_ray_gradients else leaves
     grads = torch.autograd.grad(total / max(n_given, 1), wanted, allow_unused=True)
@@ -114,6 +144,12 @@ def composed_step(
         "n_marched": samples.n_asked, "n_kept": n_kept, "grad_density_weights": grads[1:split],
         "grad_color_weights": grads[split : len(leaves)], "stage_cycles": {}, "ray_gradients": ray_gradients,
     }  # fmt: skip
+
+
+def samples_ray(samples: LitSamples) -> Int64[Tensor, " n_samples"]:
+    """The ray each sample belongs to."""
+    counts = samples.ray_offsets[1:] - samples.ray_offsets[:-1]
+    return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
 
 def _some(rays: Rays, part: Tensor) -> Rays:

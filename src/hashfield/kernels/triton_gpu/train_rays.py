@@ -55,6 +55,7 @@ N_STATS = 6
 """Numbers a step reports: loss, squared error, rays that took part, kept samples, marched samples, rays of the next."""
 STEEPEST = tl.constexpr(math.exp(15.0))  # largest density whose derivative is followed (instant-ngp clamps at 15)
 DROPPED = tl.constexpr(-1.0)  # light of a ray that takes no part, as there was no room for its samples
+NEAREST = tl.constexpr(math.sqrt(3) / 1024)  # below this, the finest step, losses on depth tell no distances apart
 NOWHERE = tl.constexpr(float("inf"))  # stepping coordinate of a ray that has left the box
 
 
@@ -249,10 +250,27 @@ def loss_and_slope(difference, delta, HUBER: tl.constexpr):
 
 
 @triton.jit
+def log_distance(k_positions, at, here, side, box_min, ox, oy, oz, dx, dy, dz):
+    """The logarithm of the distance of samples along their rays, read off where they are."""
+    x, y, z = load3(k_positions, at, here)
+    t = (x * side + box_min - ox) * dx + (y * side + box_min - oy) * dy + (z * side + box_min - oz) * dz
+    return tl.log(tl.maximum(t, NEAREST))
+
+
+@triton.jit
+def pull(w, m, before, moment_before, spread, moment):
+    """The slope of the distortion loss to the weight w of a sample at log t = m: twice the distance to every other
+    sample of its ray, times that one's weight. Given are the sums of w and w m before it, and over all samples."""
+    behind, moment_behind = spread - before - w, moment - moment_before - w * m
+    return 2.0 * ((m * before - moment_before) + (moment_behind - m * behind))
+
+
+@triton.jit
 def _composite_loss(
     rgb, k_weights, k_afters, k_slopes, transmittances, kept, kept_ends, target, background, ray_weight, n_rays,
     min_transmittance, delta, loss_scale, grad_rgb, grad_log_density, ray_color, ray_grad_color, sums, max_blocks,
-    HUBER: tl.constexpr, WEIGHTED: tl.constexpr, PER_RAY: tl.constexpr, BLOCK: tl.constexpr,
+    origin, direction, k_positions, side, box_min, distortion, nearness, log_horizon,
+    HUBER: tl.constexpr, HAS_DEPTH: tl.constexpr, WEIGHTED: tl.constexpr, PER_RAY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pixel colours, their loss, and its gradient at the colour and log-density of every kept sample; where PER_RAY,
     also each ray's colour and the gradient there, 0 for rays that take no part.
@@ -289,6 +307,27 @@ def _composite_loss(
             own_weight = tl.load(ray_weight + ray, mask=mask, other=0.0)
             loss, wrong = loss * own_weight, wrong * own_weight
             g_r, g_g, g_b = g_r * own_weight, g_g * own_weight, g_b * own_weight
+        spread, moment, bent = tl.zeros_like(transmittance), tl.zeros_like(transmittance), tl.zeros_like(transmittance)
+        if HAS_DEPTH:
+            ox, oy, oz = load3(origin, ray, mask)
+            dx, dy, dz = load3(direction, ray, mask)
+            for j in range(longest):
+                here = mask & (j < count)
+                w = tl.load(k_weights + first + j, mask=here, other=0.0)
+                m = log_distance(k_positions, first + j, here, side, box_min, ox, oy, oz, dx, dy, dz)
+                spread, moment = spread + w, moment + w * m
+            before, moment_before = tl.zeros_like(spread), tl.zeros_like(spread)
+            for j in range(longest):
+                here = mask & (j < count)
+                w = tl.load(k_weights + first + j, mask=here, other=0.0)
+                m = log_distance(k_positions, first + j, here, side, box_min, ox, oy, oz, dx, dy, dz)
+                force = distortion * pull(w, m, before, moment_before, spread, moment)
+                near = nearness * tl.maximum(log_horizon - m, 0.0)
+                before, moment_before, bent = before + w, moment_before + w * m, bent + w * (force + near)
+                share = w * (0.5 * force + near)  # every pair's share is counted from both of its ends
+                if WEIGHTED:
+                    share = share * own_weight
+                loss += share
         total = tl.sum(tl.where(mask, loss, 0.0), axis=0)
         error = tl.sum(tl.where(mask, wrong, 0.0), axis=0)
         used = tl.sum(mask.to(tl.float32), axis=0)
@@ -301,6 +340,10 @@ def _composite_loss(
             store3(
                 ray_grad_color, ray, tl.where(mask, g_r, 0.0), tl.where(mask, g_g, 0.0), tl.where(mask, g_b, 0.0), given
             )
+        force_scale = scale
+        if WEIGHTED:
+            force_scale = scale * own_weight
+        before, moment_before = tl.zeros_like(spread), tl.zeros_like(spread)
         for j in range(longest):
             here = mask & (j < count)
             w = tl.load(k_weights + first + j, mask=here, other=0.0)
@@ -309,6 +352,12 @@ def _composite_loss(
             r, g, b = r - w * x, g - w * y, b - w * z  # what the samples behind add
             store3(grad_rgb, first + j, w * g_r, w * g_g, w * g_b, here)
             slope = g_r * (after * x - r) + g_g * (after * y - g) + g_b * (after * z - b)
+            if HAS_DEPTH:
+                m = log_distance(k_positions, first + j, here, side, box_min, ox, oy, oz, dx, dy, dz)
+                force = distortion * pull(w, m, before, moment_before, spread, moment)
+                force += nearness * tl.maximum(log_horizon - m, 0.0)
+                before, moment_before, bent = before + w, moment_before + w * m, bent - w * force
+                slope += force_scale * (after * force - bent)
             slope *= tl.load(k_slopes + first + j, mask=here, other=0.0)
             tl.store(grad_log_density + first + j, slope, mask=here)
     own = sums + tl.program_id(0)
@@ -478,7 +527,8 @@ class Buffers:
 
 def enqueue(
     field: DeviceField, batch: Batch, words: Tensor, coarse: Tensor, aabb_scale: int, has_cone: bool, buffers: Buffers,
-    grad_table: Tensor, *, min_transmittance: float, min_weight: float, huber_delta: float, loss_scale: float = 0.0,
+    grad_table: Tensor, *, min_transmittance: float, min_weight: float, huber_delta: float, depth: Any,
+    loss_scale: float = 0.0,
     target_samples: int = 0, fewest_rays: int = 0, growth: float = 1.0, most_rays: int = 0,
     per_ray: RayGradientBuffers | None = None,
 ) -> None:  # fmt: skip
@@ -493,6 +543,7 @@ def enqueue(
         buffers: Room; results are stats, hyper[1], grad_weights.
         grad_table: Added to.
         min_transmittance, min_weight, huber_delta: As MarchOptions and `train_rays` have them.
+        depth: DepthLosses.
         loss_scale: What the gradient of a ray's loss is multiplied by; 0 divides by the number of rays instead.
         target_samples: Kept samples that the next step should have; where more than 0, batch.n_rays is set for it,
             to at least `fewest_rays`, at most `most_rays` and at most `growth` times the rays of this step.
@@ -546,7 +597,8 @@ def enqueue(
         _composite_loss, grid, b.rgb, b.k_weights, b.k_afters, b.k_slopes, b.transmittances, b.kept, b.kept_ends, batch.target,
         batch.background, ray_weight, batch.n_rays, min_transmittance, huber_delta, loss_scale, b.grad_rgb,
         b.grad_log_density, b.grad_rgb if per_ray is None else per_ray.color,
-        b.grad_rgb if per_ray is None else per_ray.grad_color, b.sums, b.n_blocks, HUBER=huber_delta > 0.0,
+        b.grad_rgb if per_ray is None else per_ray.grad_color, b.sums, b.n_blocks, batch.origin, batch.direction,
+        b.k_positions, float(aabb_scale), box_min, *depth, HUBER=huber_delta > 0.0, HAS_DEPTH=depth.has_any,
         WEIGHTED=weighted, PER_RAY=per_ray is not None, **block,
     )  # fmt: skip
     b.grad_weights.zero_()
@@ -578,7 +630,7 @@ def make_buffers(field: Any, max_samples: int) -> Buffers:
 
 def train_rays(
     field: Any, batch: Any, bits: Tensor, options: Any, workspace: Any, huber_delta: float, sparsity: float,
-    wants_ray_gradients: bool,
+    depth: Any, wants_ray_gradients: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """See `hashfield.ops.train_rays`; adds to workspace.grad_table. Waits for the result. Takes no sparsity loss."""
     assert sparsity == 0.0, "the op leaves such calls to others"
@@ -594,7 +646,7 @@ def train_rays(
     enqueue(
         device_field(field), batch, *as_words(bits), options.aabb_scale, options.cone_angle > 0.0, buffers, workspace.grad_table,
         min_transmittance=options.min_transmittance, min_weight=options.min_weight, huber_delta=huber_delta,
-        per_ray=per_ray,
+        depth=depth, per_ray=per_ray,
     )  # fmt: skip
     loss, error, used, kept, marched, _ = buffers.stats.tolist()
     workspace.samples_per_ray = kept / max(used, 1.0)
