@@ -98,7 +98,7 @@ def test_rays_of_a_view_are_those_of_its_pixels_in_the_box(backend: Backend, len
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 def test_rays_of_chosen_pixels_are_those_of_the_whole_view(backend: Backend):
-    """Some of the pixels, in any order; a camera that looks along an axis from inside, from outside and past the box."""
+    """Some of the pixels, in any order; a camera that looks along an axis from inside, outside and past the box."""
     pose = torch.eye(3, 4, dtype=torch.float64)
     chosen = torch.tensor([7, 0, 62, 7, 31])
     for x, z in ((0.5, 0.5), (0.5, -2.0), (4.0, 0.5), (0.0, -1.0)):
