@@ -94,3 +94,22 @@ def test_rays_of_a_view_are_those_of_its_pixels_in_the_box(backend: Backend, len
         torch.testing.assert_close(mine, right, rtol=tolerances.SAME_NUMBER, atol=tolerances.SAME_NUMBER)
     with pytest.raises(ShapeError, match="pixels within 17x13"):
         ops.view_rays(table, 17, 13, box, first=100, n_rays=200, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_rays_of_chosen_pixels_are_those_of_the_whole_view(backend: Backend):
+    """Some of the pixels, in any order; a camera that looks along an axis from inside, outside and past the box."""
+    pose = torch.eye(3, 4, dtype=torch.float64)
+    chosen = torch.tensor([7, 0, 62, 7, 31])
+    for x, z in ((0.5, 0.5), (0.5, -2.0), (4.0, 0.5), (0.0, -1.0)):
+        pose[:, 3] = torch.tensor([x, 0.5, z])
+        table = camera_table([Camera(pose.clone(), 9, 7, 8.0, 8.0, 4.5, 3.5)])  # the middle pixel looks along z exactly
+        box = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+        whole = ops.view_rays(table, 9, 7, box, backend="reference")
+        some = ops.view_rays(table, 9, 7, box, numbers=chosen, backend=backend)
+        for name in ("origin", "direction", "t_min", "t_max"):
+            mine, right = getattr(some, name), getattr(whole, name)[chosen]
+            torch.testing.assert_close(mine, right, rtol=tolerances.SAME_NUMBER, atol=tolerances.SAME_NUMBER)
+        few = ops.view_rays(table, 9, 7, box, first=3, n_rays=20, numbers=chosen[:2], backend=backend)
+        torch.testing.assert_close(few.direction, whole.direction[chosen[:2] + 3], rtol=0, atol=tolerances.SAME_NUMBER)
+    assert ops.view_rays(table, 9, 7, box, numbers=chosen[:0], backend=backend).n_rays == 0

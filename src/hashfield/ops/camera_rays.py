@@ -102,7 +102,10 @@ def view_rays(
     if box.shape != (6,) or first < 0 or not 0 <= n <= left:
         raise ShapeError(f"view_rays: expected a box of 6 numbers and pixels within {width}x{height}, got {first}, {n}")
     choice = choose("camera_rays", backend, torch.empty(0, device=box.device))
-    if numbers is None and choice.name == "triton" and not bool(((table[:, 16] != 0) & (table[:, 23] == 0)).any()):
+    has_limits = not bool(((table[:, 16] != 0) & (table[:, 23] == 0)).any())
+    if has_limits and choice.name == "numba":
+        return Rays(*choice.kernels.view_rays(table, width, first, n, box, numbers))
+    if has_limits and choice.name == "triton" and numbers is None:
         return Rays(*choice.kernels.view_rays(table, width, first, n, box))
     index = torch.arange(first, first + n, device=box.device) if numbers is None else numbers + first
     pixel = torch.stack([index % width, index // width], 1).double() + 0.5

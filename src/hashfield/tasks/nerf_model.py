@@ -234,12 +234,12 @@ class NerfModel(CameraFrames, nn.Module):
         return QUALITIES[self.quality if saves else "exact"]
 
     def _seen(self, rays_of: Callable[[Tensor | None], Rays], width: int, height: int, has_depth: bool) -> RenderResult:
-        """What a picture, or whole rows of one, sees; depth is the mean distance.
+        """What a picture, or whole rows of one, sees; depth is the mean distance, if it is wanted.
 
         Args:
             rays_of: Rays of the pixels with these numbers, or of all.
             width, height: Pixels.
-            has_depth: Whether the distances are wanted, too.
+            has_depth: Whether it is.
         """
         field, economy, spaces = self.parameters_of_field(), self.economy, self.spaces
         options = MarchOptions(
@@ -248,6 +248,8 @@ class NerfModel(CameraFrames, nn.Module):
 
         def seen(some: Rays) -> RenderResult:
             found = render_rays(field, some, self.bits, options)
+            if not has_depth:
+                return found
             distance = torch.where(found.opacity > 1e-3, found.depth / found.opacity.clamp(min=1e-3), 0.0)
             return RenderResult(found.color, found.opacity, distance)
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, part, share
@@ -136,6 +137,41 @@ def _camera_rays(table, camera_index, pixel, origin, direction, thread, threads)
         x, y, z = pixel_direction(camera, pixel[i, 0], pixel[i, 1])
         direction[i, 0], direction[i, 1], direction[i, 2] = x, y, z
         origin[i, 0], origin[i, 1], origin[i, 2] = camera[3], camera[7], camera[11]
+
+
+@kernel
+def _view_rays(camera, numbers, is_some, first, width, box, origin, direction, t_min, t_max, thread, threads):
+    """Pixels first + numbers[i], or first + i: their rays, clipped to the box as the reference's `ray_box` does."""
+    n = t_min.size
+    zero, infinity = np.float32(0.0), np.float32(np.inf)
+    for i in range(share(n, thread, threads), share(n, thread + 1, threads)):
+        index = first + (numbers[i] if is_some else i)
+        x, y, z = pixel_direction(camera, index % width + 0.5, index // width + 0.5)
+        direction[i, 0], direction[i, 1], direction[i, 2] = x, y, z
+        origin[i, 0], origin[i, 1], origin[i, 2] = camera[3], camera[7], camera[11]
+        near, far, is_hit = zero, infinity, True
+        for axis in range(3):
+            o, d = origin[i, axis], direction[i, axis]
+            if d == zero:
+                is_hit = is_hit and box[axis] <= o <= box[3 + axis]
+            else:
+                a, b = (box[axis] - o) / d, (box[3 + axis] - o) / d
+                near, far = max(near, min(a, b)), min(far, max(a, b))
+        is_hit = is_hit and far > near and far < infinity and x == x
+        t_min[i], t_max[i] = (near, far) if is_hit else (zero, zero)
+
+
+def view_rays(table, width: int, first: int, n_rays: int, box, numbers=None):
+    """Origin, direction, t_min and t_max of pixels of one camera; see `hashfield.ops.camera_rays.view_rays`."""
+    n = n_rays if numbers is None else numbers.shape[0]
+    origin, direction, t_min, t_max = torch.empty((n, 3)), torch.empty((n, 3)), torch.empty(n), torch.empty(n)
+    if n:
+        some = np.empty(0, np.int64) if numbers is None else as_array(numbers.long().contiguous())
+        launch(
+            _view_rays, as_array(table[0].double().contiguous()), some, numbers is not None, first, width,
+            as_array(box.float().contiguous()), *map(as_array, (origin, direction, t_min, t_max)),
+        )  # fmt: skip
+    return origin, direction, t_min, t_max
 
 
 def camera_rays_forward(table, camera_index, pixel) -> tuple[torch.Tensor, torch.Tensor]:

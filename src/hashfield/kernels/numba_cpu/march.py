@@ -179,6 +179,8 @@ def next_sample(line, n, t, end, march):
                 return n, t, step_at(n, t, steps)
             if word == 0:
                 size = 4 if peek(coarse, at >> 6) else 16
+            elif (word >> np.uint64(address & 56)) & np.uint64(255) == 0:  # the byte: a block of 2x2x2 cells
+                size = 2
         leave = min(to_face(x, i, size, inverse_x), to_face(y, j, size, inverse_y), to_face(z, k, size, inverse_z))
         leave = max(leave, 0.0) * (side / GRID_SIZE)
         if size > 1 and mip < n_cascades - 1 and cascade_of_step((t + leave) * steps[8]) > mip:
