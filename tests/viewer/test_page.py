@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hashfield.errors import ConfigError, DataError
-from hashfield.geometry.paths import read_camera_path
+from hashfield.geometry.camera_path import read_camera_path
 from hashfield.train.loop import Progress
 from hashfield.viewer.loop import FixedSource, TimeShare
 from hashfield.viewer.pictures import SURROUND, Photos, fitted
