@@ -171,125 +171,215 @@ def train(
         CheckpointError: the checkpoint to resume from does not fit, or the last one cannot be written.
         RanksError: another rank failed or is gone.
     """
-    ranks = current()
-    say = on_progress or (lambda progress: None)
+    _remove_left_behind(run)
+    going = _Going(task, run, options, on_progress or (lambda progress: None))
+    compile_seconds = going.warm_up()
+    if resume:
+        going.resume()
+    else:
+        going.begin()
+    with _Signals() as signals:
+        stopped_by = going.until_it_ends(signals, between_steps)
+    if stopped_by != "non_finite":
+        going.save_by_first()
+    return TrainResult(
+        going.step, going.elapsed, compile_seconds, stopped_by, going.n_rays, going.n_samples, going.history,
+        going.cpu_seconds,
+    )  # fmt: skip
+
+
+def _remove_left_behind(run: RunFolder) -> None:
     n_removed, n_bytes = remove_left_behind(run.path)
     if n_removed:
         logger.warning("%s: %d files (%.1f MB) that killed saves left are removed", run.path, n_removed, n_bytes / 1e6)
-    say(Progress("compiling", 0, options.n_steps, 0.0, 0.0, math.nan, math.nan, 0.0, 0.0, None))
-    before = time.perf_counter()
-    with ranks.agreed():
-        task.warm_up()
-    compile_seconds = time.perf_counter() - before
 
-    step, n_rays, n_samples, elapsed, cpu_seconds = 0, 0, 0, 0.0, 0.0
-    history: list[dict[str, Any]] = []
-    metrics = _Metrics(run.metrics_jsonl if ranks.is_first else None)
-    if resume:
-        tensors, metadata = _from_first(ranks, lambda: load_checkpoint(run.checkpoint))
-        with ranks.agreed():
-            loop = _loop_state(run, metadata, task.name)
-            task.restore(tensors, metadata["state"])
-        step, n_rays, n_samples, elapsed = loop["step"], loop["n_rays"], loop["n_samples"], loop["elapsed_s"]
-        del tensors
-        history = metrics.resumed_at(step)
-    else:
-        metrics.start()
+
+class _Going:
+    """A training on its way: how far it is, what has been reported of it, and when the next report and save are due."""
+
+    def __init__(self, task: Task, run: RunFolder, options: TrainOptions, say: Callable[[Progress], None]) -> None:
+        self.task, self.run, self.options, self.say = task, run, options, say
+        self.ranks = current()
+        self.metrics = _Metrics(run.metrics_jsonl if self.ranks.is_first else None)
+        self.history: list[dict[str, Any]] = []
+        self.step = self.n_rays = self.n_samples = 0
+        self.elapsed = 0.0
+        """Seconds of training, the same for all ranks: those of the first one's clock."""
+        self.clock = 0.0
+        """Seconds of training by this rank's own clock."""
+        self.cpu_seconds = 0.0
+        self.window = _Window()
+        self.next_report = self.next_save = 0.0
+
+    @property
+    def fraction(self) -> float:
+        """Part of the planned run that is done, 0 to 1."""
+        if self.options.n_steps is not None:
+            return min(1.0, self.step / self.options.n_steps)
+        if self.options.max_samples is not None:
+            return min(1.0, self.n_samples / self.options.max_samples)
+        return min(1.0, self.elapsed / (self.options.max_seconds or 1.0))
+
+    def warm_up(self) -> float:
+        """Have the task compile its kernels; seconds that it took."""
+        self.say(self._progress("compiling"))
         before = time.perf_counter()
-        with ranks.agreed():
-            task.begin()
-        elapsed = time.perf_counter() - before
+        with self.ranks.agreed():
+            self.task.warm_up()
+        return time.perf_counter() - before
 
-    def save() -> None:
-        tensors, state = task.state()
-        loop = {
-            "step": step, "n_rays": n_rays, "n_samples": n_samples, "elapsed_s": elapsed,
-            "n_steps": options.n_steps, "max_seconds": options.max_seconds,
-        }  # fmt: skip
-        figures = {"steps": step, "train_seconds": elapsed, "n_rays": n_rays, "n_samples": n_samples}
-        metadata = {"task": task.name, **task.describe(), "figures": figures, "loop": loop, "state": state}
-        save_checkpoint(run.checkpoint, tensors, metadata)
+    def begin(self) -> None:
+        """Start a fresh run, with a checkpoint, so that there is a good one whatever happens."""
+        self.metrics.start()
+        before = time.perf_counter()
+        with self.ranks.agreed():
+            self.task.begin()
+        self.elapsed = self.clock = time.perf_counter() - before
+        self.save_by_first()
 
-    def save_and_say() -> None:
-        try:
-            save()
-            say(_saved(step, options, elapsed, fraction()))
-        except CheckpointError as error:
-            logger.warning("%s", error)
+    def resume(self) -> None:
+        """Go on from the run's checkpoint."""
+        tensors, metadata = _from_first(self.ranks, lambda: load_checkpoint(self.run.checkpoint))
+        with self.ranks.agreed():
+            loop = _loop_state(self.run, metadata, self.task.name)
+            self.task.restore(tensors, metadata["state"])
+        self.step, self.n_rays, self.n_samples = loop["step"], loop["n_rays"], loop["n_samples"]
+        self.elapsed = self.clock = loop["elapsed_s"]
+        self.history = self.metrics.resumed_at(self.step)
 
-    def fraction() -> float:
-        if options.n_steps is not None:
-            return min(1.0, step / options.n_steps)
-        if options.max_samples is not None:
-            return min(1.0, n_samples / options.max_samples)
-        return min(1.0, elapsed / (options.max_seconds or 1.0))
+    def until_it_ends(self, signals: "_Signals", between_steps: BetweenSteps | None) -> StoppedBy:
+        """Train to the planned end, or until something stops the run, and say what did.
 
-    def save_first() -> None:
-        with ranks.agreed():
-            if ranks.is_first:
-                save()
-
-    if not resume:
-        save_first()  # so that there is a good one whatever happens
-    turns, clock = Turns(ranks), elapsed
-    stopped_by: StoppedBy = "done"
-    window, next_report, next_save = _Window(), 0.0, time.perf_counter() + options.autosave_seconds
-    with _Signals() as signals:
-        while fraction() < 1.0:
-            elapsed, wants_to_stop = turns(clock, signals.caught)
-            if fraction() >= 1.0:  # by the clock that all ranks follow
+        Args:
+            signals: Whether the user wants it to stop.
+            between_steps: See `train`.
+        """
+        self.window, self.next_save = _Window(), time.perf_counter() + self.options.autosave_seconds
+        turns, stop_after = Turns(self.ranks), self.options.stop_after
+        stopped_by: StoppedBy = "done"
+        while self.fraction < 1.0:
+            self.elapsed, wants_to_stop = turns(self.clock, signals.caught)
+            if self.fraction >= 1.0:  # by the clock that all ranks follow
                 break
-            if wants_to_stop or (options.stop_after is not None and step >= options.stop_after):
+            if wants_to_stop or (stop_after is not None and self.step >= stop_after):
                 stopped_by = "interrupted"
                 break
-            before, own = time.perf_counter(), time.process_time()
-            result = task.step(step, fraction())
-            now = time.perf_counter()
-            clock += now - before
-            elapsed = clock if ranks.n == 1 else elapsed
-            cpu_seconds += time.process_time() - own
-            if isinstance(result.loss, float) and not math.isfinite(result.loss):
+            if not self.take_step():
                 stopped_by = "non_finite"
                 break
-            step += 1
-            n_rays, n_samples = _plus(n_rays, n_samples, window.add(result))
-            if now >= next_report or now >= next_save or fraction() >= 1.0:
-                n_rays, n_samples = _plus(n_rays, n_samples, window.read())
-                if not math.isfinite(window.loss):
-                    stopped_by = "non_finite"
-                    break
-            if now >= next_report or fraction() >= 1.0:
-                next_report = now + 0.5
-                progress = _progress(step, options, elapsed, fraction(), window, now)
-                line = {
-                    "step": step, "elapsed_s": round(elapsed, 3), "loss": progress.loss, "psnr": progress.psnr,
-                    "rays_per_s": progress.rays_per_s, "samples_per_s": progress.samples_per_s,
-                    "n_rays": n_rays, "n_samples": n_samples,
-                }  # fmt: skip
-                history.append(line)
-                metrics.append(line)
-                say(progress)
-                window = _Window()
-            if ranks.n > 1 and step % SAME_STEPS == 0:
-                _make_same(ranks, task, step)
-            if now >= next_save and ranks.is_first:
-                save_and_say()
-                next_save = time.perf_counter() + options.autosave_seconds
-                window.started += time.perf_counter() - now
-            if between_steps is not None and fraction() < 1.0:
-                before = time.perf_counter()
-                while not signals.caught and (asked := between_steps()) != "go":
-                    if asked == "save":
-                        n_rays, n_samples = _plus(n_rays, n_samples, window.read())
-                        save_and_say()
-                window.started += time.perf_counter() - before
-        n_rays, n_samples = _plus(n_rays, n_samples, window.read())
-        if not math.isfinite(window.loss):
+            if between_steps is not None and self.fraction < 1.0:
+                self.give_time(signals, between_steps)
+        if not self.read_figures():
             stopped_by = "non_finite"
         turns.end()
-    if stopped_by != "non_finite":
-        save_first()
-    return TrainResult(step, elapsed, compile_seconds, stopped_by, n_rays, n_samples, history, cpu_seconds)
+        return stopped_by
+
+    def take_step(self) -> bool:
+        """Train once, report and save where that is due; whether the loss is finite, as far as that is known."""
+        before, own = time.perf_counter(), time.process_time()
+        result = self.task.step(self.step, self.fraction)
+        now = time.perf_counter()
+        self.clock += now - before
+        if self.ranks.n == 1:
+            self.elapsed = self.clock
+        self.cpu_seconds += time.process_time() - own
+        if isinstance(result.loss, float) and not math.isfinite(result.loss):
+            return False
+        self.step += 1
+        self._count(self.window.add(result))
+        is_due = now >= min(self.next_report, self.next_save) or self.fraction >= 1.0
+        if is_due and not self.read_figures():
+            return False
+        if now >= self.next_report or self.fraction >= 1.0:
+            self.report(now)
+        if self.ranks.n > 1 and self.step % SAME_STEPS == 0:
+            _make_same(self.ranks, self.task, self.step)
+        if now >= self.next_save and self.ranks.is_first:
+            self.save_and_say()
+            self.next_save = time.perf_counter() + self.options.autosave_seconds
+            self.window.started += time.perf_counter() - now
+        return True
+
+    def give_time(self, signals: "_Signals", between_steps: BetweenSteps) -> None:
+        """Let someone else use the time after a step, which does not count as training.
+
+        Args:
+            signals: Whether the user wants the run to stop.
+            between_steps: See `train`.
+        """
+        before = time.perf_counter()
+        while not signals.caught and (asked := between_steps()) != "go":
+            if asked == "save":
+                self.read_figures()
+                self.save_and_say()
+        self.window.started += time.perf_counter() - before
+
+    def read_figures(self) -> bool:
+        """Wait for the steps that are on a device; whether the loss since the last report is finite."""
+        self._count(self.window.read())
+        return math.isfinite(self.window.loss)
+
+    def report(self, now: float) -> None:
+        """Say how it goes, write it down, and begin a new window.
+
+        Args:
+            now: When the last step ended.
+        """
+        self.next_report = now + 0.5
+        progress = self._progress("training", now)
+        line = {
+            "step": self.step, "elapsed_s": round(self.elapsed, 3), "loss": progress.loss, "psnr": progress.psnr,
+            "rays_per_s": progress.rays_per_s, "samples_per_s": progress.samples_per_s,
+            "n_rays": self.n_rays, "n_samples": self.n_samples,
+        }  # fmt: skip
+        self.history.append(line)
+        self.metrics.append(line)
+        self.say(progress)
+        self.window = _Window()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        tensors, state = self.task.state()
+        loop = {
+            "step": self.step, "n_rays": self.n_rays, "n_samples": self.n_samples, "elapsed_s": self.elapsed,
+            "n_steps": self.options.n_steps, "max_seconds": self.options.max_seconds,
+        }  # fmt: skip
+        figures = {
+            "steps": self.step, "train_seconds": self.elapsed, "n_rays": self.n_rays, "n_samples": self.n_samples,
+        }  # fmt: skip
+        metadata = {"task": self.task.name, **self.task.describe(), "figures": figures, "loop": loop, "state": state}
+        save_checkpoint(self.run.checkpoint, tensors, metadata)
+
+    def save_by_first(self) -> None:
+        """Have the first rank write a checkpoint; what goes wrong ends all."""
+        with self.ranks.agreed():
+            if self.ranks.is_first:
+                self.save()
+
+    def save_and_say(self) -> None:
+        """Write a checkpoint on the way; where that fails the run goes on."""
+        try:
+            self.save()
+        except CheckpointError as error:
+            logger.warning("%s", error)
+        else:
+            self.say(self._progress("saving"))
+
+    def _count(self, more: tuple[int, int]) -> None:
+        self.n_rays, self.n_samples = self.n_rays + more[0], self.n_samples + more[1]
+
+    def _progress(self, phase: Literal["compiling", "training", "saving"], now: float = 0.0) -> Progress:
+        """How far the run is; the figures of the window only while it trains."""
+        window, is_known = self.window, phase == "training"
+        error, seconds = window.error / max(window.steps, 1), max(now - window.started, 1e-9)
+        return Progress(
+            phase=phase, step=self.step, n_steps=self.options.n_steps, elapsed_s=self.elapsed, fraction=self.fraction,
+            loss=window.loss / window.steps if is_known else math.nan,
+            psnr=-10 * math.log10(error) if is_known and error > 0 else math.nan,
+            rays_per_s=window.rays / seconds if is_known else 0.0,
+            samples_per_s=window.samples / seconds if is_known else 0.0,
+            seconds_left=self.elapsed * (1 - self.fraction) / self.fraction if is_known and self.fraction > 0 else None,
+        )  # fmt: skip
 
 
 def _from_first(ranks: Ranks, load: Callable[[], _Loaded]) -> _Loaded:
@@ -325,33 +415,6 @@ def _make_same(ranks: Ranks, task: Task, step: int) -> None:
 
 def _bytes_of(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _plus(n_rays: int, n_samples: int, more: tuple[int, int]) -> tuple[int, int]:
-    return n_rays + more[0], n_samples + more[1]
-
-
-def _saved(step: int, options: TrainOptions, elapsed: float, fraction: float) -> Progress:
-    return Progress("saving", step, options.n_steps, elapsed, fraction, math.nan, math.nan, 0.0, 0.0, None)
-
-
-def _progress(
-    step: int, options: TrainOptions, elapsed: float, fraction: float, window: _Window, now: float
-) -> Progress:
-    seconds = max(now - window.started, 1e-9)
-    error = window.error / window.steps
-    return Progress(
-        phase="training",
-        step=step,
-        n_steps=options.n_steps,
-        elapsed_s=elapsed,
-        fraction=fraction,
-        loss=window.loss / window.steps,
-        psnr=-10 * math.log10(error) if error > 0 else math.nan,
-        rays_per_s=window.rays / seconds,
-        samples_per_s=window.samples / seconds,
-        seconds_left=elapsed * (1 - fraction) / fraction if fraction > 0 else None,
-    )
 
 
 def planned_length(run: RunFolder, metadata: dict[str, Any]) -> tuple[int | None, float | None]:
