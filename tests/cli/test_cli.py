@@ -130,7 +130,7 @@ def test_resume_goes_on_with_the_plan(photos: Path, tmp_path: Path, capsys):
 def test_the_command_that_is_shown_goes_on_with_the_run(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As printed, it reads the same photos again: at the size that the run was begun with."""
+    """As printed, it reads the same photos again, at the size that the run was begun with, and so does evaluate."""
     out = tmp_path / "a run"
     plan = train.TrainOptions
     monkeypatch.setattr(train, "TrainOptions", lambda **length: plan(**length, stop_after=5))
@@ -139,6 +139,10 @@ def test_the_command_that_is_shown_goes_on_with_the_run(
     monkeypatch.undo()
     assert run(shlex.split(shown)) == 0
     assert "trained 8 steps" in capsys.readouterr().out
+    for size, more in ((24, []), (48, ["--downscale", "1"])):
+        assert run(["evaluate", str(out), "--json", str(tmp_path / "figures.json"), *more]) == 0
+        views = json.loads((tmp_path / "figures.json").read_text())["views"]
+        assert {view["pixels"] for view in views} == {size * size}
 
 
 @pytest.mark.parametrize(

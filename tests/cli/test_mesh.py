@@ -89,7 +89,7 @@ def test_a_page_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "<h1>A &lt;run&gt;</h1>" in target.read_text()
     assert "is there already" in fails(capsys, "export", str(trained), "--web", str(target))
     assert "ends in .html" in fails(capsys, "export", str(trained), "--web", str(tmp_path / "page.txt"))
-    assert "leave --out away" in fails(capsys, "export", str(trained), "--web", str(target), "--out", "x")
+    assert "--out and --web: give only one" in fails(capsys, "export", str(trained), "--web", str(target), "--out", "x")
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,18 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import hashfield.cli.nerf
+from hashfield.cli.nerf import held_out_on_the_way
 from hashfield.cli.progress import ProgressView, counted, duration, progress_line
+from hashfield.tasks.nerf import NerfTask
 from hashfield.train.loop import Progress
+from hashfield.train.run_folder import RunFolder
+from tests.tasks.scenes import small_scene, tiny_config
 
 
 def progress(phase="training", step=7, fraction=0.5) -> Progress:
@@ -58,3 +65,28 @@ def test_a_countdown_is_silent_at_first_and_then_says_what_is_left(
 def test_a_countdown_of_nothing_and_of_a_moment_is_silent(capsys: pytest.CaptureFixture[str]):
     assert list(counted([], 0, "letters")) == [] and list(counted("ab", 2, "letters")) == ["a", "b"]
     assert capsys.readouterr().out == "" and duration(7.2) == "7 s" and duration(200) == "3 min 20 s"
+
+
+def test_held_out_views_are_seen_through_the_refined_lens_while_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    looked_through: list[Any] = []
+
+    def judged(model: Any, views: Any, **unused: Any) -> dict[str, Any]:
+        looked_through.extend(views.cameras)
+        return {"pixels": "all", "n_views": len(views), "psnr": 20.0, "ssim": 0.5, "quality": "fine"}
+
+    monkeypatch.setattr(hashfield.cli.nerf, "evaluate_views", judged)
+    task = NerfTask(tiny_config(refine=("lens",)), small_scene(), seed=1)
+    task.begin()
+    refinement = task.refinement
+    assert refinement is not None and refinement.lens is not None
+    refinement.lens.data[:, 0] = 0.05
+    refinement.hold()
+    show = held_out_on_the_way(task, RunFolder(tmp_path, tmp_path / "checkpoint.safetensors"))
+    show(progress())
+    assert not looked_through
+    show(progress("saving"))
+    given = small_scene().splits["test"].cameras
+    assert looked_through == task.cameras()["test"] and looked_through[0].fx != pytest.approx(given[0].fx, rel=1e-3)
+    assert "held-out so far: 2 views, PSNR 20.00 dB" in capsys.readouterr().out

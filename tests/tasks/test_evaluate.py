@@ -1,12 +1,13 @@
 """Views judged whole, or in as many bands of rows as time allows."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hashfield.errors import ConfigError
-from hashfield.tasks.evaluate import BAND_ROWS, evaluate_views, parts_in_time
+from hashfield.tasks.evaluate import BAND_ROWS, affordable_pixels, evaluate_views, parts_in_time
 from hashfield.tasks.frames import Frame, Region
 
 from .scenes import small_scene
@@ -89,3 +90,16 @@ def test_bands_that_masks_leave_empty_do_not_count(monkeypatch: pytest.MonkeyPat
     assert figures["n_views"] == 1 and figures["views"][0]["pixels"] == 64 * views.cameras[0].width
     with pytest.raises(ConfigError, match="max_seconds"):
         evaluate_views(model, views, max_seconds=0.0)  # type: ignore[arg-type]
+
+
+def test_what_the_first_picture_of_a_process_takes_is_not_taken_for_its_pace():
+    views = tall_views()
+
+    class SlowAtFirst(OffByRows):
+        def frame(self, camera, outputs=(), background=None, region: Region | None = None) -> Frame:
+            time.sleep(0.01 if self.n_pixels else 0.3)
+            return super().frame(camera, outputs, background, region)
+
+    band = BAND_ROWS * views.cameras[0].width
+    n_pixels = affordable_pixels(SlowAtFirst(views), views, (1.0, 1.0, 1.0), 1.0)  # type: ignore[arg-type]
+    assert 10 * band < n_pixels <= 100 * band

@@ -1,6 +1,7 @@
 """`hashfield evaluate RUN`."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,11 +42,12 @@ class Evaluate:
     quality: Quality = DEFAULT_QUALITY
     """Quality of the renderings, as for hashfield render; said with the figures."""
     max_seconds: float | None = None
-    """About how long rendering may take; only so many bands of rows are then judged. Default: whole views."""
+    """About how long rendering may take, and as long again where views are also aligned; only so many bands of rows are
+    then judged. Default: whole views."""
     json: Path | None = None
     """Also write the figures here."""
-    downscale: int = 1
-    """Divide widths and heights of the photos by this whole number."""
+    downscale: int | None = None
+    """Divide widths and heights of the photos by this whole number; default: the run's own."""
     max_image_memory: float = 4.0
     """GiB that the decoded photos may take."""
     masks: Path | None = None
@@ -73,8 +75,6 @@ def evaluate_nerf(arguments: list[str]) -> int:
         views = views_of(model, options)
     check_same_model(ranks, options.run)
     refined = model.info.get("refinement", {}).get("parts", [])
-    if refined:
-        views = as_refined(views, model.cameras.get(options.split, []))
     figures = evaluate_views(
         model, views, background, max_seconds=options.max_seconds,
         watch=lambda parts, total: counted(parts, total, "views or parts of views judged"),
@@ -88,7 +88,7 @@ def evaluate_nerf(arguments: list[str]) -> int:
         f"{figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}"
     )
     if "poses" in refined or "exposure" in refined:
-        figures["aligned"] = evaluate_aligned(model, views, refined, background)
+        figures["aligned"] = evaluate_aligned(model, views, refined, background, max_seconds=options.max_seconds)
         aligned = figures["aligned"]
         say(f"aligned: PSNR {aligned['psnr']:.3f} dB, SSIM {aligned['ssim']:.4f}; {aligned['alignment']}")
     if options.json is not None:
@@ -117,8 +117,16 @@ def demo_views(model: NerfModel, options: Evaluate) -> PosedImages:
     return scene.splits[options.split]
 
 
+def trained_downscale(scene: Mapping[str, Any]) -> int:
+    """By what widths and heights of the photos were divided in training, from what a checkpoint tells of its scene; 1
+    where it does not tell, as checkpoints of earlier versions."""
+    reading = scene.get("reading")
+    text = str(reading.get("downscale", "")) if isinstance(reading, dict) else ""
+    return int(text) if text.isdecimal() and text != "0" else 1
+
+
 def views_of(model: NerfModel, options: Evaluate) -> PosedImages:
-    """The photos to compare with."""
+    """The photos to compare with, seen by the cameras as training refined them, where it did."""
     stored = model.info.get("scene", {})
     if options.data is None and stored.get("path") == "demo" and stored.get("name") == "demo":
         return demo_views(model, options)
@@ -126,14 +134,16 @@ def views_of(model: NerfModel, options: Evaluate) -> PosedImages:
     if not path.exists():
         raise DataError(f"{path}: the photos of this run are not there any more; name them with --data")
     reading = stored_reading(stored)
+    downscale = trained_downscale(stored) if options.downscale is None else options.downscale
     if options.masks is not None:
         reading["masks"] = options.masks
     read = ReadOptions(
-        downscale=options.downscale, aabb_scale=model.spaces.aabb_scale, splits=(options.split,),
+        downscale=downscale, aabb_scale=model.spaces.aabb_scale, splits=(options.split,),
         camera_axes=stored.get("camera_axes", "opengl"),
         max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, **reading,
     )  # fmt: skip
     scene = load_scene(path, read)
     if options.split not in scene.splits:
         raise DataError(f"{path}: has no split {options.split!r}")
-    return scene.splits[options.split]
+    views = scene.splits[options.split]
+    return as_refined(views, model.cameras.get(options.split, [])) if "refinement" in model.info else views

@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
 
 def _write_web(options: Export, run: RunFolder, target: Path) -> int:
     if options.out is not None:
-        raise ConfigError("--web names the file to write: leave --out away")
+        raise ConfigError("--out and --web: give only one of them")
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{target}: expected a name that ends in .html")
     if target.exists() and not options.overwrite:

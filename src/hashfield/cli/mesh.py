@@ -148,11 +148,12 @@ def _mesh_files(
 
 
 def _photos(options: MeshOptions, model: Any) -> PosedImages | None:
-    """The photos of the run's training views; None where they are not there any more."""
+    """The photos of the run's training views, whole, whatever size they were trained at; None where they are not there
+    any more."""
     if not isinstance(model, NerfModel):
         return None
     try:
-        return views_of(model, Evaluate(run=options.run, data=options.data, split="train"))
+        return views_of(model, Evaluate(run=options.run, data=options.data, split="train", downscale=1))
     except DataError as error:
         if options.data is not None:
             raise

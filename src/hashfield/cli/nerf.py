@@ -105,6 +105,7 @@ def prepare_nerf(
         masks=options.masks, masks_keep=options.masks_keep, image_cache=options.image_cache, say=say,
     )  # fmt: skip
     scene = load_scene(with_poses(options), read)
+    scene = replace(scene, reading={**scene.reading, "downscale": str(options.downscale)})  # for hashfield evaluate
     for note in scene.notes:
         say(note)
     if scene.resident_bytes is not None:
@@ -293,9 +294,10 @@ def held_out_on_the_way(task: NerfTask, run: RunFolder) -> Callable[[Progress], 
 
     def show(progress: Progress) -> None:
         if progress.phase == "saving" and len(task.scene.splits.get("test", ())):
-            views = task.scene.splits["test"]
+            model = task.model()
+            views = as_refined(task.scene.splits["test"], model.cameras["test"])
             with working_alone():  # only the first rank shows anything
-                figures = evaluate_views(task.model(), views, max_seconds=SECONDS_ON_THE_WAY)
+                figures = evaluate_views(model, views, max_seconds=SECONDS_ON_THE_WAY)
             say(f"held-out so far: {held_out_text(figures, views)}")
 
     return show
@@ -336,7 +338,7 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("judged", f"{figures['pixels']} of their pixels, rendered at quality {figures['quality']}"),
         ("held-out SSIM", f"{figures['ssim']:.4f} (11x11 Gaussian, RGB)"),
         *([("alignment of these views", "none")] if not aligned else [
-            ("alignment of these views", "none, but for what all cameras share"),
+            ("alignment of these views", "none; where a lens was corrected, they are seen through the corrected one"),
             ("aligned views", f"PSNR {aligned['psnr']:.2f} dB, SSIM {aligned['ssim']:.4f}: {aligned['alignment']}"),
         ]),
         ("colour", figures["color"]),

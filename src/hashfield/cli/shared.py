@@ -201,7 +201,8 @@ def place_of(device: torch.device) -> str:
     """A device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    n = torch.get_num_threads()
+    return f"{n} thread{'s' * (n != 1)}" if device.type == "cpu" else device.type
 
 
 def is_terminal() -> bool:

@@ -229,48 +229,62 @@ def write_results(
         folder: The sweep's folder.
         options: What the user asked for.
         kind: What kind of task it is.
+        subject: What was trained on.
         settings: All settings of the study, with the paper's figures for some.
         length: How long each cell trains.
         result: Figures of the cells that are done.
     """
-    study, (quality, heading) = options.study, kind.quality
+    quality, heading = kind.quality
     paper = {s.name: s.paper for s in settings}
     rows = [{**row, **(paper[row["cell"]] if kind.is_the_papers else {})} for row in result.rows]
     _write(folder / "cells.csv", csv_text(rows))
     by_size = [(row["encoding_parameters"] + row["network_parameters"], row[quality]) for row in rows]
     by_time = [(row["train_seconds"], row[quality]) for row in rows]
-    fronts = [pareto_front(by_size), pareto_front(by_time)]
-    marked = [
-        {
-            **row,
-            "front": ", ".join(name for name, front in zip(("size", "time"), fronts, strict=True) if k in front),
-        }
-        for k, row in enumerate(rows)
-    ]
+    fronts = {"size": pareto_front(by_size), "time": pareto_front(by_time)}
     names = [row["cell"] for row in rows]
-    _write(
-        folder / "quality_over_parameters.svg",
-        _front_plot("Quality over size", by_size, names, fronts[0], "numbers learnt", heading),
-    )
-    _write(
-        folder / "quality_over_training_time.svg",
-        _front_plot("Quality over training time", by_time, names, fronts[1], "seconds of training", heading),
-    )
     curves = [
         Series(name, [(line["elapsed_s"], line[kind.batches[0]]) for line in lines if line["elapsed_s"] > 0])
         for name, lines in result.histories.items()
     ]
-    _write(
-        folder / "batches_over_time.svg",
-        plot_svg("Training batches", curves, "seconds of training", kind.batches[1], log_x=True),
-    )
-    here = machine()
-    seen = {row["machine"] for row in rows}, {row["commit"] for row in rows}
+    size, seconds = "numbers learnt", "seconds of training"
+    plots = {
+        "quality_over_parameters": _front_plot("Quality over size", by_size, names, fronts["size"], size, heading),
+        "quality_over_training_time": _front_plot(
+            "Quality over training time", by_time, names, fronts["time"], seconds, heading
+        ),
+        "batches_over_time": plot_svg("Training batches", curves, seconds, kind.batches[1], log_x=True),
+    }
+    for name, plot in plots.items():
+        _write(folder / f"{name}.svg", plot)
+    here, seen = machine(), [sorted({row[name] for row in rows}) for name in ("machine", "commit")]
+    marked = [{**row, "front": ", ".join(f for f, front in fronts.items() if k in front)} for k, row in enumerate(rows)]
+    text = [
+        f"# {kind.name}: {'encodings' if options.study == 'encodings' else 'F x L x T'}",
+        "",
+        f"    {command_of(options, kind.name)}",
+        "",
+        f"Each cell: {budget(length)}. " + "; ".join(f"{name} {value}" for name, value in subject.about.items()) + ".",
+        f"Machine: {'; '.join(seen[0])}. Commit {', '.join(seen[1])}, torch {here['torch']}, "
+        f"{here['date']}. One cell after another; kernels compiled before; evaluation is not part of the time.",
+        "",
+        markdown_table(marked, _columns(kind, settings, any("paper_psnr" in row for row in rows))),
+        "`front`: no other cell is at once as small (size) or as quick (time) and as good.",
+        "`share of the cores`: what this process got of the threads' time in training; far below 1, others used the",
+        "machine and the seconds of training are too many; `processor` is the time of all threads that it took.",
+        "",
+        *(f"![{name}]({name}.svg)" for name in plots),
+        "",
+    ]  # fmt: skip
+    _write(folder / "table.md", "\n".join(text))
+
+
+def _columns(kind: SweepKind, settings: Sequence[Setting], has_paper: bool) -> list[tuple[str, str]]:
+    """Key and heading of each column of a study's table."""
     columns = [("cell", "cell"), *((key, key) for key in settings[0].columns)]
     columns += [
         ("encoding_parameters", "numbers of the encoding"),
         ("network_parameters", "of the networks"),
-        (quality, heading),
+        kind.quality,
         *kind.columns,
         ("train_seconds", "training, s"),
         ("cpu_seconds", "processor, s"),
@@ -279,30 +293,13 @@ def write_results(
         ("samples", "points"),
         ("front", "front"),
     ]
-    if any("paper_psnr" in row for row in rows):
+    if has_paper:
         columns += [
-            ("paper_parameters", "paper: networks + encoding"), ("paper_psnr", "paper: PSNR"),
+            ("paper_parameters", "paper: networks + encoding"),
+            ("paper_psnr", "paper: PSNR"),
             ("paper_seconds", "paper: s on a GPU"),
-        ]  # fmt: skip
-    text = [
-        f"# {kind.name}: {'encodings' if study == 'encodings' else 'F x L x T'}",
-        "",
-        f"    {command_of(options, kind.name)}",
-        "",
-        f"Each cell: {budget(length)}. " + "; ".join(f"{name} {value}" for name, value in subject.about.items()) + ".",
-        f"Machine: {'; '.join(sorted(seen[0]))}. Commit {', '.join(sorted(seen[1]))}, torch {here['torch']}, "
-        f"{here['date']}. One cell after another; kernels compiled before; evaluation is not part of the time.",
-        "",
-        markdown_table(marked, columns),
-        "`front`: no other cell is at once as small (size) or as quick (time) and as good.",
-        "`share of the cores`: what this process got of the threads' time in training; far below 1, others used the",
-        "machine and the seconds of training are too many; `processor` is the time of all threads that it took.",
-        "",
-        *(f"![{name}]({name}.svg)" for name in
-          ("quality_over_parameters", "quality_over_training_time", "batches_over_time")),
-        "",
-    ]  # fmt: skip
-    _write(folder / "table.md", "\n".join(text))
+        ]
+    return columns
 
 
 def _front_plot(

@@ -217,8 +217,12 @@ class Fit:
         return batch, found
 
     def _gain(self, batch: RayBatch, found: RayGradients, gain: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " 3"]:
-        """The gain of each channel with which the rendering comes closest to the photo, by least squares. What is
-        given is what `_look` gave for an earlier gain."""
+        """The gain of each channel with which the rendering comes closest to the photo, by least squares.
+
+        Args:
+            batch, found: What `_look` gave.
+            gain: The earlier gain that it was given.
+        """
         rgb = batch.target[:, :3].double()
         counts = ((rgb * torch.from_numpy(gain).to(rgb)).amax(1) <= SATURATED)[:, None]
         photo = rgb * batch.target[:, 3:]

@@ -104,9 +104,28 @@ def evaluate_views(
         return {}
     if not found:
         raise DataError("nothing to evaluate: the masks leave no pixel of what was looked at")
-    figures = [{"name": views.names[k], **_together(bands)} for k, bands in sorted(found.items())]
-    share = sum(f["pixels"] for f in figures) / sum(w * h for w, h in sizes)
     is_whole = all(part.region is None for part in parts)
+    return _summary(found, views, is_whole, getattr(model, "quality", "exact"), behind)
+
+
+def _summary(
+    found: dict[int, list[dict[str, float]]],
+    views: PosedImages,
+    is_whole: bool,
+    quality: str,
+    background: tuple[float, float, float],
+) -> dict[str, Any]:
+    """Figures of all views and their means, and in words what they are of, as JSON values.
+
+    Args:
+        found: Figures of what was judged of each view, by its number.
+        views: The photos.
+        is_whole: Whether whole views were judged.
+        quality: Quality of the renderings.
+        background: Behind photo and rendering.
+    """
+    figures = [{"name": views.names[k], **_together(bands)} for k, bands in sorted(found.items())]
+    share = sum(f["pixels"] for f in figures) / sum(camera.width * camera.height for camera in views.cameras)
     of_mask = "" if views.masks is None else " that the photo's mask holds"
     of_band = "" if is_whole else f" of bands of {BAND_ROWS} rows"
     return {
@@ -114,8 +133,8 @@ def evaluate_views(
         "ssim": float(np.nanmean([f["ssim"] for f in figures])),
         "n_views": len(figures),
         "pixels": "all" if is_whole else f"{100 * share:.2g} %",
-        "quality": getattr(model, "quality", "exact"),
-        "background": list(behind),
+        "quality": quality,
+        "background": list(background),
         "color": "sRGB; alpha blended in sRGB; renderings clipped to [0, 1], not quantised",
         "psnr_of": f"mean over views of the PSNR over all pixels{of_band}{of_mask} and channels of a view, in dB",
         "ssim_of": f"mean over views; 11x11 Gaussian around each pixel{of_band}{of_mask}, sigma 1.5, RGB, data range 1",
@@ -136,8 +155,11 @@ def affordable_pixels(
     """
     camera = views.cameras[len(views) // 2]
     rows = min(BAND_ROWS, camera.height)
+    top = (camera.height - rows) // 2
+    # Two rows first, which are not counted: the first picture of a process loads or compiles its kernels.
+    model.frame(camera, ("color",), background, Region(0, top, camera.width, min(2, rows)))
     before = time.perf_counter()
-    model.frame(camera, ("color",), background, Region(0, (camera.height - rows) // 2, camera.width, rows))
+    model.frame(camera, ("color",), background, Region(0, top, camera.width, rows))
     return seconds * camera.width * rows / max(time.perf_counter() - before, 1e-6)
 
 

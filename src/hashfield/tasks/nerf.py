@@ -237,7 +237,7 @@ class NerfTask:
         result = self.steps.step(step, rate, self.step_scale(fraction), has_total_variation=has_total_variation)
         # On a device the number of rays is not known here, and the pool stays what it is.
         if self.streamed is not None and not isinstance(result.n_rays, Tensor) and self.streamed.advance(result.n_rays):
-            self.steps.draw_from(self.streamed.pool())
+            self.steps.draw_from(self.streamed.pool(self.device))
         return result
 
     def step_scale(self, fraction: float) -> float:
