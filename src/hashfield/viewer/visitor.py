@@ -41,7 +41,7 @@ FINAL_QUALITY: Final = 93
 MIN_ROWS: Final = 120
 MAX_ROWS: Final = 2160
 """Rows of a finished picture, at most: whatever a browser asks for."""
-MOST_CELLS: Final = 6000
+MOST_CELLS: Final = 3000
 FLY_REACH: Final = 0.05
 """How far before the eye the point lies that it turns around when flying, in the page's units."""
 LONGEST_DOWNLOAD: Final = 2**28
@@ -387,15 +387,12 @@ class Visitor:
         if not len(centers):
             self.tell("no cell is occupied")
             return
-        corner = np.array(list(itertools.product((-0.5, 0.5), repeat=3)), np.float32)
-        faces = np.array(
-            [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1],
-             [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]], np.uint32)  # fmt: skip
-        places = stage.to_page(centers.numpy()).astype(np.float32)
-        self.keep("cells", self.client.scene.add_batched_meshes_simple(
-            "/cells", corner, faces, np.tile(np.array([1, 0, 0, 0], np.float32), (len(places), 1)), places,
-            batched_scales=(0.94 * sides.numpy() * stage.scale).astype(np.float32), batched_colors=(70, 130, 220),
-            opacity=0.3, flat_shading=True, cast_shadow=False, receive_shadow=False))  # fmt: skip
+        # Edges alone: dozens of faces one behind another would hide the picture.
+        edges = box_edges(((-0.5,) * 3, (0.5,) * 3))
+        boxes = centers.numpy()[:, None, None, :] + sides.numpy().reshape(-1, 1, 1, 1) * edges
+        self.keep("cells", self.client.scene.add_line_segments(
+            "/cells", stage.to_page(boxes.reshape(-1, 2, 3)).astype(np.float32), (40, 110, 220), thickness=1.0,
+            thickness_units="screen"))  # fmt: skip
 
     def keep(self, name: str, *nodes: Any) -> None:
         """Remember things in the page's scene, to be taken away together.
