@@ -55,6 +55,7 @@ window.draw = (pose, [left, right, top, bottom], near, far, width, height) => {
   camera.projectionMatrixInverse.copy(camera.projectionMatrix).invert();
   camera.matrixAutoUpdate = false;
   camera.matrix.set(...pose, 0, 0, 0, 1);
+  camera.updateMatrixWorld(true);
   renderer.setSize(width, height, false);
   renderer.render(scene, camera);
   return renderer.domElement.toDataURL("image/png").split(",")[1];

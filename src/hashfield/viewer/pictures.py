@@ -306,9 +306,7 @@ class _CameraCanvas(Canvas):
         return picture
 
 
-def _beyond(
-    box: Float64[Tensor, "2 3"], axis: int, plane: float, eye: Float64[Tensor, " 3"]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _beyond(box: Float64[Tensor, "2 3"], axis: int, plane: float, eye: Float64[Tensor, " 3"]) -> Corners:
     """Corners of the part of a box that lies beyond a plane, as an eye sees it: a thousandth of the box at least.
 
     Args:
@@ -323,7 +321,8 @@ def _beyond(
         high[axis] = max(plane, float(low[axis] + least))
     else:
         low[axis] = min(plane, float(high[axis] - least))
-    return tuple(low.tolist()), tuple(high.tolist())
+    (x0, y0, z0), (x1, y1, z1) = low.tolist(), high.tolist()
+    return (x0, y0, z0), (x1, y1, z1)
 
 
 def _rays(camera: Camera, region: Region) -> tuple[Float64[Tensor, " 3"], Float64[Tensor, "h w 3"]]:
