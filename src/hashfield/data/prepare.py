@@ -40,10 +40,11 @@ from hashfield.data.structure_from_motion import (
 )
 from hashfield.data.training_box import choose_box
 from hashfield.data.video_frames import extract_frames, is_video, laplacian
+from hashfield.data.write_cameras import write_transforms
 from hashfield.errors import ConfigError, DataError
-from hashfield.geometry.cameras import Camera, flip_opengl
+from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import up_axis
-from hashfield.geometry.spaces import DEFAULT_SCALE
+from hashfield.geometry.spaces import DEFAULT_OFFSET, DEFAULT_SCALE, Spaces
 
 Matching = Literal["auto", "sequential", "exhaustive"]
 WORK: Final = ".prepare"
@@ -447,16 +448,22 @@ def _write(shop: Workshop, source: Path, out: Path, photos: list[Photo], solved:
         sizes=sizes,
         names={copy_name(photo): name for photo, name in zip(placed, names, strict=True)},
     )
-    frames = []
-    for photo, name, file in zip(placed, names, files, strict=True):
-        image = written["images"][name]
-        camera = _camera(image, written["cameras"])
-        frames.append((_relative(file, out), camera, image, photo))
-    text = _transforms(frames, aabb_scale, shop)
+    images = [written["images"][name] for name in names]
+    sharp = [float(laplacian(_grey(shop.photos / copy_name(photo))).var()) for photo in placed]
     (out / "sparse").mkdir(exist_ok=True)
     shutil.rmtree(out / "sparse" / "0", ignore_errors=True)
     result.replace(out / "sparse" / "0")
-    _write_json(out / "transforms.json", text)
+    write_transforms(
+        out / "transforms.json",
+        [_camera(image, written["cameras"]) for image in images],
+        [_relative(file, out) for file in files],
+        spaces=Spaces(DEFAULT_SCALE, DEFAULT_OFFSET, aabb_scale),
+        extra={"ply_file_path": "sparse/0/sparse.ply"},
+        frame_extra=[
+            {"sharpness": round(value, 3), "colmap_im_id": image["id"]}
+            for value, image in zip(sharp, images, strict=True)
+        ],
+    )
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -536,42 +543,6 @@ def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     v = np.cross(a, b)
     cross = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
     return np.eye(3) + cross + cross @ cross / (1 + cosine)
-
-
-def _transforms(
-    frames: list[tuple[str, Camera, dict[str, Any], Photo]], aabb_scale: int, shop: Workshop
-) -> dict[str, Any]:
-    """The content of transforms.json, in instant-ngp's and nerfstudio's form."""
-    lenses = [_lens_fields(camera) for _, camera, _, _ in frames]
-    is_shared = all(lens == lenses[0] for lens in lenses)
-    listed = []
-    for (name, camera, image, photo), lens in zip(frames, lenses, strict=True):
-        pose = flip_opengl(camera.camera_to_world)
-        listed.append(
-            {
-                "file_path": name,
-                "sharpness": round(float(laplacian(_grey(shop.photos / copy_name(photo))).var()), 3),
-                "colmap_im_id": image["id"],
-                **({} if is_shared else lens),
-                "transform_matrix": [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]],
-            }
-        )
-    return {
-        "camera_model": "OPENCV",
-        **(lenses[0] if is_shared else {}),
-        "aabb_scale": aabb_scale,
-        "ply_file_path": "sparse/0/sparse.ply",
-        "frames": listed,
-    }
-
-
-def _lens_fields(camera: Camera) -> dict[str, Any]:
-    k1, k2, _, _, p1, p2 = camera.distortion
-    return {
-        "w": camera.width, "h": camera.height, "fl_x": camera.fx, "fl_y": camera.fy, "cx": camera.cx, "cy": camera.cy,
-        "k1": k1, "k2": k2, "p1": p1, "p2": p2,
-        "camera_angle_x": 2 * float(np.arctan(camera.width / 2 / camera.fx)),
-    }  # fmt: skip
 
 
 # --- what is kept between runs

@@ -49,10 +49,12 @@ def write_transforms(
     splits: Mapping[str, Sequence[str]] | None = None,
     masks: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
+    frame_extra: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Write cameras as a transforms.json; it is written aside and renamed.
 
-    Intrinsics stand once at the top where all cameras share them, else in every frame.
+    Intrinsics stand once at the top where all cameras share them, else in every frame; the lens model stands at the top
+    wherever all cameras have the same one, since nerfstudio looks for it there alone.
 
     Args:
         path: The file.
@@ -62,6 +64,7 @@ def write_transforms(
         splits: Names of photos by "train", "val" and "test", for the file's lists of names.
         masks: Name of a photo -> its mask file, relative to the file's folder: black pixels are not learned from.
         extra: More fields of the top level, e.g. what made the file.
+        frame_extra: More fields of each frame, as many mappings as cameras.
 
     Raises:
         ConfigError: no cameras, another number of names, or a name twice.
@@ -73,6 +76,9 @@ def write_transforms(
     top: dict[str, Any] = {**(extra or {})}
     if is_shared:
         top |= optics[0]
+    elif all(other["camera_model"] == optics[0]["camera_model"] for other in optics):
+        top["camera_model"] = optics[0]["camera_model"]
+        optics = [{name: value for name, value in own.items() if name != "camera_model"} for own in optics]
     if spaces is not None:
         # no room for rounding here: the numbers are read back as they are
         top["aabb_scale"] = spaces.aabb_scale
@@ -82,9 +88,10 @@ def write_transforms(
         top[f"{split}_filenames"] = [normalized(name) for name in listed]
     mask_of = {normalized(name): normalized(mask) for name, mask in (masks or {}).items()}
     frames = []
-    for camera, own, file in zip(cameras, optics, files, strict=True):
+    more = [{}] * len(files) if frame_extra is None else frame_extra
+    for camera, own, file, fields in zip(cameras, optics, files, more, strict=True):
         matrix = [*(flip_opengl(camera.camera_to_world) + 0.0).tolist(), [0.0, 0.0, 0.0, 1.0]]
-        frame: dict[str, Any] = {"file_path": file, **({} if is_shared else own)}
+        frame: dict[str, Any] = {"file_path": file, **fields, **({} if is_shared else own)}
         if file in mask_of:
             frame["mask_path"] = mask_of[file]
         frames.append({**frame, "transform_matrix": matrix})
