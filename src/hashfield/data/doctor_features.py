@@ -25,7 +25,7 @@ def match_features(case: Case, report: Report, threads: int) -> None:
     Args:
         case: Gets what photos have in common, and findings about mirrored ones.
         report: Sees the progress, in photos and pairs.
-        threads: Of the work; -1: one for each CPU.
+        threads: Threads; -1: one for each CPU.
     """
     with tempfile.TemporaryDirectory() as folder:
         shop = Workshop(Path(folder), threads)
