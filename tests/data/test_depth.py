@@ -39,6 +39,8 @@ def write_maps(folder: Path, z: np.ndarray, ending: str = "png", n: int = 9, **t
     for k in range(n):
         if ending == "npy":
             np.save(folder / f"depth/{k}.npy", z)
+        elif ending == "exr":
+            (folder / f"depth/{k}.exr").write_bytes(b"\x76\x2f\x31\x01")
         else:
             Image.fromarray(z).save(folder / f"depth/{k}.{ending}")
     return folder
@@ -121,6 +123,7 @@ def test_missing_files_are_counted(tmp_path: Path) -> None:
             r"'depth_file_path': .*one number for each pixel, this picture is RGB",
         ),
         (np.zeros((8, 12, 3), np.float32), "npy", {}, r"'depth_file_path': .*one number for each pixel, got float32"),
+        (stepped(), "exr", {}, "depth is read from grey pictures .PNG, TIFF. and .npy arrays, not from .exr"),
         (stepped(), "png", {"integer_depth_scale": "a"}, "'integer_depth_scale': expected a number, got the text 'a'"),
         (stepped(), "png", {"integer_depth_scale": -5}, "'integer_depth_scale': expected units above 0, or -1"),
     ],

@@ -178,14 +178,16 @@ def decode_mask(path: Path) -> Bool[np.ndarray, "height width"]:
 
 
 def decode_depth(path: Path) -> Shaped[np.ndarray, "height width"]:
-    """The numbers of a depth map as they are stored in a grey picture or a .npy array: whole numbers as uint16 where they
-    fit, else as int32, floats as float32.
+    """The numbers of a depth map as a grey picture or a .npy array stores them: whole numbers as uint16 where they fit,
+    else as int32, floats as float32.
 
     Raises:
         DataError: not a picture or array of one number a pixel, or not readable.
     """
     if path.suffix.lower() == ".npy":
         return _depth_of_array(path)
+    if path.suffix.lower() in _HDR:
+        raise DataError(f"{path}: depth is read from grey pictures (PNG, TIFF) and .npy arrays, not from {path.suffix}")
 
     def numbers(image: Image.Image) -> np.ndarray:
         if image.mode not in (*_WIDE_GREY, "L", "F"):
