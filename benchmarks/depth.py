@@ -58,7 +58,7 @@ def main() -> None:
                 preset="auto", no_alpha=False, log2_hashmap_size=None, precision=None, quality="exact", n_steps=None,
                 set=[f"train.depth={value}", *options.set], seed=seed, background=["white"], cpu_clock=True,
                 pixels=12000, save=None,
-            ))  # fmt: skip
+            ), table="depth")  # fmt: skip
 
 
 def fewer(scene: Scene, n: int) -> Scene:

@@ -73,6 +73,8 @@ def test_stated_scale_and_floats(tmp_path: Path) -> None:
     scene = load_scene(write_maps(tmp_path / "b", stepped() / np.float32(1000), "npy"), FILES)
     known = (scene.splits["train"].depths or ())[0]
     assert known.z is not None and known.z.dtype == np.float32 and known.scale == 1.0 and known.z[2, 3] == 0
+    scaled = load_scene(write_maps(tmp_path / "d", stepped(), applied_scale=0.5), FILES)
+    assert (scaled.splits["train"].depths or ())[0].scale == 5e-4 and scaled.unit is None
     off = load_scene(write_maps(tmp_path / "c", stepped(), integer_depth_scale=-1), FILES)
     assert off.splits["train"].depths is None
 

@@ -177,8 +177,10 @@ def _depth(frame: Frame, folder: Folder) -> StatedDepth | None:
             continue
         if not isinstance(stated, str) or not stated.strip() or "\0" in stated:
             raise frame.fields.fail(name, f"expected the name of a depth file, got {kind(stated)}")
-        is_metric = name == "depth_file_path" and abs(size - _MILLIMETRE) < 1e-9
-        return StatedDepth(folder.find(normalized(stated)), stated, name, size, is_metric)
+        # nerfstudio's depth is that of the world before its poses were scaled
+        applied = (frame.top.number("applied_scale", above=0) or 1.0) if name == "depth_file_path" else 1.0
+        is_metric = name == "depth_file_path" and applied == 1.0 and abs(size - _MILLIMETRE) < 1e-9
+        return StatedDepth(folder.find(normalized(stated)), stated, name, size * applied, is_metric)
     return None
 
 
