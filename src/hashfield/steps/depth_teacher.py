@@ -20,7 +20,7 @@ from hashfield.ops.training_rays import training_rays
 
 POINTS_SHARE: Final = 16
 """One ray of so many goes through a pixel that shows a point, where there are any."""
-POINTS_COUNT: Final = 4.0
+POINTS_COUNT: Final = 16.0
 """How much more a point's ray is drawn to its distance than a depth map's: it speaks for its neighbours too."""
 _LENS: Final = 16  # columns of the camera table, which has the pose's three rows before it
 _FORWARD: Final = (2, 6, 10)
