@@ -1,6 +1,6 @@
 """A scene under examination by the doctor: its views in one order, and what they share by the sparse model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
