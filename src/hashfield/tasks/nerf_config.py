@@ -240,7 +240,13 @@ PRESETS: dict[str, NerfConfig] = {
         preset="paper",
         encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
         train=NerfTrainConfig(
-            batch=2**16, huber_delta=0.1, distortion=0.0, nearness=0.0, min_transmittance=1e-4, min_weight=0.0
+            batch=2**16,
+            huber_delta=0.1,
+            distortion=0.0,
+            nearness=0.0,
+            depth=0.0,
+            min_transmittance=1e-4,
+            min_weight=0.0,
         ),
     ),
     # HashNeRF-pytorch's networks (NeRFSmall), finest resolution and losses, over our grid, sampling and optimiser. Its
@@ -253,7 +259,13 @@ PRESETS: dict[str, NerfConfig] = {
         density_activation="relu",
         color_sees_density=False,
         train=NerfTrainConfig(
-            batch=2**15, final_learning_rate=1e-3, sparsity=3e-7, distortion=0.0, nearness=0.0, total_variation=3e-6
+            batch=2**15,
+            final_learning_rate=1e-3,
+            sparsity=3e-7,
+            distortion=0.0,
+            nearness=0.0,
+            depth=0.0,
+            total_variation=3e-6,
         ),
     ),
     # For GPUs, where a step costs little and faint samples are affordable: a few seconds, and more.
