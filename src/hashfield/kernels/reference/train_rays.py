@@ -127,7 +127,7 @@ def composed_step(
     if depth.nearness > 0.0:
         near = seen.weight * (depth.log_horizon - samples.t.clamp(min=NEAREST).log()).clamp(min=0.0)
         loss = loss + depth.nearness * torch.zeros_like(loss).index_add(0, samples_ray(samples), near)
-    if batch.distance is not None:
+    if batch.distance is not None and batch.trust is not None:
         ray, place = samples_ray(samples), samples.t.clamp(min=NEAREST).log()
         off = (place - batch.distance[part].clamp(min=NEAREST).log()[ray]).abs()
         moved = seen.weight * (off - depth.tolerance).clamp(min=0.0)
