@@ -142,6 +142,21 @@ def test_photos_of_one_lens_share_its_correction() -> None:
     assert refinement.carried(cameras[0]).fx == pytest.approx(50.0)
 
 
+@pytest.mark.parametrize(("trained", "read"), [(3, 1), (1, 3), (2, 2)])
+def test_refined_cameras_fit_photos_that_are_read_at_another_size(trained: int, read: int) -> None:
+    """Of 62 x 41 pixels divided by 3, two columns and two rows are dropped."""
+
+    def at(factor: int) -> Camera:
+        optics = (x / factor for x in (50.0, 52.0, 29.0, 21.0))
+        return Camera(look_at((3.0, 2.0, 1.0), (0.0, 0.0, 0.0)), 62 // factor, 41 // factor, *optics)
+
+    own = at(read)
+    views = PosedImages((replace(own, fx=77.0),), (np.zeros((own.height, own.width, 4), np.uint8),), ("a.png",))
+    (found,) = as_refined(views, [at(trained)]).cameras
+    assert (found.width, found.height) == (own.width, own.height)
+    assert (found.fx, found.fy, found.cx, found.cy) == pytest.approx((own.fx, own.fy, own.cx, own.cy))
+
+
 def test_options_that_make_no_sense_are_refused() -> None:
     for changes in ({"pose_rate": 0.0}, {"start": 1.5}, {"interval": 0}, {"rays_per_update": 0}):
         with pytest.raises(ConfigError, match=next(iter(changes))):

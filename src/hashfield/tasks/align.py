@@ -125,8 +125,24 @@ def as_refined(views: PosedImages, cameras: Sequence[Camera]) -> PosedImages:
     """
     if len(cameras) != len(views):
         return views
-    sized = (known.resized(own.width, own.height) for known, own in zip(cameras, views.cameras, strict=True))
+    sized = (_at_size_of(own, known) for known, own in zip(cameras, views.cameras, strict=True))
     return replace(views, cameras=tuple(sized))
+
+
+def _at_size_of(own: Camera, known: Camera) -> Camera:
+    """A camera that is known for another size of its photo than `own`, at the size of `own`.
+
+    Photos are divided by whole numbers, and what is left over at their right and lower edges is dropped.
+    """
+    small, large = (known, own) if known.width <= own.width else (own, known)
+    factor = large.width // small.width
+    if (large.width // factor, large.height // factor) != (small.width, small.height):
+        return known.resized(own.width, own.height)
+    scale = float(factor) if large is own else 1 / factor
+    return replace(
+        known, width=own.width, height=own.height, fx=known.fx * scale, fy=known.fy * scale, cx=known.cx * scale,
+        cy=known.cy * scale,
+    )  # fmt: skip
 
 
 def alignment_text(parts: Sequence[str]) -> str:
