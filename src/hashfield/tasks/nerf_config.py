@@ -34,7 +34,7 @@ class NerfTrainConfig(RateConfig):
     HashNeRF's 1e-10 is 3e-7 here."""
     distortion: float | None = None
     """Weight of the spread of a ray's sample weights over the logarithm of distance, mip-NeRF 360's distortion loss in
-    essence; default: 0 in carved scenes, 0.01 in others, where it turns fog into surfaces."""
+    essence; default: 0 in carved scenes, 0.02 in others, where it turns fog into surfaces."""
     nearness: float | None = None
     """Weight of what a ray's sample weights lack, by the logarithm of distance, to 0.8 of the distance at which the
     cameras look at a common point: of two places that explain the photos alike the farther one is taken. Default: 0 in
@@ -120,10 +120,12 @@ class OccupancyConfig:
     """What a cell's old value is multiplied by at each refresh; default: 0.6 in carved scenes, 0.95 in others."""
     most_steps: int = 32
     """Steps between refreshes, at most; an eighth of the steps so far, at least 4, is taken if that is less."""
-    full_sweeps: int = 8
-    """Refreshes that ask every living cell, at the start of an uncarved run."""
-    max_cells: int = 2**18
-    """Cells asked by later refreshes of a grid that has more living cells than this."""
+    full_sweeps: int = 1
+    """Refreshes that ask every living cell, at the start of the run. Each costs as much as dozens of steps where the box
+    is large, and tells little so early."""
+    max_cells: int = 2**19
+    """Cells asked by later refreshes of a grid that has more living cells than this. With fewer, cells that hold
+    something fade before they are asked again."""
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 < self.decay < 1:
