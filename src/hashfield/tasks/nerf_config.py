@@ -121,8 +121,8 @@ class OccupancyConfig:
     most_steps: int = 32
     """Steps between refreshes, at most; an eighth of the steps so far, at least 4, is taken if that is less."""
     full_sweeps: int = 1
-    """Refreshes that ask every living cell, at the start of the run. Each costs as much as dozens of steps where the box
-    is large, and tells little so early."""
+    """Refreshes that ask every living cell, at the start of the run. Each costs as much as dozens of steps where the
+    box is large, and tells little so early."""
     max_cells: int = 2**19
     """Cells asked by later refreshes of a grid that has more living cells than this. With fewer, cells that hold
     something fade before they are asked again."""
