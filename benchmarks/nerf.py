@@ -66,8 +66,15 @@ def main() -> None:
             run(scene, seconds, options)
 
 
-def run(scene: Any, seconds: float, options: argparse.Namespace) -> None:
-    """Train on a scene for so long and write down what came out."""
+def run(scene: Any, seconds: float, options: argparse.Namespace, table: str = "nerf") -> None:
+    """Train on a scene for so long and write down what came out.
+
+    Args:
+        scene: Photos.
+        seconds: Length of the training.
+        options: As the command line has them.
+        table: Name of the table of results.
+    """
     name = preset_for(seconds, None) if options.preset == "auto" else options.preset
     config = PRESETS[name]
     if options.no_alpha:
@@ -126,7 +133,7 @@ def run(scene: Any, seconds: float, options: argparse.Namespace) -> None:
             "pixels_judged": options.pixels or "",
         }  # fmt: skip
         print(", ".join(f"{k} {v}" for k, v in row.items() if v != ""), flush=True)
-        append("nerf", [row])
+        append(table, [row])
     if options.save:
         save(model, scene, options, f"{scene.name}-{seconds:.0f}")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hashfield.cli.kept_frames import DepthScale
-from hashfield.cli.render import dealt_pictures, pictures
+from hashfield.cli.render import dealt_pictures, depth_words, pictures
 from hashfield.geometry.cameras import Camera
 
 from ..threads_as_ranks import as_ranks
@@ -74,3 +74,9 @@ def test_ranks_share_the_frames_and_the_first_gets_all_in_order():
         assert found.keys() == other.keys()
         for name, picture in found.items():
             np.testing.assert_array_equal(picture, other[name])
+
+
+def test_the_unit_of_depth_is_said():
+    plain, metric = SimpleNamespace(), SimpleNamespace(info={"scene": {"unit": "metres"}})
+    assert depth_words(plain, 1.25, 30).endswith("1.25 (light) to 30 (dark) units of the data's file")  # type: ignore[arg-type]
+    assert depth_words(metric, 1.25, 30).endswith("1.25 (light) to 30 (dark) metres")  # type: ignore[arg-type]

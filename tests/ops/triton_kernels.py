@@ -208,8 +208,9 @@ def _train_rays(aabb_scale: int, has_cone: bool, huber_delta: float, per_ray: bo
     field, n = _field(L8_F4, HALF), 1024
     a, v = torch.zeros(n), torch.zeros(n, 3)
     batch = train_rays.Batch(
-        v, v, a, a, a, torch.zeros(n, 4), v, torch.zeros(1, dtype=torch.int32), a if per_ray else None
-    )
+        v, v, a, a, a, torch.zeros(n, 4), v, torch.zeros(1, dtype=torch.int32), a if per_ray else None,
+        *((a, a) if has_cone else ()),  # known distances
+    )  # fmt: skip
     room = train_rays.RayGradientBuffers(a.device, n, n) if per_ray else None
     train_rays.enqueue(
         field, batch, *as_words(torch.zeros(aabb_scale.bit_length() * 128**3 // 8, dtype=torch.uint8)), aabb_scale,

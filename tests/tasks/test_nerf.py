@@ -109,8 +109,11 @@ def test_model_stands_alone_and_export_is_small_and_close(trained, tmp_path: Pat
         assert np.array_equal(live[name], saved[name]), name
     size = export_checkpoint(run.checkpoint, tmp_path / "small.safetensors")
     assert size < 0.5 * run.checkpoint.stat().st_size
-    small = hashfield.load(tmp_path / "small.safetensors").render(camera, ("color",))
-    assert np.abs(small["color"] - live["color"]).max() < 0.05
+    small = hashfield.load(tmp_path / "small.safetensors")
+    # Exactly, since two models that differ a little may choose other pixels to interpolate.
+    small.quality = loaded.quality = "exact"
+    exact, close = (model.render(camera, ("color",))["color"] for model in (loaded, small))
+    assert np.abs(close - exact).max() < 0.05
     with pytest.raises(CheckpointError, match="exported checkpoint holds no training state"):
         train(task, _folder_with(tmp_path, tmp_path / "small.safetensors"), TrainOptions(n_steps=5), resume=True)
 

@@ -103,6 +103,7 @@ def prepare_nerf(
         downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
         max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
         masks=options.masks, masks_keep=options.masks_keep, image_cache=options.image_cache, say=say,
+        depth=plan.config.train.depth_sources,
     )  # fmt: skip
     scene = load_scene(with_poses(options), read)
     for note in scene.notes:
@@ -113,9 +114,14 @@ def prepare_nerf(
         say_findings([finding for finding in examine(scene).findings if finding.kind not in SAID_BY_NOTES])
     if device.type == "cuda" and plan.config.refine:
         say("refining: steps are taken one by one on this GPU, not as a captured graph, which is slower")
-    if device.type == "cuda" and plan.config.trains_on_device:
+    knows_depth = scene.splits["train"].depths is not None
+    if device.type == "cuda" and plan.config.trains_on_device and not knows_depth:
         say_memory(gpu_memory(plan.config, scene), device, options.max_gpu_memory, SMALLER)
     task = NerfTask(plan.config, scene, seed=options.seed, background=options.background, device=device)
+    if task.depth_note is not None:
+        say(task.depth_note)
+    elif task.teacher is not None:
+        say(f"the depth that is known teaches until {100 * plan.config.train.depth_until:.0f} % of the training")
     if plan.resumed is not None:
         check_same_photos(plan.resumed, plan.metadata, scene)
     yield Training(task, folder(scene.name))

@@ -140,7 +140,23 @@ def render(options: Render) -> int:
                 say(f"{folder / f'{output}.mp4'}: {len(cameras)} frames of {cameras[0].width}x{cameras[0].height}")
         else:
             say(f"{folder}: {len(targets)} pictures")
+        if "depth" in outputs and frames.scale.range is not None:
+            say(depth_words(model, *frames.scale.range))
     return 0
+
+
+def depth_words(model: HasFrames, near: float, far: float) -> str:
+    """What the colours of depth stand for.
+
+    Args:
+        model: Whose depth it is.
+        near: The lightest colour.
+        far: The darkest.
+    """
+    scene = getattr(model, "info", {}).get("scene")
+    unit = scene.get("unit") if isinstance(scene, dict) else None
+    words = unit if isinstance(unit, str) else "units of the data's file"
+    return f"depth is the distance along the ray; colours stand for {near:.4g} (light) to {far:.4g} (dark) {words}"
 
 
 NAMED_VIEWS = ("test", "train", "orbit", "spiral", "along")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hashfield.data.dataset import GIB, PosedImages, ReadOptions, Scene
+from hashfield.data.depth import known_depths
 from hashfield.data.files import MaskFolder
 from hashfield.data.images import (
     ImageHeader,
@@ -77,7 +78,17 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
     if "train" in splits:
         check_rays_meet_box(cameras, spaces, str(stated.data_file))
 
-    def posed(chosen: list[StatedView]) -> PosedImages:
+    training = [place[view] for view in splits.get("train", [])]
+    depths = known_depths(
+        stated, [views[k] for k in training], [_name(views[k], stated) for k in training],
+        [cameras[k] for k in training], [images[k] for k in training],
+        None if masks is None else [masks[k] for k in training], [headers[k] for k in training], spaces,
+        () if photos.files else options.depth, options.downscale,
+    )  # fmt: skip
+    if photos.files and options.depth:
+        memory_notes.append("what is known of depth is not used where photos are trained on from files")
+
+    def posed(split: str, chosen: list[StatedView]) -> PosedImages:
         indices = [place[view] for view in chosen]
         return PosedImages(
             tuple(cameras[index] for index in indices),
@@ -85,6 +96,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             tuple(_name(view, stated) for view in chosen),
             None if masks is None else [masks[index] for index in indices],
             tuple(photos.files[index] for index in indices) if photos.files else None,
+            depths.of_photos if split == "train" else None,
         )
 
     counts = " and ".join(f"{len(chosen)} {split}" for split, chosen in splits.items())
@@ -95,7 +107,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
         spaces=spaces,
         has_alpha=has_alpha,
         camera_axes=options.camera_axes,
-        splits={split: posed(chosen) for split, chosen in splits.items()},
+        splits={split: posed(split, chosen) for split, chosen in splits.items()},
         notes=(
             f"{stated.form} form: {counts} views, {_describe(cameras, has_alpha, options)}",
             *split_notes,
@@ -110,7 +122,9 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             *mask_notes,
             *stray_notes,
             *_space_notes(spaces, origin, near, _other_axes(stated, options)),
+            *depths.notes,
         ),
+        unit=depths.unit,
         folder=stated.folder,
         reading={
             "alpha": options.alpha,

@@ -565,6 +565,7 @@ def _state(path: Path, capture: _Capture, options: ReadOptions) -> StatedScene:
         points=points if points is not None and len(points) else None,
         points_origin=f"{len(points)} points of {points_file.name}" if points is not None and points_file else "",
         has_surface_points=True,
+        sparse_model=model,
         has_fixed_axes=True,
         notes=(*photo_notes, *notes, *_lens_notes(used)),
     )

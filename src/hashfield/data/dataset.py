@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from hashfield.data.depth import DepthSource, PhotoDepth
 from hashfield.data.foreign import foreign_hint
 from hashfield.data.stated import StatedScene
 from hashfield.data.video_frames import is_video
@@ -36,6 +37,8 @@ class PosedImages:
     True everywhere."""
     files: tuple[Path, ...] | None = None
     """Where images are not in memory: the file of each one's bytes, row by row, of which `images` are views."""
+    depths: tuple[PhotoDepth, ...] | None = None
+    """What is known of depth in each view, where it was asked for and anything is known."""
 
     def __post_init__(self) -> None:
         if not len(self.cameras) == len(self.images) == len(self.names):
@@ -43,6 +46,8 @@ class PosedImages:
             raise ShapeError(f"PosedImages: {counts}")
         if self.masks is not None and len(self.masks) != len(self.cameras):
             raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, {len(self.masks)} masks")
+        if self.depths is not None and len(self.depths) != len(self.cameras):
+            raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, {len(self.depths)} depths")
         for camera, image, name in zip(self.cameras, self.images, self.names, strict=True):
             if image.dtype != np.uint8 or image.shape != (camera.height, camera.width, 4):
                 raise ShapeError(
@@ -87,6 +92,8 @@ class Scene:
     """Lines for the user: what was found, chosen, skipped. Those that begin with "warning: " need a look."""
     folder: Path | None = None
     """What the names of photos are relative to; None where there are no files."""
+    unit: str | None = None
+    """What a world unit is, e.g. "metres", where the data say it."""
     resident_bytes: int | None = None
     """Where images are not in memory: how much of them training may hold at a time."""
     reading: Mapping[str, str | None] = field(default_factory=dict)
@@ -130,6 +137,9 @@ class ReadOptions:
     longest_side: int | None = None
     """Divide widths and heights of all photos by the smallest whole number that makes no side longer than this, where
     that is more than `downscale`."""
+    depth: tuple[DepthSource, ...] = ()
+    """What is read of depth for the training views: "files", the depth maps that the data name; "points", the points of
+    structure from motion that each photo shows."""
 
     def __post_init__(self) -> None:
         for name in ("downscale", "max_image_memory", "least_side"):

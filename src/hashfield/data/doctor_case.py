@@ -1,6 +1,6 @@
 """A scene under examination by the doctor: its views in one order, and what they share by the sparse model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from hashfield.data.dataset import ReadOptions, Scene
 from hashfield.data.files import natural_key
 from hashfield.data.photo_checks import Pixels, measure
 from hashfield.data.pose_checks import Link, neighbours, reprojection
-from hashfield.data.sparse_tracks import Tracks, read_tracks
+from hashfield.data.sparse_tracks import Tracks, names_in_model, read_tracks, sparse_model_of
 from hashfield.geometry.cameras import Camera
 
 
@@ -89,7 +89,7 @@ def open_case(scene: Scene) -> Case:
     model = model_of(scene)
     case.tracks = None if model is None else read_tracks(model)
     if case.tracks is not None:
-        case.name_of = _names_in_model(names, list(case.tracks.sightings))
+        case.name_of = names_in_model(names, list(case.tracks.sightings))
         error, _ = reprojection(cameras, case.tracks, case.name_of)
         known = error[~np.isnan(error)]
         # a model in another world, as of a data set whose poses were moved, tells only what photos have in common
@@ -104,26 +104,7 @@ def model_of(scene: Scene) -> Path | None:
     root = scene.path if scene.path.is_dir() else scene.path.parent
     if scene.form == "COLMAP":
         return colmap.state(scene.path, ReadOptions()).data_file.parent
-    places = (root / "sparse" / "0", root / "sparse", root / "colmap" / "sparse" / "0")
-    return next(
-        (place for place in places if (place / "images.bin").is_file() or (place / "images.txt").is_file()), None
-    )
-
-
-def _names_in_model(names: Sequence[str], stated: Sequence[str]) -> dict[int, str]:
-    """Which photo of a model each photo of the scene is, by as much of the path as both have."""
-    exact = {name: name for name in stated}
-    stems: dict[str, list[str]] = {}
-    for name in stated:
-        stems.setdefault(Path(name).stem.casefold(), []).append(name)
-    found = {}
-    for k, name in enumerate(names):
-        same = exact.get(name) or exact.get(name.split("/", 1)[-1])
-        alike = stems.get(Path(name).stem.casefold(), [])
-        same = same or (alike[0] if len(alike) == 1 else None)
-        if same is not None:
-            found[k] = same
-    return found
+    return sparse_model_of(root)
 
 
 _PARTNERS: Final = 8  # photos that each photo is compared with, of those that show most of the same points

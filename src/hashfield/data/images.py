@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from hashfield.data.raw_photos import raw_photo
@@ -175,6 +175,47 @@ def decode_mask(path: Path) -> Bool[np.ndarray, "height width"]:
         return np.array(values)
 
     return _with_image(path, is_set)
+
+
+def decode_depth(path: Path) -> Shaped[np.ndarray, "height width"]:
+    """The numbers of a depth map as a grey picture or a .npy array stores them: whole numbers as uint16 where they fit,
+    else as int32, floats as float32.
+
+    Raises:
+        DataError: not a picture or array of one number a pixel, or not readable.
+    """
+    if path.suffix.lower() == ".npy":
+        return _depth_of_array(path)
+    if path.suffix.lower() in _HDR:
+        raise DataError(f"{path}: depth is read from grey pictures (PNG, TIFF) and .npy arrays, not from {path.suffix}")
+
+    def numbers(image: Image.Image) -> np.ndarray:
+        if image.mode not in (*_WIDE_GREY, "L", "F"):
+            raise _UnsupportedError(f"a depth map has one number for each pixel, this picture is {image.mode}")
+        return _depth_numbers(np.asarray(image))
+
+    return _with_image(path, numbers)
+
+
+def _depth_of_array(path: Path) -> np.ndarray:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not an array that can be read here: {' '.join(str(error).split())}") from error
+    values = values[..., 0] if isinstance(values, np.ndarray) and values.ndim == 3 and values.shape[2] == 1 else values
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "uif" or not values.size:
+        shape = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "several arrays"
+        raise DataError(f"{path}: expected one number for each pixel, got {shape}")
+    return _depth_numbers(values)
+
+
+def _depth_numbers(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    is_short = values.min() >= 0 and values.max() < 2**16
+    return values.astype(np.uint16) if is_short else np.clip(values, -1, 2**31 - 1).astype(np.int32)
 
 
 def downscale_mask(mask: Bool[np.ndarray, "height width"], factor: int) -> Bool[np.ndarray, "small_height small_width"]:

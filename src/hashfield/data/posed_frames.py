@@ -18,7 +18,7 @@ from torch import Tensor
 from hashfield.data.files import Folder, natural_key, normalized
 from hashfield.data.images import ImageHeader
 from hashfield.data.json_fields import Fields, kind, one_line
-from hashfield.data.stated import StatedMask, StatedView, Tally, check_size, rigid_pose
+from hashfield.data.stated import StatedDepth, StatedMask, StatedView, Tally, check_size, rigid_pose
 from hashfield.errors import DataError
 from hashfield.geometry.cameras import MAX_COEFFICIENT, Camera, Lens, flip_opengl, panorama
 
@@ -63,10 +63,13 @@ REFUSED: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
 """Field -> (whether its value takes effect, why it cannot be read). At the top level and in frames alike."""
 
 IGNORED: Final = (
-    *("depth_path", "depth_file_path", "integer_depth_scale", "driver_parameters", "n_extra_learnable_dims"),
+    *("driver_parameters", "n_extra_learnable_dims"),
     *("sharpen", "sharpness_discard_threshold", "render_aabb", "orientation_override"),
 )
 """Fields that change something in other programs and nothing here."""
+
+DEPTH_FIELDS: Final = ("depth_path", "depth_file_path", "integer_depth_scale")
+"""Fields that have an effect only where depth is read."""
 
 
 def refuse(fields: Fields) -> None:
@@ -150,8 +153,35 @@ def view_of(frame: Frame, folder: Folder, camera_axes: str, splits: frozenset[st
         return _camera(frame, view, header, camera_axes, tally)
 
     masks = () if frame.image is None else _masks(frame, frame.image, folder)
-    view = StatedView(frame.file_path, frame.fields.place, frame.image, make_camera, splits, masks)
+    view = StatedView(
+        frame.file_path, frame.fields.place, frame.image, make_camera, splits, masks,
+        make_depth=lambda: _depth(frame, folder),
+    )  # fmt: skip
     return view
+
+
+_MILLIMETRE: Final = 1e-3  # nerfstudio's depth_unit_scale_factor, which its files need not state
+
+
+def _depth(frame: Frame, folder: Folder) -> StatedDepth | None:
+    """The depth map of a frame: nerfstudio's `depth_file_path`, or instant-ngp's `depth_path`, which means nothing
+    without `integer_depth_scale`."""
+    scale = frame.top.number("integer_depth_scale")
+    if scale is not None and scale <= 0 and scale != -1:
+        raise frame.top.fail("integer_depth_scale", f"expected units above 0, or -1 for no depth, got {scale:g}")
+    if scale == -1 or frame.top.boolean("enable_depth_loading") is False:
+        return None
+    for name, default in (("depth_file_path", _MILLIMETRE), ("depth_path", None)):
+        stated, size = frame.fields.values.get(name), default if scale is None else scale
+        if stated is None or size is None:
+            continue
+        if not isinstance(stated, str) or not stated.strip() or "\0" in stated:
+            raise frame.fields.fail(name, f"expected the name of a depth file, got {kind(stated)}")
+        # nerfstudio's depth is that of the world before its poses were scaled
+        applied = (frame.top.number("applied_scale", above=0) or 1.0) if name == "depth_file_path" else 1.0
+        is_metric = name == "depth_file_path" and applied == 1.0 and abs(size - _MILLIMETRE) < 1e-9
+        return StatedDepth(folder.find(normalized(stated)), stated, name, size * applied, is_metric)
+    return None
 
 
 def _masks(frame: Frame, image: Path, folder: Folder) -> tuple[StatedMask, ...]:

@@ -1,6 +1,7 @@
 """What structure from motion saw: which points of a COLMAP model each photo shows, and where."""
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -57,6 +58,38 @@ def read_tracks(model: Path) -> Tracks | None:
     except (OSError, ValueError, KeyError, IndexError, struct.error):
         return None
     return Tracks(points, sightings)
+
+
+def sparse_model_of(root: Path) -> Path | None:
+    """The folder of the sparse model that lies in a data set's folder, where data sets have it; None without one."""
+    places = (root / "sparse" / "0", root / "sparse", root / "colmap" / "sparse" / "0")
+    return next(
+        (place for place in places if (place / "images.bin").is_file() or (place / "images.txt").is_file()), None
+    )
+
+
+def names_in_model(names: Sequence[str], stated: Sequence[str]) -> dict[int, str]:
+    """Which photo of a model each photo of a scene is, by as much of the path as both have.
+
+    Args:
+        names: Photos of the scene.
+        stated: Photos of the model.
+
+    Returns:
+        Number of the photo in the scene -> its name in the model, for those that are there.
+    """
+    exact = {name: name for name in stated}
+    stems: dict[str, list[str]] = {}
+    for name in stated:
+        stems.setdefault(Path(name).stem.casefold(), []).append(name)
+    found = {}
+    for k, name in enumerate(names):
+        same = exact.get(name) or exact.get(name.split("/", 1)[-1])
+        alike = stems.get(Path(name).stem.casefold(), [])
+        same = same or (alike[0] if len(alike) == 1 else None)
+        if same is not None:
+            found[k] = same
+    return found
 
 
 _N_PARAMETERS: Final = (3, 4, 4, 5, 8, 8, 12, 5, 4, 5, 12, 16, 4, 5, 3, 4, 6, 2)

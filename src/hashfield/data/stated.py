@@ -53,6 +53,22 @@ class StatedMask:
     """Whether black pixels are those to learn from (instant-ngp's dynamic masks) or all others (nerfstudio's)."""
 
 
+@dataclass(frozen=True)
+class StatedDepth:
+    """A picture that tells how far away is what a photo shows, along the camera's axis."""
+
+    path: Path | None
+    """None where the file that is stated does not exist."""
+    stated: str
+    """The file as the data name it."""
+    field: str
+    """The field that leads to it, for errors."""
+    scale: float
+    """World units of 1 in a picture of whole numbers; floats are world units."""
+    is_metric: bool
+    """Whether the data's convention says that world units are metres."""
+
+
 @dataclass(frozen=True, eq=False)
 class StatedView:
     """One photo and its camera, as the data state them."""
@@ -72,6 +88,8 @@ class StatedView:
     """Pixels must pass all of them."""
     matte: Path | None = None
     """A grey picture of the photo's size that is its alpha: white where the object is, black where nothing is."""
+    make_depth: Callable[[], StatedDepth | None] = lambda: None
+    """What the data say of depth; None: nothing. Called only where depth is asked for, as it may raise."""
     image_field: str = "file_path"
     """The field that names the photo, for errors about the file."""
 
@@ -129,6 +147,8 @@ class StatedScene:
     has_surface_points: bool = False
     """Whether the points lie on surfaces that photos show, as those of structure from motion; else they only tell where
     the scene begins and ends."""
+    sparse_model: Path | None = None
+    """Folder of a COLMAP model of these views, which tells what points each of them shows."""
     has_fixed_axes: bool = False
     """Whether the form leaves no doubt about camera axes, so that no other ones are suggested."""
     notes: tuple[str, ...] = ()
@@ -205,18 +225,18 @@ def check_size(
     if width is None or height is None or (width, height) == real:
         return
     sizes = f"{width:g}x{height:g} stated, {header.width}x{header.height} found"
-    if _has_same_aspect(real, (width, height)):
+    if has_same_aspect(real, (width, height)):
         tally.resized.append((view.name, sizes))
         return
     cause = ""
-    if _has_same_aspect(real, (height, width)):
+    if has_same_aspect(real, (height, width)):
         tag = exif_orientation(view.path)
         cause = "; width and height are swapped, probably by a rotation that only the EXIF tag asks for"
         cause += f" (it is {tag} here)" if tag > 1 else ""
     raise view.fail(f"another shape than the image: {sizes}{cause}", name)
 
 
-def _has_same_aspect(size: tuple[float, float], other: tuple[float, float]) -> bool:
+def has_same_aspect(size: tuple[float, float], other: tuple[float, float]) -> bool:
     """Whether one size is the other scaled by one factor, its sides rounded down, up or to the nearest."""
     small, large = sorted((size, other), key=lambda sides: sides[0] * sides[1])
     shape = large[1] / large[0]

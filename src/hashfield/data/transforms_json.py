@@ -23,7 +23,8 @@ from hashfield.data.assemble import assemble, some
 from hashfield.data.dataset import Reader, ReadOptions, Scene
 from hashfield.data.files import Folder, natural_key, normalized
 from hashfield.data.json_fields import Fields, kind, load_json
-from hashfield.data.posed_frames import IGNORED, Frame, read_frames, view_of
+from hashfield.data.posed_frames import DEPTH_FIELDS, IGNORED, Frame, read_frames, view_of
+from hashfield.data.sparse_tracks import sparse_model_of
 from hashfield.data.stated import SPLITS, StatedScene, StatedSpaces, StatedView, Tally
 from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.spaces import DEFAULT_OFFSET, DEFAULT_SCALE, Spaces, is_aabb_scale
@@ -87,7 +88,8 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
         lines = _time_notes([frame_of[view].fields for view in views])
         lines += ["k4 of a lens that is no fisheye is read as the r^8 term, as nerfstudio does"] * bool(tally.r8)
         scopes = [top, *(frame_of[view].fields for view in views)]
-        seen = [name for name in IGNORED if any(scope.has(name) for scope in scopes)]
+        idle = IGNORED if "files" in options.depth else (*DEPTH_FIELDS, *IGNORED)
+        seen = [name for name in idle if any(scope.has(name) for scope in scopes)]
         return lines + [f"fields without effect here: {', '.join(seen)}"] * bool(seen)
 
     return StatedScene(
@@ -99,6 +101,7 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
         views=tuple(frame_of),
         spaces=_stated_spaces(top),
         split_rule=rule,
+        sparse_model=sparse_model_of(data_file.parent),
         notes=tuple(notes),
         final_notes=final_notes,
     )

@@ -85,6 +85,11 @@ class RayBatch:
     """Fraction of a step by which each ray's lattice of samples is shifted, 0 to 1."""
     weight: Float[Tensor, " n_rays"] | None = None
     """How much each ray counts in the loss, at least 0; a ray of weight 0 is not marched at all. None: 1 each."""
+    distance: Float[Tensor, " n_rays"] | None = None
+    """Distance along each ray, in scene units, at which something is known to be, e.g. measured by a depth camera; any
+    number above 0 where `trust` is 0. None: nothing is known of any ray."""
+    trust: Float[Tensor, " n_rays"] | None = None
+    """Weight of the loss that draws each ray to its `distance`, at least 0; 0: not known. None where `distance` is."""
 
     @property
     def n_rays(self) -> int:

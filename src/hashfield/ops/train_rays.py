@@ -64,10 +64,11 @@ class DepthLosses(NamedTuple):
     distortion: float = 0.0
     nearness: float = 0.0
     log_horizon: float = 0.0
+    tolerance: float = 0.0
 
     @property
     def has_any(self) -> bool:
-        """Whether there is such a loss."""
+        """Whether there is such a loss for all rays; those of known distance have one besides."""
         return self.distortion > 0.0 or self.nearness > 0.0
 
 
@@ -108,6 +109,7 @@ def train_rays(
     distortion: float = 0.0,
     nearness: float = 0.0,
     horizon: float = 1.0,
+    tolerance: float = 0.0,
     ray_gradients: bool = False,
 ) -> TrainRaysResult:
     """Loss of a batch of rays and its gradients; the table's gradient is added to workspace.grad_table.
@@ -136,6 +138,10 @@ def train_rays(
         nearness: Weight in the loss of sum over a ray's samples of w_i max(0, log(horizon / t_i)): of two places that
             explain the photos alike, the farther one is taken. The same samples have part in it.
         horizon: Distance in scene units from which on nothing is near, more than 0.
+        tolerance: Where the batch knows distances of rays, batch.trust is the weight in the loss of sum over a ray's
+            samples of w_i max(0, |log(t_i / batch.distance)| - tolerance): what it takes to move the ray's weights to
+            where something is known to be. So this is the relative error that is not held against them. The same
+            samples have part in it.
         ray_gradients: Whether to return the colours and gradients of each ray as well, which costs time.
 
     A field that is not fused is the same function of its numbers, composed of the small ops with autograd's gradients.
@@ -146,7 +152,11 @@ def train_rays(
     Source: instant-ngp src/testbed_nerf.cu (compute_loss_kernel_train_nerf); paper appendix E. Sparsity:
     HashNeRF-pytorch run_nerf.py, where it is summed over rays and the squared error is a mean over rays and channels:
     its weight 1e-10 at 1,024 rays is 3e-7 here. Distortion: mip-NeRF 360, equation 15, over the samples' places and
-    with the logarithm of distance, in which the march's steps are even, for its contracted distance.
+    with the logarithm of distance, in which the march's steps are even, for its contracted distance. Known distances:
+    DS-NeRF (Deng et al. 2022) section 3 has the idea, with the cross entropy of a normal distribution for its loss;
+    here it is the earth mover's distance between a ray's weights and a point mass. That is linear in the weights: fog
+    is pulled at with a bounded force however far off it is, a sharp surface at the known place costs nothing, and a
+    wrong measurement can be outvoted by the colours.
     """
     field.check("train_rays")
     rays = batch.rays
@@ -158,12 +168,14 @@ def train_rays(
     check("batch.background", batch.background, (rays.n_rays, 3))
     if batch.weight is not None:
         check("batch.weight", batch.weight, (rays.n_rays,))
+    _check_known_distances(check, batch)
+    at_least("train_rays", "tolerance", tolerance, 0.0)
     at_least("train_rays", "sparsity", sparsity, 0.0)
     at_least("train_rays", "distortion", distortion, 0.0)
     at_least("train_rays", "nearness", nearness, 0.0)
     if not 0.0 < horizon < math.inf:
         raise ShapeError(f"train_rays: horizon: expected a finite distance above 0, got {horizon}")
-    depth = DepthLosses(float(distortion), float(nearness), math.log(horizon))
+    depth = DepthLosses(float(distortion), float(nearness), math.log(horizon), float(tolerance))
     if batch.weight is not None and not bool((torch.isfinite(batch.weight) & (batch.weight >= 0)).all()):
         raise ShapeError("train_rays: batch.weight: expected finite numbers of at least 0")
     asked = (float(huber_delta), float(sparsity), depth, ray_gradients)
@@ -181,3 +193,17 @@ def train_rays(
         )
     gradients = found.pop("ray_gradients")
     return TrainRaysResult(**found, ray_gradients=None if gradients is None else RayGradients(*gradients))
+
+
+def _check_known_distances(check: Checker, batch: RayBatch) -> None:
+    """Raise unless distances come with their trust, and both are numbers that mean something."""
+    if batch.distance is None and batch.trust is None:
+        return
+    if batch.distance is None or batch.trust is None:
+        raise ShapeError("train_rays: batch.distance and batch.trust: expected both or none of them")
+    check("batch.distance", batch.distance, (batch.n_rays,))
+    check("batch.trust", batch.trust, (batch.n_rays,))
+    if not bool((torch.isfinite(batch.distance) & (batch.distance > 0)).all()):
+        raise ShapeError("train_rays: batch.distance: expected finite numbers above 0")
+    if not bool((torch.isfinite(batch.trust) & (batch.trust >= 0)).all()):
+        raise ShapeError("train_rays: batch.trust: expected finite numbers of at least 0")

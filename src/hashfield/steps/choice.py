@@ -5,6 +5,7 @@ from hashfield.nn.config import RadianceFieldConfig, RunPrecision
 from hashfield.nn.fields import RadianceField
 from hashfield.nn.networks import NetworkWithEncoding, encoded_network
 from hashfield.ops.backend import runs_on_triton
+from hashfield.steps.depth_teacher import DepthTeacher
 from hashfield.steps.pixel_source import PictureSource
 from hashfield.steps.points_host import HostPointSteps
 from hashfield.steps.protocol import PointSteps, RaySteps
@@ -27,7 +28,7 @@ def captures_rays(field: RadianceFieldConfig, *, sparsity: float, total_variatio
 
 def ray_steps(
     field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool,
-    refinement: Refinement | None = None,
+    refinement: Refinement | None = None, teacher: DepthTeacher | None = None,
 ) -> RaySteps:  # fmt: skip
     """The steps of a run on rays, where the field lies.
 
@@ -37,14 +38,15 @@ def ray_steps(
         precision: Number type of lookups and networks, as asked for.
         pool: Pixels to draw rays from.
         refinement: What is learned of the photos besides, on a host's steps only.
+        teacher: What is known of depth, on a host's steps only.
     """
     device = next(field.parameters()).device
     covers = captures_rays(field.config, sparsity=recipe.sparsity, total_variation=recipe.total_variation)
-    if runs_on_triton(device) and covers and refinement is None:
+    if runs_on_triton(device) and covers and refinement is None and teacher is None:
         from hashfield.steps.rays_device import DeviceRaySteps
 
         return DeviceRaySteps(field, recipe, precision, pool)
-    return HostRaySteps(field, recipe, precision, pool, refinement)
+    return HostRaySteps(field, recipe, precision, pool, refinement, teacher)
 
 
 def point_steps(

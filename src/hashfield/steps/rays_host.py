@@ -25,6 +25,7 @@ from hashfield.ops.render_rays import FieldParameters, MarchOptions
 from hashfield.ops.total_variation import cube_sides, total_variation
 from hashfield.ops.train_rays import TrainRaysResult, TrainWorkspace, train_rays
 from hashfield.ops.training_rays import training_rays
+from hashfield.steps.depth_teacher import DepthTeacher
 from hashfield.steps.gradient_mean import GradientMean, table_levels
 from hashfield.steps.occupancy import HostCells, OccupancyGrid
 from hashfield.steps.optimizers import HostOptimizer, network_groups
@@ -53,7 +54,7 @@ class HostRaySteps:
 
     def __init__(
         self, field: RadianceField, recipe: RayRecipe, precision: RunPrecision, pool: PixelPool,
-        refinement: Refinement | None = None,
+        refinement: Refinement | None = None, teacher: DepthTeacher | None = None,
     ) -> None:  # fmt: skip
         """Args:
         field: What is trained, in place.
@@ -61,8 +62,10 @@ class HostRaySteps:
         precision: Number type of lookups and networks, as asked for.
         pool: Pixels to draw rays from.
         refinement: What is learned of the photos besides, in place.
+        teacher: What is known of depth; for one rank only.
         """
         self.field, self.recipe, self.pool, self.refinement = field, recipe, pool, refinement
+        self.teacher = teacher
         self.asked_precision: RunPrecision = precision
         table = table_of(field.encoding)
         self.device = table.device
@@ -105,7 +108,7 @@ class HostRaySteps:
         refinement = self.refinement
         if refinement is not None:
             self._let_levels_in(refinement)
-        batch = self._draw(self.n_rays)
+        batch = self._draw(self.n_rays, step)
         is_refined = refinement is not None and refinement.is_due(step)
         options = MarchOptions(
             recipe.aabb_scale, recipe.cone_angle, step_scale, recipe.min_transmittance, recipe.min_weight
@@ -113,7 +116,7 @@ class HostRaySteps:
         result = train_rays(
             self.values(), batch, grid.bits, options, self.workspace, huber_delta=recipe.huber_delta,
             sparsity=recipe.sparsity, distortion=recipe.distortion, nearness=recipe.nearness,
-            horizon=recipe.horizon, ray_gradients=is_refined,
+            horizon=recipe.horizon, tolerance=recipe.tolerance, ray_gradients=is_refined,
         )  # fmt: skip
         if has_total_variation and result.n_rays > 0 and math.isfinite(result.loss):
             result.loss += recipe.total_variation * self._add_total_variation(step)
@@ -142,9 +145,14 @@ class HostRaySteps:
         )  # fmt: skip
         return StepResult(loss / max(n_rays, 1), error / max(n_rays, 1), int(n_rays), int(n_kept))
 
-    def _draw(self, n: int) -> RayBatch:
+    def _draw(self, n: int, step: int) -> RayBatch:
         """A batch of n rays through pixels of the pool, with the noise that they need. All ranks draw the same, and
-        each keeps its share."""
+        each keeps its share.
+
+        Args:
+            n: Rays of all ranks.
+            step: Number of the step, which pixels with points are drawn by.
+        """
         assert self.box is not None
         own = self.ranks.share(n)
         chosen = self.random["pixels"].integers(0, self.pool.n_pool, n)[own]
@@ -152,7 +160,11 @@ class HostRaySteps:
         background = self.random["rays"].random((n, 3), dtype=np.float32)[own]
         chosen, jitter, background = (torch.from_numpy(x).to(self.device) for x in (chosen, jitter, background))
         pool = self.pool if self.refinement is None else self.refinement.moved(self.pool)
-        batch = training_rays(chosen, pool, self.box, jitter=jitter, background=background)
+        if self.teacher is None:
+            batch = training_rays(chosen, pool, self.box, jitter=jitter, background=background)
+        else:
+            random = np.random.default_rng((self.recipe.seed, step, 1))  # of its own, so that others draw the same
+            batch = self.teacher.batch(chosen, pool, self.box, jitter, background, random)
         return batch if self.refinement is None else self.refinement.seen(batch)
 
     def _let_levels_in(self, refinement: Refinement) -> None:
@@ -201,14 +213,16 @@ class HostRaySteps:
         none = torch.zeros(2, 3, device=self.device)
         chosen = torch.zeros(2, dtype=torch.int64, device=self.device)
         batch = training_rays(chosen, self.pool, box, jitter=none[:, 0].contiguous(), background=none)
+        if self.teacher is not None:
+            batch = self.teacher.taught(batch, chosen, self.pool)
         workspace = TrainWorkspace(field, 1024)
         options = MarchOptions(recipe.aabb_scale, recipe.cone_angle)
         refinement = self.refinement
-        result = train_rays(field, batch, grid.bits, options, workspace)
-        if refinement is not None:  # the kernels for steps that refine and for those that do not
+        if refinement is not None:
             batch = refinement.seen(batch)
-            for wanted in (False, True):
-                result = train_rays(field, batch, grid.bits, options, workspace, ray_gradients=wanted)
+        result = train_rays(field, batch, grid.bits, options, workspace)
+        if refinement is not None:  # another kernel, for steps that refine
+            train_rays(field, batch, grid.bits, options, workspace, ray_gradients=True)
         scratch = network_groups(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
         gradients = {"table": [torch.zeros_like(field.table)], "matrices": self._matrix_gradients(result)}
         HostOptimizer(scratch).step(gradients, 1e-3)

@@ -32,6 +32,8 @@ class RayRecipe:
     """Weight of what a ray's sample weights lack to the horizon, by the logarithm of distance, in the loss."""
     horizon: float = 1.0
     """Distance in scene units from which on nothing is near."""
+    tolerance: float = 0.0
+    """Relative error of known distances that is not held against a ray's sample weights."""
     total_variation: float = 0.0
     """Weight of the grid's total variation in random cubes of vertices."""
     l2: float = 1e-6

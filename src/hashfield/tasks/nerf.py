@@ -19,6 +19,7 @@ from hashfield.geometry.rays import PixelPool
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.occupancy_update import carve, silhouettes
 from hashfield.steps.choice import ray_steps
+from hashfield.steps.depth_teacher import DepthOfPhoto, DepthTeacher
 from hashfield.steps.occupancy import Upkeep
 from hashfield.steps.pixel_source import flat_masks, masked_pool, pixel_pool
 from hashfield.steps.protocol import StepResult
@@ -34,6 +35,9 @@ from hashfield.train.schedule import learning_rate_at
 
 HORIZON = 0.8
 """Share of the median distance to the point that the cameras look at from which on nothing is near, for the loss."""
+
+DEPTH_TOLERANCE = 0.01
+"""Relative error of depth maps and points that is not held against a ray: as long as the march's steps at first."""
 
 RESIDENT_BYTES = 2**30
 """Bytes of photos in memory at a time, where they lie in files and nothing says how many."""
@@ -96,8 +100,12 @@ class NerfTask:
             Refinement(config.refine, views.cameras, self.spaces, config.refinement, device) if config.refine else None
         )
         """What is learned of the photos besides; None: nothing."""
+        self.depth_note: str | None = None
+        """Why what is known of depth is not learned from, or at what price, for the user."""
+        self.teacher = self._teacher(views)
+        """What is known of depth; None: nothing, or it is not learned from."""
         pool = self.pool if self.streamed is None else self.streamed.pool(device)
-        self.steps = ray_steps(self.field, self._recipe(), config.precision, pool, self.refinement)
+        self.steps = ray_steps(self.field, self._recipe(), config.precision, pool, self.refinement, self.teacher)
 
     def _check_refinement(self) -> None:
         """Raise where what is refined of the photos could not be told from photo to photo, or from rank to rank."""
@@ -107,6 +115,26 @@ class NerfTask:
             raise ConfigError("--refine needs the photos in memory: give more --max-image-memory, or a --downscale")
         if current().n > 1:
             raise ConfigError("--refine works in one process only: leave it out, or train without torchrun")
+
+    def _teacher(self, views: PosedImages) -> DepthTeacher | None:
+        """What the scene knows of depth, in scene units; sets `depth_note`."""
+        sources = self.config.train.depth_sources
+        if views.depths is None or not sources:
+            return None
+        if current().n > 1 or views.files is not None:
+            why = "several ranks train" if current().n > 1 else "photos are trained on from files"
+            self.depth_note = f"what is known of depth is not learned from where {why}"
+            return None
+        if self.device.type == "cuda":
+            self.depth_note = "learning from depth: steps are taken one by one on this GPU, not as a graph: slower"
+        scale, none = float(self.spaces.distance_world_to_scene(1.0)), slice(None if "points" in sources else 0)
+        known = [
+            DepthOfPhoto(
+                one.z if "files" in sources else None, one.scale * scale, one.pixels[none], one.distance[none] * scale
+            )
+            for one in views.depths
+        ]  # fmt: skip
+        return DepthTeacher(known, self.pool)
 
     def _stream(self, views: PosedImages, cameras: Tensor) -> StreamedPool:
         """The pool of photos that lie in files; sets `pool` and `shrunk`."""
@@ -139,15 +167,16 @@ class NerfTask:
             min_weight=train.min_weight if self.is_carved else min(train.min_weight, 1e-3),
             upkeep=Upkeep(
                 decay=decay,
-                full_sweeps=1 if self.is_carved else occupancy.full_sweeps,
+                full_sweeps=occupancy.full_sweeps,
                 max_cells=occupancy.max_cells,
                 most_steps=occupancy.most_steps,
             ),
             huber_delta=train.huber_delta,
             sparsity=train.sparsity,
-            distortion=train.distortion if train.distortion is not None else 0.0 if self.is_carved else 0.01,
+            distortion=train.distortion if train.distortion is not None else 0.0 if self.is_carved else 0.02,
             nearness=0.0 if self.focus is None else nearness,
             horizon=1.0 if self.focus is None else HORIZON * float(self.focus.median()),
+            tolerance=DEPTH_TOLERANCE if self.teacher is not None else 0.0,
             total_variation=train.total_variation,
             l2=train.l2,
             seed=self.seed,
@@ -233,6 +262,8 @@ class NerfTask:
         rate = learning_rate_at(fraction, train.learning_rate, train.final_learning_rate, train.flat_until)
         if self.refinement is not None:
             self.refinement.fraction = fraction
+        if self.teacher is not None:
+            self.teacher.weight = train.depth_weight(fraction)
         has_total_variation = train.total_variation > 0 and fraction < train.total_variation_until
         result = self.steps.step(step, rate, self.step_scale(fraction), has_total_variation=has_total_variation)
         # On a device the number of rays is not known here, and the pool stays what it is.
@@ -287,6 +318,7 @@ class NerfTask:
                 "camera_axes": self.scene.camera_axes,
                 "folder": None if self.scene.folder is None else str(self.scene.folder),
                 "reading": dict(self.scene.reading),
+                "unit": self.scene.unit,
                 "photos": {split: list(views.names) for split, views in self.scene.splits.items()},
             },
         }
@@ -303,7 +335,7 @@ class NerfTask:
         }
 
     def _info(self) -> dict[str, Any]:
-        scene = {"scene": {"name": self.scene.name, "path": str(self.scene.path)}}
+        scene = {"scene": {"name": self.scene.name, "path": str(self.scene.path), "unit": self.scene.unit}}
         return scene if self.refinement is None else {**scene, "refinement": self.refinement.report()}
 
     def model(self) -> NerfModel:

@@ -34,11 +34,17 @@ class NerfTrainConfig(RateConfig):
     HashNeRF's 1e-10 is 3e-7 here."""
     distortion: float | None = None
     """Weight of the spread of a ray's sample weights over the logarithm of distance, mip-NeRF 360's distortion loss in
-    essence; default: 0 in carved scenes, 0.01 in others, where it turns fog into surfaces."""
+    essence; default: 0 in carved scenes, 0.02 in others, where it turns fog into surfaces."""
     nearness: float | None = None
     """Weight of what a ray's sample weights lack, by the logarithm of distance, to 0.8 of the distance at which the
     cameras look at a common point: of two places that explain the photos alike the farther one is taken. Default: 0 in
     carved scenes, 0.005 in others; without a common point there is no such loss."""
+    depth: float | None = None
+    """Weight of what is known of depth, from depth maps that the data name and points of structure from motion: what it
+    takes to move a ray's weights, by the logarithm of distance, to where something is known to be. It fades to 0 on the
+    way to depth_until. 0: nothing of it is read. Default: 0.1 for depth maps, and points are left out."""
+    depth_until: float = 0.5
+    """Fraction of the run at which that ends."""
     total_variation: float = 0.0
     """Weight of the grid's total variation in random cubes of vertices; HashNeRF's 1e-6 is 3e-6 here."""
     total_variation_until: float = 0.02
@@ -61,7 +67,9 @@ class NerfTrainConfig(RateConfig):
         for name in ("sparsity", "total_variation"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite number of at least 0, got {getattr(self, name)}")
-        for name in ("distortion", "nearness"):
+        if not 0 < self.depth_until <= 1:
+            raise ConfigError(f"depth_until: expected a fraction above 0, got {self.depth_until}")
+        for name in ("distortion", "nearness", "depth"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ConfigError(f"{name}: expected a finite number of at least 0, got {value}")
@@ -75,6 +83,20 @@ class NerfTrainConfig(RateConfig):
             raise ConfigError(f"step_scales: expected numbers in [0.1, 64], got {self.step_scales}")
         if list(self.step_until) != sorted(self.step_until) or self.step_until[-1] < 1.0:
             raise ConfigError(f"step_until: expected rising fractions that end at 1, got {self.step_until}")
+
+    @property
+    def depth_sources(self) -> tuple[Literal["files", "points"], ...]:
+        """What is read of depth; see `hashfield.data.ReadOptions`."""
+        return ("files",) if self.depth is None else ("files", "points") if self.depth > 0 else ()
+
+    def depth_weight(self, fraction: float) -> float:
+        """The weight of what is known of depth at this point of the run."""
+        whole = DEPTH_WEIGHT if self.depth is None else self.depth
+        return whole * max(0.0, 1.0 - fraction / self.depth_until)
+
+
+DEPTH_WEIGHT = 0.1
+"""Weight of what depth maps know, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +120,12 @@ class OccupancyConfig:
     """What a cell's old value is multiplied by at each refresh; default: 0.6 in carved scenes, 0.95 in others."""
     most_steps: int = 32
     """Steps between refreshes, at most; an eighth of the steps so far, at least 4, is taken if that is less."""
-    full_sweeps: int = 8
-    """Refreshes that ask every living cell, at the start of an uncarved run."""
-    max_cells: int = 2**18
-    """Cells asked by later refreshes of a grid that has more living cells than this."""
+    full_sweeps: int = 1
+    """Refreshes that ask every living cell, at the start of the run. Each costs as much as dozens of steps where the box
+    is large, and tells little so early."""
+    max_cells: int = 2**19
+    """Cells asked by later refreshes of a grid that has more living cells than this. With fewer, cells that hold
+    something fade before they are asked again."""
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 < self.decay < 1:

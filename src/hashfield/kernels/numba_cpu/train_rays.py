@@ -81,6 +81,10 @@ class Wanted(NamedTuple):
     """[n, 3]"""
     weight: Any
     """[n]: how much each ray counts, or None for 1 each."""
+    log_distance: Any
+    """[n]: the logarithm of the distance at which something is known to be, or None where nothing is known."""
+    trust: Any
+    """[n]: weight of the loss that draws the ray there; None with it."""
 
 
 class Settings(NamedTuple):
@@ -93,6 +97,7 @@ class Settings(NamedTuple):
     distortion: np.float32
     nearness: np.float32
     log_horizon: np.float32
+    tolerance: np.float32
     density_bias: np.float32
     is_relu: bool
     """Whether the density is a ReLU of the network's output; else its exponential."""
@@ -252,6 +257,22 @@ def weight_of(weight, ray):
     return lambda weight, ray: weight[ray]
 
 
+@overloaded
+def knows_distances(log_distance):
+    """Whether the batch says of any ray where something is."""
+    return (lambda log_distance: False) if log_distance == types.none else (lambda log_distance: True)
+
+
+@overloaded
+def way_to_known(log_distance, trust, ray, m, tolerance):
+    """What a unit of weight at log t = m costs for lying elsewhere than where something is known to be."""
+    if log_distance == types.none:
+        return lambda log_distance, trust, ray, m, tolerance: np.float32(0.0)
+    return lambda log_distance, trust, ray, m, tolerance: (
+        trust[ray] * max(np.float32(0.0), abs(m - log_distance[ray]) - tolerance)
+    )
+
+
 @part
 def compact(state, loss, wave, chunk, n_alive, kept, settings, positions, base, tracked):
     """Keep the wave's samples that light still reaches; returns (kept, living rays).
@@ -306,7 +327,8 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
 
     `sparsity` times the entropy of a ray's weights and of the light it has left is part of the loss. To the densities
     it is one more channel: a sample's "colour" in it is d(-w log w)/dw = -log w - 1. So is `distortion` times the spread
-    of a ray's weights over log t, and `nearness` times what they lack to the horizon, without a background.
+    of a ray's weights over log t, `nearness` times what they lack to the horizon, and where distances are known, the way
+    to these; all without a background.
     """
     zero, one = np.float32(0.0), np.float32(1.0)
     rgb, d_rgb, pixel, behind, entropy_behind = chunk.rgb, chunk.d_rgb, loss.pixel, loss.behind, loss.entropy_behind
@@ -354,7 +376,8 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
                 counts = weight_of(wanted.weight, first_ray + r)
                 sums[S_LOSS] += counts * (sparsity * (w * entropy_slope(w) + w))
     distortion, nearness, log_horizon = settings.distortion, settings.nearness, settings.log_horizon
-    has_depth, spread = distortion > zero or nearness > zero, loss.spread
+    has_depth = distortion > zero or nearness > zero or knows_distances(wanted.log_distance)
+    log_distance, trust, tolerance, spread = wanted.log_distance, wanted.trust, settings.tolerance, loss.spread
     if has_depth:
         spread[: SPREAD * n_chunk] = zero
         for i in range(kept):
@@ -367,6 +390,7 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
             r, w, m = peek(rays, i), peek(weights, i), peek(chunk.depth, i)
             at = SPREAD * r
             force, near = distortion * pull(spread, at, w, m), nearness * max(zero, log_horizon - m)
+            near += way_to_known(log_distance, trust, first_ray + r, m, tolerance)
             poke(spread, at + 4, peek(spread, at + 4) + w * (force + near))
             if not is_dropped[r]:
                 # Every pair's share is counted from both of its ends.
@@ -393,6 +417,7 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
         if has_depth:
             r, m = peek(rays, i), peek(chunk.depth, i)
             force = distortion * pull(spread, SPREAD * r, w, m) + nearness * max(zero, log_horizon - m)
+            force += way_to_known(log_distance, trust, first_ray + r, m, tolerance)
             rest = peek(spread, SPREAD * r + 4) - w * force
             poke(spread, SPREAD * r + 4, rest)
             if not is_dropped[r]:
@@ -671,9 +696,13 @@ def train_rays(
     )  # fmt: skip
     target, background = as_array(batch.target.contiguous()), as_array(batch.background.contiguous())
     weight = None if batch.weight is None else as_array(batch.weight.contiguous())
+    log_distance = trust = None
+    if batch.distance is not None:
+        log_distance = as_array(batch.distance.clamp(min=float(NEAREST)).log().contiguous())
+        trust = as_array(batch.trust.contiguous())
     found = tuple(torch.zeros(n_rays, 3) for _ in range(4)) if wants_ray_gradients else None
     launch(
-        _train, ray_arrays(rays, batch.jitter), Wanted(target, background, weight),
+        _train, ray_arrays(rays, batch.jitter), Wanted(target, background, weight, log_distance, trust),
         march_of(bits, options.aabb_scale, options.cone_angle, options.step_scale),
         density, color, encoder, settings, buffers.own,
         None if found is None else buffers.tracked(tuple(map(as_array, found))),

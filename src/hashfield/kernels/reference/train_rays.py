@@ -127,6 +127,11 @@ def composed_step(
     if depth.nearness > 0.0:
         near = seen.weight * (depth.log_horizon - samples.t.clamp(min=NEAREST).log()).clamp(min=0.0)
         loss = loss + depth.nearness * torch.zeros_like(loss).index_add(0, samples_ray(samples), near)
+    if batch.distance is not None:
+        ray, place = samples_ray(samples), samples.t.clamp(min=NEAREST).log()
+        off = (place - batch.distance[part].clamp(min=NEAREST).log()[ray]).abs()
+        moved = seen.weight * (off - depth.tolerance).clamp(min=0.0)
+        loss = loss + batch.trust[part] * torch.zeros_like(loss).index_add(0, ray, moved)
     total = (weight * loss).sum()
     wanted = [*leaves, seen.color, origin, direction] if wants_ray_gradients else leaves
     grads = torch.autograd.grad(total / max(n_given, 1), wanted, allow_unused=True)

@@ -269,11 +269,13 @@ def pull(w, m, before, moment_before, spread, moment):
 def _composite_loss(
     rgb, k_weights, k_afters, k_slopes, transmittances, kept, kept_ends, target, background, ray_weight, n_rays,
     min_transmittance, delta, loss_scale, grad_rgb, grad_log_density, ray_color, ray_grad_color, sums, max_blocks,
-    origin, direction, k_positions, side, box_min, distortion, nearness, log_horizon,
-    HUBER: tl.constexpr, HAS_DEPTH: tl.constexpr, WEIGHTED: tl.constexpr, PER_RAY: tl.constexpr, BLOCK: tl.constexpr,
+    origin, direction, k_positions, side, box_min, ray_log_distance, ray_trust, distortion, nearness, log_horizon,
+    tolerance, HUBER: tl.constexpr, HAS_DEPTH: tl.constexpr, TAUGHT: tl.constexpr, WEIGHTED: tl.constexpr,
+    PER_RAY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pixel colours, their loss, and its gradient at the colour and log-density of every kept sample; where PER_RAY,
-    also each ray's colour and the gradient there, 0 for rays that take no part.
+    also each ray's colour and the gradient there, 0 for rays that take no part. Where TAUGHT (and HAS_DEPTH), distances
+    of rays are known.
 
     Gradients are of the sum over the rays, times loss_scale, or where that is 0, divided by the number of rays given.
     """
@@ -311,6 +313,9 @@ def _composite_loss(
         if HAS_DEPTH:
             ox, oy, oz = load3(origin, ray, mask)
             dx, dy, dz = load3(direction, ray, mask)
+            if TAUGHT:
+                known = tl.load(ray_log_distance + ray, mask=mask, other=0.0)
+                trust = tl.load(ray_trust + ray, mask=mask, other=0.0)
             for j in range(longest):
                 here = mask & (j < count)
                 w = tl.load(k_weights + first + j, mask=here, other=0.0)
@@ -323,6 +328,8 @@ def _composite_loss(
                 m = log_distance(k_positions, first + j, here, side, box_min, ox, oy, oz, dx, dy, dz)
                 force = distortion * pull(w, m, before, moment_before, spread, moment)
                 near = nearness * tl.maximum(log_horizon - m, 0.0)
+                if TAUGHT:
+                    near += trust * tl.maximum(tl.abs(m - known) - tolerance, 0.0)
                 before, moment_before, bent = before + w, moment_before + w * m, bent + w * (force + near)
                 share = w * (0.5 * force + near)  # every pair's share is counted from both of its ends
                 if WEIGHTED:
@@ -356,6 +363,8 @@ def _composite_loss(
                 m = log_distance(k_positions, first + j, here, side, box_min, ox, oy, oz, dx, dy, dz)
                 force = distortion * pull(w, m, before, moment_before, spread, moment)
                 force += nearness * tl.maximum(log_horizon - m, 0.0)
+                if TAUGHT:
+                    force += trust * tl.maximum(tl.abs(m - known) - tolerance, 0.0)
                 before, moment_before, bent = before + w, moment_before + w * m, bent - w * force
                 slope += force_scale * (after * force - bent)
             slope *= tl.load(k_slopes + first + j, mask=here, other=0.0)
@@ -454,6 +463,10 @@ class Batch:
     """How many rays count: int32 [1]."""
     weight: Tensor | None = None
     """How much each ray counts; None: 1 each."""
+    log_distance: Tensor | None = None
+    """The logarithm of the distance at which something is known to be on each ray; None: nothing is known."""
+    trust: Tensor | None = None
+    """Weight of the loss that draws each ray there; None with it."""
 
 
 class RayGradientBuffers:
@@ -556,6 +569,7 @@ def enqueue(
     grid = (b.n_blocks,)
     n_cascades, inverse_side, box_min = n_cascades_of(aabb_scale), 1.0 / aabb_scale, box_low_of(aabb_scale)
     weighted, ray_weight = batch.weight is not None, batch.jitter if batch.weight is None else batch.weight
+    taught = batch.log_distance is not None
     for wave, quota in enumerate(WAVES):
         part = slice(wave * b.wave_capacity, (wave + 1) * b.wave_capacity)
         positions, dts, log_density = b.positions[part], b.dts[part], b.log_density[part]
@@ -598,8 +612,9 @@ def enqueue(
         batch.background, ray_weight, batch.n_rays, min_transmittance, huber_delta, loss_scale, b.grad_rgb,
         b.grad_log_density, b.grad_rgb if per_ray is None else per_ray.color,
         b.grad_rgb if per_ray is None else per_ray.grad_color, b.sums, b.n_blocks, batch.origin, batch.direction,
-        b.k_positions, float(aabb_scale), box_min, *depth, HUBER=huber_delta > 0.0, HAS_DEPTH=depth.has_any,
-        WEIGHTED=weighted, PER_RAY=per_ray is not None, **block,
+        b.k_positions, float(aabb_scale), box_min, batch.log_distance if taught else batch.jitter,
+        batch.trust if taught else batch.jitter, *depth, HUBER=huber_delta > 0.0, HAS_DEPTH=depth.has_any or taught,
+        TAUGHT=taught, WEIGHTED=weighted, PER_RAY=per_ray is not None, **block,
     )  # fmt: skip
     b.grad_weights.zero_()
     field_backward(
@@ -641,7 +656,9 @@ def train_rays(
     buffers.lattice.copy_(torch.tensor(lattice_values(options.cone_angle, options.step_scale)))
     given = (rays.origin, rays.direction, rays.t_min, rays.t_max, batch.jitter, batch.target, batch.background)
     weight = None if batch.weight is None else batch.weight.contiguous()
-    batch = Batch(*(x.contiguous() for x in given), count_of(n, device), weight)
+    log_distance = None if batch.distance is None else batch.distance.clamp(min=NEAREST.value).log().contiguous()
+    trust = None if batch.trust is None else batch.trust.contiguous()
+    batch = Batch(*(x.contiguous() for x in given), count_of(n, device), weight, log_distance, trust)
     per_ray = RayGradientBuffers(device, buffers.max_samples, buffers.max_rays) if wants_ray_gradients else None
     enqueue(
         device_field(field), batch, *as_words(bits), options.aabb_scale, options.cone_angle > 0.0, buffers, workspace.grad_table,
