@@ -1,5 +1,6 @@
 """Cameras from photos alone, on a scene by formula; and what is said about photos that give none."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from hashfield.cli.main import run
-from hashfield.data import load_scene
+from hashfield.data import load_scene, photo_files
 from hashfield.data.dataset import ReadOptions
 from hashfield.data.doctor import examine
 from hashfield.data.photo_files import copy_size, list_photos, read_photo, small_copy
@@ -178,6 +179,17 @@ def test_ctrl_c_ends_within_seconds_and_loses_nothing(photos: Path, tmp_path: Pa
 # --- what gives no scene
 
 
+@needs_pycolmap
+def test_a_full_disk_is_said_and_half_a_copy_is_none(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(photo_files, "encoded", fail)
+    with pytest.raises(DataError, match=r"out: the disk is full: make room and run the same command again"):
+        prepare(photos, tmp_path / "out", PrepareOptions(), lambda stage, done, total: None)
+    assert list((tmp_path / "out" / WORK / "photos").glob("*.jpg")) == []
+
+
 def test_too_few_photos_are_refused(tmp_path: Path, pictures: list[np.ndarray]):
     if importlib.util.find_spec("pycolmap") is None:
         pytest.skip("pycolmap is not installed (pip install 'hashfield[photos]')")
@@ -193,6 +205,7 @@ def test_too_few_photos_are_refused(tmp_path: Path, pictures: list[np.ndarray]):
         Image.fromarray(pictures[0]).save(same / f"{k}.jpg")
     with pytest.raises(DataError, match="has 20 photos, and 19 of them are copies of another one"):
         prepare(same, tmp_path / "out", PrepareOptions(), lambda *args: None)
+    assert not (tmp_path / "out").exists(), "nothing was computed, so nothing is left behind"
 
 
 @needs_pycolmap

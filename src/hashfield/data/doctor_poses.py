@@ -177,8 +177,10 @@ def check_focal_lengths(case: Case) -> None:
             far = [k for k, f in zip(members, focal, strict=True) if abs(math.log(f / middle)) > math.log(1.15)]
             case.say(
                 "focal",
-                f"focal lengths of photos of {size[1]}x{size[0]} pixels contradict each other: {focal.min():.0f} to "
-                f"{focal.max():.0f} pixels, {middle:.0f} in the middle",
+                # the photos may have been reduced for this, so pixels would tell little
+                f"focal lengths of photos of one size contradict each other by a factor of {ratio:.1f}: "
+                f"{focal.min() / size[1]:.2f} to {focal.max() / size[1]:.2f} of the longer side, "
+                f"{middle / size[1]:.2f} in the middle",
                 "unless you zoomed, give all photos one camera: hashfield prepare does",
                 far,
             )

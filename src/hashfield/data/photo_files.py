@@ -17,6 +17,7 @@ from hashfield.data.images import EXTENSIONS, decode_rgba, read_header
 from hashfield.data.raw_photos import ENDINGS as RAW_ENDINGS
 from hashfield.data.raw_photos import raw_photo
 from hashfield.data.video_frames import ENDINGS as VIDEO_ENDINGS
+from hashfield.data.video_frames import encoded
 from hashfield.errors import DataError
 
 HEIC_ENDINGS: Final = (".heic", ".heif", ".hif")
@@ -153,9 +154,9 @@ def write_upright(photo: Photo, target: Path) -> None:
     """Write the photo as its file asks for it to be seen: PNG of PNG, JPEG of everything else."""
     picture = upright(photo.path)
     if target.suffix == ".png":
-        picture.save(target)
+        target.write_bytes(encoded(picture, "PNG"))
     else:
-        picture.convert("RGB").save(target, quality=97, subsampling=0)
+        target.write_bytes(encoded(picture.convert("RGB"), "JPEG", quality=97))
 
 
 def small_copy(photo: Photo, longest_side: int) -> Image.Image:
@@ -234,7 +235,7 @@ def write_copies(
 
     def copied(photo: Photo) -> None:
         aside = folder / f".{photo.key}.part"
-        small_copy(photo, longest_side).save(aside, format="JPEG", quality=_COPY_QUALITY, subsampling=0)
+        aside.write_bytes(encoded(small_copy(photo, longest_side), "JPEG", quality=_COPY_QUALITY))
         aside.replace(folder / copy_name(photo))
 
     missing = [photo for photo in photos if not (folder / copy_name(photo)).is_file()]

@@ -5,6 +5,7 @@ photos in `images` only where they had to be written anew: frames of a video, ph
 HEIC. All other photos stay where they are. What was computed lies in `.prepare` and is found there by the next run.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -145,13 +146,28 @@ def prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress
     require_pycolmap()
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
-    work = out / WORK
+    try:
+        return _prepare(source, out, options, progress)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        again = "make room and run the same command again, it goes on where it stopped"
+        raise DataError(f"{out}: the disk is full: {again}") from error
+
+
+def _prepare(source: Path, out: Path, options: PrepareOptions, progress: Progress) -> Prepared:
+    work, is_new = out / WORK, not out.exists()
     _check_free(source, out)
     work.mkdir(parents=True, exist_ok=True)
     _write_json(work / "source.json", {"source": str(source.resolve())})
     shop = Workshop(work, options.threads, options.seed)
     _forget_other_settings(shop, options)
-    photos, notes = _photos(source, out, options, progress)
+    try:
+        photos, notes = _photos(source, out, options, progress)
+    except DataError:
+        if is_new:  # nothing was computed
+            shutil.rmtree(out, ignore_errors=True)
+        raise
     print_of = _fingerprint(photos, options)
     done = _read_json(work / "done.json")
     if done.get("fingerprint") == print_of and (out / "transforms.json").is_file():

@@ -1,5 +1,6 @@
 """Frames of a video that are worth being photos: sharp ones, one for each step of the camera."""
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,13 +66,29 @@ def extract_frames(
     for number, frame in enumerate(_frames(video)):
         if number in chosen:
             path = folder / f"frame_{number:05d}.jpg"
-            Image.fromarray(_upright(frame, frame.to_ndarray(format="rgb24"))).save(path, quality=95, subsampling=0)
+            picture = Image.fromarray(_upright(frame, frame.to_ndarray(format="rgb24")))
+            path.write_bytes(encoded(picture, "JPEG", quality=95))
             paths.append(path)
         report(len(measured) + number + 1, 2 * len(measured))
     note = f"{len(paths)} of {len(measured)} frames of {video.name}: the picture moves by {motion:.1f} of its widths"
     if motion < _LEAST_MOTION:
         note = f"warning: {note}, hardly enough: the camera must walk around the subject, not only turn"
     return paths, [note]
+
+
+def encoded(picture: Image.Image, form: str, quality: int = 95) -> bytes:
+    """The bytes of a picture's file, JPEG without loss of colour resolution. Pillow itself would write half a file to a
+    full disk and say nothing.
+
+    Args:
+        picture: What to encode.
+        form: "JPEG" or "PNG".
+        quality: JPEG's, up to 100.
+    """
+    buffer = io.BytesIO()
+    options = {"quality": quality, "subsampling": 0} if form == "JPEG" else {}
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def choose_frames(measured: list[Any], n_frames: int) -> list[int]:
@@ -155,7 +172,8 @@ def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
     except FileNotFoundError as error:
         raise DataError(f"{video}: no such file") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{video}: not a video that can be read here, or cut off: {_told(error)}") from error
+        text = f"not a video that can be read here, or cut off ({_told(error)}): copy it again"
+        raise DataError(f"{video}: {text}") from error
     try:
         if not container.streams.video:
             raise DataError(f"{video}: has no pictures, only sound or data")
