@@ -20,6 +20,7 @@ from PIL import Image, ImageFilter
 from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.dataset import PosedImages
 from hashfield.data.doctor import Diagnosis, examine
+from hashfield.data.photo_checks import READ_SIDE
 from hashfield.data.pose_checks import inverted
 
 
@@ -101,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--quick", action="store_true", help="without matching features")
-    parser.add_argument("--longest-side", type=int, default=800)
+    parser.add_argument("--longest-side", type=int, default=READ_SIDE)
     options = parser.parse_args()
     for path in options.data:
         scene = one_split(load_scene(path, ReadOptions(longest_side=options.longest_side)))

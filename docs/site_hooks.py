@@ -17,6 +17,7 @@ PAGES = {
 MODULES = (
     "hashfield.api", "hashfield.nn.encodings", "hashfield.nn.networks", "hashfield.nn.fields", "hashfield.tcnn.modules",
     "hashfield.ops", "hashfield.geometry.cameras", "hashfield.geometry.spaces", "hashfield.geometry.paths",
+    "hashfield.geometry.camera_path",
     "hashfield.geometry.rays", "hashfield.data.dataset", "hashfield.data.write_cameras", "hashfield.tasks.frames",
     "hashfield.tasks.nerf_model", "hashfield.tasks.image_model", "hashfield.tasks.sdf_model", "hashfield.train.loop",
     "hashfield.train.checkpoint", "hashfield.errors",

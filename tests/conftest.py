@@ -11,12 +11,17 @@ from typing import Any
 # cores from the other's, which made some trainings two and a half times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  the hook finds it as an attribute of `tests`
+
+# No test asserts on time: where others use the machine, any example may take long.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 TEST_BACKENDS = "HASHFIELD_TEST_BACKENDS"
 INSISTED = tuple(filter(None, os.environ.get(TEST_BACKENDS, "").split(",")))

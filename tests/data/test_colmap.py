@@ -449,17 +449,40 @@ def test_broken_text_files(tmp_path: Path, name: str) -> None:
     expect_error(tmp_path, message)
 
 
-@pytest.mark.parametrize(
-    ("model", "parameters"),
-    [
-        ("FOV", [15, 15, 6, 4, 0.9]),
-        ("FULL_OPENCV", [15, 15, 6, 4, 0.1, 0.2, 0.01, 0.02, 0.3, 0.1, 0, 0]),
-        ("THIN_PRISM_FISHEYE", [15, 15, 6, 4, *[0.0] * 8]),
-    ],
-)
-def test_lenses_that_are_not_ours_are_refused_by_name(tmp_path: Path, model: str, parameters: list[float]) -> None:
-    write_capture(tmp_path, ring(3, model, parameters))
-    expect_error(tmp_path, f"cameras.bin: camera 7: 'model': {model} is not supported; supported are SIMPLE_PINHOLE, ")
+# parameters for a picture of 12 x 8 pixels, and where COLMAP 4.2 has the direction (0.3, -0.2, 1)
+OTHER_LENSES = {
+    "FOV": ([15, 15.3, 6.1, 3.9, 0.9], [10.748271, 0.739176]),
+    "FULL_OPENCV": ([15, 15, 6, 4, 0.1, 0.2, 0.01, 0.02, 0.3, 0.1, 0.02, 0.01], [10.591338, 0.984608]),
+    "THIN_PRISM_FISHEYE": (
+        [15, 15, 6, 4, 0.02, -0.01, 0.0005, -0.0003, 0.002, 0.0003, 0.0002, -0.0003],
+        [10.326911, 1.115632],
+    ),
+    "RAD_TAN_THIN_PRISM_FISHEYE": (
+        [15, 15, 6, 4, 0.03, -0.02, 0.004, -0.001, 0.0002, 0, 0.0003, -0.0002, 0.0002, 1e-05, -0.0003, 2e-05],
+        [10.335224, 1.109555],
+    ),
+    "SIMPLE_DIVISION": ([15, 6, 4, -0.12], [10.431908, 1.045394]),
+    "DIVISION": ([15, 15.3, 6, 4, -0.2], [10.388715, 1.015674]),
+    "EUCM": ([12, 12.2, 6, 4, 0.6, 1.1], [9.456662, 1.657151]),
+}
+
+
+@pytest.mark.parametrize("model", OTHER_LENSES)
+def test_other_lenses_become_the_nearest_one(tmp_path: Path, model: str) -> None:
+    parameters, expected = OTHER_LENSES[model]
+    scene = load_scene(write_capture(tmp_path, ring(3, model, parameters)))
+    camera = scene.splits["train"].cameras[0]
+    table, direction = camera_table([camera]), torch.tensor([[0.3, -0.2, 1.0]], dtype=torch.float64)
+    point = camera.position + direction @ camera.camera_to_world[:, :3].T
+    found, _ = project(table, torch.zeros(1, dtype=torch.int64), point)
+    torch.testing.assert_close(found[0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=0.01)
+    assert any(f"lenses of COLMAP's model {model} are read as " in note for note in scene.notes)
+
+
+def test_a_lens_that_nothing_comes_near_is_refused_by_name(tmp_path: Path) -> None:
+    skewed = [15, 15, 6, 4, 0, 0, 0.3, -0.3, 0, 0, 0.5, -0.4]
+    write_capture(tmp_path, ring(3, "THIN_PRISM_FISHEYE", skewed))
+    expect_error(tmp_path, "cameras.bin: camera 7: 'model': THIN_PRISM_FISHEYE with these parameters differs by up to ")
 
 
 def test_photos_of_another_shape(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from hashfield.cli.main import run
 from hashfield.data import load_scene
 from hashfield.data.dataset import ReadOptions
 from hashfield.data.doctor import examine
-from hashfield.data.photo_files import list_photos, read_photo, small_copy
-from hashfield.data.prepare import PrepareOptions, default_out, prepare
+from hashfield.data.photo_files import copy_size, list_photos, read_photo, small_copy
+from hashfield.data.prepare import WORK, PrepareOptions, default_out, prepare
 from hashfield.data.structure_from_motion import connected
 from hashfield.data.video_frames import choose_frames, extract_frames
 from hashfield.errors import ConfigError, DataError
@@ -92,6 +92,7 @@ def test_photos_become_cameras(prepared: SimpleNamespace, photos: Path):
     up = torch.stack([camera.up for camera in by_name.values()]).mean(dim=0)
     assert float(up[2] / up.norm()) > 0.8
     assert all(abs(camera.fx / 360 - 1) < 0.02 for camera in by_name.values())
+    assert all(camera.fy == pytest.approx(camera.fx, rel=1e-9) for camera in by_name.values()), "square pixels"
     # the photo on its side was written anew, upright; the others stay where they are
     data = json.loads((result.path / "transforms.json").read_text())
     paths = [frame["file_path"] for frame in data["frames"]]
@@ -110,6 +111,19 @@ def test_the_colmap_model_is_in_the_same_world(prepared: SimpleNamespace):
     assert stated.points is not None and len(stated.points) > 200
     assert {view.name for view in stated.views} == set(places)
     assert (prepared.result.path / "sparse" / "0" / "sparse.ply").is_file()
+
+
+def test_a_lens_that_bends_the_scene_is_straightened(prepared: SimpleNamespace):
+    from hashfield.data import structure_worker
+
+    model = structure_worker.pycolmap.Reconstruction(prepared.result.path / WORK / "model")
+    for camera in model.cameras.values():
+        structure_worker.set_lens(camera, "OPENCV")
+        camera.params = [0.8 * camera.params[0], 0.6 * camera.params[1], *camera.params[2:]]
+    found = structure_worker.adjusted(model, 1, 10)
+    assert [camera.model_name for camera in found.cameras.values()] == ["SIMPLE_RADIAL"]
+    assert all(camera.focal_length == pytest.approx(360, rel=0.02) for camera in found.cameras.values())
+    assert found.compute_mean_reprojection_error() < 1
 
 
 def test_the_doctor_knows_a_mirrored_and_another_photo_by_the_sparse_model(prepared: SimpleNamespace):
@@ -266,10 +280,18 @@ def test_small_copies_are_upright_whatever_the_tag(tmp_path: Path, tag: int):
         assert read.is_rewritten == (tag != 1)
 
 
+def test_copies_keep_pixels_square():
+    assert copy_size(1080, 1920, 1000) == (558, 992)
+    assert copy_size(4032, 3024, 1000) == (1000, 750)
+    assert copy_size(605, 806, 1000) == (605, 806)
+    assert copy_size(100_000, 7, 1000) == (1000, 1)
+
+
 def test_of_each_step_of_a_video_the_sharpest_frame_is_taken():
     pairs = [(1, 0), (9, 1), (2, 0.5), (3, 1), (8, 0), (4, 1), (7, 0.5)]  # sharpness and motion; half way is at 2
     measured = [SimpleNamespace(sharpness=sharp, motion=motion) for sharp, motion in pairs]
     assert choose_frames(measured, 2) == [1, 4]
+    assert choose_frames(measured, 7) == choose_frames(measured, 30) == list(range(7))
     still = [SimpleNamespace(sharpness=1, motion=0) for _ in range(10)]
     assert choose_frames(still, 5) == [0, 2, 4, 6, 8]
 

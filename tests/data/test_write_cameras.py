@@ -1,5 +1,6 @@
 """Cameras that are written as transforms.json and as COLMAP models, and what the readers make of them again."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_cameras_of_several_lenses_in_one_file(tmp_path: Path) -> None:
     photos(tmp_path)
     write_transforms(tmp_path / "transforms.json", wanted, NAMES)
     assert_same(read_back(tmp_path)[0], wanted)
+
+
+def test_a_lens_model_that_all_share_stands_at_the_top(tmp_path: Path) -> None:
+    extra = [{"sharpness": float(index)} for index in range(N)]
+    write_transforms(tmp_path / "transforms.json", cameras(*LENSES[3], alike=False), NAMES, frame_extra=extra)
+    written = json.loads((tmp_path / "transforms.json").read_text())
+    assert written["camera_model"] == "OPENCV_FISHEYE" and "fl_x" not in written
+    assert [frame["sharpness"] for frame in written["frames"]] == [0.0, 1.0, 2.0, 3.0]
+    assert all("fl_x" in frame and "camera_model" not in frame for frame in written["frames"])
 
 
 def test_box_splits_and_masks_are_read_back(tmp_path: Path) -> None:

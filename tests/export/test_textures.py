@@ -19,6 +19,7 @@ from hashfield.export.textures import (
     encode_textured,
     make_atlas,
     rasterize,
+    smoothed,
     spread_colors,
 )
 
@@ -79,6 +80,14 @@ def test_an_atlas_covers_the_surface_once_and_texels_lie_on_it():
     # nothing lies over another
     assert np.abs(_area(b - a, c - a)).sum() / 2 == pytest.approx(filled.sum(), rel=0.03)
     assert np.abs(np.linalg.norm(at_texels(mesh.vertices, mesh.faces, texels), axis=1) - 0.7).max() < 0.02
+
+
+def test_a_rough_surface_is_smoothed_without_shrinking():
+    mesh = ball()
+    rough = mesh.vertices * (1 + 0.03 * np.random.default_rng(0).standard_normal((len(mesh.vertices), 1)))
+    found = np.linalg.norm(smoothed(rough, mesh.faces, 10), axis=1)
+    assert found.std() < 0.5 * np.linalg.norm(rough, axis=1).std()
+    assert found.mean() == pytest.approx(np.linalg.norm(rough, axis=1).mean(), rel=0.02)
 
 
 def test_texels_between_charts_get_the_nearest_color():

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from hashfield.errors import ConfigError, ShapeError
 from hashfield.geometry.cameras import (
-    MAX_RADIUS,
     Camera,
     Lens,
     camera_rays,
     camera_table,
     camera_table_gradient,
     flip_opengl,
-    lens_limit,
     look_at,
     panorama,
     pixel_centers,
@@ -27,6 +25,7 @@ from hashfield.geometry.cameras import (
     rays_from_pixels,
     rotation_fault,
 )
+from hashfield.geometry.lenses import MAX_RADIUS, lens_limit
 
 IDENTITY = torch.eye(4, dtype=torch.float64)[:3]
 

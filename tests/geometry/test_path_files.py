@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from hashfield.errors import ConfigError, DataError
+from hashfield.geometry.camera_path import CameraPath, write_camera_path
 from hashfield.geometry.cameras import Camera, flip_opengl, look_at, panorama, rotation_fault
 from hashfield.geometry.path_files import PathPlace, PathWish, nerfstudio_normalisation, read_path_file
-from hashfield.geometry.paths import CameraPath, quaternion_of, write_camera_path
+from hashfield.geometry.paths import quaternion_of
 from hashfield.geometry.spaces import Spaces
 from hashfield.geometry.tours import along_path, as_panoramas, spiral_path
 from tests.geometry.test_spaces import double, ring

@@ -11,16 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashfield.errors import ConfigError, DataError
+from hashfield.geometry.camera_path import CameraPath, read_camera_path, write_camera_path
 from hashfield.geometry.cameras import Camera, flip_opengl, look_at, panorama, rotation_fault
-from hashfield.geometry.paths import (
-    CameraPath,
-    focus_point,
-    interpolate_path,
-    orbit_path,
-    read_camera_path,
-    up_axis,
-    write_camera_path,
-)
+from hashfield.geometry.paths import focus_point, interpolate_path, orbit_path, up_axis
 from tests.geometry.test_cameras import FOX_LENS, IDENTITY
 from tests.geometry.test_spaces import double, ring
 

@@ -867,7 +867,7 @@ OCCUPANCY_CASES = [
     _carve("two", 1, 0.7),
     _carve("two", 1, 0.7, 1, (1.0, 1.2)),
     _carve("two", 1, None, 2, (1.0, 1.2)),
-    _carve("inside", 2, None, 1, (0.3,)),
+    _carve("inside", 2, 0.7, 1, (0.3,)),
     _carve("panorama", 2, 0.7),
 ]
 

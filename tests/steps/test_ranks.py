@@ -16,7 +16,7 @@ from torch import Tensor
 from hashfield.data.demo_picture import save_demo_picture
 from hashfield.data.pictures import read_picture
 from hashfield.errors import ConfigError, RanksError
-from hashfield.steps import gradient_mean
+from hashfield.steps import gradient_mean, rays_host
 from hashfield.steps import ranks as ranks_module
 from hashfield.steps.ranks import Ranks, Turns, _roll_call
 from hashfield.tasks.image import ImageTask
@@ -33,6 +33,8 @@ from ..threads_as_ranks import as_ranks
 ROUNDED = 6e-3
 """Bound on a gradient's relative error where bfloat16 numbers were rounded otherwise: on the wire, or in the networks,
 whose gradients are scaled by a number of rays that is another power of two, or none."""
+SMALL_LEVEL = 2**10
+"""Entries from which on levels travel as touched entries in these tests, whose tables are small."""
 
 
 class Trained:
@@ -78,21 +80,30 @@ def compare(alone: Trained, found: list[Trained], gradient: float) -> None:
 @pytest.mark.parametrize(
     ("n", "wire", "gradient"), [(2, "float32", 1e-5), (3, "float32", ROUNDED), (2, "bfloat16", ROUNDED)]
 )
-def test_batches_of_ranks_are_one_batch_of_rays(n: int, wire: str, gradient: float) -> None:
+def test_batches_of_ranks_are_one_batch_of_rays(
+    n: int, wire: str, gradient: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradient_mean, "LEAST_SPARSE", SMALL_LEVEL)
     found = as_ranks(n, lambda ranks: Trained(nerf(), 1), wire)
     compare(Trained(nerf(), 1), found, gradient)
 
 
-def test_ranks_stay_equal_over_refreshes_of_the_grid() -> None:
-    alone, found = Trained(nerf(), 14), as_ranks(3, lambda ranks: Trained(nerf(), 14), "bfloat16")
+def test_ranks_stay_equal_over_refreshes_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient_mean, "LEAST_SPARSE", SMALL_LEVEL)
+    found = as_ranks(3, lambda ranks: Trained(nerf(), 14), "bfloat16")
     assert found[0].values["n_refreshes"] >= 2
     for other in found[1:]:
         assert other.figures == found[0].figures
         for name, value in other.tensors.items():
             assert torch.equal(value, found[0].tensors[name]), name
-    # Rounding is amplified by Adam, whose first steps are signs; what is learned is the same.
-    losses = torch.tensor([[step[0] for step in run.figures] for run in (alone, found[0])])
-    torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.0)
+    # One kept sample more or less, by rounding, changes the number of rays, and with it all random numbers that follow.
+    # Where that number is held, ranks learn what one process does, until Adam, whose first steps are signs, has
+    # amplified the rounding: by 0.35 % of the loss in these twelve steps, by 3.8 % in twenty.
+    monkeypatch.setattr(rays_host, "next_rays", lambda *figures: 192)
+    alone, held = Trained(nerf(), 12), as_ranks(3, lambda ranks: Trained(nerf(), 12), "bfloat16")
+    assert alone.values["n_refreshes"] == held[0].values["n_refreshes"] >= 2
+    losses = torch.tensor([[step[0] for step in run.figures] for run in (alone, held[0])])
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.01, atol=0.0)
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -124,8 +135,9 @@ def scattered(ranks: Ranks, step: int) -> Tensor:
     return gradient
 
 
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
 @pytest.mark.parametrize("n", [2, 3])
-def test_sums_are_the_same_whichever_way_a_level_travels(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_are_the_same_whichever_way_a_level_travels(n: int, wire: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient_mean, "PROBE_STEPS", 2)
     levels = [slice(0, 512), slice(512, 512 + 2**15), slice(512 + 2**15, 512 + 2**16)]
     shares = [0.5, 0.25, 0.25][:n] if n == 3 else [0.25, 0.75]
@@ -141,7 +153,9 @@ def test_sums_are_the_same_whichever_way_a_level_travels(n: int, monkeypatch: py
             mean.is_whole = [step == 2, step == 0, False]  # others than the rule says, so that all ways are gone
         return found
 
-    results = as_ranks(n, work)
+    results = as_ranks(n, work, wire)
+    # Of each share, which is below 4, a bfloat16 is off by 2^-9 at most.
+    near = {"rtol": 1e-5, "atol": 1e-6} if wire == "float32" else {"rtol": 0.0, "atol": 4 * 2**-9}
     for step in range(4):
         wanted = sum(share * scattered(Ranks(k, n), step) for k, share in enumerate(shares))
         assert isinstance(wanted, Tensor)
@@ -150,7 +164,7 @@ def test_sums_are_the_same_whichever_way_a_level_travels(n: int, monkeypatch: py
             assert figures == [n, sum(range(n))]
             assert torch.equal(table, results[0][step][1]) or step == 1
             part = slice(0, 512 + 2**15) if step == 1 else slice(None)  # what is not due stays each rank's own
-            torch.testing.assert_close(table[part], wanted[part], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(table[part], wanted[part], **near)
             if step == 1:
                 assert torch.equal(table[512 + 2**15 :], scattered(Ranks(rank, n), step)[512 + 2**15 :])
                 assert n_bytes[1] == 2**15 * 2 * 4 and n_bytes[2] == 0

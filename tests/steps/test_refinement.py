@@ -11,7 +11,7 @@ from torch import Tensor
 from hashfield.data.dataset import PosedImages, Scene
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import CheckpointError, ConfigError
-from hashfield.geometry.cameras import Camera, look_at, rays_from_pixels
+from hashfield.geometry.cameras import Camera, camera_rays, camera_table, look_at, project, rays_from_pixels
 from hashfield.geometry.rays import RayBatch, Rays
 from hashfield.geometry.spaces import Spaces
 from hashfield.ops.train_rays import RayGradients
@@ -26,7 +26,7 @@ from hashfield.tasks.align import Fit, as_refined, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf import NerfTask
 from hashfield.tasks.nerf_config import NerfConfig
-from hashfield.tasks.nerf_model import load_model
+from hashfield.tasks.nerf_model import NerfModel, load_model
 from hashfield.train.checkpoint import export_checkpoint, load_checkpoint
 from hashfield.train.loop import TrainOptions, train
 from hashfield.train.run_folder import RunFolder
@@ -193,7 +193,22 @@ def turn_between(a: list[Camera], b: tuple[Camera, ...]) -> float:
     return float(torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1))).mean())
 
 
-def test_known_errors_of_poses_and_exposures_are_found_again(tmp_path: Path) -> None:
+def seen_points(model: NerfModel, camera: Camera) -> Tensor:
+    """Points [n, 3] of what a camera sees of a model."""
+    frame = model.frame(camera, ("depth", "opacity"), None)
+    origin, direction = camera_rays(camera, torch.float64)
+    depth, opacity = (torch.from_numpy(frame[name]).double().reshape(-1, 1) for name in ("depth", "opacity"))
+    return (origin + depth * direction)[opacity[:, 0] > 0.9]
+
+
+def pixels_between(a: Camera, b: Camera, points: Tensor) -> float:
+    """Mean distance in pixels of where two cameras see points."""
+    index = torch.zeros(len(points), dtype=torch.int64)
+    (seen, _), (other, _) = (project(camera_table([camera]), index, points) for camera in (a, b))
+    return float((seen - other).norm(dim=1).mean())
+
+
+def test_known_errors_of_poses_and_exposures_are_found_again() -> None:
     # In no order: what grows with the cameras' height could as well be how surfaces shine.
     gains = np.exp(np.random.default_rng(3).permutation(np.linspace(-0.4, 0.1, 16)))
     clean = small()
@@ -207,7 +222,7 @@ def test_known_errors_of_poses_and_exposures_are_found_again(tmp_path: Path) -> 
     found = np.log(np.array(report["gains"]).mean(1))
     true_gains = np.log(gains) - np.log(gains).mean()
     assert np.corrcoef(found, true_gains)[0, 1] > 0.9
-    # Sixteen photos leave some of it to colours that change with the direction.
+    # After so few steps gains are still on their way: 0.44 of them is missing, after 1,500 steps 0.19.
     assert np.linalg.norm(found - true_gains) < 0.6 * np.linalg.norm(true_gains)
     assert len(report["degrees"]) == 16 and max(report["degrees"]) > 1.0
     # Held-out views miss a scene that is as bright as the photos' mean until their exposure is fitted.
@@ -223,9 +238,10 @@ def test_known_errors_of_poses_and_exposures_are_found_again(tmp_path: Path) -> 
     turned = torch.cat([rotation_of(torch.full((1, 3), 0.006, dtype=torch.float64))[0] @ camera.camera_to_world[:, :3],
                         camera.camera_to_world[:, 3:]], 1)  # fmt: skip
     again = fit.align(camera.moved(turned), image).camera
-    assert turn_between([again], (here,)) == pytest.approx(0.0, abs=1e-3)  # one camera: its turn is common
-    apart = (again.camera_to_world[:, :3] @ here.camera_to_world[:, :3].T - torch.eye(3)).norm()
-    assert float(apart) < 0.4 * 0.006 * np.sqrt(6)
+    # By what is seen where: a turn and a shift sideways look nearly alike, and how much of each is found is chance.
+    points = seen_points(model, camera)
+    assert pixels_between(camera.moved(turned), camera, points) > 0.8
+    assert pixels_between(again, here, points) < 0.15
 
 
 def test_a_run_goes_on_bit_for_bit_and_its_cameras_are_in_the_checkpoint(tmp_path: Path) -> None:

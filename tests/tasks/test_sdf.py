@@ -236,8 +236,8 @@ def test_broken_input_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("otype", ["Frequency", "OneBlob"])
-def test_encodings_without_a_table_learn_and_load(otype, tmp_path: Path):
+@pytest.mark.parametrize(("otype", "n_steps"), [("Frequency", 900), ("OneBlob", 1200)])
+def test_encodings_without_a_table_learn_and_load(otype: str, n_steps: int, tmp_path: Path):
     config = tiny_config()
     config = replace(
         config, encoding=EncodingConfig(otype=otype, n_frequencies=4, n_bins=8), n_hidden_layers=3,
@@ -245,7 +245,7 @@ def test_encodings_without_a_table_learn_and_load(otype, tmp_path: Path):
     )  # fmt: skip
     task = SdfTask(config, torus_mesh(), seed=1)
     run = RunFolder.create(tmp_path / "a", "torus")
-    assert train(task, run, TrainOptions(n_steps=1200)).stopped_by == "done"
+    assert train(task, run, TrainOptions(n_steps=n_steps)).stopped_by == "done"
     model = hashfield.load(run.path)
     assert isinstance(model, SdfModel)
     assert evaluate_distance(model, task.truth, n_points=2**15, n_surface=2**11)["iou"] > 0.8  # they learn slowly

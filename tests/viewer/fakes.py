@@ -44,8 +44,10 @@ class SlowScene(CameraFrames):
         direction, origin = local @ camera.camera_to_world[:, :3].T, camera.position
         b = direction @ origin
         inside = b**2 - float(origin @ origin) + 1
-        t = torch.where(inside > 0, -b - inside.clamp(min=0).sqrt(), torch.zeros_like(b))
-        hit = (inside > 0) & (t > 0)
+        start, end = self._ends(origin, direction)
+        half = inside.clamp(min=0).sqrt()
+        t = torch.maximum(-b - half, start)
+        hit = (inside > 0) & (t > 0) & (t < torch.minimum(-b + half, end))
         point = origin + t[..., None] * direction
         color = torch.stack([0.5 + 0.5 * point[..., 2], 0.5 - 0.4 * point[..., 2], 0 * b + self.value], -1)
         behind = torch.tensor(background or (0.0, 0.0, 0.0), dtype=torch.float64)
@@ -54,6 +56,10 @@ class SlowScene(CameraFrames):
             "depth": torch.where(hit, t, 0.0), "normals": torch.where(hit[..., None], point, 0.0),
         }  # fmt: skip
         return {name: found[name].float().numpy() for name in outputs}
+
+    def _ends(self, origin: torch.Tensor, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where rays begin and end."""
+        return torch.zeros_like(direction[..., 0]), torch.full_like(direction[..., 0], torch.inf)
 
 
 class Ball(SlowScene):
@@ -66,6 +72,11 @@ class Ball(SlowScene):
         other = Ball()
         other.box_world = common_box(self.box_world, torch.tensor(corners, dtype=torch.float64))
         return other
+
+    def _ends(self, origin: torch.Tensor, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where rays enter and leave the box."""
+        to_low, to_high = ((corner - origin) / (direction + 1e-12) for corner in self.box_world)
+        return torch.minimum(to_low, to_high).amax(-1), torch.maximum(to_low, to_high).amin(-1)
 
     def distance(self, positions_world):
         """Signed distance."""

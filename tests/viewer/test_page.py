@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hashfield.errors import ConfigError, DataError
-from hashfield.geometry.paths import read_camera_path
+from hashfield.geometry.camera_path import read_camera_path
 from hashfield.train.loop import Progress
 from hashfield.viewer.loop import FixedSource, TimeShare
 from hashfield.viewer.pictures import SURROUND, Photos, fitted
@@ -22,7 +22,8 @@ from tests.viewer.fakes import Gradient, SlowScene
 pytest.importorskip("viser", reason="viser is not installed (pip install 'hashfield[view]')")
 from websockets.exceptions import InvalidStatus
 
-from hashfield.viewer.page import Page, box_edges, refusal
+from hashfield.viewer.page import Page, refusal
+from hashfield.viewer.visitor import box_edges
 from tests.viewer.tab import Tab
 
 PORT = 18200
@@ -369,7 +370,7 @@ def test_in_a_real_browser(tmp_path: Path) -> None:
         while not visitor.watcher.is_finished and time.monotonic() < end:
             window.wait_for_timeout(50)
         assert visitor.watcher.picture is not None
-        wanted = fitted(visitor.watcher.picture, visitor._aspect)
+        wanted = fitted(visitor.watcher.picture, visitor.aspect)
         wanted = wanted[:: wanted.shape[0] // 60, :: wanted.shape[1] // 90].mean((0, 1))
         found = np.zeros(3)
         while np.abs(found - wanted).max() > 8 and time.monotonic() < end:
@@ -383,14 +384,14 @@ def test_in_a_real_browser(tmp_path: Path) -> None:
                 window.wait_for_timeout(50)
             found = rendered[0][..., :3].mean((0, 1)) if rendered else found
         assert np.abs(found - wanted).max() <= 8
-        before = visitor._seen
+        before = visitor.seen
         window.mouse.move(150, 160)
         window.mouse.down()
         window.mouse.move(220, 170, steps=4)
         window.mouse.up()
-        while visitor._seen is before and time.monotonic() < end:
+        while visitor.seen is before and time.monotonic() < end:
             window.wait_for_timeout(50)
-        assert visitor._seen is not before and not errors
+        assert visitor.seen is not before and not errors
         window.reload()
         while visitor in page.visitors.values() and time.monotonic() < end:
             window.wait_for_timeout(50)

@@ -11,8 +11,8 @@ import torch
 
 from hashfield.api import load
 from hashfield.errors import ConfigError, DataError
+from hashfield.geometry.camera_path import read_camera_path
 from hashfield.geometry.cameras import look_at
-from hashfield.geometry.paths import read_camera_path
 from hashfield.train.loop import Progress
 from hashfield.viewer.loop import FixedSource, RenderLoop, TimeShare
 from hashfield.viewer.path_editor import PathEditor

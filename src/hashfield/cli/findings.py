@@ -2,7 +2,7 @@
 
 from hashfield.cli.shared import say
 from hashfield.data.assemble import some
-from hashfield.data.doctor import Finding
+from hashfield.data.doctor_case import Finding
 
 SAID_BY_NOTES = ("stray", "box", "up")
 """Kinds of findings that the notes of reading a scene tell already."""

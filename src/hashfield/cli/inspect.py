@@ -17,7 +17,7 @@ from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.assemble import some
 from hashfield.data.dataset import GIB
 from hashfield.data.doctor import Diagnosis, PhotoFigures, examine
-from hashfield.data.photo_checks import SIDE
+from hashfield.data.photo_checks import READ_SIDE
 from hashfield.data.prepare import rotation_between
 from hashfield.data.structure_from_motion import has_pycolmap
 from hashfield.export.inspect_page import PageFinding, PhotoCard, Plan, write_inspection
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     options = parse(Inspect, arguments, "inspect")
     began = time.perf_counter()
     read = ReadOptions(
-        aabb_scale=options.aabb_scale, camera_axes=options.camera_axes, longest_side=SIDE,
+        aabb_scale=options.aabb_scale, camera_axes=options.camera_axes, longest_side=READ_SIDE,
         max_image_memory=int(options.max_image_memory * GIB),
     )  # fmt: skip
     scene = load_scene(options.path, read)

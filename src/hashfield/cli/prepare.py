@@ -17,7 +17,7 @@ from hashfield.cli.progress import PLAIN_LINE_SECONDS
 from hashfield.cli.shared import console, is_terminal, parse, say
 from hashfield.data import ReadOptions, load_scene
 from hashfield.data.doctor import examine
-from hashfield.data.photo_checks import SIDE
+from hashfield.data.photo_checks import READ_SIDE
 from hashfield.data.prepare import EXHAUSTIVE, Matching, Prepared, PrepareOptions, default_out, has_poses, prepare
 from hashfield.errors import ConfigError
 
@@ -36,7 +36,7 @@ class Prepare:
     """Which photos are compared: sequential (each with the next ones, as of a video), exhaustive (all with all), or
     auto: all with all up to 80 photos; of more, the next ones and those that look alike."""
     frames: int | None = None
-    """How many frames of a video are taken; default: by its motion, 30 to 150."""
+    """How many frames of a video are taken; default: by its motion, 60 to 150."""
     longest_side: int = 1000
     """Features are found on copies of this size, in pixels."""
     features: int = 4096
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
             options.seed,
         ),
     )  # fmt: skip
-    scene = load_scene(prepared.path, ReadOptions(longest_side=SIDE, splits=("train", "test")))
+    scene = load_scene(prepared.path, ReadOptions(longest_side=READ_SIDE, splits=("train", "test")))
     for note in scene.notes:
         if note.startswith(("spaces:", "box:", "warning:")):
             say(note)

@@ -113,6 +113,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             *split_notes,
             *missing,
             *stated.notes,
+            *_axes_notes(stated, options),
             *_tally_notes(tally, len(views), stated.view_noun),
             *map(one_line, stated.final_notes(views, tally)),
             *memory_notes,
@@ -132,6 +133,12 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
         },
         resident_bytes=options.max_image_memory // 2 if photos.files else None,
     )
+
+
+def _axes_notes(stated: StatedScene, options: ReadOptions) -> list[str]:
+    if not stated.has_fixed_axes or options.camera_axes == "opengl":
+        return []
+    return [f"--camera-axes has no effect: the axes of {stated.form} are known"]
 
 
 def _name(view: StatedView, stated: StatedScene) -> str:

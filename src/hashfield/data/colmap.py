@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Float64
 
 from hashfield.data.assemble import assemble, some
+from hashfield.data.colmap_lenses import FittedLens, nearest_lens
 from hashfield.data.dataset import Reader, ReadOptions, Scene
 from hashfield.data.files import MaskFolder, PhotoFolder, escapes, is_photo_folder, normalized, photo_folders
 from hashfield.data.images import ImageHeader
@@ -38,7 +40,7 @@ class _Model(NamedTuple):
     parameters: str
     """Their names in order."""
     lens: Lens | None
-    """Ours that is exactly the same, None where there is none."""
+    """Ours that is exactly the same; None where there is none, and `colmap_lenses` finds the nearest one."""
 
 
 _MODELS: Final[dict[int, _Model]] = {
@@ -62,7 +64,6 @@ _MODELS: Final[dict[int, _Model]] = {
     17: _Model("EQUIRECTANGULAR", "w h", "equirectangular"),
 }
 """COLMAP's camera models by their number. FULL_OPENCV is ours where its denominator d4, d5, d6 is 0."""
-_READ_MODELS: Final = ", ".join(model.name for model in _MODELS.values() if model.lens)
 
 
 @dataclass(frozen=True)
@@ -77,29 +78,38 @@ class _Lens:
 
     def camera(self, pose: Float64[torch.Tensor, "3 4"], header: ImageHeader) -> Camera:
         """The camera at this pose for a photo of this size."""
-        values = self.parameters
-        lens = self.model.lens
-        if lens is None or any(values.get(name) for name in ("d4", "d5", "d6")):
-            raise DataError(
-                f"{self.place}: 'model': {self.model.name} is not supported; supported are {_READ_MODELS} (the "
-                "denominator of FULL_OPENCV must be 0): undistort the photos with `colmap image_undistorter`"
-            )
-        if lens == "equirectangular":
+        if self.model.lens == "equirectangular":
             return panorama(pose, header.width, header.height)
+        ours = self.ours
+        if not ours.is_near(self.width, self.height):
+            by = f" by up to {ours.error:.2g} pixels" if ours.error < np.inf else ""
+            raise DataError(
+                f"{self.place}: 'model': {self.model.name} with these parameters differs{by} from every lens that is "
+                "supported: undistort the photos with `colmap image_undistorter`"
+            )
         x, y = header.width / self.width, header.height / self.height
         return Camera(
             pose,
             header.width,
             header.height,
-            fx=values.get("fx", values.get("f", 0.0)) * x,
-            fy=values.get("fy", values.get("f", 0.0)) * y,
-            cx=values["cx"] * x,
-            cy=values["cy"] * y,
-            lens=lens,
-            distortion=()
-            if lens == "pinhole"
-            else tuple(values.get(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2")),
+            fx=ours.fx * x,
+            fy=ours.fy * y,
+            cx=ours.cx * x,
+            cy=ours.cy * y,
+            lens=ours.lens,
+            distortion=ours.distortion,
         )
+
+    @cached_property
+    def ours(self) -> FittedLens:
+        """The lens of ours that is the same, or else the one that comes nearest; a panorama has none."""
+        values, lens = self.parameters, self.model.lens
+        if lens is None or any(values.get(name) for name in ("d4", "d5", "d6")):
+            return nearest_lens(self.model.name, values, self.width, self.height)
+        fx, fy = (values.get(axis, values.get("f", 0.0)) for axis in ("fx", "fy"))
+        names = () if lens == "pinhole" else ("k1", "k2", "k3", "k4", "p1", "p2")
+        distortion = tuple(values.get(name, 0.0) for name in names)
+        return FittedLens(lens, fx, fy, values["cx"], values["cy"], distortion, 0.0)
 
 
 @dataclass(frozen=True)
@@ -541,8 +551,7 @@ def _state(path: Path, capture: _Capture, options: ReadOptions) -> StatedScene:
     if masked:
         folder = masked[0].masks[0].path.relative_to(capture.root).parts[0]
         notes.append(f"masks of {len(masked)} of {len(views)} photos from {folder}: what is black is left out")
-    if options.camera_axes != "opengl":
-        notes.append("--camera-axes has no effect: COLMAP's axes are known")
+    used = [lens for number, lens in lenses.items() if any(image.camera_id == number for image in images)]
     return StatedScene(
         name=capture.root.name or "scene",
         path=path,
@@ -558,8 +567,22 @@ def _state(path: Path, capture: _Capture, options: ReadOptions) -> StatedScene:
         has_surface_points=True,
         sparse_model=model,
         has_fixed_axes=True,
-        notes=(*photo_notes, *notes),
+        notes=(*photo_notes, *notes, *_lens_notes(used)),
     )
+
+
+def _lens_notes(lenses: list[_Lens]) -> list[str]:
+    """Lenses that are read as others, and how well these fit."""
+    fitted: dict[tuple[str, str], float] = {}
+    for lens in lenses:
+        if lens.model.lens != "equirectangular" and lens.ours.error > 0:
+            key = lens.model.name, lens.ours.lens
+            fitted[key] = max(fitted.get(key, 0.0), lens.ours.error)
+    return [
+        f"lenses of COLMAP's model {name} are read as {lens} with other parameters, which differ by at most "
+        f"{error:.2g} pixels"
+        for (name, lens), error in fitted.items()
+    ]
 
 
 def read(path: Path, options: ReadOptions) -> Scene:

@@ -18,7 +18,15 @@ from hashfield.data.assemble import assemble
 from hashfield.data.dataset import Reader, ReadOptions, Scene
 from hashfield.data.files import PhotoFolder, is_photo_folder, photo_folders
 from hashfield.data.images import ImageHeader
-from hashfield.data.stated import LARGEST, StatedScene, StatedSpaces, StatedView, Tally, check_size, rigid_pose
+from hashfield.data.stated import (
+    StatedScene,
+    StatedSpaces,
+    StatedView,
+    Tally,
+    check_magnitude,
+    check_size,
+    rigid_pose,
+)
 from hashfield.errors import DataError
 from hashfield.geometry.cameras import Camera
 
@@ -59,9 +67,7 @@ def _rows(data_file: Path) -> _Rows:
 def _check_row(row: Float64[np.ndarray, " 17"], place: str) -> None:
     matrix = row[:15].reshape(3, 5)
     for name, values in (("pose", matrix[:, :4]), ("height, width, focal", matrix[:, 4]), ("near, far", row[15:])):
-        if not bool((np.abs(values) < LARGEST).all()):  # NaN too
-            fault = "out of all proportion" if bool(np.isfinite(values).all()) else "not finite"
-            raise DataError(f"{place}: '{name}': {fault}")
+        check_magnitude(values, f"{place}: '{name}'")
     if not bool((matrix[:, 4] > 0).all()):
         raise DataError(f"{place}: 'height, width, focal': expected numbers above 0, got {matrix[:, 4].tolist()}")
     if not 0 < row[15] <= row[16]:
@@ -142,9 +148,6 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
         _view(row, folder.root / name, (folder.root / name).relative_to(root).as_posix(), place)
         for row, name, place in zip(rows, folder.names, places, strict=True)
     ]
-    notes = [f"photos: {folder.root.relative_to(root).as_posix()}"]
-    if options.camera_axes != "opengl":
-        notes.append("--camera-axes has no effect: LLFF's axes are known")
     return StatedScene(
         name=root.name or "scene",
         path=path,
@@ -158,7 +161,7 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
         points=_points(rows),
         points_origin=f"near and far depths of {FILE}",
         has_fixed_axes=True,
-        notes=tuple(notes),
+        notes=(f"photos: {folder.root.relative_to(root).as_posix()}",),
     )
 
 

@@ -23,7 +23,7 @@ from hashfield.data.dataset import Reader, ReadOptions, Scene
 from hashfield.data.files import MaskFolder, PhotoFolder
 from hashfield.data.images import ImageHeader
 from hashfield.data.json_fields import one_line
-from hashfield.data.stated import LARGEST, StatedScene, StatedSpaces, StatedView, Tally
+from hashfield.data.stated import StatedScene, StatedSpaces, StatedView, Tally, check_magnitude
 from hashfield.errors import DataError
 from hashfield.geometry.cameras import Camera
 
@@ -68,9 +68,7 @@ def _matrices(path: Path) -> dict[str, _Matrix]:
         if matrix.shape not in ((4, 4), (3, 4)) or matrix.dtype.kind not in "fiu":
             raise DataError(f"{path}: '{name}': expected 4x4 numbers, got {matrix.dtype} {matrix.shape}")
         matrix = matrix.astype(np.float64)
-        if not bool((np.abs(matrix) < LARGEST).all()):  # NaN too
-            fault = "out of all proportion" if bool(np.isfinite(matrix).all()) else "not finite"
-            raise DataError(f"{path}: '{name}': {fault}")
+        check_magnitude(matrix, f"{path}: '{name}'")
         found[name] = matrix if len(matrix) == 4 else np.vstack([matrix, [0.0, 0.0, 0.0, 1.0]])
     return found
 
@@ -155,9 +153,6 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
         if key not in matrices:
             raise DataError(f"{place}: '{key}': missing")
         views.append(_view(matrices[key], photos.root / name, place, matte))
-    notes = [f"photos: {photos.root.name}"]
-    if options.camera_axes != "opengl":
-        notes.append("--camera-axes has no effect: the axes of projection matrices are known")
     return StatedScene(
         name=root.name or "scene",
         path=path,
@@ -169,7 +164,7 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
         order="string order",
         view_noun="photos",
         has_fixed_axes=True,
-        notes=tuple(notes),
+        notes=(f"photos: {photos.root.name}",),
     )
 
 

@@ -12,7 +12,10 @@ from PIL import Image
 from hashfield.data.video_frames import laplacian
 
 SIDE: Final = 800
-"""Photos are measured at no more than this many pixels along their longer side."""
+"""Photos are measured at about so many pixels along their longer side."""
+READ_SIDE: Final = 3 * SIDE // 2
+"""No side of a measured photo is longer. Photos are reduced by whole numbers: with a stricter limit, one of 806 pixels
+would be halved."""
 _TINY: Final = 48
 _LEAST_CONTRAST: Final = 4.0  # standard deviation of grey levels below which copies cannot be told from plain walls
 
@@ -42,7 +45,7 @@ def measure(images: Sequence[UInt8[np.ndarray, "h w 4"]]) -> list[Pixels]:
 
 
 def _measured(image: UInt8[np.ndarray, "h w 4"]) -> Pixels:
-    factor = max(1, -(-max(image.shape[:2]) // SIDE))
+    factor = max(1, round(max(image.shape[:2]) / SIDE))
     picture = Image.fromarray(np.ascontiguousarray(image))
     if factor > 1:
         picture = picture.reduce(factor)

@@ -181,8 +181,30 @@ def small_copy(photo: Photo, longest_side: int) -> Image.Image:
         if small.mode == "RGBA":
             white = Image.new("RGB", small.size, "white")
             small = Image.composite(small.convert("RGB"), white, small.getchannel("A"))
-    small.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    return small
+    size = copy_size(photo.width, photo.height, longest_side)
+    return small if small.size == size else small.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+
+
+def copy_size(width: int, height: int, longest_side: int) -> tuple[int, int]:
+    """Width and height of the small copy of a photo. It may be a little smaller than allowed, so that both sides shrink
+    by the same factor and square pixels stay square.
+
+    Args:
+        width: Pixels of the photo.
+        height: Pixels of the photo.
+        longest_side: The most pixels of the longer side of the copy.
+    """
+    longer, shorter = max(width, height), min(width, height)
+    if longer <= longest_side:
+        return width, height
+
+    def off(side: int) -> float:
+        exact = side * shorter / longer
+        return abs(exact - max(1, round(exact)))
+
+    side = min(range(longest_side, longest_side - longest_side // 30, -1), key=off)
+    other = max(1, round(side * shorter / longer))
+    return (side, other) if width >= height else (other, side)
 
 
 def share_transparent(photos: Sequence[Photo], n_tried: int = 8) -> float:

@@ -24,6 +24,7 @@ from hashfield.data.photo_checks import sharpness
 from hashfield.data.photo_files import (
     Photo,
     copy_name,
+    copy_size,
     list_photos,
     read_photo,
     share_transparent,
@@ -40,10 +41,11 @@ from hashfield.data.structure_from_motion import (
 )
 from hashfield.data.training_box import choose_box
 from hashfield.data.video_frames import extract_frames, is_video, laplacian
+from hashfield.data.write_cameras import write_transforms
 from hashfield.errors import ConfigError, DataError
-from hashfield.geometry.cameras import Camera, flip_opengl
+from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import up_axis
-from hashfield.geometry.spaces import DEFAULT_SCALE
+from hashfield.geometry.spaces import DEFAULT_OFFSET, DEFAULT_SCALE, Spaces
 
 Matching = Literal["auto", "sequential", "exhaustive"]
 WORK: Final = ".prepare"
@@ -66,7 +68,7 @@ class PrepareOptions:
     features: int = 4096
     """The most features of a photo."""
     frames: int | None = None
-    """How many frames of a video are taken; None: by its motion, 30 to 150."""
+    """How many frames of a video are taken; None: by its motion, 60 to 150."""
     threads: int = -1
     """Threads; -1: one for each CPU."""
     seed: int = 0
@@ -109,7 +111,9 @@ _LOOKALIKES: Final = 20  # of many photos, each is compared with so many that lo
 _COARSE: Final = 24  # of a row, so many photos are compared with each other, which closes loops
 _RETRY: Final = 0.9  # a smaller share of photos with a place calls for more comparisons
 _MOST_PAIRS: Final = 8000  # that a retry adds
-_FULL_LENS: Final = 10  # photos from which on a camera's lens is found with all its terms, and its principal point
+_FULL_LENS: Final = (
+    10  # photos from which on a camera's lens may have more terms than one, and a principal point of its own
+)
 _LEAST_PIECE: Final = 3  # photos that make a piece of their own
 _BLURRED: Final = 0.6  # of the usual sharpness, of a photo that found no place
 _FEW_FEATURES: Final = 60  # a photo with fewer shows no texture
@@ -273,8 +277,8 @@ def _groups(photos: Sequence[Photo], longest_side: int) -> list[dict[str, Any]]:
 def _first_lens(photo: Photo, is_full: bool, longest_side: int) -> list[float]:
     """Parameters of the camera model at the size of the copy, by what the photo's file states."""
     assert photo.focal is not None
-    ratio = min(1.0, longest_side / max(photo.width, photo.height))
-    focal, middle = photo.focal * ratio, (photo.width * ratio / 2, photo.height * ratio / 2)
+    width, height = copy_size(photo.width, photo.height, longest_side)
+    focal, middle = photo.focal * width / photo.width, (width / 2, height / 2)
     return [focal, focal, *middle, 0, 0, 0, 0] if is_full else [focal, *middle, 0]
 
 
@@ -315,7 +319,7 @@ def _solved(
             lambda a, b: progress("cameras", a, b),
             n_photos=len(names),
             out=str(shop.folder / "model"),
-            least_for_center=_FULL_LENS,
+            least_photos=_FULL_LENS,
         )
 
     are_few = len(names) <= EXHAUSTIVE and not is_film
@@ -447,16 +451,22 @@ def _write(shop: Workshop, source: Path, out: Path, photos: list[Photo], solved:
         sizes=sizes,
         names={copy_name(photo): name for photo, name in zip(placed, names, strict=True)},
     )
-    frames = []
-    for photo, name, file in zip(placed, names, files, strict=True):
-        image = written["images"][name]
-        camera = _camera(image, written["cameras"])
-        frames.append((_relative(file, out), camera, image, photo))
-    text = _transforms(frames, aabb_scale, shop)
+    images = [written["images"][name] for name in names]
+    sharp = [float(laplacian(_grey(shop.photos / copy_name(photo))).var()) for photo in placed]
     (out / "sparse").mkdir(exist_ok=True)
     shutil.rmtree(out / "sparse" / "0", ignore_errors=True)
     result.replace(out / "sparse" / "0")
-    _write_json(out / "transforms.json", text)
+    write_transforms(
+        out / "transforms.json",
+        [_camera(image, written["cameras"]) for image in images],
+        [_relative(file, out) for file in files],
+        spaces=Spaces(DEFAULT_SCALE, DEFAULT_OFFSET, aabb_scale),
+        extra={"ply_file_path": "sparse/0/sparse.ply"},
+        frame_extra=[
+            {"sharpness": round(value, 3), "colmap_im_id": image["id"]}
+            for value, image in zip(sharp, images, strict=True)
+        ],
+    )
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -497,7 +507,7 @@ def _model_names(placed: list[Photo], files: list[Path], out: Path) -> list[str]
     ]
 
 
-_LENS_OF: Final = {"OPENCV": "fx fy cx cy k1 k2 p1 p2", "SIMPLE_RADIAL": "f cx cy k1"}
+_LENS_OF: Final = {"OPENCV": "fx fy cx cy k1 k2 p1 p2", "RADIAL": "f cx cy k1 k2", "SIMPLE_RADIAL": "f cx cy k1"}
 
 
 def _camera(image: dict[str, Any], cameras: dict[str, Any]) -> Camera:
@@ -538,55 +548,22 @@ def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.eye(3) + cross + cross @ cross / (1 + cosine)
 
 
-def _transforms(
-    frames: list[tuple[str, Camera, dict[str, Any], Photo]], aabb_scale: int, shop: Workshop
-) -> dict[str, Any]:
-    """The content of transforms.json, in instant-ngp's and nerfstudio's form."""
-    lenses = [_lens_fields(camera) for _, camera, _, _ in frames]
-    is_shared = all(lens == lenses[0] for lens in lenses)
-    listed = []
-    for (name, camera, image, photo), lens in zip(frames, lenses, strict=True):
-        pose = flip_opengl(camera.camera_to_world)
-        listed.append(
-            {
-                "file_path": name,
-                "sharpness": round(float(laplacian(_grey(shop.photos / copy_name(photo))).var()), 3),
-                "colmap_im_id": image["id"],
-                **({} if is_shared else lens),
-                "transform_matrix": [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]],
-            }
-        )
-    return {
-        "camera_model": "OPENCV",
-        **(lenses[0] if is_shared else {}),
-        "aabb_scale": aabb_scale,
-        "ply_file_path": "sparse/0/sparse.ply",
-        "frames": listed,
-    }
-
-
-def _lens_fields(camera: Camera) -> dict[str, Any]:
-    k1, k2, _, _, p1, p2 = camera.distortion
-    return {
-        "w": camera.width, "h": camera.height, "fl_x": camera.fx, "fl_y": camera.fy, "cx": camera.cx, "cy": camera.cy,
-        "k1": k1, "k2": k2, "p1": p1, "p2": p2,
-        "camera_angle_x": 2 * float(np.arctan(camera.width / 2 / camera.fx)),
-    }  # fmt: skip
-
-
 # --- what is kept between runs
+
+
+_VERSION: Final = 2  # of the stages: what another one computed is computed again
 
 
 def _fingerprint(photos: list[Photo], options: PrepareOptions) -> str:
     """Changes with the photos and whatever changes the result."""
     chosen = asdict(replace(options, threads=-1))
-    text = json.dumps([chosen, [(photo.name, photo.key) for photo in photos]])
+    text = json.dumps([_VERSION, chosen, [(photo.name, photo.key) for photo in photos]])
     return hashlib.sha1(text.encode()).hexdigest()
 
 
 def _forget_other_settings(shop: Workshop, options: PrepareOptions) -> None:
     """Delete features that were found by other settings."""
-    now = {"longest_side": options.longest_side, "features": options.features, "version": 1}
+    now = {"longest_side": options.longest_side, "features": options.features, "version": _VERSION}
     kept = shop.folder / "settings.json"
     if _read_json(kept) not in ({}, now):
         for path in (*shop.folder.glob("database.db*"), shop.folder / "solved.json"):

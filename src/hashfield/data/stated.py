@@ -198,6 +198,13 @@ def rigid_pose(
     return pose, abs(determinant - 1) > _SCALE_SAID
 
 
+def check_magnitude(values: np.ndarray, place: str) -> None:
+    """Raise DataError that begins with `place` where one of the numbers is not finite or beyond `LARGEST`."""
+    if not bool((np.abs(values) < LARGEST).all()):  # NaN too
+        fault = "out of all proportion" if bool(np.isfinite(values).all()) else "not finite"
+        raise DataError(f"{place}: {fault}")
+
+
 def check_size(
     view: StatedView, stated: tuple[float | None, float | None], header: ImageHeader, tally: Tally, name: str = "w, h"
 ) -> None:

@@ -21,8 +21,9 @@ _SHARP_WIDTH: Final = 480  # sharpness is measured on frames of this width
 _MOTION_WIDTH: Final = 80  # motion on frames of this one, where it is a fraction of a pixel from frame to frame
 STEP: Final = 0.08
 """How far the picture moves between two chosen frames, in widths: nine tenths of each are then seen again."""
-FEWEST: Final = 30
+FEWEST: Final = 60
 MOST: Final = 150
+_LEAST_MOTION: Final = 0.6  # widths that the picture moves in all; less can hardly show depth
 _CUT_OFF: Final = 0.97  # a file that holds a smaller share of its stated frames, or seconds, was cut off
 
 
@@ -48,7 +49,7 @@ def extract_frames(
     Args:
         video: Any file that FFmpeg reads.
         folder: Is there already; files are called frame_00123.jpg by their number in the video.
-        n_frames: How many are wanted; None: by the motion, 30 to 150.
+        n_frames: How many are wanted; None: by the motion, 60 to 150.
         report: Sees how many frames are decoded, of how many.
 
     Raises:
@@ -68,13 +69,16 @@ def extract_frames(
             paths.append(path)
         report(len(measured) + number + 1, 2 * len(measured))
     note = f"{len(paths)} of {len(measured)} frames of {video.name}: the picture moves by {motion:.1f} of its widths"
-    if motion < FEWEST * STEP / 4:
+    if motion < _LEAST_MOTION:
         note = f"warning: {note}, hardly enough: the camera must walk around the subject, not only turn"
     return paths, [note]
 
 
 def choose_frames(measured: list[Any], n_frames: int) -> list[int]:
-    """Numbers of the sharpest frame of each of `n_frames` steps of equal motion; a step without a frame gives none."""
+    """Numbers of the sharpest frame of each of `n_frames` steps of equal motion; a step without a frame gives none.
+    All frames where there are no more."""
+    if n_frames >= len(measured):
+        return list(range(len(measured)))
     reached = np.cumsum([m.motion for m in measured])
     total = float(reached[-1])
     if total <= 0:  # nothing moves: any frames

@@ -10,7 +10,7 @@ import posixpath
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -49,10 +49,12 @@ def write_transforms(
     splits: Mapping[str, Sequence[str]] | None = None,
     masks: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
+    frame_extra: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Write cameras as a transforms.json; it is written aside and renamed.
 
-    Intrinsics stand once at the top where all cameras share them, else in every frame.
+    Intrinsics stand once at the top where all cameras share them, else in every frame; the lens model stands at the top
+    wherever all cameras have the same one, since nerfstudio looks for it there alone.
 
     Args:
         path: The file.
@@ -62,6 +64,7 @@ def write_transforms(
         splits: Names of photos by "train", "val" and "test", for the file's lists of names.
         masks: Name of a photo -> its mask file, relative to the file's folder: black pixels are not learned from.
         extra: More fields of the top level, e.g. what made the file.
+        frame_extra: More fields of each frame, as many mappings as cameras.
 
     Raises:
         ConfigError: no cameras, another number of names, or a name twice.
@@ -73,6 +76,9 @@ def write_transforms(
     top: dict[str, Any] = {**(extra or {})}
     if is_shared:
         top |= optics[0]
+    elif all(other["camera_model"] == optics[0]["camera_model"] for other in optics):
+        top["camera_model"] = optics[0]["camera_model"]
+        optics = [{name: value for name, value in own.items() if name != "camera_model"} for own in optics]
     if spaces is not None:
         # no room for rounding here: the numbers are read back as they are
         top["aabb_scale"] = spaces.aabb_scale
@@ -82,9 +88,10 @@ def write_transforms(
         top[f"{split}_filenames"] = [normalized(name) for name in listed]
     mask_of = {normalized(name): normalized(mask) for name, mask in (masks or {}).items()}
     frames = []
-    for camera, own, file in zip(cameras, optics, files, strict=True):
+    more = [{}] * len(files) if frame_extra is None else frame_extra
+    for camera, own, file, fields in zip(cameras, optics, files, more, strict=True):
         matrix = [*(flip_opengl(camera.camera_to_world) + 0.0).tolist(), [0.0, 0.0, 0.0, 1.0]]
-        frame: dict[str, Any] = {"file_path": file, **({} if is_shared else own)}
+        frame: dict[str, Any] = {"file_path": file, **fields, **({} if is_shared else own)}
         if file in mask_of:
             frame["mask_path"] = mask_of[file]
         frames.append({**frame, "transform_matrix": matrix})
@@ -168,8 +175,21 @@ def write_colmap(
     camera_ids = [lenses.setdefault(_colmap_lens(camera), len(lenses) + 1) for camera in cameras]
     poses = [_camera_from_world(camera) for camera in cameras]
     write = _colmap_text if text else _colmap_binary
-    for name, data in write(lenses, camera_ids, poses, files, points, colors).items():
+    for name, data in write(_Model(lenses, camera_ids, poses, files, points, colors)).items():
         _write(folder / f"{name}{ending}", data)
+
+
+class _Model(NamedTuple):
+    """What a COLMAP model holds, whatever its form."""
+
+    lenses: Mapping[tuple[Any, ...], int]
+    """What `_colmap_lens` says of a camera -> its number."""
+    camera_ids: Sequence[int]
+    """Number of the camera of each photo."""
+    poses: Sequence[Sequence[float]]
+    files: Sequence[str]
+    points: np.ndarray
+    colors: np.ndarray
 
 
 def _colmap_lens(camera: Camera) -> tuple[Any, ...]:
@@ -197,46 +217,32 @@ def _camera_from_world(camera: Camera) -> list[float]:
     return [*quaternion_of(rotation).tolist(), *(-rotation @ camera.position + 0.0).tolist()]
 
 
-def _colmap_binary(
-    lenses: Mapping[tuple[Any, ...], int],
-    camera_ids: Sequence[int],
-    poses: Sequence[Sequence[float]],
-    files: Sequence[str],
-    points: np.ndarray,
-    colors: np.ndarray,
-) -> dict[str, bytes]:
-    cameras = [struct.pack("<Q", len(lenses))]
-    for (model, _, width, height, *parameters), number in lenses.items():
-        cameras.append(struct.pack(f"<IiQQ{len(parameters)}d", number, model, width, height, *parameters))
-    images = [struct.pack("<Q", len(files))]
-    for number, (camera_id, pose, file) in enumerate(zip(camera_ids, poses, files, strict=True), 1):
+def _colmap_binary(model: _Model) -> dict[str, bytes]:
+    cameras = [struct.pack("<Q", len(model.lenses))]
+    for (kind, _, width, height, *parameters), number in model.lenses.items():
+        cameras.append(struct.pack(f"<IiQQ{len(parameters)}d", number, kind, width, height, *parameters))
+    images = [struct.pack("<Q", len(model.files))]
+    for number, (camera_id, pose, file) in enumerate(zip(model.camera_ids, model.poses, model.files, strict=True), 1):
         images.append(struct.pack("<I7dI", number, *pose, camera_id) + file.encode() + b"\0" + struct.pack("<Q", 0))
     record = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("n_views", "<u8")])
-    table = np.zeros(len(points), record)
-    table["id"], table["xyz"], table["rgb"] = np.arange(1, len(points) + 1), points, colors
-    points3d = struct.pack("<Q", len(points)) + table.tobytes()
+    table = np.zeros(len(model.points), record)
+    table["id"], table["xyz"], table["rgb"] = np.arange(1, len(model.points) + 1), model.points, model.colors
+    points3d = struct.pack("<Q", len(model.points)) + table.tobytes()
     return {"cameras": b"".join(cameras), "images": b"".join(images), "points3D": points3d}
 
 
-def _colmap_text(
-    lenses: Mapping[tuple[Any, ...], int],
-    camera_ids: Sequence[int],
-    poses: Sequence[Sequence[float]],
-    files: Sequence[str],
-    points: np.ndarray,
-    colors: np.ndarray,
-) -> dict[str, bytes]:
+def _colmap_text(model: _Model) -> dict[str, bytes]:
     # repr of a float is the shortest text that is read back as the same number
-    cameras = ["# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]", f"# Number of cameras: {len(lenses)}"]
-    for (_, model, width, height, *parameters), number in lenses.items():
-        cameras.append(" ".join([str(number), model, str(width), str(height), *map(repr, parameters)]))
+    cameras = ["# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]", f"# Number of cameras: {len(model.lenses)}"]
+    for (_, kind, width, height, *parameters), number in model.lenses.items():
+        cameras.append(" ".join([str(number), kind, str(width), str(height), *map(repr, parameters)]))
     images = ["# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME", "# POINTS2D[] as (X, Y, POINT3D_ID)"]
-    images.append(f"# Number of images: {len(files)}, mean observations per image: 0")
-    for number, (camera_id, pose, file) in enumerate(zip(camera_ids, poses, files, strict=True), 1):
+    images.append(f"# Number of images: {len(model.files)}, mean observations per image: 0")
+    for number, (camera_id, pose, file) in enumerate(zip(model.camera_ids, model.poses, model.files, strict=True), 1):
         images += [" ".join([str(number), *map(repr, pose), str(camera_id), file]), ""]
     points3d = ["# POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[]"]
-    points3d.append(f"# Number of points: {len(points)}, mean track length: 0")
-    for number, (point, color) in enumerate(zip(points.tolist(), colors.tolist(), strict=True), 1):
+    points3d.append(f"# Number of points: {len(model.points)}, mean track length: 0")
+    for number, (point, color) in enumerate(zip(model.points.tolist(), model.colors.tolist(), strict=True), 1):
         points3d.append(" ".join([str(number), *map(repr, point), *map(str, color), "0"]))
     tables = {"cameras": cameras, "images": images, "points3D": points3d}
     return {name: ("\n".join(lines) + "\n").encode() for name, lines in tables.items()}

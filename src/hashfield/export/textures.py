@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int32, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int32, UInt8
 
 from hashfield.errors import ConfigError
 from hashfield.export.meshes import Mesh, ascii_lines, obj_digits, unit_vectors
 
 TEXTURED_FORMATS: Final = (".glb", ".obj")
-PADDING: Final = 3
+PADDING: Final = 2
 """Texels between the charts of an atlas, at least about one in the end: the packer's estimate of its size is rough."""
 CHART_COST: Final = 8.0
 """How unevenly a chart may lie, xatlas's `max_cost`. Its own 2 cuts rough surfaces of radiance fields into charts of
 three triangles, with more padding than picture."""
+SMOOTHING: Final = 10
+"""Passes of smoothing before the surface is cut into charts: a rough surface needs many small ones."""
 TEXELS_AT_ONCE: Final = 2**21
 
 
@@ -67,7 +69,8 @@ def make_atlas(mesh: Mesh, size: int) -> Atlas:
     import xatlas
 
     low, high = mesh.vertices.min(0), mesh.vertices.max(0)
-    scaled = ((mesh.vertices - low) / (high - low).max()).astype(np.float32)
+    # On a smoothed copy: charts do not know where the surface lies, only how its triangles hang together.
+    scaled = smoothed((mesh.vertices - low) / (high - low).max(), mesh.faces, SMOOTHING).astype(np.float32)
     charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
     charts.max_iterations, charts.max_cost, charts.normal_deviation_weight = 1, CHART_COST, 1.0
     packing.resolution, packing.padding, packing.bilinear, packing.create_image = size, PADDING, True, False
@@ -76,6 +79,32 @@ def make_atlas(mesh: Mesh, size: int) -> Atlas:
     atlas.generate(charts, packing)
     source, faces, uv = atlas.get_mesh(0)
     return Atlas(source.astype(np.int32), faces.astype(np.int32), uv.astype(np.float32), atlas.chart_count)
+
+
+def smoothed(
+    vertices: Float[np.ndarray, "n 3"], faces: Int32[np.ndarray, "n_faces 3"], n_passes: int
+) -> Float64[np.ndarray, "n 3"]:
+    """Vertices of a mesh, moved towards the means of their neighbours and, nearly as far, back again in every pass, so
+    that bumps go and the whole does not shrink.
+
+    Args:
+        vertices: Positions.
+        faces: The mesh's triangles.
+        n_passes: How often.
+
+    Source: Taubin 1995.
+    """
+    from scipy.sparse import csr_array
+
+    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    ends = np.unique(np.concatenate([ends, ends[:, ::-1]]), axis=0)
+    links = csr_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(vertices),) * 2)
+    n_neighbours = np.maximum(links.sum(1), 1)[:, None]
+    found = np.asarray(vertices, np.float64)
+    for _ in range(n_passes):
+        for share in (0.5, -0.53):
+            found = found + share * ((links @ found) / n_neighbours - found)
+    return found
 
 
 def rasterize(atlas: Atlas, size: int) -> Texels:

@@ -1,4 +1,4 @@
-"""Cameras and lenses: pixel -> ray and point -> pixel, in plain torch.
+"""Cameras: pixel -> ray and point -> pixel, in plain torch. What their lenses do is in `lenses`.
 
 Camera axes are OpenCV's (x right, y down, z forward). Pixel (i, j) has its centre at (i + 0.5, j + 0.5), so
 an image spans [0, width] x [0, height] and principal points are measured from its top left corner.
@@ -7,22 +7,26 @@ an image spans [0, width] x [0, height] and principal points are measured from i
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from hashfield.errors import ConfigError, ShapeError
-
-Lens = Literal["pinhole", "opencv", "fisheye", "equirectangular"]
-LENSES: Final[tuple[Lens, ...]] = get_args(Lens)
+from hashfield.geometry.lenses import (
+    LENSES,
+    Lens,
+    LensRows,
+    distort,
+    fisheye_direction,
+    lens_limit,
+    lens_rows,
+    radial,
+    undistort,
+)
 
 TABLE_COLUMNS: Final = 24
-MAX_RADIUS: Final = 1000.0
-"""Largest radius of plane coordinates that the radial-tangential lens model is inverted to (89.94
-degrees)."""
 
 MAX_RATIO: Final = 1e6
 """How many times a focal length may be larger or smaller than the image's side; 1e6 is beyond any optics."""
@@ -256,23 +260,6 @@ def look_at(
 # --- camera table
 
 
-def lens_limit(lens: Lens, distortion: Sequence[float]) -> float:
-    """How far a lens model can be inverted: the smallest radius (opencv; in plane coordinates, without p1 and
-    p2) or angle (fisheye; radians) at which the distorted radius stops growing, at most `MAX_RADIUS` or pi; 0
-    for a pinhole, pi for a panorama.
-
-    The distorted radius is f(x) = x (1 + k1 x^2 + ... + k4 x^8), so the limit is the first root of f'.
-    """
-    if lens in ("pinhole", "equirectangular"):
-        return 0.0 if lens == "pinhole" else math.pi
-    k1, k2, k3, k4 = (*distortion[:4], 0.0, 0.0, 0.0, 0.0)[:4]
-    # In y = 1 / x^2 the leading coefficient is 1, so that tiny k3, k4 do not spoil the root that counts
-    roots = np.roots([1.0, 3 * k1, 5 * k2, 7 * k3, 9 * k4])
-    real = [root.real for root in roots if abs(root.imag) <= 1e-9 * abs(root) and root.real > 1e-12]
-    limit = 1 / math.sqrt(max(real)) if real else math.inf
-    return min(limit, MAX_RADIUS if lens == "opencv" else math.pi)
-
-
 def camera_table(cameras: Sequence[Camera]) -> Float64[Tensor, "n_cameras 24"]:
     """Cameras as rows of numbers, the form that kernels take.
 
@@ -291,28 +278,6 @@ def camera_table(cameras: Sequence[Camera]) -> Float64[Tensor, "n_cameras 24"]:
     return rows
 
 
-class _Rows(NamedTuple):
-    """Columns of a camera table, each of shape [n] or, for one camera shared by all pixels, [1]."""
-
-    rotation: Tensor  # [n, 3, 3]
-    position: Tensor  # [n, 3]
-    fx: Tensor
-    fy: Tensor
-    cx: Tensor
-    cy: Tensor
-    lens: Tensor
-    k: tuple[Tensor, Tensor, Tensor, Tensor]
-    p1: Tensor
-    p2: Tensor
-    limit: Tensor
-
-
-def _rows(rows: Tensor) -> _Rows:
-    pose = rows[:, :12].reshape(-1, 3, 4)
-    fx, fy, cx, cy, lens, k1, k2, k3, k4, p1, p2, limit = rows[:, 12:].unbind(1)
-    return _Rows(pose[:, :, :3], pose[:, :, 3], fx, fy, cx, cy, lens, (k1, k2, k3, k4), p1, p2, limit.detach())
-
-
 def _checked_table(table: Tensor) -> Tensor:
     """The table, with the limits of its lenses filled in where it was made without them."""
     if table.ndim != 2 or table.shape[1] != TABLE_COLUMNS or not table.is_floating_point():
@@ -327,180 +292,10 @@ def _checked_table(table: Tensor) -> Tensor:
     return table
 
 
-# --- lens models
+# --- rays and pixels
 
 
-def _radial(x: Tensor, k: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The function f(x) = x (1 + k1 x^2 + k2 x^4 + k3 x^6 + k4 x^8) and its derivative."""
-    k1, k2, k3, k4 = k
-    s = x * x
-    value = x * (1 + s * (k1 + s * (k2 + s * (k3 + s * k4))))
-    slope = 1 + s * (3 * k1 + s * (5 * k2 + s * (7 * k3 + s * 9 * k4)))
-    return value, slope
-
-
-def _invert_radial(value: Tensor, k: tuple[Tensor, ...], limit: Tensor) -> Tensor:
-    """The x in [0, limit] with f(x) = value, or the limit where value lies beyond f(limit).
-
-    Newton inside a shrinking bracket: f grows on [0, limit], so a step that leaves the bracket is replaced by
-    its middle and the search cannot fail, however strong the distortion. Gradient: none.
-    """
-    value = torch.minimum(value, _radial(limit, k)[0])
-    low, high = torch.zeros_like(value), limit.expand_as(value).clone()
-    x = torch.minimum(value, high)
-    tolerance = 4 * torch.finfo(value.dtype).eps
-    for _ in range(80):
-        reached, slope = _radial(x, k)
-        below = reached <= value
-        low, high = torch.where(below, x, low), torch.where(below, high, x)
-        step = x - (reached - value) / slope
-        following = torch.where((step >= low) & (step <= high), step, 0.5 * (low + high))
-        moved = (following - x).abs() > tolerance * (1 + x)
-        x = following
-        if not bool(moved.any()):
-            break
-    return x
-
-
-def _distort(u: Tensor, v: Tensor, rows: _Rows) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Radial-tangential distortion of plane coordinates and its Jacobian (du_d/du, du_d/dv = dv_d/du,
-    dv_d/dv)."""
-    k1, k2, k3, k4 = rows.k
-    p1, p2 = rows.p1, rows.p2
-    r2 = u * u + v * v
-    scale = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
-    growth = k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4))  # d scale / d r2
-    u_d = u * scale + 2 * p1 * u * v + p2 * (r2 + 2 * u * u)
-    v_d = v * scale + 2 * p2 * u * v + p1 * (r2 + 2 * v * v)
-    j_uu = scale + 2 * u * u * growth + 2 * p1 * v + 6 * p2 * u
-    j_uv = 2 * u * v * growth + 2 * p1 * u + 2 * p2 * v
-    j_vv = scale + 2 * v * v * growth + 6 * p1 * v + 2 * p2 * u
-    return u_d, v_d, (j_uu, j_uv, j_vv)
-
-
-def _newton_step(u: Tensor, v: Tensor, u_d: Tensor, v_d: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
-    """Newton's step towards the point that is distorted to (u_d, v_d); 0 where the Jacobian is nearly
-    singular."""
-    reached_u, reached_v, jacobian = _distort(u, v, rows)
-    j_uu, j_uv, j_vv = (part.detach() for part in jacobian)
-    determinant = j_uu * j_vv - j_uv * j_uv
-    usable = determinant > 1e-3
-    inverse = torch.where(usable, 1 / torch.where(usable, determinant, 1.0), 0.0)
-    miss_u, miss_v = u_d - reached_u, v_d - reached_v
-    return (j_vv * miss_u - j_uv * miss_v) * inverse, (j_uu * miss_v - j_uv * miss_u) * inverse
-
-
-def _selected(rows: _Rows, index: Tensor, n: int) -> _Rows:
-    """Lens columns of some of n pixels."""
-
-    def pick(column: Tensor) -> Tensor:
-        return column.expand(n)[index]
-
-    k1, k2, k3, k4 = (pick(column) for column in rows.k)
-    return rows._replace(k=(k1, k2, k3, k4), p1=pick(rows.p1), p2=pick(rows.p2), limit=pick(rows.limit))
-
-
-def _damped_newton(u: Tensor, v: Tensor, u_d: Tensor, v_d: Tensor, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Plane coordinates that radial-tangential distortion maps to (u_d, v_d), and whether they were found.
-
-    A step is halved until it misses by less, stays within the radial limit, and stays on the sheet of the
-    distortion that holds the axis (determinant > 0): so neither a start nor a target near the fold, where the
-    determinant is 0, throws the search out. The arguments [n] are the start and the target.
-    """
-    n = len(u_d)
-    u, v = u.clone(), v.clone()
-    for _ in range(12):  # on the fold itself no step is possible: start a little inside
-        _, _, (a, b, d) = _distort(u, v, rows)
-        folded = a * d - b * b < 0.05
-        u, v = torch.where(folded, 0.8 * u, u), torch.where(folded, 0.8 * v, v)
-    u, v = torch.where(folded, 0.0, u), torch.where(folded, 0.0, v)
-    tolerance = 1e3 * torch.finfo(u.dtype).eps * (1 + torch.hypot(u_d, v_d))
-    active = torch.arange(n)
-    for _ in range(40):
-        part = _selected(rows, active, n)
-        target_u, target_v = u_d[active], v_d[active]
-        reached_u, reached_v, (a, b, d) = _distort(u[active], v[active], part)
-        miss_u, miss_v = target_u - reached_u, target_v - reached_v
-        inverse = 1 / (a * d - b * b)
-        step_u, step_v = (d * miss_u - b * miss_v) * inverse, (a * miss_v - b * miss_u) * inverse
-        miss = torch.hypot(miss_u, miss_v)
-        size = torch.ones_like(miss)
-        accepted = torch.zeros_like(miss, dtype=torch.bool)
-        for _ in range(8):
-            new_u, new_v = u[active] + size * step_u, v[active] + size * step_v
-            reached_u, reached_v, (a, b, d) = _distort(new_u, new_v, part)
-            accepted = (
-                (torch.hypot(target_u - reached_u, target_v - reached_v) < miss)
-                & (a * d - b * b > 0)
-                & (torch.hypot(new_u, new_v) <= part.limit)
-            )
-            if bool(accepted.all()):
-                break
-            size = torch.where(accepted, size, 0.5 * size)
-        # What takes no step has arrived, up to rounding, or is as near as the sheet comes.
-        active = active[accepted]
-        if not len(active):
-            break
-        u[active], v[active] = new_u[accepted], new_v[accepted]
-    reached_u, reached_v, _ = _distort(u, v, rows)
-    return u, v, torch.hypot(u_d - reached_u, v_d - reached_v) <= tolerance
-
-
-def _undistort(u_d: Tensor, v_d: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
-    """Plane coordinates that radial-tangential distortion maps to (u_d, v_d).
-
-    The radius alone is inverted first, which cannot fail; damped Newton in two dimensions then adds p1 and p2,
-    up to where they fold the image. Beyond the model's range (corners of wide lenses with strong k1) the
-    radius is held at the limit.
-
-    Gradient: first order in everything, by one more Newton step from the solution (implicit differentiation).
-    """
-    with torch.no_grad():
-        rho = torch.hypot(u_d, v_d)
-        limit = rows.limit.expand_as(rho)
-        edge = _radial(limit, rows.k)[0]
-        within = rho <= edge
-        ratio = _invert_radial(rho, rows.k, limit) / torch.where(rho > 0, rho, 1.0)
-        ratio = torch.where(rho > 0, ratio, 1.0)
-        u, v = u_d * ratio, v_d * ratio
-        tangential = rows.p1.abs() + rows.p2.abs()
-        # Tangential terms move a point by at most 4 (|p1| + |p2|) r2, and the edge of the range with it: whether a
-        # pixel near the edge lies within shows when it is solved.
-        near = rho <= edge + 4 * tangential * limit * limit
-        index = ((rows.lens == 1) & (tangential > 0) & near).nonzero()[:, 0]
-        if len(index):
-            part = _selected(rows, index, len(rho))
-            found_u, found_v, found = _damped_newton(u[index], v[index], u_d[index], v_d[index], part)
-            within[index] = found
-            u[index], v[index] = torch.where(found, found_u, u[index]), torch.where(found, found_v, v[index])
-    if not u_d.requires_grad:  # as u_d comes from pixel and table, it tells for both
-        return u, v
-    step_u, step_v = _newton_step(u, v, u_d, v_d, rows)
-    return torch.where(within, u + step_u, u), torch.where(within, v + step_v, v)
-
-
-def _fisheye_direction(u_d: Tensor, v_d: Tensor, rows: _Rows) -> Tensor:
-    """Unit direction whose fisheye image is (u_d, v_d); angles up to `lens_limit`, 90 degrees and more
-    included.
-
-    Gradient: first order, as in `_undistort`; on the axis itself the image is a pinhole's to first order.
-    """
-    squared = u_d * u_d + v_d * v_d
-    off_axis = squared > 0
-    rho = torch.sqrt(torch.where(off_axis, squared, 1.0))
-    with torch.no_grad():
-        limit = rows.limit.expand_as(rho)
-        target = torch.where(off_axis, rho, 0.0)
-        theta = _invert_radial(target, rows.k, limit)
-        _, slope = _radial(theta, rows.k)
-        usable = (target <= _radial(limit, rows.k)[0]) & (slope > 1e-6) & off_axis
-        inverse = torch.where(usable, 1 / torch.where(usable, slope, 1.0), 0.0)
-    theta = theta + (rho - _radial(theta, rows.k)[0]) * inverse
-    lateral = torch.where(off_axis, torch.sin(theta) / rho, 1.0)
-    return torch.stack([lateral * u_d, lateral * v_d, torch.where(off_axis, torch.cos(theta), 1.0)], dim=-1)
-
-
-def _pixels_to_camera(rows: _Rows, pixel: Tensor) -> Tensor:
+def _pixels_to_camera(rows: LensRows, pixel: Tensor) -> Tensor:
     """Unit directions in the camera's own axes, [n, 3]."""
     u_d = (pixel[:, 0] - rows.cx) / rows.fx
     v_d = (pixel[:, 1] - rows.cy) / rows.fy
@@ -508,12 +303,12 @@ def _pixels_to_camera(rows: _Rows, pixel: Tensor) -> Tensor:
     is_opencv, is_fisheye = lens == 1, lens == 2
     u, v = u_d, v_d
     if bool(is_opencv.any()):
-        undistorted = _undistort(u_d, v_d, rows)
+        undistorted = undistort(u_d, v_d, rows)
         u, v = (torch.where(is_opencv, new, old) for new, old in zip(undistorted, (u, v), strict=True))
     plane = torch.stack([u, v, torch.ones_like(u)], dim=-1)
     direction = plane / plane.norm(dim=-1, keepdim=True)
     if bool(is_fisheye.any()):
-        direction = torch.where(is_fisheye[:, None], _fisheye_direction(u_d, v_d, rows), direction)
+        direction = torch.where(is_fisheye[:, None], fisheye_direction(u_d, v_d, rows), direction)
     is_panorama = lens == 3
     if bool(is_panorama.any()):
         latitude = v_d.clamp(-math.pi / 2, math.pi / 2)
@@ -523,7 +318,7 @@ def _pixels_to_camera(rows: _Rows, pixel: Tensor) -> Tensor:
     return direction
 
 
-def _rays(rows: _Rows, pixel: Tensor) -> tuple[Tensor, Tensor]:
+def _rays(rows: LensRows, pixel: Tensor) -> tuple[Tensor, Tensor]:
     direction = _pixels_to_camera(rows, pixel)
     direction = (rows.rotation @ direction[:, :, None])[:, :, 0]
     return rows.position.expand_as(direction), direction / direction.norm(dim=-1, keepdim=True)
@@ -557,7 +352,7 @@ def rays_from_pixels(
             f"expected pixel (n_rays, 2) and camera_index (n_rays), got {tuple(pixel.shape)} and "
             f"{tuple(camera_index.shape)}"
         )
-    return _rays(_rows(table[camera_index.long()]), pixel.to(table.dtype))
+    return _rays(lens_rows(table[camera_index.long()]), pixel.to(table.dtype))
 
 
 def camera_table_gradient(
@@ -583,7 +378,7 @@ def camera_table_gradient(
         grad_direction: Derivative with respect to each ray's direction, its three numbers free of each other.
     """
     index = camera_index.long()
-    rows = _rows(table.to(direction.dtype)[index])
+    rows = lens_rows(table.to(direction.dtype)[index])
     # Rays are normalised: only what is across the direction counts.
     across = grad_direction - (grad_direction * direction).sum(1, keepdim=True) * direction
     local = (rows.rotation * direction[:, :, None]).sum(1)
@@ -594,7 +389,7 @@ def camera_table_gradient(
     return torch.zeros_like(table).index_add_(0, index, found)
 
 
-def _lens_gradient(rows: _Rows, local: Tensor, grad: Tensor) -> Tensor:
+def _lens_gradient(rows: LensRows, local: Tensor, grad: Tensor) -> Tensor:
     """Columns 12 to 23 of `camera_table_gradient` for each ray: direction and gradient are in the camera's axes, the
     gradient across the direction."""
     x, y, z = local.unbind(1)
@@ -603,7 +398,7 @@ def _lens_gradient(rows: _Rows, local: Tensor, grad: Tensor) -> Tensor:
     depth = torch.where(z > 1e-6, z, 1.0)
     u, v = x / depth, y / depth
     r2 = u * u + v * v
-    u_d, v_d, (j_uu, j_uv, j_vv) = _distort(u, v, rows)
+    u_d, v_d, (j_uu, j_uv, j_vv) = distort(u, v, rows)
     determinant = j_uu * j_vv - j_uv * j_uv
     is_within = (determinant > 1e-3) & (torch.sqrt(r2) < rows.limit * (1 - 1e-6))
     is_usable = (z > 1e-6) & (rows.lens != 3) & ((rows.lens == 0) | is_within)
@@ -620,7 +415,7 @@ def _lens_gradient(rows: _Rows, local: Tensor, grad: Tensor) -> Tensor:
         across = torch.where(off_axis, lateral, 1.0)
         cosine, sine = torch.where(off_axis, x / across, 1.0), torch.where(off_axis, y / across, 0.0)
         theta = torch.atan2(lateral, z)
-        rho, slope = _radial(theta, rows.k)
+        rho, slope = radial(theta, rows.k)
         is_within = (theta < rows.limit * (1 - 1e-6)) & (slope > 1e-6)
         g_theta = z * (cosine * grad[:, 0] + sine * grad[:, 1]) - lateral * grad[:, 2]
         g_rho = torch.where(is_within, g_theta / torch.where(is_within, slope, 1.0), 0.0)
@@ -660,7 +455,7 @@ def camera_rays(
     The lens is inverted in float64 whatever `dtype` the result has.
     """
     pixel = pixel_centers(camera.width, camera.height)
-    origin, direction = _rays(_rows(camera_table([camera])), pixel)
+    origin, direction = _rays(lens_rows(camera_table([camera])), pixel)
     return origin.to(dtype), direction.to(dtype)
 
 
@@ -681,25 +476,28 @@ def project(
         points: in the space of the table's poses.
     """
     table = _checked_table(table)
-    rows = _rows(table[camera_index.long()])
+    rows = lens_rows(table[camera_index.long()])
     local = (rows.rotation.mT @ (points.to(table.dtype) - rows.position)[:, :, None])[:, :, 0]
     x, y, z = local.unbind(1)
-    is_fisheye = rows.lens == 2
+    is_opencv, is_fisheye, is_panorama = (rows.lens == number for number in (1, 2, 3))
     in_front = z > 0
     depth = torch.where(in_front, z, 1.0)
     u, v = x / depth, y / depth
     is_valid = in_front & ((rows.lens == 0) | (torch.hypot(u, v) <= rows.limit))
-    distorted_u, distorted_v, _ = _distort(u, v, rows)
-    u_d, v_d = (torch.where(rows.lens == 1, new, old) for new, old in ((distorted_u, u), (distorted_v, v)))
-    lateral = torch.hypot(x, y)
-    off_axis = lateral > 0
-    theta = torch.atan2(lateral, z)
-    ratio = torch.where(off_axis, _radial(theta, rows.k)[0] / torch.where(off_axis, lateral, 1.0), 1 / depth)
-    u_d, v_d = torch.where(is_fisheye, x * ratio, u_d), torch.where(is_fisheye, y * ratio, v_d)
-    is_valid = torch.where(is_fisheye, (theta <= rows.limit) & (off_axis | in_front), is_valid)
-    is_panorama = rows.lens == 3
-    u_d = torch.where(is_panorama, torch.atan2(x, z), u_d)
-    v_d = torch.where(is_panorama, torch.atan2(y, torch.hypot(x, z)), v_d)
-    is_valid = torch.where(is_panorama, off_axis | (z != 0), is_valid)
+    u_d, v_d = u, v
+    if bool(is_opencv.any()):
+        distorted_u, distorted_v, _ = distort(u, v, rows)
+        u_d, v_d = torch.where(is_opencv, distorted_u, u), torch.where(is_opencv, distorted_v, v)
+    off_axis = (x != 0) | (y != 0)
+    if bool(is_fisheye.any()):
+        lateral = torch.hypot(x, y)
+        theta = torch.atan2(lateral, z)
+        ratio = torch.where(off_axis, radial(theta, rows.k)[0] / torch.where(off_axis, lateral, 1.0), 1 / depth)
+        u_d, v_d = torch.where(is_fisheye, x * ratio, u_d), torch.where(is_fisheye, y * ratio, v_d)
+        is_valid = torch.where(is_fisheye, (theta <= rows.limit) & (off_axis | in_front), is_valid)
+    if bool(is_panorama.any()):
+        u_d = torch.where(is_panorama, torch.atan2(x, z), u_d)
+        v_d = torch.where(is_panorama, torch.atan2(y, torch.hypot(x, z)), v_d)
+        is_valid = torch.where(is_panorama, off_axis | (z != 0), is_valid)
     pixel = torch.stack([u_d * rows.fx + rows.cx, v_d * rows.fy + rows.cy], dim=1)
     return torch.where(is_valid[:, None], pixel, math.nan), is_valid

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from hashfield.geometry.cameras import LENSES
+from hashfield.geometry.lenses import LENSES
 
 _IN_FRONT: Final = 0.9
 """Share of the cameras that must have the common point before them."""

@@ -22,8 +22,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from hashfield.errors import ConfigError
+from hashfield.geometry.camera_path import MAX_FRAMES, CameraPath, PathReader, read_camera_path
 from hashfield.geometry.cameras import Camera, Lens, flip_opengl, panorama, rotation_fault
-from hashfield.geometry.paths import MAX_FRAMES, CameraPath, PathReader, read_camera_path, rotation_of
+from hashfield.geometry.paths import rotation_of
 from hashfield.geometry.spaces import Spaces
 
 

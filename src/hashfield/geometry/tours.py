@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hashfield.errors import ConfigError
 from hashfield.geometry.cameras import Camera, look_at, panorama
-from hashfield.geometry.paths import focus_point, interpolate_path, quaternion_of, up_axis
+from hashfield.geometry.paths import focus_point, interpolate_path, quaternion_of, up_axis, usual_focal_px
 
 
 def _check(cameras: Sequence[Camera], n_frames: int) -> None:
@@ -17,11 +17,6 @@ def _check(cameras: Sequence[Camera], n_frames: int) -> None:
         raise ConfigError("a camera path: no cameras to make it from")
     if n_frames < 1:
         raise ConfigError(f"n_frames: expected at least 1, got {n_frames}")
-
-
-def _focal(cameras: Sequence[Camera], width: int, height: int) -> float:
-    """Focal length in pixels at which the picture's shorter side has the cameras' median field of view."""
-    return min(width, height) * statistics.median(c.fy / min(c.width, c.height) for c in cameras)
 
 
 def spiral_path(
@@ -54,7 +49,7 @@ def spiral_path(
     # cameras of one place still give a picture that moves
     radii = radii.clamp(min=0.02 * float((target - center).norm()))
     radii[2] = min(float(radii[2]), 0.5 * float((target - center).norm()))
-    focal = _focal(cameras, width, height)
+    focal = usual_focal_px(cameras, width, height)
     path = []
     for frame in range(n_frames):
         angle = torch.tensor(2 * torch.pi * turns * frame / n_frames, dtype=torch.float64)
@@ -77,7 +72,7 @@ def along_path(cameras: Sequence[Camera], n_frames: int, *, width: int, height: 
         ConfigError: no cameras, or no frames.
     """
     _check(cameras, n_frames)
-    focal = _focal(cameras, width, height)
+    focal = usual_focal_px(cameras, width, height)
     stops = [Camera(c.camera_to_world, width, height, focal, focal, 0.5 * width, 0.5 * height) for c in cameras]
     way, times = [stops[0]], [0.0]
     steps = [_step(before, after) for before, after in itertools.pairwise(stops)]

@@ -77,7 +77,7 @@ class GradientMean:
         self._n_steps += 1
         self._sparse = [k for k, rows in enumerate(self.levels) if not self.is_whole[k] and _is_in(rows, due)]
         parts = [self.levels[k] for k in self._sparse]
-        # Of two numbers the sum does not depend on their order: then a rank's own rows may stay where they are.
+        # A sum of two numbers does not depend on their order: with two ranks, each one's own rows may stay in place.
         self._rows = take_rows(gradient, parts, self._weight, self.wire, keeps=ranks.n == 2)
         told = ranks.gather([*figures, *self._rows.counts.tolist()])
         self._counts = told[:, len(figures) :].long()
@@ -134,7 +134,8 @@ class GradientMean:
             rows = self.levels[k]
             bits, each = bitmap_bytes([rows]), row * self.wire.itemsize
             self.bytes_of_levels[k] = bits + own * each
-            # What each rank receives: from every other its touched entries, or of a ring's sum two shares from each.
+            # Bytes that a rank receives: every other rank's touched entries, or 2 (n - 1) / n of the level, which is
+            # what a sum around a ring takes.
             self.is_whole[k] = (n - 1) * (bits + count * each) > 2 * (n - 1) / n * 4 * row * (rows.stop - rows.start)
 
 

@@ -1,8 +1,8 @@
 """Several processes that train one model or share out work, on one machine or on many.
 
-Here stands who they are and what they tell each other. The engine is `torch.distributed`, started by `torchrun`;
-nothing here moves data by ways of its own. `current()` is this process's place among them. One process alone is the
-same code with every exchange the identity: nothing is sent and nothing is waited for.
+This module knows who they are and has everything that they tell each other. All of it travels through
+`torch.distributed`, which `torchrun` starts. `current()` is this process's place among them. One process alone runs the
+same code, in which every exchange is then the identity: nothing is sent and nothing is waited for.
 
 What keeps the ranks together: every rank draws the same random numbers and takes its share of what was drawn, gradients
 are those of all ranks' batches together (`gradient_mean`), and whatever decides how a run goes on (the number of rays,
@@ -204,9 +204,8 @@ class Ranks:
             yield
         except Exception as error:
             raised = error
-        is_gone = isinstance(raised, RanksError)  # others know already, or cannot be told
-        if is_gone:
-            raise raised  # type: ignore[misc]
+        if isinstance(raised, RanksError):  # the others know already, or cannot be told
+            raise raised
         found = self.texts("" if raised is None else str(raised) or type(raised).__name__)
         failed = [k for k, text in enumerate(found) if text]
         if not failed:

@@ -218,11 +218,11 @@ class HostRaySteps:
         workspace = TrainWorkspace(field, 1024)
         options = MarchOptions(recipe.aabb_scale, recipe.cone_angle)
         refinement = self.refinement
-        result = train_rays(field, batch, grid.bits, options, workspace)
-        if refinement is not None:  # the kernels for steps that refine and for those that do not
+        if refinement is not None:
             batch = refinement.seen(batch)
-            for wanted in (False, True):
-                result = train_rays(field, batch, grid.bits, options, workspace, ray_gradients=wanted)
+        result = train_rays(field, batch, grid.bits, options, workspace)
+        if refinement is not None:  # another kernel, for steps that refine
+            train_rays(field, batch, grid.bits, options, workspace, ray_gradients=True)
         scratch = network_groups(torch.zeros_like(field.table), [torch.zeros_like(m) for m in self.matrices])
         gradients = {"table": [torch.zeros_like(field.table)], "matrices": self._matrix_gradients(result)}
         HostOptimizer(scratch).step(gradients, 1e-3)

@@ -27,15 +27,9 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from hashfield.errors import CheckpointError, ConfigError
-from hashfield.geometry.cameras import (
-    LENSES,
-    Camera,
-    camera_table,
-    camera_table_gradient,
-    lens_limit,
-    rays_from_pixels,
-)
+from hashfield.geometry.cameras import Camera, camera_table, camera_table_gradient, rays_from_pixels
 from hashfield.geometry.grid_layout import GridLayout
+from hashfield.geometry.lenses import LENSES, lens_limit
 from hashfield.geometry.rays import PixelPool, RayBatch
 from hashfield.geometry.spaces import Spaces
 from hashfield.ops.train_rays import RayGradients
@@ -49,7 +43,7 @@ SATURATED: Final = 254.5 / 255
 BRIGHT: Final = 0.02
 """Log gain above which a photo's saturated pixels are taken for clipped."""
 CLIPPED_WEIGHT: Final = 1 / 64
-"""What these count in the loss: next to nothing, but something where no darker photo looks."""
+"""What such a pixel counts in the loss: next to nothing, but enough to learn from where no darker photo looks."""
 RAYS_PER_GAIN: Final = 32
 """Rays of each photo, on average, whose gradients are gathered before gains take a step."""
 PHOTOS_PER_LENS: Final = 4
@@ -67,11 +61,11 @@ class RefineOptions:
     """How fast, and from when on, what is refined follows."""
 
     pose_rate: float = 0.02
-    """Poses' share of the learning rate: radians by which rays move in a step."""
+    """What the learning rate is multiplied by for poses; the product is how far a step moves rays, in radians."""
     lens_rate: float = 0.01
-    """Lenses' share of it, in the same measure."""
+    """What the learning rate is multiplied by for lenses; the product is how far a step moves rays, in radians."""
     exposure_rate: float = 1.0
-    """Share of the logarithms of gains."""
+    """What the learning rate is multiplied by for exposures: a step of the logarithms of gains."""
     rays_per_update: int = 256
     """Rays of each photo, on average, whose gradients are gathered before poses and lenses take a step. With fewer, a
     step would follow chance: a capture's batch has some ten rays of each photo."""
@@ -313,7 +307,7 @@ class Refinement(nn.Module):
         )  # fmt: skip
 
     def gradients(self, found: RayGradients, batch: RayBatch) -> dict[str, list[Tensor]]:
-        """Gather a step's gradients; those of the parts for which enough rays have spoken, by the groups' names.
+        """Gather a step's gradients, and return those of the parts for which enough are gathered, by the groups' names.
 
         Args:
             found: What the step says about its rays.
@@ -472,8 +466,11 @@ def rotation_of(vector: Float64[Tensor, "n 3"]) -> Float64[Tensor, "n 3 3"]:
 
 
 def inverse_root(effects: Float64[Tensor, "n k k"]) -> Float64[Tensor, "n k k"]:
-    """The inverse square root of mean squared effects of numbers: in units of it, each moves rays by one radian, and
-    none does what others do. Damped, so that what hardly shows is not moved without bounds."""
+    """The inverse square root of the mean products of what numbers do to rays.
+
+    In units of its columns each number moves rays by one radian, and no two of them do the same. Damped, so that what
+    hardly shows is not moved without bounds.
+    """
     damped = effects + DAMPING * torch.diag_embed(effects.diagonal(dim1=1, dim2=2))
     size, vector = torch.linalg.eigh(damped)
     return (vector * size.clamp(min=1e-12).rsqrt()[:, None, :]) @ vector.mT

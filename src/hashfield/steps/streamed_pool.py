@@ -1,9 +1,9 @@
 """Pixels to draw rays from where the photos are larger than the memory they may take.
 
-A photo is cut into strips of whole rows. So many strips as fit, of all photos in random order, are in memory; each is
-an image of its own in the pool, seen by its photo's camera moved down. As many pixels as were drawn make way for new
-ones, so that over a run every pixel is as likely as if all were in memory, and no strip is drawn from much more than
-others.
+A photo is cut into strips of whole rows. As many strips as fit are in memory, of all photos, in random order; each is
+an image of its own in the pool, seen by its photo's camera moved down. For as many pixels as were drawn, strips make
+way for new ones, so that over a run every pixel is as likely as if all were in memory, and no strip is drawn from much
+more than others.
 """
 
 from collections.abc import Sequence
@@ -114,7 +114,7 @@ class StreamedPool:
         """
         if self.n_held == self.n_strips:
             return False
-        # of a strip that is drawn from in part only, that part counts
+        # where masks leave a part of a strip, only that part counts
         self._due += n_drawn * self.n_held / max(1, int(self._ends[-1]))
         if self._due < min(MOVED_AT_ONCE, self.n_held):
             return False

@@ -118,15 +118,7 @@ def with_table(model: Any, table: QuantisedTable | None) -> Any:
 
 
 def image_scene(model: ImageModel, size: WebSize) -> tuple[WebScene, ImageModel, tuple[str, ...]]:
-    """(what a page of a picture holds, the model as that page shows it, lines to say).
-
-    Args:
-        model: The picture.
-        size: How many bits the table gets.
-
-    Raises:
-        ConfigError: a page cannot draw such a model.
-    """
+    """`nerf_scene` for a picture."""
     network, table, weights = _numbers_of(model.field, BITS["image"][size])
     matrices, (width, height) = Matrices(), (model.shape.width, model.shape.height)
     body = image_shader(
@@ -142,15 +134,7 @@ def image_scene(model: ImageModel, size: WebSize) -> tuple[WebScene, ImageModel,
 
 
 def sdf_scene(model: SdfModel, size: WebSize) -> tuple[WebScene, SdfModel, tuple[str, ...]]:
-    """(what a page of a signed distance holds, the model as that page shows it, lines to say).
-
-    Args:
-        model: The distance.
-        size: How many bits the table gets.
-
-    Raises:
-        ConfigError: a page cannot draw such a model.
-    """
+    """`nerf_scene` for a signed distance."""
     network, table, weights = _numbers_of(model.field, BITS["sdf"][size])
     matrices = Matrices()
     body = sdf_shader(

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from hashfield.errors import ConfigError
+from hashfield.geometry.camera_path import MAX_FRAMES, write_keyframes
 from hashfield.geometry.cameras import Camera
-from hashfield.geometry.paths import MAX_FRAMES, interpolate_path, write_keyframes
+from hashfield.geometry.paths import interpolate_path
 from hashfield.viewer.pictures import Eye
 
 

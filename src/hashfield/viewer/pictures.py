@@ -261,6 +261,13 @@ class _CameraCanvas(Canvas):
         self.model = model.within(self.look.crop) if self.look.crop and isinstance(model, HasBox) else model
         self.width, self.height = size
         self.camera = wish.view.camera(self.width, self.height, wish.aspect)
+        if self.look.output == "slice":
+            assert isinstance(self.model, HasBox) and isinstance(model, HasBox)
+            self.box = self.model.box_world.double().cpu()
+            axis = self.look.slice_axis
+            self.plane = float(self.box[0, axis] + self.look.slice_at * (self.box[1, axis] - self.box[0, axis]))
+            if isinstance(model, HasDistance):  # nobody would see the inside of a closed surface
+                self.model = model.within(_beyond(self.box, axis, self.plane, self.camera.position))
 
     def rows(self, top: int, n_rows: int) -> UInt8[np.ndarray, "n_rows width 3"]:
         look = self.look
@@ -280,25 +287,42 @@ class _CameraCanvas(Canvas):
 
     def _sliced(self, found: Frame, region: Region) -> UInt8[np.ndarray, "n_rows width 3"]:
         """The scene with a plane through it, on which the model's values are shown."""
-        model = self.whole
+        model, box, axis = self.whole, self.box, self.look.slice_axis
         assert isinstance(model, HasBox)
-        box = (self.model if isinstance(self.model, HasBox) else model).box_world.double().cpu()
+        diagonal = float((model.box_world[1] - model.box_world[0]).norm())
         origin, direction = _rays(self.camera, region)
-        axis = self.look.slice_axis
-        plane = float(box[0, axis] + self.look.slice_at * (box[1, axis] - box[0, axis]))
         speed = direction[..., axis]
-        t = (plane - float(origin[axis])) / torch.where(speed.abs() > 1e-12, speed, torch.full_like(speed, 1e-12))
+        t = (self.plane - float(origin[axis])) / torch.where(speed.abs() > 1e-12, speed, torch.full_like(speed, 1e-12))
         point = origin + t[..., None] * direction
         others = [k for k in range(3) if k != axis]
         inside = ((point >= box[0]) & (point <= box[1]))[..., others].all(-1) & (t > 0)
-        behind = torch.from_numpy(found["opacity"] > 0.5) & (torch.from_numpy(found["depth"]) < t)
+        # where a surface is cut open, the cut lies in the plane
+        behind = torch.from_numpy(found["opacity"] > 0.5) & (torch.from_numpy(found["depth"]) < t - 1e-3 * diagonal)
         shown = (inside & ~behind).numpy()
         picture = to_uint8(found["color"])
         if shown.any():
-            diagonal = float((model.box_world[1] - model.box_world[0]).norm())
             with torch.no_grad():
                 picture[shown] = _slice_colors(model, point[torch.from_numpy(shown)].float(), diagonal)
         return picture
+
+
+def _beyond(box: Float64[Tensor, "2 3"], axis: int, plane: float, eye: Float64[Tensor, " 3"]) -> Corners:
+    """Corners of the part of a box that lies beyond a plane, as an eye sees it: a thousandth of the box at least.
+
+    Args:
+        box: Lowest and highest corner.
+        axis: The axis that the plane is perpendicular to.
+        plane: Where it cuts that axis.
+        eye: Where one looks from.
+    """
+    low, high = box.clone()
+    least = 1e-3 * (high[axis] - low[axis])
+    if eye[axis] > plane:
+        high[axis] = max(plane, float(low[axis] + least))
+    else:
+        low[axis] = min(plane, float(high[axis] - least))
+    (x0, y0, z0), (x1, y1, z1) = low.tolist(), high.tolist()
+    return (x0, y0, z0), (x1, y1, z1)
 
 
 def _rays(camera: Camera, region: Region) -> tuple[Float64[Tensor, " 3"], Float64[Tensor, "h w 3"]]:
