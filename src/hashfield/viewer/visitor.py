@@ -388,7 +388,7 @@ class Visitor:
             self.tell("no cell is occupied")
             return
         # Edges alone: dozens of faces one behind another would hide the picture.
-        edges = box_edges(((-0.5,) * 3, (0.5,) * 3))
+        edges = box_edges(((-0.5, -0.5, -0.5), (0.5, 0.5, 0.5)))
         boxes = centers.numpy()[:, None, None, :] + sides.numpy().reshape(-1, 1, 1, 1) * edges
         self.keep("cells", self.client.scene.add_line_segments(
             "/cells", stage.to_page(boxes.reshape(-1, 2, 3)).astype(np.float32), (40, 110, 220), thickness=1.0,
