@@ -48,7 +48,7 @@ def test_every_format_from_one_run(trained: Path, tmp_path: Path, capsys: pytest
 def test_crop_and_components(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     target = tmp_path / "a.ply"
     box = ["-0.4", "-0.4", "-0.4", "0.4", "0.4", "0.9"]
-    command = ["mesh", str(trained), "--resolution", "40", "--components", "1", "--level", "20", "--out", str(target)]
+    command = ["mesh", str(trained), "--resolution", "40", "--components", "1", "--level", "10", "--out", str(target)]
     assert run([*command, "--box", *box]) == 0
     assert "connected pieces kept" in capsys.readouterr().out
     mesh = trimesh.load(target, process=False)
@@ -62,7 +62,7 @@ def test_crop_and_components(trained: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_texture_points_and_volume_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("xatlas")
-    command = ["mesh", str(trained), "--resolution", "32", "--level", "20", "--out"]
+    command = ["mesh", str(trained), "--resolution", "32", "--level", "10", "--out"]
     assert run([*command, str(tmp_path / "t.obj"), "--texture", "256"]) == 0
     printed = capsys.readouterr().out
     assert "from 10 photos" in printed and "t.obj, t.png, t.mtl" in printed

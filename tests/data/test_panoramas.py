@@ -79,6 +79,6 @@ def test_a_scene_is_learned_from_panoramas() -> None:
     task = NerfTask(tiny_config(), replace(whole, splits=splits, has_alpha=False), background="black")
     task.begin()
     first = evaluate_views(task.model(), splits["test"])["psnr"]
-    for step in range(80):
-        task.step(step, step / 80)
+    for step in range(120):
+        task.step(step, step / 120)
     assert evaluate_views(task.model(), splits["test"])["psnr"] > max(24.0, first + 3)

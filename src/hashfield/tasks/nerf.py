@@ -228,6 +228,8 @@ class NerfTask:
         distance = self.focus.clamp(max=float(self.focus.median()))
         fewest = max(1, min(rules.fewest_views, len(pool.table) // 4))
         often = carve(*photos, None, aabb_scale=aabb_scale, fewest=fewest, near=rules.nearest * distance)
+        if fewest == 1:
+            return often
         # Behind what all look at, the background of a single photo is worth having.
         return often | carve(*photos, None, aabb_scale=aabb_scale, near=distance)
 
