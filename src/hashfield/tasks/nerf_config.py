@@ -107,9 +107,9 @@ class OccupancyConfig:
     """Carve the grid from the photos' alpha, where they have any, before the first step."""
     fewest_views: int = 1
     """Without alpha, where the cameras look at a common point: training cameras that must see a cell for it to hold
-    anything, but never more than a quarter of them, if it is nearer to one of them than that point. More than 1 keeps out
-    what few cameras can make up, but leaves holes where few photos look; the losses on depth do the first without the
-    second."""
+    anything, but never more than a quarter of them, if it is nearer to one of them than that point. More than 1 keeps
+    out what few cameras can make up, but leaves holes where few photos look; the losses on depth do the first without
+    the second."""
     nearest: float = 0.25
     """Without alpha, where the cameras look at a common point: cells that are nearer to a camera than this share of the
     median distance to that point hold nothing. 0: no such rule."""

@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -93,9 +94,24 @@ def kernel(function):
     before = config.CACHE_DIR
     config.CACHE_DIR = str(_CACHE)
     try:
-        return njit(function, cache=_CACHE_USABLE, nogil=True, error_model="numpy")
+        compiled = njit(function, cache=_CACHE_USABLE, nogil=True, error_model="numpy")
     finally:
         config.CACHE_DIR = before
+    _name_apart(compiled)
+    return compiled
+
+
+def _name_apart(compiled) -> None:
+    """Give every entry of a kernel's cache a file name that no other process will choose.
+
+    Numba numbers the files of a function's machine code and writes the index before the code. Two processes that compile
+    for different types at the same time choose the same number, and the index of one may then name the code of the other:
+    whoever loads it computes nonsense. With names apart, the worst is an entry that is lost and compiled again.
+    """
+    file = getattr(compiled._cache, "_cache_file", None)  # none where nothing is cached
+    if file is not None:
+        stem = file._index_name.removesuffix(".nbi")
+        file._data_name = lambda number: f"{stem}.{uuid.uuid4().hex[:16]}.nbc"
 
 
 _CALLED = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
