@@ -102,16 +102,16 @@ def test_encodings_study_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     save_nerf_synthetic(make_demo_scene(size=32, n_train=8, n_test=3)[0], folder)
     out = tmp_path / "out"
     command = ["sweep", "nerf", str(folder), "--max-samples", "6000", "--batch", "1024", "--n-views", "2"]
-    cells = ["hash-14", "frequency"]
+    cells = ["frequency", "hash-14", "none"]
     assert run([*command, "--out", str(out), "--cells", *cells]) == 0
     rows = {row["cell"]: row for row in rows_of(out)}
-    assert list(rows) == ["frequency", "hash-14"]  # in the study's order
+    assert list(rows) == ["none", "frequency", "hash-14"]  # in the study's order
     assert rows["frequency"]["encoding_parameters"] == "0" and rows["frequency"]["network_parameters"] == "430848"
     assert rows["hash-14"]["encoding_parameters"] == "494592" and rows["hash-14"]["paper_psnr"] == "22.61"
     assert all(int(row["samples"]) >= 6000 and float(row["psnr"]) > 5 for row in rows.values())
     table = (out / "table.md").read_text()
     assert "held-out views 2" in table and "10 k + 494 k" in table
-    plan = json.loads((out / "frequency" / "plan.json").read_text())
+    plan = json.loads((out / "none" / "plan.json").read_text())
     assert plan["input"] == "toy" and plan["options"]["max_samples"] == 6000
 
 

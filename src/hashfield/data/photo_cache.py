@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from jaxtyping import Bool, UInt8
 from hashfield.aside import remove_left_behind, write_aside
 from hashfield.data.images import decode_rgba
 from hashfield.errors import DataError
+from hashfield.user_cache import user_cache
 
 _FORM: Final = 1  # of the files and of the decoding: another number makes all old files strangers
 _KEPT_DAYS: Final = 14
@@ -59,16 +59,7 @@ class PhotoStats:
 
 def cache_root() -> Path:
     """The user's folder of decoded photos: beside that of compiled kernels."""
-    base = os.environ.get("HASHFIELD_CACHE")
-    if base:
-        root = Path(base)
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "hashfield"
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches" / "hashfield"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hashfield"
-    return root / "photos"
+    return user_cache() / "photos"
 
 
 @dataclass(frozen=True)

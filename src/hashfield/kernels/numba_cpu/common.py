@@ -22,6 +22,7 @@ from numba.extending import intrinsic, overload
 from hashfield.kernels.numba_cpu import simd
 from hashfield.kernels.numba_cpu.simd import LANES, floor, fma, maximum, minimum, splat, to_int_fast
 from hashfield.kernels.numba_cpu.target import ARE_TILES_EMULATED, PATH, host_features
+from hashfield.user_cache import user_cache
 
 # --- compile cache -----------------------------------------------------------------------------------------
 
@@ -32,22 +33,13 @@ def cache_folder() -> Path:
     Numba's own cache looks only at the file of the compiled function, so a change in a file that generates
     vector code would go unnoticed; hence one folder per hash of all kernel sources.
     """
-    base = os.environ.get("HASHFIELD_CACHE")
-    if base:
-        root = Path(base)
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "hashfield"
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches" / "hashfield"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hashfield"
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     features = ",".join(name for name, on in sorted(host_features().items()) if on)
     digest.update(f"{numba.__version__} {llvmlite.__version__} {PATH} {ARE_TILES_EMULATED} {LANES} {features}".encode())
     digest.update(f"{sys.version_info[:2]} {platform.machine()}".encode())
-    return root / f"kernels-{digest.hexdigest()[:16]}"
+    return user_cache() / f"kernels-{digest.hexdigest()[:16]}"
 
 
 _CACHE = cache_folder()
