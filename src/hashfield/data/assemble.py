@@ -26,7 +26,7 @@ from hashfield.data.images import (
     read_header,
 )
 from hashfield.data.json_fields import one_line
-from hashfield.data.photo_cache import CachedPhotos, PhotoCache, PhotoStats, Wanted, cache_root
+from hashfield.data.photo_cache import CachedPhotos, LazyPhotos, PhotoCache, PhotoStats, Wanted, cache_root
 from hashfield.data.stated import LARGEST, SPLITS, StatedMask, StatedScene, StatedView, Tally
 from hashfield.data.training_box import choose_box, stray_cameras
 from hashfield.errors import ConfigError, DataError
@@ -81,9 +81,10 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
     training = [place[view] for view in splits.get("train", [])]
     depths = known_depths(
         stated, [views[k] for k in training], [_name(views[k], stated) for k in training],
-        [cameras[k] for k in training], [images[k] for k in training],
+        [cameras[k] for k in training], _chosen(images, training),
         None if masks is None else [masks[k] for k in training], [headers[k] for k in training], spaces,
         () if photos.files else options.depth, options.downscale,
+        max_bytes=options.max_image_memory - sum(image.nbytes for image in ([] if photos.files else images)),
     )  # fmt: skip
     if photos.files and options.depth:
         memory_notes.append("what is known of depth is not used where photos are trained on from files")
@@ -92,7 +93,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
         indices = [place[view] for view in chosen]
         return PosedImages(
             tuple(cameras[index] for index in indices),
-            tuple(images[index] for index in indices),
+            _chosen(images, indices),
             tuple(_name(view, stated) for view in chosen),
             None if masks is None else [masks[index] for index in indices],
             tuple(photos.files[index] for index in indices) if photos.files else None,
@@ -133,6 +134,11 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
         },
         resident_bytes=options.max_image_memory // 2 if photos.files else None,
     )
+
+
+def _chosen(images: Sequence[np.ndarray], indices: Sequence[int]) -> Sequence[np.ndarray]:
+    """The photos with these numbers; those in files stay there."""
+    return images.chosen(indices) if isinstance(images, LazyPhotos) else tuple(images[index] for index in indices)
 
 
 def _axes_notes(stated: StatedScene, options: ReadOptions) -> list[str]:
@@ -311,7 +317,8 @@ def _decoded(
         return CachedPhotos(images, [], [PhotoStats.of(image) for image in images]), []
     cache = PhotoCache(cache_root() if options.image_cache is None else options.image_cache.expanduser())
     wanted = [
-        Wanted(view.path, camera.width, camera.height, view.matte) for view, camera in zip(views, cameras, strict=True)
+        Wanted(view.path, camera.width, camera.height, view.matte, header.may_have_alpha)
+        for view, camera, header in zip(views, cameras, headers, strict=True)
     ]
     try:
         missing = cache.make_room(wanted, options.downscale)
@@ -486,8 +493,9 @@ def _masks(
         return None
     cache = PhotoCache(photos.files[0].parent) if photos.files else None
     masks = []
-    for k, (view, header, image, own) in enumerate(zip(views, headers, photos.images, named, strict=True)):
-        mask = image[..., 3] == 255 if is_alpha_mask[k] else np.ones(image.shape[:2], np.bool_)
+    for k, (view, header, own) in enumerate(zip(views, headers, named, strict=True)):
+        shape = header.height // options.downscale, header.width // options.downscale
+        mask = photos.images[k][..., 3] == 255 if is_alpha_mask[k] else np.ones(shape, np.bool_)
         for stated in (*view.masks, *([] if own is None else [own])):
             try:
                 is_set = decode_mask(stated.path)
@@ -566,8 +574,8 @@ def _choose_spaces(
     elif aabb_scale is None and has_alpha:
         aabb_scale, origin["aabb_scale"] = 1, "images have alpha"
     elif aabb_scale is None:
-        aabb_scale = choose_aabb_scale(cameras, Spaces(scale, offset))
-        origin["aabb_scale"] = "from the cameras, as images have no alpha"
+        aabb_scale, words = choose_aabb_scale(cameras, Spaces(scale, offset))
+        origin["aabb_scale"] = f"from the cameras, {words}, as images have no alpha"
     return Spaces(scale, offset, aabb_scale), origin
 
 
