@@ -23,7 +23,7 @@ from hashfield.data import load_scene, photo_files
 from hashfield.data.dataset import ReadOptions
 from hashfield.data.doctor import examine
 from hashfield.data.photo_files import copy_size, list_photos, read_photo, small_copy
-from hashfield.data.prepare import WORK, PrepareOptions, default_out, prepare
+from hashfield.data.prepare import WORK, PrepareOptions, default_out, first_octave, prepare
 from hashfield.data.structure_from_motion import connected
 from hashfield.data.video_frames import choose_frames, extract_frames
 from hashfield.errors import ConfigError, DataError
@@ -174,6 +174,23 @@ def test_ctrl_c_ends_within_seconds_and_loses_nothing(photos: Path, tmp_path: Pa
     assert "interrupted" in errors and "Traceback" not in errors
     assert not (out / "transforms.json").exists()
     assert prepare(photos, out, PrepareOptions(), lambda stage, done, total: None).n_placed == 10
+
+
+@pytest.mark.parametrize(("counts", "features", "octave"), [((900, 999, 5000), 4096, -1), ((1200, 900, 1001), 4096, 0),
+                                                             ((300, 300, 300), 300, 0), ((), 4096, -1)])  # fmt: skip
+def test_photos_with_few_features_are_looked_at_twice_as_large(
+    tmp_path: Path, counts: tuple[int, ...], features: int, octave: int
+):
+    asked: list[list[str]] = []
+
+    def answer(stage: str, **job: object) -> dict[str, object]:
+        asked.append(job["names"])  # type: ignore[arg-type]
+        return {"counts": list(counts)}
+
+    shop, photos = SimpleNamespace(folder=tmp_path, run=answer), [SimpleNamespace(key=f"{k}") for k in range(21)]
+    for _ in range(2):  # the second time it is known
+        assert first_octave(shop, photos, PrepareOptions(features=features)) == octave  # type: ignore[arg-type]
+    assert asked == [[f"{k}.jpg" for k in (0, 4, 8, 12, 16, 20)]]
 
 
 # --- what gives no scene

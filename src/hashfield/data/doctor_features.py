@@ -78,7 +78,7 @@ def find_features(shop: Workshop, groups: Sequence[list[str]], report: Report) -
         report: Sees the progress.
     """
     listed = [{"names": names, "model": "SIMPLE_RADIAL", "params": ""} for names in groups]
-    shop.run("features", report, groups=listed, features=_FEATURES, longest_side=READ_SIDE)
+    shop.run("features", report, groups=listed, features=_FEATURES, longest_side=READ_SIDE, first_octave=0)
 
 
 def _check_mirrored(case: Case, shop: Workshop, copy: list[str], matches: Matches) -> None:

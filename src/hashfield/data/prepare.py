@@ -40,7 +40,7 @@ from hashfield.data.structure_from_motion import (
     read_matches,
     require_pycolmap,
 )
-from hashfield.data.training_box import choose_box
+from hashfield.data.training_box import ChosenBox, choose_box
 from hashfield.data.video_frames import extract_frames, is_video, laplacian
 from hashfield.data.write_cameras import write_transforms
 from hashfield.errors import ConfigError, DataError
@@ -115,6 +115,8 @@ _MOST_PAIRS: Final = 8000  # that a retry adds
 _FULL_LENS: Final = (
     10  # photos from which on a camera's lens may have more terms than one, and a principal point of its own
 )
+_PROBED: Final = 6  # photos by which it is seen how many features there are
+_ENOUGH: Final = 1000  # features of a photo, with which photos hold together
 _LEAST_PIECE: Final = 3  # photos that make a piece of their own
 _BLURRED: Final = 0.6  # of the usual sharpness, of a photo that found no place
 _FEW_FEATURES: Final = 60  # a photo with fewer shows no texture
@@ -179,6 +181,7 @@ def _prepare(source: Path, out: Path, options: PrepareOptions, progress: Progres
         groups=_groups(photos, options.longest_side),
         features=options.features,
         longest_side=options.longest_side,
+        first_octave=first_octave(shop, photos, options),
     )
     solved = _solved(shop, photos, is_video(source), options, progress, print_of)
     matches = read_matches(shop.database)
@@ -188,7 +191,7 @@ def _prepare(source: Path, out: Path, options: PrepareOptions, progress: Progres
         raise DataError(_too_few(source, photos, best, matches))
     progress("writing", 0, 1)
     notes += _solution_notes(photos, best, solved, matches)
-    _write(shop, source, out, photos, solved)
+    notes.append(_write(shop, source, out, photos, solved))
     done = {
         "fingerprint": print_of, "n_photos": len(photos), "n_placed": len(best),
         "lost": [asdict(photo) for photo in lost], "notes": notes,
@@ -269,33 +272,47 @@ def _frames(video: Path, out: Path, options: PrepareOptions, progress: Progress)
     return folder, notes
 
 
+def first_octave(shop: Workshop, photos: Sequence[Photo], options: PrepareOptions) -> int:
+    """Where the search for features begins: at the copies' own size, 0, or, where that finds too few, at twice it, -1,
+    which takes four times as long.
+
+    Args:
+        shop: Where that is tried, and kept for the next run.
+        photos: All of them; a few are looked at.
+        options: See `prepare`.
+    """
+    kept = shop.folder / "octave.json"
+    known = _read_json(kept).get("first_octave")
+    if known in (-1, 0):
+        return known
+    names = [copy_name(photos[k]) for k in np.unique(np.linspace(0, len(photos) - 1, _PROBED).round().astype(int))]
+    found = shop.run("probe", names=names, features=options.features, longest_side=options.longest_side)
+    octave = -1 if float(np.median(found["counts"] or [0])) < min(_ENOUGH, options.features) else 0
+    _write_json(kept, {"first_octave": octave})
+    return octave
+
+
 def _groups(photos: Sequence[Photo], longest_side: int) -> list[dict[str, Any]]:
-    """The photos of each camera, with the lens model that so many photos can tell."""
+    """The photos of each camera. All begin with square pixels, the principal point in the middle and one radial term: a
+    richer lens can bend a turntable so far that no adjustment straightens it again."""
     groups: dict[tuple[str, int, int], list[Photo]] = {}
     for photo in photos:
         groups.setdefault(photo.group, []).append(photo)
     listed = []
     for members in groups.values():
-        is_full = len(members) >= _FULL_LENS
         first, parameters = members[0], ""
         if first.focal is not None:
-            parameters = ",".join(f"{x:.6g}" for x in _first_lens(first, is_full, longest_side))
+            width, height = copy_size(first.width, first.height, longest_side)
+            lens = (first.focal * width / first.width, width / 2, height / 2, 0)
+            parameters = ",".join(f"{x:.6g}" for x in lens)
         listed.append(
             {
                 "names": [copy_name(photo) for photo in members],
-                "model": "OPENCV" if is_full else "SIMPLE_RADIAL",
+                "model": "SIMPLE_RADIAL",
                 "params": parameters,
             }
         )
     return listed
-
-
-def _first_lens(photo: Photo, is_full: bool, longest_side: int) -> list[float]:
-    """Parameters of the camera model at the size of the copy, by what the photo's file states."""
-    assert photo.focal is not None
-    width, height = copy_size(photo.width, photo.height, longest_side)
-    focal, middle = photo.focal * width / photo.width, (width / 2, height / 2)
-    return [focal, focal, *middle, 0, 0, 0, 0] if is_full else [focal, *middle, 0]
 
 
 # --- matching and mapping
@@ -445,8 +462,9 @@ def _solution_notes(photos: list[Photo], placed: list[Photo], solved: dict[str, 
 # --- the data set
 
 
-def _write(shop: Workshop, source: Path, out: Path, photos: list[Photo], solved: dict[str, Any]) -> None:
-    """Write photos that need it, the COLMAP model and transforms.json; the last is what makes a data set of it."""
+def _write(shop: Workshop, source: Path, out: Path, photos: list[Photo], solved: dict[str, Any]) -> str:
+    """Write photos that need it, the COLMAP model and transforms.json; the last is what makes a data set of it. Returns
+    a note about the training box."""
     placed = [photo for photo in photos if copy_name(photo) in solved["images"]]
     files = _final_photos(out, placed)
     sizes = {str(solved["images"][copy_name(photo)]["camera"]): (photo.width, photo.height) for photo in placed}
@@ -455,7 +473,7 @@ def _write(shop: Workshop, source: Path, out: Path, photos: list[Photo], solved:
     raw = [_camera(solved["images"][copy_name(p)], solved["cameras"]) for p in placed]
     points = np.array(solved["points"], np.float64).reshape(-1, 3)
     has_alpha = share_transparent(placed) >= SILHOUETTE
-    rotation, center, scale, aabb_scale = _world(raw, points, has_alpha)
+    rotation, center, scale, box = _world(raw, points, has_alpha)
     names = _model_names(placed, files, out)
     result = shop.folder / "result"
     shutil.rmtree(result, ignore_errors=True)
@@ -476,13 +494,14 @@ def _write(shop: Workshop, source: Path, out: Path, photos: list[Photo], solved:
         out / "transforms.json",
         [_camera(image, written["cameras"]) for image in images],
         [_relative(file, out) for file in files],
-        spaces=Spaces(DEFAULT_SCALE, DEFAULT_OFFSET, aabb_scale),
+        spaces=Spaces(DEFAULT_SCALE, DEFAULT_OFFSET, box.spaces.aabb_scale),
         extra={"ply_file_path": "sparse/0/sparse.ply"},
         frame_extra=[
             {"sharpness": round(value, 3), "colmap_im_id": image["id"]}
             for value, image in zip(sharp, images, strict=True)
         ],
     )
+    return f"training box: around {box.center_reason}; aabb_scale {box.spaces.aabb_scale}, {box.size_reason}"
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -539,7 +558,9 @@ def _camera(image: dict[str, Any], cameras: dict[str, Any]) -> Camera:
     )  # fmt: skip
 
 
-def _world(cameras: list[Camera], points: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.ndarray, float, int]:
+def _world(
+    cameras: list[Camera], points: np.ndarray, has_alpha: bool
+) -> tuple[np.ndarray, np.ndarray, float, ChosenBox]:
     """Rotation, centre, scale and box of the data set's world: p' = scale * rotation @ (p - centre). Up is +z, and the
     training box is the one that instant-ngp's default scale and offset mean."""
     up = up_axis(cameras).numpy()
@@ -549,9 +570,9 @@ def _world(cameras: list[Camera], points: np.ndarray, has_alpha: bool) -> tuple[
         for camera in cameras
         for p in (camera.camera_to_world.numpy(),)
     ]
-    spaces = choose_box(turned, points @ rotation.T, "sparse points", has_alpha).spaces
-    center = (0.5 - np.array(spaces.offset)) / spaces.scale
-    return rotation, rotation.T @ center, spaces.scale / DEFAULT_SCALE, spaces.aabb_scale
+    box = choose_box(turned, points @ rotation.T, f"{len(points)} sparse points", has_alpha)
+    center = (0.5 - np.array(box.spaces.offset)) / box.spaces.scale
+    return rotation, rotation.T @ center, box.spaces.scale / DEFAULT_SCALE, box
 
 
 def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -567,7 +588,7 @@ def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # --- what is kept between runs
 
 
-_VERSION: Final = 2  # of the stages: what another one computed is computed again
+_VERSION: Final = 3  # of the stages: what another one computed is computed again
 
 
 def _fingerprint(photos: list[Photo], options: PrepareOptions) -> str:
@@ -582,7 +603,7 @@ def _forget_other_settings(shop: Workshop, options: PrepareOptions) -> None:
     now = {"longest_side": options.longest_side, "features": options.features, "version": _VERSION}
     kept = shop.folder / "settings.json"
     if _read_json(kept) not in ({}, now):
-        for path in (*shop.folder.glob("database.db*"), shop.folder / "solved.json"):
+        for path in (*shop.folder.glob("database.db*"), shop.folder / "solved.json", shop.folder / "octave.json"):
             path.unlink(missing_ok=True)
         shutil.rmtree(shop.photos, ignore_errors=True)
     _write_json(kept, now)

@@ -64,7 +64,7 @@ class Workshop:
         return self.folder / "photos"
 
     def run(self, stage: str, report: Report = lambda done, total: None, **job: Any) -> dict[str, Any]:
-        """Run one stage of `structure_worker.py`: "features", "match", "solve" or "write".
+        """Run one stage of `structure_worker.py`: "probe", "features", "match", "solve" or "write".
 
         Args:
             stage: Name of a function there, whose docstring says what it does.

@@ -7,8 +7,10 @@ tell the progress ({"done": 3, "total": 50}) and, at last, the result ({"result"
 """
 
 import json
+import sqlite3
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,7 @@ def features(job: dict[str, Any]) -> dict[str, Any]:
     """Find the features of each photo, and make a camera for each group. Photos that have theirs are left alone."""
     database, done = Path(job["database"]), 0
     total = sum(len(group["names"]) for group in job["groups"])
-    options = pycolmap.FeatureExtractionOptions(num_threads=job["threads"], use_gpu=False)
-    options.max_image_size = job["longest_side"]
-    options.sift.max_num_features = job["features"]
-    options.sift.first_octave = 0
+    options = extraction_options(job, job["first_octave"])
     for group in job["groups"]:
         for start in range(0, len(group["names"]), CHUNK):
             reader = pycolmap.ImageReaderOptions(camera_model=group["model"], camera_params=group["params"])
@@ -52,6 +51,31 @@ def features(job: dict[str, Any]) -> dict[str, Any]:
             done += len(names)
             say({"done": done, "total": total})
     return {}
+
+
+def extraction_options(job: dict[str, Any], first_octave: int) -> Any:
+    """How features are found. An octave of -1 looks at pictures of twice the size, which finds finer structure too."""
+    options = pycolmap.FeatureExtractionOptions(num_threads=job["threads"], use_gpu=False)
+    options.max_image_size = job["longest_side"]
+    options.sift.max_num_features = job["features"]
+    options.sift.first_octave = first_octave
+    return options
+
+
+def probe(job: dict[str, Any]) -> dict[str, Any]:
+    """How many features a few photos have at their own size."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "database.db"
+        pycolmap.extract_features(
+            database,
+            job["photos"],
+            image_names=job["names"],
+            camera_mode=pycolmap.CameraMode.AUTO,
+            extraction_options=extraction_options(job, 0),
+            device=pycolmap.Device.cpu,
+        )
+        with closing(sqlite3.connect(database)) as rows:
+            return {"counts": [count for (count,) in rows.execute("SELECT rows FROM keypoints")]}
 
 
 def match(job: dict[str, Any]) -> dict[str, Any]:
@@ -230,13 +254,16 @@ def write(job: dict[str, Any]) -> dict[str, Any]:
     return description(model)
 
 
+STAGES = {"probe": probe, "features": features, "match": match, "solve": solve, "write": write}
+
+
 def main() -> None:
     """Run the job on standard input."""
     job = json.load(sys.stdin)
     pycolmap.logging.minloglevel = pycolmap.logging.Level.WARNING.value
     pycolmap.set_random_seed(job.get("seed", 0))
     try:
-        say({"result": {"features": features, "match": match, "solve": solve, "write": write}[job["stage"]](job)})
+        say({"result": STAGES[job["stage"]](job)})
     except (BrokenPipeError, KeyboardInterrupt):
         sys.exit(1)
     except Exception as error:  # whatever the library raises is told to the parent, which knows what was done
