@@ -346,7 +346,7 @@ def _choose_spaces(
         scale, offset, aabb_scale = box.spaces.scale, box.spaces.offset, box.spaces.aabb_scale
         origin = {"scale": "fits the box", "offset": box.center_reason, "aabb_scale": box.size_reason}
     if options.aabb_scale is not None:
-        aabb_scale, origin["aabb_scale"] = options.aabb_scale, "--aabb-scale"
+        aabb_scale, origin["aabb_scale"] = options.aabb_scale, options.aabb_scale_origin
     elif aabb_scale is None and has_alpha:
         aabb_scale, origin["aabb_scale"] = 1, "images have alpha"
     elif aabb_scale is None:
