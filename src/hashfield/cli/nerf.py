@@ -70,8 +70,8 @@ class TrainNerf(TrainCommand):
     prepare: bool = False
     """Find the cameras first where PATH is a folder of photos without poses, or a video: see hashfield prepare."""
     alpha: Literal["auto", "matte", "mask"] = "auto"
-    """What it means where photos are not opaque: a matte cuts an object out of nothing, a mask leaves out pixels that
-    show something else; auto tells by how many pixels are clear."""
+    """What alpha means where photos are not opaque: a matte cuts an object out, and nothing is where it is clear; a
+    mask leaves out pixels that show something else; auto tells by how many pixels are clear."""
     masks: Path | None = None
     """Folder of a mask for each photo, by its name (a.png or a.jpg.png of a.jpg), besides those that the data state."""
     masks_keep: Literal["white", "black"] = "white"

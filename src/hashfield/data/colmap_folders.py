@@ -65,7 +65,7 @@ def photos_of(capture: Capture, images: list[ModelImage], images_file: Path) -> 
 
     Args:
         capture: Where photos may lie.
-        images: Of the model; at least one.
+        images: The model's images; at least one.
         images_file: The file that states them, for errors.
 
     Raises:

@@ -44,8 +44,8 @@ def check_decoding(views: list[StatedView], headers: list[ImageHeader], options:
     """Memory that the largest photo takes while it is decoded; raises where that alone is more than the budget.
 
     Args:
-        views: Of the photos, for the error.
-        headers: Of the photos.
+        views: The photos' views, for the error.
+        headers: What the photos' files say.
         options: How to read; `max_image_memory` is the budget.
     """
     sizes = [decoding_bytes(header, options.downscale) for header in headers]
@@ -70,8 +70,8 @@ def decode_photos(
 
     Args:
         views: Whose photos are decoded.
-        cameras: Of the views, with the sizes that the photos will have.
-        headers: Of the photos.
+        cameras: The views' cameras, with the sizes that the photos will have.
+        headers: What the photos' files say.
         options: How to read; `max_image_memory` is the budget.
         tally: Gets what is wrong with photos that can be decoded all the same.
         n_threads: Photos decoded at a time.
@@ -142,7 +142,7 @@ def alpha_of(stats: Sequence[PhotoStats], has_mattes: bool, options: ReadOptions
     not, where the data bring it in files of their own, or where the user says what it is.
 
     Args:
-        stats: Of all photos of the scene.
+        stats: What was counted in each photo of the scene.
         has_mattes: Whether files of the data's own are the photos' alpha.
         options: How to read.
     """
@@ -186,7 +186,7 @@ def masks_of_folder(
     """The mask of each photo in the folder that the user named, and a note.
 
     Args:
-        views: Of the photos.
+        views: The photos' views.
         stated: What the reader states; names of photos are relative to its folder.
         options: How to read; `masks` is the folder.
 
@@ -236,7 +236,7 @@ def masks_of(
 
     Args:
         views: Their own masks count.
-        headers: Of their photos.
+        headers: What their photos' files say.
         photos: Decoded.
         has_alpha: Whether alpha cuts an object out.
         named: The mask of each photo in the folder that the user named.
@@ -280,7 +280,7 @@ def describe_masks(
     """What the masks leave, as a note.
 
     Args:
-        masks: Of all photos of the scene, None where all of their pixels show it.
+        masks: The mask of each photo of the scene, None where all of their pixels show it.
         training: Numbers of the photos to train on.
         stated: What the reader states.
         options: How to read.

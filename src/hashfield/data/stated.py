@@ -218,7 +218,7 @@ def check_size(
     Args:
         view: whose photo it is.
         stated: width and height in pixels that the data state; None is not checked.
-        header: of the photo.
+        header: what the photo's file says.
         tally: gets the view if the photo has another resolution.
         name: the field that states the size.
 

@@ -22,11 +22,11 @@ _KERNEL_OUTPUTS: tuple[Activation, ...] = ("none", "sigmoid", "exp")
 _FAST_PIECE = 2**20
 """Rows computed at once without a gradient where kernels take them."""
 _SLOW_PIECE = 2**16
-"""The same where plain torch does, whose intermediate results are large."""
+"""As many where plain torch does, whose intermediate results are large."""
 
 
 class Precision(Enum):
-    """Of a module's computation and output, under tinycudann's names."""
+    """Number types of a module's computation and output, under tinycudann's names."""
 
     Fp32 = 0
     Fp16 = 1
