@@ -13,7 +13,7 @@ from hashfield.cli.help_texts import field_texts
 from hashfield.cli.main import VERBS, main
 from hashfield.tasks import KINDS
 
-ONE_FOR_ALL = ("prepare", "inspect", "view", "mesh", "export", "info")
+ONE_FOR_ALL = ("prepare", "inspect", "mesh", "export", "info")
 """Verbs that are the same for every kind."""
 
 
