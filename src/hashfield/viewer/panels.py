@@ -43,7 +43,7 @@ class Host(Protocol):
         ...
 
     def done(self, file: Path) -> None:
-        """Say that a file is written."""
+        """Say where a file lies, and send it to the browser."""
         ...
 
     def on(self, handle: Any, act: Callable[[], Any] | None = None) -> Any:
