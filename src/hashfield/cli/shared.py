@@ -214,7 +214,7 @@ def is_terminal() -> bool:
 
 
 def say(text: str) -> None:
-    """One line for the user; of several ranks, one speaks."""
+    """One line for the user; where several ranks work, one speaks."""
     if not current().speaks:
         return
     console.print(text, markup=False)
