@@ -25,6 +25,7 @@ from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.data.doctor import examine
+from hashfield.data.photo_cache import LazyPhotos
 from hashfield.data.prepare import PrepareOptions, has_poses
 from hashfield.errors import ConfigError
 from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
@@ -59,7 +60,8 @@ class TrainNerf(TrainCommand):
     downscale: int = 1
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
-    """GiB that the decoded photos may take; more of them lie in files, and are trained on from there."""
+    """GiB that the decoded photos may take; more of them lie in files, and are trained on from there. Depth maps have
+    what they leave."""
     image_cache: Path | None = None
     """Folder for decoded photos that do not fit --max-image-memory; default: in the user's cache."""
     aabb_scale: int | None = None
@@ -126,6 +128,7 @@ def prepare_nerf(
         say(f"the depth that is known teaches until {100 * plan.config.train.depth_until:.0f} % of the training")
     if plan.resumed is not None:
         check_same_photos(plan.resumed, plan.metadata, scene)
+        check_same_depth(plan.resumed, plan.metadata, task)
     yield Training(task, folder(scene.name))
 
 
@@ -172,6 +175,25 @@ def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) ->
         raise ConfigError(
             f"{run.path}: was begun with {len(stored)} training photos, the first {stored[:1]}, here are "
             f"{len(found)}, the first {found[:1]}: other data, or another --downscale"
+        )
+
+
+def check_same_depth(run: RunFolder, metadata: dict[str, Any], task: NerfTask) -> None:
+    """Raise unless what is known of depth is what the run was begun with. Where it is not learned from any more, as
+    with photos that do not fit into memory now, that is said elsewhere.
+
+    Args:
+        run: Folder of the run, named in the error.
+        metadata: Metadata of its checkpoint.
+        task: The task that is to go on.
+    """
+    scene = stored(metadata, "scene", dict, run.checkpoint)
+    if "depth" not in scene or task.depth_print is None:  # runs of earlier versions do not tell
+        return
+    if scene["depth"] != task.depth_print:
+        was = "nothing was known of depth" if scene["depth"] is None else "depth maps or points were others"
+        raise ConfigError(
+            f"{run.path}: {was} when the run was begun: give it the data of then, with the same --max-image-memory"
         )
 
 
@@ -331,7 +353,7 @@ def photos_of(parts: Sequence[PosedImages]) -> Photos:
     return Photos(
         [camera for part in parts for camera in part.cameras],
         [name for part in parts for name in part.names],
-        [image for part in parts for image in part.images],
+        LazyPhotos.of(part.images for part in parts),
     )
 
 

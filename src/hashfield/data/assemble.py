@@ -3,7 +3,7 @@
 Nothing here knows in which form the data lay on the disk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from hashfield.data.dataset import PosedImages, ReadOptions, Scene
 from hashfield.data.depth import known_depths
 from hashfield.data.images import ImageHeader, decode_rgba
 from hashfield.data.json_fields import one_line, some
+from hashfield.data.photo_cache import LazyPhotos
 from hashfield.data.scene_pixels import (
     SILHOUETTE,
     alpha_of,
@@ -81,9 +82,10 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
 
     depths = known_depths(
         stated, [views[k] for k in training], [stated.name_of(views[k]) for k in training],
-        [cameras[k] for k in training], [images[k] for k in training],
+        [cameras[k] for k in training], _chosen(images, training),
         None if masks is None else [masks[k] for k in training], [headers[k] for k in training], spaces,
         () if photos.files else options.depth, options.downscale,
+        max_bytes=options.max_image_memory - sum(image.nbytes for image in ([] if photos.files else images)),
     )  # fmt: skip
     if photos.files and options.depth:
         memory_notes.append("what is known of depth is not used where photos are trained on from files")
@@ -92,7 +94,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
         indices = [place[view] for view in chosen]
         return PosedImages(
             tuple(cameras[index] for index in indices),
-            tuple(images[index] for index in indices),
+            _chosen(images, indices),
             tuple(stated.name_of(view) for view in chosen),
             None if masks is None else [masks[index] for index in indices],
             tuple(photos.files[index] for index in indices) if photos.files else None,
@@ -133,6 +135,11 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
         },
         resident_bytes=options.max_image_memory // 2 if photos.files else None,
     )
+
+
+def _chosen(images: Sequence[np.ndarray], indices: Sequence[int]) -> Sequence[np.ndarray]:
+    """The photos with these numbers; those in files stay there."""
+    return images.chosen(indices) if isinstance(images, LazyPhotos) else tuple(images[index] for index in indices)
 
 
 def _axes_notes(stated: StatedScene, options: ReadOptions) -> list[str]:
@@ -350,8 +357,8 @@ def _choose_spaces(
     elif aabb_scale is None and has_alpha:
         aabb_scale, origin["aabb_scale"] = 1, "images have alpha"
     elif aabb_scale is None:
-        aabb_scale = choose_aabb_scale(cameras, Spaces(scale, offset))
-        origin["aabb_scale"] = "from the cameras, as images have no alpha"
+        aabb_scale, words = choose_aabb_scale(cameras, Spaces(scale, offset))
+        origin["aabb_scale"] = f"from the cameras, {words}, as images have no alpha"
     return Spaces(scale, offset, aabb_scale), origin
 
 

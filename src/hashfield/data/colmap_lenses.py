@@ -1,5 +1,6 @@
 """COLMAP's lens models, and the lens of ours for each: the same one, or else the one that comes nearest.
 
+FULL_OPENCV is the rational lens of OpenCV, which files of other programs have too.
 A model that is none of ours is evaluated on rays all over the picture, and focal length, principal point and distortion
 of ours are fitted to the pixels by least squares. With the ratio of the two focal lengths kept, that is a linear
 problem.
@@ -170,7 +171,7 @@ def _seen(
     for _ in range(2):  # once to see how far the picture reaches, and once as far as that
         theta = np.linspace(0, widest, _RADII)[None, 1:]
         u, v = np.tan(theta) * np.cos(angle), np.tan(theta) * np.sin(angle)
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             x, y = _DISTORT[name](u, v, values)
         out = np.hypot(x, y)
         x, y = focal[0] * x + values["cx"], focal[1] * y + values["cy"]

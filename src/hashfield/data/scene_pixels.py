@@ -93,7 +93,8 @@ def decode_photos(
         return CachedPhotos(images, [], [PhotoStats.of(image) for image in images]), []
     cache = PhotoCache(cache_root() if options.image_cache is None else options.image_cache.expanduser())
     wanted = [
-        Wanted(view.path, camera.width, camera.height, view.matte) for view, camera in zip(views, cameras, strict=True)
+        Wanted(view.path, camera.width, camera.height, view.matte, header.may_have_alpha)
+        for view, camera, header in zip(views, cameras, headers, strict=True)
     ]
     try:
         missing = cache.make_room(wanted, options.downscale)
@@ -250,8 +251,9 @@ def masks_of(
         return None
     cache = PhotoCache(photos.files[0].parent) if photos.files else None
     masks = []
-    for k, (view, header, image, own) in enumerate(zip(views, headers, photos.images, named, strict=True)):
-        mask = image[..., 3] == 255 if is_alpha_mask[k] else np.ones(image.shape[:2], np.bool_)
+    for k, (view, header, own) in enumerate(zip(views, headers, named, strict=True)):
+        shape = header.height // options.downscale, header.width // options.downscale
+        mask = photos.images[k][..., 3] == 255 if is_alpha_mask[k] else np.ones(shape, np.bool_)
         for stated in (*view.masks, *([] if own is None else [own])):
             try:
                 is_set = decode_mask(stated.path)

@@ -35,6 +35,8 @@ class Tally:
     """Photos of another size than stated, and both sizes in words."""
     r8: list[str] = field(default_factory=list)
     """Lenses with a k4 that are no fisheye."""
+    fitted: dict[str, float] = field(default_factory=dict)
+    """Lenses that are read as the nearest of ours, in words -> the most that these differ, in pixels."""
     doubtful: dict[str, list[str]] = field(default_factory=dict)
     """What contradicts itself or is unusual in the data about a view, in words -> views."""
     reduced: dict[str, list[str]] = field(default_factory=dict)
