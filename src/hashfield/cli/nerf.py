@@ -72,8 +72,8 @@ class TrainNerf(TrainCommand):
     prepare: bool = False
     """Find the cameras first where PATH is a folder of photos without poses, or a video: see hashfield prepare."""
     alpha: Literal["auto", "matte", "mask"] = "auto"
-    """What it means where photos are not opaque: a matte cuts an object out of nothing, a mask leaves out pixels that
-    show something else; auto tells by how many pixels are clear."""
+    """What alpha means where photos are not opaque: a matte cuts an object out, and nothing is where it is clear; a
+    mask leaves out pixels that show something else; auto tells by how many pixels are clear."""
     masks: Path | None = None
     """Folder of a mask for each photo, by its name (a.png or a.jpg.png of a.jpg), besides those that the data state."""
     masks_keep: Literal["white", "black"] = "white"
@@ -101,11 +101,12 @@ def prepare_nerf(
     parse_background(options.background)
     if not options.max_image_memory > 0:
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
+    origin = "--aabb-scale" if plan.resumed is None else "as in the resumed run"
     read = ReadOptions(
-        downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
-        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
-        masks=options.masks, masks_keep=options.masks_keep, image_cache=options.image_cache, say=say,
-        depth=plan.config.train.depth_sources,
+        downscale=options.downscale, aabb_scale=options.aabb_scale, aabb_scale_origin=origin,
+        camera_axes=options.camera_axes, max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
+        alpha=options.alpha, masks=options.masks, masks_keep=options.masks_keep,
+        image_cache=options.image_cache, say=say, depth=plan.config.train.depth_sources,
     )  # fmt: skip
     scene = load_scene(with_poses(options), read)
     scene = replace(scene, reading={**scene.reading, "downscale": str(options.downscale)})  # for hashfield evaluate

@@ -122,6 +122,8 @@ class ReadOptions:
     """Told about reading that takes long, while it goes on."""
     aabb_scale: int | None = None
     """Replaces the side of the training box, a power of two in 1..128; None: the file's, or chosen."""
+    aabb_scale_origin: str = "--aabb-scale"
+    """Where `aabb_scale` comes from, in words for the note about the box."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
     """Axes of the cameras in the file: "opengl" (x right, y up, looking along -z), as the format has it, or "opencv"
     (x right, y down, looking along +z), as files of some exporters have it."""

@@ -3,6 +3,7 @@
 `hashfield.data.assemble` makes a `Scene` out of it, in the same way for all forms of data.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,6 +159,10 @@ class StatedScene:
     final_notes: Callable[[list[StatedView], Tally], list[str]] = lambda views, tally: []
     """More lines, for the views that were read, once their cameras are made."""
 
+    def name_of(self, view: StatedView) -> str:
+        """How a view's photo is called in a scene: its file relative to the data's folder."""
+        return Path(os.path.relpath(view.path, self.folder)).as_posix()
+
 
 # --- checks that several readers need
 
@@ -215,7 +220,7 @@ def check_size(
     Args:
         view: whose photo it is.
         stated: width and height in pixels that the data state; None is not checked.
-        header: of the photo.
+        header: what the photo's file says.
         tally: gets the view if the photo has another resolution.
         name: the field that states the size.
 

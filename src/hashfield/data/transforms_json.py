@@ -24,10 +24,10 @@ from typing import Final
 
 import numpy as np
 
-from hashfield.data.assemble import assemble, some
+from hashfield.data.assemble import assemble
 from hashfield.data.dataset import Reader, ReadOptions, Scene
 from hashfield.data.files import Folder, natural_key, normalized
-from hashfield.data.json_fields import Fields, kind, load_json
+from hashfield.data.json_fields import Fields, kind, load_json, some
 from hashfield.data.mesh_files import FormatError, read_ply
 from hashfield.data.posed_frames import DEPTH_FIELDS, IGNORED, Frame, read_frames, view_of
 from hashfield.data.sparse_tracks import sparse_model_of
