@@ -88,7 +88,7 @@ class RefineOptions:
     coarse_until: float = 0.15
     """Fraction of the run by which all levels of the grid learn. Before, fine ones wait, since their details would
     settle where the uncorrected cameras put them; only where poses or lenses are refined. 0: none waits."""
-    distortion_start: float = 0.3
+    distortion_start: float = 0.6
     """Fraction of the run at which distortion terms begin to move: earlier, they would answer for the focal length."""
     early_interval: int = 2
     """At first only every early_interval-th step refines: the gradients of rays cost time."""
@@ -402,6 +402,9 @@ class Refinement(nn.Module):
             direction, by_origin, by_direction = (
                 x[told] for x in (batch.rays.direction, found.grad_origin, found.grad_direction)
             )
+            # A ray sees the same from farther back. What is found along it comes from where samples happen to lie, and
+            # would add up where all cameras follow a lens.
+            by_origin = by_origin - (by_origin * direction).sum(1, keepdim=True) * direction
             sums["table"] = camera_table_gradient(
                 self.table().detach(), index[told], direction, by_origin, by_direction, of_lens=self.lens is not None
             )
