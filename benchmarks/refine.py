@@ -39,7 +39,7 @@ from hashfield.tasks.nerf import NerfTask
 from hashfield.tasks.nerf_config import PRESETS, preset_for
 
 DEGREES, SHIFT, FOCAL, GAINS = 0.5, 0.01, 1.03, (0.6, 1.6)
-WHOLE = ("early_interval", "interval", "rays_per_update")
+WHOLE = ("interval", "rays_per_update")
 
 
 def opaque(scene: Scene) -> Scene:

@@ -238,7 +238,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
         {"pose_rate": 0.0},
         {"start": 1.5},
         {"interval": 0},
-        {"early_interval": 0},
+        {"rays_per_update": 0},
         {"exposure_pull": -1.0},
     ):
         with pytest.raises(ConfigError, match=next(iter(changes))):
@@ -310,9 +310,7 @@ def test_known_errors_of_poses_and_exposures_are_found_again() -> None:
     gains = np.exp(np.random.default_rng(3).permutation(np.linspace(-0.4, 0.1, 16)))
     clean = small()
     bad = spoilt(clean, 1.5, gains)
-    task = ran(
-        bad, 500, refine=("poses", "exposure"), refinement=RefineOptions(pose_rate=0.05, early_interval=1, interval=1)
-    )
+    task = ran(bad, 500, refine=("poses", "exposure"), refinement=RefineOptions(pose_rate=0.05, interval=1))
     true = clean.splits["train"].cameras
     before = turn_between(list(bad.splits["train"].cameras), true)
     after = turn_between(task.cameras()["train"], true)
@@ -390,7 +388,7 @@ def test_a_focal_length_that_is_wrong_for_all_photos_is_found_again() -> None:
     views = clean.splits["train"]
     cameras = tuple(replace(camera, fx=wrong * camera.fx, fy=wrong * camera.fy) for camera in views.cameras)
     bad = replace(clean, splits={**clean.splits, "train": replace(views, cameras=cameras)})
-    options = RefineOptions(early_interval=1, interval=1, rays_per_update=64)
+    options = RefineOptions(interval=1, rays_per_update=64)
     task = ran(bad, 300, refine=("lens",), refinement=options)
     found = task.cameras()["train"][0].fx / views.cameras[0].fx
     assert abs(found - 1) < 0.5 * (wrong - 1)

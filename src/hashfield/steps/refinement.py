@@ -80,7 +80,7 @@ class RefineOptions:
     exposure_pull: float = 0.0
     """Weight in the loss of half the squared logarithm of each gain, mean over photos. What is learned of the photos
     outweighs it where they really differ; gains that the field could do without fade."""
-    rays_per_update: int = 256
+    rays_per_update: int = 128
     """Rays of each photo, on average, whose gradients are gathered before poses and lenses take a step. With fewer, a
     step would follow chance: a capture's batch has some ten rays of each photo."""
     start: float = 0.05
@@ -90,12 +90,10 @@ class RefineOptions:
     settle where the uncorrected cameras put them; only where poses or lenses are refined. 0: none waits."""
     distortion_start: float = 0.6
     """Fraction of the run at which distortion terms begin to move: earlier, they would answer for the focal length."""
-    early_interval: int = 2
-    """At first only every early_interval-th step refines: the gradients of rays cost time."""
-    early_until: float = 0.3
-    """Fraction of the run until which that holds."""
-    interval: int = 4
-    """Later, only every interval-th step refines."""
+    every_step_until: float = 0.3
+    """Fraction of the run until which every step refines."""
+    interval: int = 8
+    """Later, only every interval-th step refines: the gradients of rays cost time."""
 
     def __post_init__(self) -> None:
         for name in ("pose_rate", "lens_rate", "exposure_rate"):
@@ -103,10 +101,10 @@ class RefineOptions:
                 raise ConfigError(f"{name}: expected a number in (0, 10], got {getattr(self, name)}")
         if not 0 <= self.exposure_pull < math.inf:
             raise ConfigError(f"exposure_pull: expected a number of at least 0, got {self.exposure_pull}")
-        for name in ("start", "coarse_until", "distortion_start", "early_until"):
+        for name in ("start", "coarse_until", "distortion_start", "every_step_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected a fraction, got {getattr(self, name)}")
-        for name in ("early_interval", "interval", "rays_per_update"):
+        for name in ("interval", "rays_per_update"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
@@ -222,8 +220,7 @@ class Refinement(nn.Module):
 
     def is_due(self, step: int) -> bool:
         """Whether this step refines."""
-        options = self.options
-        return step % (options.early_interval if self.fraction < options.early_until else options.interval) == 0
+        return self.fraction < self.options.every_step_until or step % self.options.interval == 0
 
     def groups(self) -> list[Group]:
         """What the optimiser steps, each with its own rate."""
