@@ -15,6 +15,7 @@ from hashfield.geometry.cameras import Camera, camera_rays, camera_table, look_a
 from hashfield.geometry.rays import RayBatch, Rays
 from hashfield.geometry.spaces import Spaces
 from hashfield.ops.train_rays import RayGradients
+from hashfield.steps.optimizers import Group, HostOptimizer
 from hashfield.steps.refinement import (
     Refinement,
     RefineOptions,
@@ -191,6 +192,24 @@ def test_what_photos_cannot_tell_is_held() -> None:
     torch.testing.assert_close(refinement.poses.detach(), before, atol=2e-8, rtol=1e-4)
 
 
+def test_poses_of_which_photos_say_nothing_return_to_the_file() -> None:
+    cameras = some_cameras(12)
+    refinement = Refinement(("poses", "exposure"), cameras, Spaces())
+    pulls = {group.name: group.l2 for group in refinement.groups()}
+    assert pulls == {"poses": refinement.options.pose_pull / 12, "exposure": 0.0}
+    assert refinement.poses is not None
+    table = torch.zeros(8, 1)
+    optimizer = HostOptimizer([Group(name="table", tensors=[table], is_table=True), *refinement.groups()])
+    with torch.no_grad():
+        refinement.poses += 0.01 * torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+    refinement.hold()
+    before = float(refinement.poses.detach().norm())
+    for _ in range(20):
+        optimizer.step({"table": [torch.zeros(8, 1)], "poses": [torch.zeros(12, 6)]}, 0.02)
+        refinement.hold()
+    assert float(refinement.poses.detach().norm()) < 0.5 * before
+
+
 def test_nothing_is_corrected_at_first() -> None:
     cameras = some_cameras()
     refinement = Refinement(("poses", "lens", "exposure"), cameras, Spaces())
@@ -239,7 +258,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
         {"start": 1.5},
         {"interval": 0},
         {"rays_per_update": 0},
-        {"exposure_pull": -1.0},
+        {"pose_pull": -1.0},
     ):
         with pytest.raises(ConfigError, match=next(iter(changes))):
             RefineOptions(**changes)  # pyright: ignore

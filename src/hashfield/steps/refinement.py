@@ -77,9 +77,9 @@ class RefineOptions:
     """What the learning rate is multiplied by for lenses; the product is how far a step moves rays, in radians."""
     exposure_rate: float = 1.0
     """What the learning rate is multiplied by for exposures: a step of the logarithms of gains."""
-    exposure_pull: float = 0.0
-    """Weight in the loss of half the squared logarithm of each gain, mean over photos. What is learned of the photos
-    outweighs it where they really differ; gains that the field could do without fade."""
+    pose_pull: float = 10.0
+    """Weight in the loss of half the squared distance of each pose from the file's, in radians by which rays move, mean
+    over photos. It keeps poses of which the photos say little from following chance; photos with detail outweigh it."""
     rays_per_update: int = 128
     """Rays of each photo, on average, whose gradients are gathered before poses and lenses take a step. With fewer, a
     step would follow chance: a capture's batch has some ten rays of each photo."""
@@ -99,8 +99,8 @@ class RefineOptions:
         for name in ("pose_rate", "lens_rate", "exposure_rate"):
             if not 0 < getattr(self, name) <= 10:
                 raise ConfigError(f"{name}: expected a number in (0, 10], got {getattr(self, name)}")
-        if not 0 <= self.exposure_pull < math.inf:
-            raise ConfigError(f"exposure_pull: expected a number of at least 0, got {self.exposure_pull}")
+        if not 0 <= self.pose_pull < math.inf:
+            raise ConfigError(f"pose_pull: expected a number of at least 0, got {self.pose_pull}")
         for name in ("start", "coarse_until", "distortion_start", "every_step_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected a fraction, got {getattr(self, name)}")
@@ -230,7 +230,7 @@ class Refinement(nn.Module):
                 name=name,
                 tensors=[parameter],
                 rate=rates.get(name, self.options.exposure_rate),
-                l2=self.options.exposure_pull / len(self.cameras) if name == "exposure" else 0.0,
+                l2=self.options.pose_pull / len(self.cameras) if name == "poses" else 0.0,
             )
             for name, parameter in self.named_parameters()
         ]
