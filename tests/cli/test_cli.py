@@ -29,9 +29,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 60 steps."""
+    """A run of 60 steps, whose report shows the views smaller than they are, as it does with photos of usual sizes."""
     out = tmp_path_factory.mktemp("runs") / "toy"
-    assert run(["train", "nerf", str(photos), "--out", str(out), "--n-steps", "60", "--seed", "3", *QUICK]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hashfield.cli.nerf.SHEET_SIDE", 32)
+        assert run(["train", "nerf", str(photos), "--out", str(out), "--n-steps", "60", "--seed", "3", *QUICK]) == 0
     return out
 
 
@@ -121,7 +123,9 @@ def test_resume_goes_on_with_the_plan(photos: Path, tmp_path: Path, capsys):
     arguments = ["train", "nerf", str(photos), "--out", str(out), *QUICK]
     assert run([*arguments, "--n-steps", "20"]) == 0
     assert run([*arguments, "--resume"]) == 0
-    assert "trained 20 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "trained 20 steps" in said
+    assert "(as in the resumed run)" in said and "(--aabb-scale)" not in said
     assert run([*arguments, "--resume", "--preset", "paper"]) == 0
     assert "those given here are ignored" in capsys.readouterr().out
     assert "--downscale" in fails(capsys, *arguments, "--resume", "--downscale", "2")

@@ -25,6 +25,7 @@ from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.data.doctor import examine
+from hashfield.data.photo_cache import LazyPhotos
 from hashfield.data.prepare import PrepareOptions, has_poses
 from hashfield.errors import ConfigError
 from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
@@ -59,7 +60,8 @@ class TrainNerf(TrainCommand):
     downscale: int = 1
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
-    """GiB that the decoded photos may take; more of them lie in files, and are trained on from there."""
+    """GiB that the decoded photos may take; more of them lie in files, and are trained on from there. Depth maps have
+    what they leave."""
     image_cache: Path | None = None
     """Folder for decoded photos that do not fit --max-image-memory; default: in the user's cache."""
     aabb_scale: int | None = None
@@ -70,8 +72,8 @@ class TrainNerf(TrainCommand):
     prepare: bool = False
     """Find the cameras first where PATH is a folder of photos without poses, or a video: see hashfield prepare."""
     alpha: Literal["auto", "matte", "mask"] = "auto"
-    """What it means where photos are not opaque: a matte cuts an object out of nothing, a mask leaves out pixels that
-    show something else; auto tells by how many pixels are clear."""
+    """What alpha means where photos are not opaque: a matte cuts an object out, and nothing is where it is clear; a
+    mask leaves out pixels that show something else; auto tells by how many pixels are clear."""
     masks: Path | None = None
     """Folder of a mask for each photo, by its name (a.png or a.jpg.png of a.jpg), besides those that the data state."""
     masks_keep: Literal["white", "black"] = "white"
@@ -99,11 +101,12 @@ def prepare_nerf(
     parse_background(options.background)
     if not options.max_image_memory > 0:
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
+    origin = "--aabb-scale" if plan.resumed is None else "as in the resumed run"
     read = ReadOptions(
-        downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
-        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
-        masks=options.masks, masks_keep=options.masks_keep, image_cache=options.image_cache, say=say,
-        depth=plan.config.train.depth_sources,
+        downscale=options.downscale, aabb_scale=options.aabb_scale, aabb_scale_origin=origin,
+        camera_axes=options.camera_axes, max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
+        alpha=options.alpha, masks=options.masks, masks_keep=options.masks_keep,
+        image_cache=options.image_cache, say=say, depth=plan.config.train.depth_sources,
     )  # fmt: skip
     scene = load_scene(with_poses(options), read)
     scene = replace(scene, reading={**scene.reading, "downscale": str(options.downscale)})  # for hashfield evaluate
@@ -125,6 +128,7 @@ def prepare_nerf(
         say(f"the depth that is known teaches until {100 * plan.config.train.depth_until:.0f} % of the training")
     if plan.resumed is not None:
         check_same_photos(plan.resumed, plan.metadata, scene)
+        check_same_depth(plan.resumed, plan.metadata, task)
     yield Training(task, folder(scene.name))
 
 
@@ -174,6 +178,25 @@ def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) ->
         )
 
 
+def check_same_depth(run: RunFolder, metadata: dict[str, Any], task: NerfTask) -> None:
+    """Raise unless what is known of depth is what the run was begun with. Where it is not learned from any more, as
+    with photos that do not fit into memory now, that is said elsewhere.
+
+    Args:
+        run: Folder of the run, named in the error.
+        metadata: Metadata of its checkpoint.
+        task: The task that is to go on.
+    """
+    scene = stored(metadata, "scene", dict, run.checkpoint)
+    if "depth" not in scene or task.depth_print is None:  # runs of earlier versions do not tell
+        return
+    if scene["depth"] != task.depth_print:
+        was = "nothing was known of depth" if scene["depth"] is None else "depth maps or points were others"
+        raise ConfigError(
+            f"{run.path}: {was} when the run was begun: give it the data of then, with the same --max-image-memory"
+        )
+
+
 # --- what follows a run
 
 SHEETS = 4  # views whose comparison is written as a picture
@@ -212,7 +235,7 @@ def finish(
 
         def keep(k: int, rendering: np.ndarray, photo: np.ndarray) -> None:
             if k in chosen:
-                renderings[k] = shrunk(rendering, SHEET_SIDE)
+                renderings[k] = shrunk(to_uint8(rendering), SHEET_SIDE)
 
         seconds = max(15.0, result.train_seconds / 4) if evaluation_seconds is None else evaluation_seconds
         figures = evaluate_views(
@@ -278,15 +301,16 @@ def comparison(model: HasFrames, views: PosedImages, k: int, rendering: np.ndarr
         model: What is shown.
         views: The held-out ones.
         k: Which of them.
-        rendering: One of the size of the sheet's pictures, if there is one already.
+        rendering: One of the size of the sheet's pictures, if there is one already; uint8.
     """
     camera = views.cameras[k]
-    photo = shrunk(over(views.images[k], model.background), SHEET_SIDE)
+    photo = shrunk(to_uint8(over(views.images[k], model.background)), SHEET_SIDE)
     found = model.frame(camera.resized(photo.shape[1], photo.shape[0]), ("color", "depth", "opacity"), model.background)
-    rendering = np.clip(found["color"], 0.0, 1.0) if rendering is None else rendering
+    rendering = to_uint8(found["color"]) if rendering is None else rendering
+    error = error_picture(rendering / np.float32(255), photo / np.float32(255))
     row = [
-        ("photo", to_uint8(photo)), (f"rendering of {views.names[k]}", to_uint8(rendering)),
-        ("error x 5", error_picture(rendering, photo)), ("depth", colorize_depth(found["depth"], found["opacity"])),
+        ("photo", photo), (f"rendering of {views.names[k]}", rendering),
+        ("error x 5", error), ("depth", colorize_depth(found["depth"], found["opacity"])),
     ]  # fmt: skip
     return comparison_sheet([row])
 
@@ -329,7 +353,7 @@ def photos_of(parts: Sequence[PosedImages]) -> Photos:
     return Photos(
         [camera for part in parts for camera in part.cameras],
         [name for part in parts for name in part.names],
-        [image for part in parts for image in part.images],
+        LazyPhotos.of(part.images for part in parts),
     )
 
 

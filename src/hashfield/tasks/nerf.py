@@ -16,6 +16,7 @@ from hashfield.errors import ConfigError
 from hashfield.geometry.cameras import Camera, camera_table
 from hashfield.geometry.focus import distances_to_focus
 from hashfield.geometry.rays import PixelPool
+from hashfield.nn.encodings import GridEncoding
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.occupancy_update import carve, silhouettes
 from hashfield.steps.choice import ray_steps
@@ -24,10 +25,10 @@ from hashfield.steps.occupancy import Upkeep
 from hashfield.steps.pixel_source import flat_masks, masked_pool, pixel_pool
 from hashfield.steps.protocol import StepResult
 from hashfield.steps.ranks import current
-from hashfield.steps.recipes import RayRecipe
+from hashfield.steps.recipes import RayRecipe, update_parts
 from hashfield.steps.refinement import Refinement
 from hashfield.steps.streamed_pool import StreamedPool, overview
-from hashfield.tasks.nerf_config import NerfConfig
+from hashfield.tasks.nerf_config import LONGEST_INTERVAL, NerfConfig
 from hashfield.tasks.nerf_model import NerfModel, expected_shapes
 from hashfield.tasks.shared import CPU, check_seed, fingerprint_of, parse_background
 from hashfield.train.checkpoint import config_to_dict
@@ -105,6 +106,8 @@ class NerfTask:
         """Why what is known of depth is not learned from, or at what price, for the user."""
         self.teacher = self._teacher(views)
         """What is known of depth; None: nothing, or it is not learned from."""
+        self.depth_print = None if self.teacher is None else fingerprint_of(*self.teacher.known())
+        """A number that tells what is known of depth from other knowledge."""
         pool = self.pool if self.streamed is None else self.streamed.pool(device)
         self.steps = ray_steps(self.field, self._recipe(), config.precision, pool, self.refinement, self.teacher)
 
@@ -160,6 +163,8 @@ class NerfTask:
         train, occupancy = self.config.train, self.config.occupancy
         nearness = train.nearness if train.nearness is not None else 0.0 if self.is_carved else 0.005
         decay = occupancy.decay if occupancy.decay is not None else 0.6 if self.is_carved else 0.95
+        encoding = self.field.encoding
+        entries = encoding.layout.entries.tolist() if isinstance(encoding, GridEncoding) else []
         return RayRecipe(
             aabb_scale=self.spaces.aabb_scale,
             cone_angle=self.spaces.cone_angle,
@@ -180,6 +185,7 @@ class NerfTask:
             tolerance=DEPTH_TOLERANCE if self.teacher is not None else 0.0,
             total_variation=train.total_variation,
             l2=train.l2,
+            parts=update_parts(entries, 8 * train.batch, train.touches_per_update, LONGEST_INTERVAL),
             seed=self.seed,
         )
 
@@ -300,8 +306,9 @@ class NerfTask:
 
     def fingerprint(self) -> int:
         """A number that tells this task's data from others."""
-        pool = self.pool
-        return fingerprint_of(pool.pixels, pool.widths, pool.table, *([] if self.masks is None else [self.masks]))
+        pool, known = self.pool, () if self.teacher is None else self.teacher.known()
+        masks = () if self.masks is None else (self.masks,)
+        return fingerprint_of(pool.pixels, pool.widths, pool.table, *masks, *known)
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""
@@ -322,6 +329,7 @@ class NerfTask:
                 "folder": None if self.scene.folder is None else str(self.scene.folder),
                 "reading": dict(self.scene.reading),
                 "unit": self.scene.unit,
+                "depth": self.depth_print,
                 "photos": {split: list(views.names) for split, views in self.scene.splits.items()},
             },
         }
