@@ -15,11 +15,13 @@ from hashfield.geometry.cameras import Camera, camera_rays, camera_table, look_a
 from hashfield.geometry.rays import RayBatch, Rays
 from hashfield.geometry.spaces import Spaces
 from hashfield.ops.train_rays import RayGradients
+from hashfield.steps.optimizers import Group, HostOptimizer
 from hashfield.steps.refinement import (
     Refinement,
     RefineOptions,
     lens_numbers,
     rotation_of,
+    smooth_ways,
     summary,
 )
 from hashfield.tasks.align import Fit, as_refined, evaluate_aligned
@@ -54,7 +56,7 @@ def batch_of(refinement: Refinement, pixel: Tensor, index: Tensor) -> RayBatch:
 
 @pytest.mark.parametrize("lens", ["pinhole", "opencv", "fisheye"])
 def test_derivatives_are_those_of_finite_differences(lens: str) -> None:
-    """Through units, rotations, lenses and gains, at corrections that are not 0."""
+    """Through units, rotations, lenses, cameras that follow them, and gains, at corrections that are not 0."""
     n, generator = 200, torch.Generator().manual_seed(1)
     cameras = some_cameras(lens=lens)
     refinement = Refinement(("poses", "lens", "exposure"), cameras, Spaces(), EAGER).double()
@@ -63,19 +65,28 @@ def test_derivatives_are_those_of_finite_differences(lens: str) -> None:
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     pixel = torch.rand(n, 2, generator=generator, dtype=torch.float64) * torch.tensor([60.0, 40.0])
     index = torch.randint(0, 5, (n,), generator=generator)
-    by_color, by_origin, by_direction = torch.randn(3, n, 3, generator=generator, dtype=torch.float64)
+    color, by_origin, by_direction = torch.randn(3, n, 3, generator=generator, dtype=torch.float64)
     plain = batch_of(refinement, pixel, index)
+    # What a ray sees does not change with where along it its origin lies.
+    direction = plain.rays.direction
+    by_origin -= (by_origin * direction).sum(1, keepdim=True) * direction
+    assert refinement.exposure is not None and refinement.focus is not None
+    gains = torch.exp(refinement.exposure.detach())[index]
+    photo, alpha = plain.target.split([3, 1], 1)
 
     def loss() -> float:
         refinement._table = None
         origin, direction = rays_from_pixels(refinement.table().detach(), index, pixel)
-        wish = refinement.seen(plain).target
-        # The loss depends on color - wish * alpha, so that its slope to the wish is minus that to the color.
-        return float((origin * by_origin + direction * by_direction - by_color * wish[:, :3] * wish[:, 3:]).sum())
+        # What gains make of the scene is compared with the photo, in units of the gains as they are.
+        scene = color - (1 - alpha) * plain.background
+        off = (torch.exp(refinement.exposure.detach())[index] * scene - photo * alpha) / gains
+        return float((origin * by_origin + direction * by_direction + alpha * off * off).sum())
 
-    found = refinement.derivatives(
-        RayGradients(by_color, by_color, by_origin, by_direction), refinement.seen(plain)
-    )  # fmt: skip
+    batch = refinement.seen(plain)
+    wish = batch.target[:, :3] * alpha + batch.background * (1 - alpha)
+    along = 3.0 * direction  # as samples say it, by chance
+    due = refinement.gradients(RayGradients(color, 2 * (color - wish), by_origin + along, by_direction), batch)
+    found = {name: gradients[0] for name, gradients in due.items()}
     assert set(found) == {"poses", "lens", "exposure"}
     for name, parameter in refinement.named_parameters():
         flat = parameter.data.view(-1)
@@ -89,6 +100,72 @@ def test_derivatives_are_those_of_finite_differences(lens: str) -> None:
             flat[k] = before
             slopes[k] = (ends[0] - ends[1]) / 2e-5
         torch.testing.assert_close(found[name].view(-1), slopes, rtol=1e-5, atol=1e-4)
+
+
+def test_a_photo_that_is_not_learned_yet_does_not_seem_brighter() -> None:
+    """Gains rest where they are right, however much the field still misses of each photo."""
+    n, generator = 4000, torch.Generator().manual_seed(2)
+    cameras = some_cameras(2)
+    refinement = Refinement(("exposure",), cameras, Spaces(), EAGER).double()
+    index = torch.arange(n) % 2
+    scene = 0.2 + 0.3 * torch.rand(n, 3, generator=generator, dtype=torch.float64)
+    missed = 0.2 * torch.randn(n, 3, generator=generator, dtype=torch.float64) * (index == 1)[:, None]
+    for k in (0, 1):  # what is missed has nothing in common with what is learned
+        own, part = scene[index == k], missed[index == k]
+        missed[index == k] = part - own * (part * own).sum(0) / own.square().sum(0)
+    target = torch.cat([scene + missed, torch.ones(n, 1, dtype=torch.float64)], 1)
+    zero, rays = torch.zeros(n, dtype=torch.float64), torch.ones(n, 3, dtype=torch.float64)
+    batch = RayBatch(Rays(rays, rays, zero, zero + 1, index), target, torch.zeros_like(scene), zero)
+    slope = 2 * (scene - target[:, :3]) / n
+    found = refinement.gradients(RayGradients(scene, slope, rays, rays), batch)["exposure"][0]
+    assert float(found.abs().max()) < 1e-12
+    # And they move where they are wrong: the scene is too dark for both photos.
+    found = refinement.gradients(RayGradients(0.9 * scene, 2 * (0.9 * scene - target[:, :3]) / n, rays, rays), batch)
+    assert float(found["exposure"][0].max()) < -1e-3
+
+
+def test_cameras_follow_the_focal_length() -> None:
+    """What they look at stays as large as it was in every photo; only perspective changes."""
+    cameras = some_cameras(12)
+    refinement = Refinement(("lens",), cameras, Spaces())
+    assert refinement.lens is not None and refinement.focus is not None
+    with torch.no_grad():
+        refinement.lens += torch.linalg.solve(refinement.lens_unit[0], torch.tensor([0.05, 0, 0, 0, 0.0]).double())
+    refinement.hold()
+    found = refinement.refined_cameras()
+    assert found[0].fx == pytest.approx(50.0 * np.exp(0.05))
+    middle = refinement.spaces.scene_to_world(refinement.focus)
+    for before, after in zip(cameras, found, strict=True):
+        np.testing.assert_allclose(after.position - middle, np.exp(0.05) * (before.position - middle), atol=1e-9)
+        # At the distance of what they look at, across the camera's axis.
+        across = before.camera_to_world[:, :2].T
+        forward = before.camera_to_world[:, 2]
+        foot = before.position + ((middle - before.position) @ forward) * forward
+        points = torch.cat([foot + 0.4 * across, foot - 0.4 * across])
+        assert pixels_between(before, after, points) < 0.04
+        assert pixels_between(replace(before, fx=after.fx, fy=after.fy), after, points) > 0.1
+    # A camera that is no photo's stays where it is among them, whatever its lens.
+    other = replace(cameras[3], fx=77.0)
+    np.testing.assert_allclose(refinement.carried(other).position, found[3].position, atol=1e-9)
+    assert refinement.carried(other).fx == 77.0
+    assert refinement.report()["distance_percent"] == pytest.approx(100 * np.expm1(0.05))
+
+
+def test_gains_do_not_follow_what_could_be_how_surfaces_shine() -> None:
+    random = np.random.default_rng(0)
+    outward = torch.from_numpy(random.normal(size=(100, 3)))
+    ways = smooth_ways(outward)
+    assert ways.shape == (100, 9) and smooth_ways(outward[:40]).shape == (40, 4)
+    assert smooth_ways(outward[:20]).shape == (20, 1)
+    torch.testing.assert_close(ways.T @ ways, torch.eye(9, dtype=torch.float64), atol=1e-12, rtol=0)
+    direction = torch.nn.functional.normalize(outward, dim=1)
+    shine = 0.3 + direction @ torch.tensor([0.1, 0.2, -0.3], dtype=torch.float64) + 0.2 * direction[:, 0] ** 2
+    assert float((shine - ways @ (ways.T @ shine)).abs().max()) < 1e-12
+    jumps = torch.from_numpy(random.normal(size=100))
+    assert float((ways.T @ jumps).norm() / jumps.norm()) < 0.5
+    # Photos from nearly one direction: no field could tell such changes from jumps, and gains keep them.
+    narrow = torch.tensor([0.0, 0.0, 10.0]) + 0.3 * outward
+    assert smooth_ways(narrow).shape == (100, 1)
 
 
 def test_what_photos_cannot_tell_is_held() -> None:
@@ -113,6 +190,25 @@ def test_what_photos_cannot_tell_is_held() -> None:
         refinement.poses += torch.linalg.solve(refinement.pose_unit, common[:, :, None])[:, :, 0].float()
     refinement.hold()
     torch.testing.assert_close(refinement.poses.detach(), before, atol=2e-8, rtol=1e-4)
+
+
+def test_poses_of_which_photos_say_nothing_return_to_the_file() -> None:
+    cameras = some_cameras(12)
+    refinement = Refinement(("poses", "exposure"), cameras, Spaces())
+    pulls = {group.name: group.l2 for group in refinement.groups()}
+    assert pulls == {"poses": refinement.options.pose_pull / 12, "exposure": 0.0}
+    poses = refinement.poses
+    assert poses is not None
+    table = torch.zeros(8, 1)
+    optimizer = HostOptimizer([Group(name="table", tensors=[table], is_table=True), *refinement.groups()])
+    with torch.no_grad():
+        poses.add_(0.01 * torch.randn(12, 6, generator=torch.Generator().manual_seed(0)))
+    refinement.hold()
+    before = float(poses.detach().norm())
+    for _ in range(20):
+        optimizer.step({"table": [torch.zeros(8, 1)], "poses": [torch.zeros(12, 6)]}, 0.02)
+        refinement.hold()
+    assert float(poses.detach().norm()) < 0.5 * before
 
 
 def test_nothing_is_corrected_at_first() -> None:
@@ -158,7 +254,13 @@ def test_refined_cameras_fit_photos_that_are_read_at_another_size(trained: int, 
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
-    for changes in ({"pose_rate": 0.0}, {"start": 1.5}, {"interval": 0}, {"rays_per_update": 0}):
+    for changes in (
+        {"pose_rate": 0.0},
+        {"start": 1.5},
+        {"interval": 0},
+        {"rays_per_update": 0},
+        {"pose_pull": -1.0},
+    ):
         with pytest.raises(ConfigError, match=next(iter(changes))):
             RefineOptions(**changes)  # pyright: ignore
     for parts in (("colour",), ("poses", "poses")):
@@ -271,7 +373,7 @@ def test_a_run_goes_on_bit_for_bit_and_its_cameras_are_in_the_checkpoint(tmp_pat
     task = NerfTask(config, scene, seed=1)
     train(task, halves, TrainOptions(n_steps=40), resume=True)
     (one, about), (other, _) = load_checkpoint(whole.checkpoint), load_checkpoint(halves.checkpoint)
-    assert {"refinement.poses", "refinement.gathered_lens", "optimizer.poses.0.moment1"} <= one.keys() == other.keys()
+    assert {"refinement.poses", "refinement.gathered_table", "optimizer.poses.0.moment1"} <= one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
     assert float(one["refinement.poses"].abs().max()) > 0
@@ -298,3 +400,15 @@ def test_fine_levels_wait_where_cameras_move() -> None:
     assert torch.equal(table[first:], before[first:]) and not torch.equal(table[:first], before[:first])
     task.step(3, 0.95)
     assert not torch.equal(table[first:], before[first:])
+
+
+def test_a_focal_length_that_is_wrong_for_all_photos_is_found_again() -> None:
+    clean = small()
+    wrong = 1.05
+    views = clean.splits["train"]
+    cameras = tuple(replace(camera, fx=wrong * camera.fx, fy=wrong * camera.fy) for camera in views.cameras)
+    bad = replace(clean, splits={**clean.splits, "train": replace(views, cameras=cameras)})
+    options = RefineOptions(interval=1, rays_per_update=64)
+    task = ran(bad, 300, refine=("lens",), refinement=options)
+    found = task.cameras()["train"][0].fx / views.cameras[0].fx
+    assert abs(found - 1) < 0.5 * (wrong - 1)

@@ -181,7 +181,8 @@ def check_focal_lengths(case: Case) -> None:
                 f"focal lengths of photos of one size contradict each other by a factor of {ratio:.1f}: "
                 f"{focal.min() / size[1]:.2f} to {focal.max() / size[1]:.2f} of the longer side, "
                 f"{middle / size[1]:.2f} in the middle",
-                "unless you zoomed, give all photos one camera: hashfield prepare does",
+                "unless you zoomed, give all photos one camera, as hashfield prepare does, or train with "
+                "--refine poses lens exposure",
                 far,
             )
     slips = [k for k, c in enumerate(case.cameras) if abs(math.log(c.fy / c.fx)) > 0.1]

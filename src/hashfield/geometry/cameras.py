@@ -361,6 +361,8 @@ def camera_table_gradient(
     direction: Float[Tensor, "n_rays 3"],
     grad_origin: Float[Tensor, "n_rays 3"],
     grad_direction: Float[Tensor, "n_rays 3"],
+    *,
+    of_lens: bool = True,
 ) -> Float[Tensor, "n_cameras 24"]:
     """What a loss's derivatives with respect to rays say about the cameras that the rays come from.
 
@@ -376,17 +378,37 @@ def camera_table_gradient(
         direction: Unit directions of the rays, in the space of the table's poses.
         grad_origin: Derivative of the loss with respect to each ray's origin.
         grad_direction: Derivative with respect to each ray's direction, its three numbers free of each other.
+        of_lens: Whether the columns from the 12th on are wanted; else they are 0, and a third of the work is saved.
     """
     index = camera_index.long()
     rows = lens_rows(table.to(direction.dtype)[index])
+    n_cameras = len(table)
     # Rays are normalised: only what is across the direction counts.
     across = grad_direction - (grad_direction * direction).sum(1, keepdim=True) * direction
     local = (rows.rotation * direction[:, :, None]).sum(1)
     rotation = across[:, :, None] * local[:, None, :]
     pose = torch.cat([rotation, grad_origin[:, :, None]], 2).reshape(-1, 12)
+    found = sums_by_camera(pose.to(table.dtype), index, n_cameras)
+    if not of_lens:
+        return torch.cat([found, torch.zeros_like(table[:, 12:])], 1)
     lens = _lens_gradient(rows, local, (rows.rotation * across[:, :, None]).sum(1))
-    found = torch.cat([pose, lens], 1).to(table.dtype)
-    return torch.zeros_like(table).index_add_(0, index, found)
+    return torch.cat([found, sums_by_camera(lens.to(table.dtype), index, n_cameras)], 1)
+
+
+def sums_by_camera(
+    values: Float[Tensor, "n_rays k"], camera_index: Int[Tensor, " n_rays"], n_cameras: int
+) -> Float[Tensor, "n_cameras k"]:
+    """Sums of what rays say over the rays of each camera.
+
+    Args:
+        values: What each ray says.
+        camera_index: Camera of each ray.
+        n_cameras: Number of cameras.
+    """
+    # Column by column: `index_add_` would take a tensor's whole machinery to each ray's row.
+    index = camera_index.long()
+    columns = [torch.bincount(index, weights=column, minlength=n_cameras) for column in values.unbind(1)]
+    return torch.stack(columns, 1).to(values.dtype)  # without rays these are whole numbers
 
 
 def _lens_gradient(rows: LensRows, local: Tensor, grad: Tensor) -> Tensor:

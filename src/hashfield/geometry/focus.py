@@ -31,13 +31,29 @@ _PANORAMA = LENSES.index("equirectangular")
 def distances_to_focus(table: Float64[Tensor, "n_cameras 24"]) -> Float64[Tensor, " n_cameras"] | None:
     """How far each camera is from the point that all of them look at; None where they look at no common point.
 
+    Args:
+        table: Cameras, see `geometry.cameras.camera_table`; distances are in its space.
+    """
+    offset = _ways_to_focus(table)
+    return None if offset is None else offset.norm(dim=1).clamp(min=1e-12)
+
+
+def focus_point(table: Float64[Tensor, "n_cameras 24"]) -> Float64[Tensor, " 3"] | None:
+    """The point that all cameras look at; None where they look at no common point.
+
     That point is the one whose squared distances to the axes have the least sum. Photos taken around an object have
     one, and so have those taken while facing a scene; a walk through rooms, a panorama and a flight straight on have
     none.
 
     Args:
-        table: Cameras, see `geometry.cameras.camera_table`; distances are in its space.
+        table: Cameras, see `geometry.cameras.camera_table`; the point is in its space, on the host.
     """
+    offset = _ways_to_focus(table)
+    return None if offset is None else (table.to(offset)[:, [3, 7, 11]] + offset).mean(0)
+
+
+def _ways_to_focus(table: Float64[Tensor, "n_cameras 24"]) -> Float64[Tensor, "n_cameras 3"] | None:
+    """The way from each camera to the point that all of them look at, if there is one."""
     found = _axes_and_focus(table)
     if found is None:
         return None
@@ -46,7 +62,7 @@ def distances_to_focus(table: Float64[Tensor, "n_cameras 24"]) -> Float64[Tensor
     along = (offset * axis).sum(1)
     miss = (offset - along[:, None] * axis).norm(dim=1) / distance
     is_common = (along > 0).double().mean() >= _IN_FRONT and _SHARPNESS * miss.median() <= spread
-    return distance if is_common else None
+    return offset if is_common else None
 
 
 def _axes_and_focus(table: Float64[Tensor, "n_cameras 24"]) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -132,7 +132,7 @@ class HostRaySteps:
                 gradients |= refinement.gradients(result.ray_gradients, batch)
             self.optimizer.step(gradients, rate)
             if refinement is not None and gradients.keys() & set(refinement.parts):
-                refinement.hold()
+                refinement.hold(gradients.keys())
         self.n_rays = next_rays(int(found.n_rays), int(found.n_samples), recipe.batch)
         return found
 

@@ -10,14 +10,19 @@ others do already (camera preconditioning): a shift sideways and a turn are near
 shows, and Adam, which gives every number the same step, would otherwise go where noise leads.
 
 What photos cannot tell is held: the cameras' corrections have no common turn, shift or growth, and the logarithms of
-the gains have the mean 0, for each channel.
+the gains have the mean 0, for each channel, and no part that changes smoothly with where a photo was taken from: that
+could as well be how surfaces shine, which the field learns and can tell of other views too.
+
+A longer focal length and cameras that stand as much farther away make the same picture but for perspective. So all
+cameras follow the focal length, away from the point that they look at or towards it, and the scene that is being
+learned stays as large as it is; else all of it would have to be learned anew for every change of the focal length.
 
 Source: preconditioning from CamP (Park et al. 2023), section 4; waiting levels from BARF (Lin et al. 2021), where
 frequencies wait.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
@@ -27,7 +32,8 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from hashfield.errors import CheckpointError, ConfigError
-from hashfield.geometry.cameras import Camera, camera_table, camera_table_gradient, rays_from_pixels
+from hashfield.geometry.cameras import Camera, camera_table, camera_table_gradient, rays_from_pixels, sums_by_camera
+from hashfield.geometry.focus import focus_point
 from hashfield.geometry.grid_layout import GridLayout
 from hashfield.geometry.lenses import LENSES, lens_limit
 from hashfield.geometry.rays import PixelPool, RayBatch
@@ -52,6 +58,11 @@ DISTANCES: Final = (0.5, 0.7, 1.0, 1.4, 2.0)
 """Where points are supposed to stand before a camera, in units of the cameras' median distance from the middle."""
 DAMPING: Final = 0.1
 """Share of each number's own effect that is added before units are made of effects (CamP's lambda)."""
+PHOTOS_PER_WAY: Final = 8
+"""Photos for each smooth function of the place that gains must not follow; with fewer, only their mean is held."""
+LEAST_VARIATION: Final = 0.2
+"""Where such a function varies by less than this over the photos, by its spread over the whole sphere, a field could
+hardly follow it either, and gains may."""
 COARSE_RESOLUTION: Final = 64
 """Vertices per scene unit of the levels that learn from the start; see `RefineOptions.coarse_until`."""
 
@@ -66,7 +77,10 @@ class RefineOptions:
     """What the learning rate is multiplied by for lenses; the product is how far a step moves rays, in radians."""
     exposure_rate: float = 1.0
     """What the learning rate is multiplied by for exposures: a step of the logarithms of gains."""
-    rays_per_update: int = 256
+    pose_pull: float = 10.0
+    """Weight in the loss of half the squared distance of each pose from the file's, in radians by which rays move, mean
+    over photos. It keeps poses of which the photos say little from following chance; photos with detail outweigh it."""
+    rays_per_update: int = 128
     """Rays of each photo, on average, whose gradients are gathered before poses and lenses take a step. With fewer, a
     step would follow chance: a capture's batch has some ten rays of each photo."""
     start: float = 0.05
@@ -74,17 +88,19 @@ class RefineOptions:
     coarse_until: float = 0.15
     """Fraction of the run by which all levels of the grid learn. Before, fine ones wait, since their details would
     settle where the uncorrected cameras put them; only where poses or lenses are refined. 0: none waits."""
-    distortion_start: float = 0.3
+    distortion_start: float = 0.6
     """Fraction of the run at which distortion terms begin to move: earlier, they would answer for the focal length."""
     every_step_until: float = 0.3
     """Fraction of the run until which every step refines."""
-    interval: int = 4
+    interval: int = 8
     """Later, only every interval-th step refines: the gradients of rays cost time."""
 
     def __post_init__(self) -> None:
         for name in ("pose_rate", "lens_rate", "exposure_rate"):
             if not 0 < getattr(self, name) <= 10:
                 raise ConfigError(f"{name}: expected a number in (0, 10], got {getattr(self, name)}")
+        if not 0 <= self.pose_pull < math.inf:
+            raise ConfigError(f"pose_pull: expected a number of at least 0, got {self.pose_pull}")
         for name in ("start", "coarse_until", "distortion_start", "every_step_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected a fraction, got {getattr(self, name)}")
@@ -114,15 +130,18 @@ class Refinement(nn.Module):
     centre, and a shift in units of `reach`; both in scene space."""
     lens: nn.Parameter | None
     """[n_lenses, 5]: in units of `lens_unit`, which makes of them the logarithm of the focal length's factor, the shift
-    of the principal point in pictures' widths and heights, and what is added to k1 and k2."""
+    of the principal point in pictures' widths and heights, and what is added to k1 and k2. The cameras' distances from
+    `focus` have the mean of the focal lengths' factors over the photos."""
     exposure: nn.Parameter | None
     """[n_photos, 3]: logarithm of each channel's gain: photo = gain * scene, in sRGB."""
     given: Tensor
     sizes: Tensor
     lens_number: Tensor
+    model_number: Tensor
     pose_unit: Tensor
     lens_unit: Tensor
     gauge: Tensor
+    gain_gauge: Tensor
 
     def __init__(
         self, parts: Sequence[Part], cameras: Sequence[Camera], spaces: Spaces, options: RefineOptions | None = None,
@@ -156,22 +175,38 @@ class Refinement(nn.Module):
         self.register_buffer("given", given, persistent=False)
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("lens_number", numbers, persistent=False)
+        models, model_number = torch.cat([numbers[:, None], given[:, 16:23]], 1).unique(dim=0, return_inverse=True)
+        self._models: list[list[float]] = models.tolist()
+        """Lens number, kind and coefficients of the lens models that differ in any of these."""
+        self.register_buffer("model_number", model_number, persistent=False)
         pose_unit = inverse_root(pose_effects(given, sizes))
         self.register_buffer("pose_unit", pose_unit, persistent=False)
+        self.focus = focus_point(given)
+        """The point that all cameras look at, scene space; without one (None) cameras follow no lens."""
         # Distortion terms have units of their own, since they begin later.
-        effects = lens_effects(given, sizes, numbers)
+        effects = lens_effects(given, sizes, numbers, follows=self.focus is not None)
         lens_unit = torch.zeros_like(effects)
         lens_unit[:, :3, :3], lens_unit[:, 3:, 3:] = inverse_root(effects[:, :3, :3]), inverse_root(effects[:, 3:, 3:])
         self.register_buffer("lens_unit", lens_unit, persistent=False)
         gauge = pose_gauge(position / self.reach, torch.linalg.inv(pose_unit))
         self.register_buffer("gauge", gauge.float(), persistent=False)
+        outward = -given[:, [2, 6, 10]] if self.focus is None else position - self.focus
+        self.register_buffer("gain_gauge", smooth_ways(outward).float(), persistent=False)
         shapes = {"poses": (n, 6), "lens": (int(numbers.max()) + 1, 5), "exposure": (n, 3)}
         for part in PARTS:
             setattr(self, part, nn.Parameter(torch.zeros(shapes[part])) if part in parts else None)
-            if part in parts:
-                self.register_buffer(f"gathered_{part}", torch.zeros(shapes[part]))
-        self.n_gathered: dict[str, int] = dict.fromkeys(parts, 0)
-        """Rays whose gradients wait in `gathered_<part>` for the part's next step."""
+        if self.exposure is not None:
+            self.register_buffer("gathered_exposure", torch.zeros(n, 3))
+        if self.moves_rays:
+            self.register_buffer("gathered_table", torch.zeros_like(given))
+        names = [
+            name
+            for name, is_gathered in (("exposure", self.exposure is not None), ("table", self.moves_rays))
+            if is_gathered
+        ]
+        self.n_gathered: dict[str, int] = dict.fromkeys(names, 0)
+        """Rays whose gradients wait in `gathered_<name>`: those to gains for the next step of gains, those to the
+        corrected cameras for the next one of poses and lenses."""
         self.to(device)
         self._table: Tensor | None = None
         self._pool: PixelPool | None = None
@@ -191,7 +226,12 @@ class Refinement(nn.Module):
         """What the optimiser steps, each with its own rate."""
         rates = {"poses": self.options.pose_rate, "lens": self.options.lens_rate}
         return [
-            Group(name=name, tensors=[parameter], rate=rates.get(name, self.options.exposure_rate))
+            Group(
+                name=name,
+                tensors=[parameter],
+                rate=rates.get(name, self.options.exposure_rate),
+                l2=self.options.pose_pull / len(self.cameras) if name == "poses" else 0.0,
+            )
             for name, parameter in self.named_parameters()
         ]
 
@@ -228,39 +268,49 @@ class Refinement(nn.Module):
         """Corrections of lenses, as `lens` describes them."""
         return (self.lens_unit @ lens.double()[:, :, None])[:, :, 0]
 
+    def _followed(self, position: Tensor, by: Float64[Tensor, "n_photos 5"]) -> Tensor:
+        """Where cameras at these positions stand when the photos' lenses are corrected by so much.
+
+        Args:
+            position: Scene space, of the photos or of other cameras.
+            by: Corrections of each photo's lens.
+        """
+        if self.focus is None:
+            return position
+        focus = self.focus.to(position)
+        return focus + torch.exp(by[:, 0].mean()) * (position - focus)
+
     def _corrected(self) -> Tensor:
         given = self.given
         pose = given[:, :12].reshape(-1, 3, 4)
-        if self.poses is not None:
-            by = self._pose_corrections(self.poses)
-            rotation = rotation_of(by[:, :3]) @ pose[:, :, :3]
-            position = pose[:, :, 3] + self.reach * by[:, 3:]
-            pose = torch.cat([rotation, position[:, :, None]], 2)
         intrinsics = given[:, 12:]
         if self.lens is not None:
             by = self._lens_corrections(self.lens)[self.lens_number]
+            position = self._followed(pose[:, :, 3], by)
+            pose = torch.cat([pose[:, :, :3], position[:, :, None]], 2)
             focal = given[:, 12:14] * torch.exp(by[:, :1])
             center = given[:, 14:16] + by[:, 1:3] * self.sizes
             k = given[:, 17:19] + by[:, 3:]
             kind, limit = self._lens_kinds()
             intrinsics = torch.cat([focal, center, kind[:, None], k, given[:, 19:23], limit[:, None]], 1)
+        if self.poses is not None:
+            by = self._pose_corrections(self.poses)
+            rotation = rotation_of(by[:, :3]) @ pose[:, :, :3]
+            position = pose[:, :, 3] + self.reach * by[:, 3:]
+            pose = torch.cat([rotation, position[:, :, None]], 2)
         return torch.cat([pose.reshape(-1, 12), intrinsics], 1)
 
     def _lens_kinds(self) -> tuple[Tensor, Tensor]:
         """Kind and limit of each photo's corrected lens: a pinhole that is given coefficients is none any more."""
         assert self.lens is not None
-        added = self._lens_corrections(self.lens.detach()).cpu()
-        kinds, limits, known = [], [], {}
-        for row, number in zip(self.given.tolist(), self.lens_number.tolist(), strict=True):
-            key = (number, *row[16:23])
-            if key not in known:
-                kind = int(row[16])
-                k1, k2 = (row[17] + float(added[number, 3]), row[18] + float(added[number, 4]))
-                kind = 1 if kind == 0 and (k1 != 0 or k2 != 0) else kind
-                known[key] = kind, lens_limit(LENSES[kind], (k1, k2, *row[19:23]))
-            kinds.append(float(known[key][0]))
-            limits.append(known[key][1])
-        return self.given.new_tensor(kinds), self.given.new_tensor(limits)
+        added = self._lens_corrections(self.lens.detach()).tolist()
+        found = []
+        for number, kind, k1, k2, *others in self._models:
+            k1, k2 = k1 + added[int(number)][3], k2 + added[int(number)][4]
+            kind = 1.0 if kind == 0 and (k1 != 0 or k2 != 0) else kind
+            found.append((kind, lens_limit(LENSES[int(kind)], (k1, k2, *others))))
+        kinds, limits = self.given.new_tensor(found)[self.model_number].unbind(1)
+        return kinds, limits
 
     def moved(self, pool: PixelPool) -> PixelPool:
         """The pool with the corrected cameras."""
@@ -276,13 +326,19 @@ class Refinement(nn.Module):
         return [_camera_of(row, camera) for row, camera in zip(table, self.cameras, strict=True)]
 
     def carried(self, camera: Camera) -> Camera:
-        """A camera that is no photo's, with the correction of its lens where a photo was taken with it; else itself."""
-        number = self.lens_of.get(lens_key(camera))
-        if self.lens is None or number is None:
+        """A camera that is no photo's, where it stands among the photos' and with the correction of its lens where a
+        photo was taken with it."""
+        if self.lens is None:
             return camera
+        by = self._lens_corrections(self.lens.detach()).cpu()
+        table = self.spaces.camera_table_to_scene(camera_table([camera]))
+        table[:, [3, 7, 11]] = self._followed(table[:, [3, 7, 11]], by[self.lens_number.cpu()])
+        row = self.spaces.camera_table_to_world(table)[0]
+        number = self.lens_of.get(lens_key(camera))
+        if number is None:
+            return _camera_of(row, camera)
         like = next(k for k, other in enumerate(self.cameras) if self.lens_of[lens_key(other)] == number)
-        lens = self._lens_corrections(self.lens.detach()).cpu()[number]
-        row = camera_table([camera])[0]
+        lens = by[number]
         row[12:14] *= torch.exp(lens[0])
         row[14:16] += lens[1:3] * row.new_tensor([camera.width, camera.height])
         row[17:19] += lens[3:]
@@ -314,53 +370,62 @@ class Refinement(nn.Module):
             batch: The batch that it was given.
         """
         due: dict[str, list[Tensor]] = {}
-        for part, gradient in self.derivatives(found, batch).items():
-            gathered = self.get_buffer(f"gathered_{part}")
+        for name, sums in self._sums(found, batch).items():
+            gathered = self.get_buffer(f"gathered_{name}")
             # A batch's gradients are means over its rays.
-            gathered += gradient * batch.n_rays
-            self.n_gathered[part] += batch.n_rays
-            wanted = RAYS_PER_GAIN if part == "exposure" else self.options.rays_per_update
-            if self.n_gathered[part] >= wanted * len(self.cameras):
-                due[part] = [gathered / self.n_gathered[part]]
+            gathered += sums * batch.n_rays
+            self.n_gathered[name] += batch.n_rays
+            wanted = RAYS_PER_GAIN if name == "exposure" else self.options.rays_per_update
+            if self.n_gathered[name] >= wanted * len(self.cameras):
+                mean = gathered / self.n_gathered[name]
+                due |= {"exposure": [mean]} if name == "exposure" else self._of_table(mean)
                 gathered.zero_()
-                self.n_gathered[part] = 0
+                self.n_gathered[name] = 0
         return due
 
-    def derivatives(self, found: RayGradients, batch: RayBatch) -> dict[str, Tensor]:
-        """Derivatives of a step's loss with respect to what is refined at this point of the run, by the parts' names.
-
-        Args:
-            found: What the step says about its rays.
-            batch: The batch that it was given.
-        """
+    def _sums(self, found: RayGradients, batch: RayBatch) -> dict[str, Tensor]:
+        """What the rays of a step say together: of gains, and of the cameras' numbers where these move by now."""
         index = batch.rays.image_index
         assert index is not None
-        derivatives: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         if self.exposure is not None:
-            # The loss compares color with target / gain: a larger gain lowers what is asked for.
-            share = found.grad_color * batch.target[:, :3] * batch.target[:, 3:]
-            derivatives["exposure"] = torch.zeros_like(self.exposure.detach()).index_add_(0, index, share)
+            # A larger gain lowers what is asked for. By how much is taken from the rendered scene, not from the photo
+            # with all that is not learned yet: else photos that have more of that would seem brighter than they are.
+            scene = found.color - batch.background * (1 - batch.target[:, 3:])
+            share = found.grad_color * scene * batch.target[:, 3:]
+            sums["exposure"] = sums_by_camera(share, index, len(self.cameras))
         if self.moves_rays and self.fraction >= self.options.start:
-            moved = [(name, p) for name, p in self.named_parameters() if name != "exposure"]
-            table = self.table()
-            grad_table = camera_table_gradient(
-                table.detach(), index, batch.rays.direction, found.grad_origin, found.grad_direction
+            told = (found.grad_direction != 0).any(1).nonzero()[:, 0]  # rays through nothing say nothing
+            direction, by_origin, by_direction = (
+                x[told] for x in (batch.rays.direction, found.grad_origin, found.grad_direction)
             )
-            grads = torch.autograd.grad(table, [p for _, p in moved], grad_table, retain_graph=True)
-            derivatives |= {name: grad for (name, _), grad in zip(moved, grads, strict=True)}
-            if "lens" in derivatives and self.fraction < self.options.distortion_start:
-                derivatives["lens"][:, 3:] = 0.0
-        return derivatives
+            # A ray sees the same from farther back. What is found along it comes from where samples happen to lie, and
+            # would add up where all cameras follow a lens.
+            by_origin = by_origin - (by_origin * direction).sum(1, keepdim=True) * direction
+            sums["table"] = camera_table_gradient(
+                self.table().detach(), index[told], direction, by_origin, by_direction, of_lens=self.lens is not None
+            )
+        return sums
+
+    def _of_table(self, gradient: Float64[Tensor, "n_photos 24"]) -> dict[str, list[Tensor]]:
+        """What gradients to the corrected cameras say of poses and lenses."""
+        moved = [(name, p) for name, p in self.named_parameters() if name != "exposure"]
+        grads = torch.autograd.grad(self.table(), [p for _, p in moved], gradient, retain_graph=True)
+        found = {name: [grad] for (name, _), grad in zip(moved, grads, strict=True)}
+        if "lens" in found and self.fraction < self.options.distortion_start:
+            found["lens"][0][:, 3:] = 0.0
+        return found
 
     @torch.no_grad()
-    def hold(self) -> None:
-        """Take out of the corrections what photos cannot tell, after they were changed."""
-        if self.poses is not None:
+    def hold(self, changed: Collection[str] = PARTS) -> None:
+        """Take out of the corrections what photos cannot tell, after some of the parts were changed."""
+        if self.poses is not None and "poses" in changed:
             flat = self.poses.view(-1)
             flat -= self.gauge @ (self.gauge.T @ flat)
-        if self.exposure is not None:
-            self.exposure.sub_(self.exposure.mean(0, keepdim=True))
-        self._table = self._pool = None
+        if self.exposure is not None and "exposure" in changed:
+            self.exposure.sub_(self.gain_gauge @ (self.gain_gauge.T @ self.exposure))
+        if "poses" in changed or "lens" in changed:
+            self._table = self._pool = None
 
     # --- report and checkpoint
 
@@ -382,6 +447,8 @@ class Refinement(nn.Module):
                 }
                 for k, row in enumerate(by)
             ]  # fmt: skip
+            if self.focus is not None:
+                found["distance_percent"] = 100 * math.expm1(float(by[self.lens_number.cpu(), 0].mean()))
         if self.exposure is not None:
             found["gains"] = torch.exp(self.exposure.detach().double().cpu()).tolist()
         return found
@@ -389,9 +456,8 @@ class Refinement(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """The corrections, and what is gathered for the next ones, as tensors of a checkpoint."""
         found = {f"refinement.{name}": p.detach() for name, p in self.named_parameters()}
-        found |= {f"refinement.gathered_{part}": self.get_buffer(f"gathered_{part}") for part in self.parts}
-        counts = [self.n_gathered[part] for part in self.parts]
-        return {**found, "refinement.n_gathered": torch.tensor(counts)}
+        found |= {f"refinement.gathered_{name}": self.get_buffer(f"gathered_{name}") for name in self.n_gathered}
+        return {**found, "refinement.n_gathered": torch.tensor(list(self.n_gathered.values()))}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -400,15 +466,15 @@ class Refinement(nn.Module):
         Raises:
             CheckpointError: a tensor is missing, of another shape, or not finite.
         """
-        counts = torch.zeros(len(self.parts), dtype=torch.int64)
+        counts = torch.zeros(len(self.n_gathered), dtype=torch.int64)
         mine = {f"refinement.{name}": p for name, p in self.named_parameters()}
-        mine |= {f"refinement.gathered_{part}": self.get_buffer(f"gathered_{part}") for part in self.parts}
+        mine |= {f"refinement.gathered_{name}": self.get_buffer(f"gathered_{name}") for name in self.n_gathered}
         for name, tensor in {**mine, "refinement.n_gathered": counts}.items():
             value = tensors.get(name)
             if value is None or value.shape != tensor.shape or not bool(torch.isfinite(value).all()):
                 raise CheckpointError(f"checkpoint: tensor {name!r}: missing or wrong")
             tensor.copy_(value)
-        self.n_gathered = dict(zip(self.parts, counts.tolist(), strict=True))
+        self.n_gathered = dict(zip(self.n_gathered, counts.tolist(), strict=True))
         self._table = self._pool = None
 
 
@@ -428,6 +494,11 @@ def summary(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             "lens corrected",
             f"focal length {lens['focal_percent']:+.2f} %, principal point {x:+.2f} % and {y:+.2f} % of the picture, "
             f"k1 {lens['k1']:+.4f}, k2 {lens['k2']:+.4f} ({lens['photos']} photos)",
+        ))  # fmt: skip
+    if "distance_percent" in report:
+        rows.append((
+            "cameras followed the lens",
+            f"distances from what they look at {report['distance_percent']:+.2f} %; the scene keeps its size",
         ))  # fmt: skip
     if "gains" in report:
         gains = np.array(report["gains"])
@@ -502,14 +573,16 @@ def pose_effects(
 
 
 def lens_effects(
-    table: Float64[Tensor, "n_photos 24"], sizes: Float64[Tensor, "n_photos 2"], number: Tensor
+    table: Float64[Tensor, "n_photos 24"], sizes: Float64[Tensor, "n_photos 2"], number: Tensor, *, follows: bool
 ) -> Float64[Tensor, "n_lenses 5 5"]:
-    """Mean products of what a lens's focal length, principal point, k1 and k2 do to the directions of its pixels.
+    """Mean products of what a lens's focal length, principal point, k1 and k2 do to the directions of its pixels, as
+    seen against points at `DISTANCES`.
 
     Args:
         table: The cameras.
         sizes: Width and height of each photo.
         number: Lens of each photo.
+        follows: Whether cameras follow the focal length, so that of its effect only perspective is left.
     """
     places = _lattice()
     n_lenses = int(number.max()) + 1
@@ -520,9 +593,12 @@ def lens_effects(
         u, v = ((places[:, i] * size - c) / f for i, (size, c, f) in enumerate(((width, cx, fx), (height, cy, fy))))
         r2, zero = u * u + v * v, torch.zeros_like(u)
         one = torch.ones_like(u)
-        across = torch.stack([u, one * width / fx, zero, u * r2, u * r2 * r2], 1)
-        down = torch.stack([v, zero, one * height / fy, v * r2, v * r2 * r2], 1)
-        found[k] = (across.T @ across + down.T @ down) / len(places)
+        share = float((number == k).double().mean()) if follows else 0.0
+        for distance in DISTANCES:
+            left = 1 - share / distance
+            across = torch.stack([left * u, one * width / fx, zero, u * r2, u * r2 * r2], 1)
+            down = torch.stack([left * v, zero, one * height / fy, v * r2, v * r2 * r2], 1)
+            found[k] += (across.T @ across + down.T @ down) / (len(places) * len(DISTANCES))
     return found
 
 
@@ -544,6 +620,27 @@ def pose_gauge(position: Float64[Tensor, "n 3"], to_units: Float64[Tensor, "n 6 
     flat = torch.stack([(to_units @ way[:, :, None]).reshape(-1) for way in ways], 1)
     left, size, _ = torch.linalg.svd(flat, full_matrices=False)
     return left[:, size > 1e-6 * size[0]]
+
+
+def smooth_ways(outward: Float64[Tensor, "n_photos 3"]) -> Float64[Tensor, "n_photos n_ways"]:
+    """Orthonormal vectors over the photos in which gains could as well be how surfaces shine: a constant, and spherical
+    harmonics of the direction from which a photo was taken, up to degree 2 where there are photos enough.
+
+    Args:
+        outward: From what the photos show to where each was taken, of any length.
+    """
+    n = len(outward)
+    x, y, z = torch.nn.functional.normalize(outward, dim=1).unbind(1)
+    first = [math.sqrt(3) * x, math.sqrt(3) * y, math.sqrt(3) * z]
+    second = [math.sqrt(15) * x * y, math.sqrt(15) * y * z, math.sqrt(15) * z * x]
+    second += [math.sqrt(15) / 2 * (x * x - y * y), math.sqrt(5) / 2 * (3 * z * z - 1)]
+    chosen = first + second if n >= 9 * PHOTOS_PER_WAY else first if n >= 4 * PHOTOS_PER_WAY else []
+    constant = torch.full((n, 1), 1 / math.sqrt(n), dtype=outward.dtype)
+    if not chosen:
+        return constant
+    ways = torch.stack(chosen, 1) / math.sqrt(n)
+    left, size, _ = torch.linalg.svd(ways - ways.mean(0), full_matrices=False)
+    return torch.cat([constant, left[:, size > LEAST_VARIATION]], 1)
 
 
 def _camera_of(row: Float64[Tensor, " 24"], like: Camera) -> Camera:

@@ -43,9 +43,10 @@ DEPTH_TOLERANCE = 0.01
 RESIDENT_BYTES = 2**30
 """Bytes of photos in memory at a time, where they lie in files and nothing says how many."""
 
-MARGIN_OF_ERROR = 0.04
+MARGIN_OF_ERROR = 0.025
 """Share of a picture's longer side by which silhouettes are grown where poses or lenses are refined: as much as half a
-degree, a hundredth of the distance and three of a hundred of the focal length move a pixel near the border."""
+degree, a hundredth of the distance and three of a hundred of the focal length move a pixel near the border, if they do
+so in directions that have nothing to do with each other."""
 
 
 class NerfTask:
