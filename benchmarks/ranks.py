@@ -5,6 +5,7 @@
     python benchmarks/ranks.py kills SCENE --kills 30
     python benchmarks/ranks.py render RUN
     python benchmarks/ranks.py sweep PICTURE
+    python benchmarks/ranks.py kernels
     python benchmarks/ranks.py table
 
 Everything but `table` needs a quiet machine of two cores. Rows go to results/ranks.csv; the table is computed from them
@@ -72,7 +73,7 @@ def worker(a: argparse.Namespace) -> None:
         task = NerfTask(config, load_scene(a.scene, ReadOptions(downscale=a.downscale)), seed=a.seed)
         task.warm_up()
         task.begin()
-        n_samples, spent, own, parts, marks = 0, [], time.process_time(), {"offer": 0.0, "call": 0.0}, []
+        n_samples, spent, own, parts, marks = 0, [], time.process_time(), {"offer": 0.0, "call": 0.0, "arrive": 0.0}, []
         if ranks is not None:
             measured(task.steps.mean, parts)
         began = time.perf_counter()
@@ -98,6 +99,7 @@ def worker(a: argparse.Namespace) -> None:
                 "kb_by_level": " ".join(str(round(x / 1e3)) for x in task.steps.mean.bytes_of_levels),
                 "take_ms": round(1e3 * parts["offer"] / a.steps, 2),
                 "exchange_ms": round(1e3 * parts["call"] / a.steps, 2),
+                "arrive_ms": round(1e3 * parts["arrive"] / a.steps, 2),
             }
         if ranks is None or ranks.is_first:
             if a.judge:
@@ -109,22 +111,23 @@ def worker(a: argparse.Namespace) -> None:
 
 
 def measured(mean: Any, parts: dict[str, float]) -> None:
-    """Let the two halves of the exchange add up their time: what is waited for is part of both."""
-    offer, kind = mean.offer, type(mean)
+    """Let the three parts of the exchange add up their time: what is waited for is part of each."""
+    offer, arrived, kind = mean.offer, mean._arrived, type(mean)
 
-    def timed_offer(*arguments: Any) -> Any:
-        before = time.perf_counter()
-        found = offer(*arguments)
-        parts["offer"] += time.perf_counter() - before
-        return found
+    def timed(name: str, work: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            before = time.perf_counter()
+            found = work(*arguments)
+            parts[name] += time.perf_counter() - before
+            return found
+
+        return call
 
     class Timed(kind):
-        def __call__(self, *arguments: Any) -> None:
-            before = time.perf_counter()
-            kind.__call__(self, *arguments)
-            parts["call"] += time.perf_counter() - before
+        def __call__(self, *arguments: Any) -> Any:
+            return timed("call", kind.__call__)(self, *arguments)
 
-    mean.offer, mean.__class__ = timed_offer, Timed
+    mean.offer, mean._arrived, mean.__class__ = timed("offer", offer), timed("arrive", arrived), Timed
 
 
 def row_of(text: str) -> dict[str, Any]:
@@ -283,7 +286,7 @@ def kills(a: argparse.Namespace) -> None:
             lines: list[str] = []
             reader = threading.Thread(target=lambda: lines.extend(process.stdout or []), daemon=True)
             reader.start()
-            done = killed_by_us(process, n_kills, random.Random(a.seed), out)
+            done = killed_by_us(process, n_kills, random.Random(a.seed), a.settle)
             code = process.wait()
             reader.join()
             metadata = checkpoint_of(out)
@@ -301,12 +304,13 @@ def kills(a: argparse.Namespace) -> None:
         append("ranks", list(found.values()))
 
 
-def killed_by_us(process: "subprocess.Popen[str]", n: int, chance: random.Random, out: Path) -> int:
-    """How many ranks could be killed, one after another, each a random time after its run began to train again."""
+def killed_by_us(process: "subprocess.Popen[str]", n: int, chance: random.Random, settle: float) -> int:
+    """How many ranks could be killed, one after another, each a random time after its run began to train again, which
+    takes `settle` seconds, about."""
     done = 0
     while done < n and process.poll() is None:
         children = [int(x) for x in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-        ranks = [x for x in children if is_old(x, 5.0)]
+        ranks = [x for x in children if is_old(x, settle)]
         if len(ranks) == 2:
             time.sleep(chance.uniform(0.0, 2.5))
             try:
@@ -406,13 +410,13 @@ MEASURED = {
     "kb_by_level": (66, 26, 134, 374, 709, 1148, 1632, 1791),
     "step_ms": 62.1,
     "step_samples": 2**16,
-    "adam_ms": 8.0,
     "take_ns": (2.6, 13.9),
-    "add_ns": (2.5, 1.3),
+    "sum_ns": (2.5, 1.3),
+    "update_ns": 8.0,
 }
-"""Of a machine of 2 cores, lego, L8 F4 T 2^19: rows of results/ranks.csv, and the kernels alone. Bytes are those of one
+"""Of a machine of 2 cores, lego, L8 F4 T 2^19: rows of results/ranks.csv, and what `kernels` prints. Bytes are those of one
 rank of two with half a batch of 2^16, in bfloat16; the first level travels whole. Of the kernels: nanoseconds on one core
-for each row of a level, and for each of those touched. `adam_ms` alone is an estimate, of Adam's pass over the table."""
+for each row of a level, and for each of those touched; Adam's for each row that anyone touched."""
 ROW = 16  # bytes of an entry of four float32
 EXCHANGES = 3  # that wait for each other: figures and counts, the touched entries, the small things
 
@@ -440,11 +444,60 @@ def touched(log2_t: int, samples: float) -> list[float]:
     return found
 
 
+def kernels(a: argparse.Namespace) -> None:
+    """What taking touched entries out, adding them up and Adam cost on one core; prints what `MEASURED` holds of it."""
+    import numpy as np
+    import torch
+
+    from hashfield.ops.adam import adam_table
+    from hashfield.ops.touched_rows import RowRoom, take_rows
+
+    torch.set_num_threads(1)
+    n, draw = a.rows, torch.Generator().manual_seed(0)
+    param, first, second = (torch.zeros(n, 4) for _ in range(3))
+    copy, takes, sums, wanted = param.to(torch.bfloat16), [], [], []
+    for share in (0.05, 0.4):
+        rooms = [RowRoom([slice(0, n)], 4, torch.bfloat16) for _ in range(4)]
+        counts, marked = [], torch.zeros(n, dtype=torch.bool)
+        for m, room in enumerate(rooms, start=1):
+            is_touched = torch.rand(n, generator=draw) < share
+            source, spent = is_touched[:, None] * torch.randn(n, 4, generator=draw), []
+            marked |= is_touched
+            for _ in range(a.repeats):
+                gradient = source.clone()
+                before = time.perf_counter()
+                found = take_rows(gradient, room, [0], 0.5)
+                spent.append(time.perf_counter() - before)
+            counts += found
+            takes.append((share, min(spent) / n))
+            spent = []
+            for k in range(a.repeats):
+                before = time.perf_counter()
+                adam_table(
+                    param, gradient, first, second, copy, step=1 + k, learning_rate=1e-3,
+                    rows=[r.rows(0, c) for r, c in zip(rooms, counts, strict=False)],
+                )  # fmt: skip
+                spent.append(time.perf_counter() - before)
+            sums.append((m, m * share, float(marked.float().mean())))
+            wanted.append(min(spent) / n)
+    scan, take = np.linalg.lstsq(np.array([(1.0, share) for share, _ in takes]), [t for _, t in takes], rcond=None)[0]
+    read, add, update = np.linalg.lstsq(np.array(sums), wanted, rcond=None)[0]
+    print(f"take_ns ({1e9 * scan:.2f}, {1e9 * take:.2f}), sum_ns ({1e9 * read:.2f}, {1e9 * add:.2f}), ", end="")
+    print(f"update_ns {1e9 * update:.2f}")
+    fitted = np.array(sums) @ [read, add, update]
+    print(
+        "Adam, ms measured and fitted:",
+        [f"{1e3 * n * x:.1f} {1e3 * n * y:.1f}" for x, y in zip(wanted, fitted, strict=True)],
+    )
+
+
 def cpu_seconds(n: int, batch: int, log2_t: int, gbits: float, delay: float) -> float:
     """Seconds of a step of n machines like the measured one."""
     m, sizes = MEASURED, entries(log2_t)
-    adam = 1e-3 * m["adam_ms"] * sum(sizes) / sum(entries(19))
-    per_sample = 1e-3 * (m["step_ms"] - m["adam_ms"]) / m["step_samples"]
+    # Kernels were timed on one core; a machine has two.
+    update = 0.5e-9 * m["update_ns"]
+    per_sample = (1e-3 * m["step_ms"] - update * sum(touched(19, m["step_samples"]))) / m["step_samples"]
+    adam = update * sum(touched(log2_t, batch))  # of the entries that anyone's samples touch
     if n == 1:
         return per_sample * batch + adam
     rows, received, sparse_rows, scanned = touched(log2_t, batch / n), 80e3 * (n - 1) / n, 0.0, 0
@@ -454,9 +507,8 @@ def cpu_seconds(n: int, batch: int, log2_t: int, gbits: float, delay: float) -> 
         received += min(whole, sparse)
         if sparse < whole:
             sparse_rows, scanned = sparse_rows + count, scanned + size
-    (scan, take), (read, add) = m["take_ns"], m["add_ns"]
-    handled = scanned * scan + sparse_rows * take + (n - 1) * (scanned * read + sparse_rows * add)
-    # The kernels were timed on one core; a machine has two.
+    (scan, take), (read, add) = m["take_ns"], m["sum_ns"]
+    handled = scanned * scan + sparse_rows * take + n * (scanned * read + sparse_rows * add)
     return per_sample * batch / n + adam + 0.5e-9 * handled + 8 * received / (gbits * 1e9) + EXCHANGES * (n - 1) * delay
 
 
@@ -529,6 +581,7 @@ def main() -> None:
             own.add_argument("--delay-ms", type=float, default=0.5)
         if name == "kills":
             own.add_argument("--kills", type=int, default=30)
+            own.add_argument("--settle", type=float, default=5.0)
     own = verbs.add_parser("render")
     own.set_defaults(call=render)
     own.add_argument("run", type=Path)
@@ -538,6 +591,10 @@ def main() -> None:
     own.set_defaults(call=sweep)
     own.add_argument("picture", type=Path)
     own.add_argument("--samples", type=int, default=2**20)
+    own = verbs.add_parser("kernels")
+    own.set_defaults(call=kernels)
+    own.add_argument("--rows", type=int, default=2**21)
+    own.add_argument("--repeats", type=int, default=5)
     own = verbs.add_parser("table")
     own.set_defaults(call=table)
     a = parser.parse_args()

@@ -40,6 +40,9 @@ class RayRecipe:
     """Decay of the networks' matrices."""
     seed: int = 0
     """Seed of every random choice."""
+    own_pixels: int = 0
+    """Pixels that this rank's rays go through over the run, where each has pixels of its own; 0: all draw from the
+    same."""
 
 
 @dataclass(frozen=True, kw_only=True)
