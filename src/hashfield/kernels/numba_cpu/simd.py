@@ -704,8 +704,16 @@ def _eight_rows(n: int):
             source = builder.bitcast(
                 _element_address(context, builder, sig.args[2], args[2], args[3]), words.as_pointer()
             )
-            arguments = [source, builder.bitcast(args[4], mask), ir.Constant(words, [0] * 8)]
-            found = _call(builder, f"llvm.masked.expandload.v8i{16 * n}", words, arguments)
+            chosen, zeros = builder.bitcast(args[4], mask), ir.Constant(words, [0] * 8)
+            if HAS_AVX512:  # as above: as many as there are, then spread out
+                n_bits = _call(builder, "llvm.ctpop.i8", I8, [args[4]])
+                first = builder.shl(ir.Constant(ir.IntType(16), 1), builder.zext(n_bits, ir.IntType(16)))
+                first = builder.trunc(builder.sub(first, ir.Constant(ir.IntType(16), 1)), I8)
+                arguments = [source, ir.Constant(I32, 2), builder.bitcast(first, mask), zeros]
+                found = _call(builder, f"llvm.masked.load.v8i{16 * n}.p0", words, arguments)
+                found = _call(builder, f"llvm.x86.avx512.mask.expand.v8i{16 * n}", words, [found, zeros, chosen])
+            else:
+                found = _call(builder, f"llvm.masked.expandload.v8i{16 * n}", words, [source, chosen, zeros])
             wide = builder.zext(builder.bitcast(found, halves), ir.VectorType(I32, 8 * n))
             shifted = builder.shl(wide, ir.Constant(ir.VectorType(I32, 8 * n), [16] * (8 * n)))
             target = builder.bitcast(
