@@ -66,3 +66,31 @@ def test_trains_saves_and_goes_on_elsewhere(backend: Backend, tmp_path) -> None:
     assert not other.steps.is_captured
     loss = other.step(4, 1.0).loss
     assert isinstance(loss, float) and loss < 1.0
+
+
+@on_triton
+def test_gradients_of_levels_that_wait_go_along(backend: Backend) -> None:
+    """After one step of levels that are updated every second: to the device again, and to the host."""
+    scene = make_demo_scene(size=16, n_train=2, n_test=1)[0]
+    config = replace(toy(), train=replace(toy().train, touches_per_update=100.0))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with use_backend(backend):
+        task, again = (NerfTask(config, scene, seed=1, device=device) for _ in range(2))
+        task.warm_up()
+        task.begin()
+        before = {name: tensor.clone() for name, tensor in task.field.named_parameters()}
+        task.step(0, 0.0)
+        assert torch.equal(task.field.encoding.table, before["encoding.table"]), "its turn has not come"
+        tensors, values = task.state()
+        assert tensors["optimizer.gradient"].any()
+        again.restore(tensors, values)
+        torch.testing.assert_close(again.state()[0]["optimizer.gradient"], tensors["optimizer.gradient"])
+        for one in (task, again):
+            one.step(1, 0.5)
+        for mine, theirs in zip(task.field.parameters(), again.field.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+        assert not torch.equal(task.field.encoding.table, before["encoding.table"])
+        assert "optimizer.gradient" not in task.state()[0]
+    host = NerfTask(config, scene, seed=1)
+    host.restore(tensors, values)
+    assert torch.equal(host.steps.workspace.grad_table, tensors["optimizer.gradient"])

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,14 @@ def same(a: Path, b: Path) -> None:
 
 def test_a_run_resumed_in_the_middle_equals_the_unbroken_one_bit_for_bit(tmp_path: Path):
     whole, parts = folder(tmp_path, "whole"), folder(tmp_path, "parts")
-    train(NerfTask(tiny_config(), small_scene(), seed=5), whole, TrainOptions(n_steps=60))
-    first = train(NerfTask(tiny_config(), small_scene(), seed=5), parts, TrainOptions(n_steps=60, stop_after=30))
-    assert first.stopped_by == "interrupted" and first.step == 30
+    config = tiny_config()
+    config = replace(config, train=replace(config.train, touches_per_update=100.0))
+    train(NerfTask(config, small_scene(), seed=5), whole, TrainOptions(n_steps=60))
+    first = train(NerfTask(config, small_scene(), seed=5), parts, TrainOptions(n_steps=60, stop_after=31))
+    assert first.stopped_by == "interrupted" and first.step == 31
+    assert load_checkpoint(parts.checkpoint)[0]["optimizer.gradient"].any(), "levels that wait for their update"
     assert planned_length(parts, read_metadata(parts.checkpoint)) == (60, None)
-    second = train(NerfTask(tiny_config(), small_scene(), seed=5), parts, TrainOptions(n_steps=60), resume=True)
+    second = train(NerfTask(config, small_scene(), seed=5), parts, TrainOptions(n_steps=60), resume=True)
     assert second.stopped_by == "done" and second.step == 60
     same(whole.checkpoint, parts.checkpoint)
 

@@ -214,7 +214,7 @@ def finish(
 
         def keep(k: int, rendering: np.ndarray, photo: np.ndarray) -> None:
             if k in chosen:
-                renderings[k] = shrunk(rendering, SHEET_SIDE)
+                renderings[k] = shrunk(to_uint8(rendering), SHEET_SIDE)
 
         seconds = max(15.0, result.train_seconds / 4) if evaluation_seconds is None else evaluation_seconds
         figures = evaluate_views(
@@ -280,15 +280,16 @@ def comparison(model: HasFrames, views: PosedImages, k: int, rendering: np.ndarr
         model: What is shown.
         views: The held-out ones.
         k: Which of them.
-        rendering: One of the size of the sheet's pictures, if there is one already.
+        rendering: One of the size of the sheet's pictures, if there is one already; uint8.
     """
     camera = views.cameras[k]
-    photo = shrunk(over(views.images[k], model.background), SHEET_SIDE)
+    photo = shrunk(to_uint8(over(views.images[k], model.background)), SHEET_SIDE)
     found = model.frame(camera.resized(photo.shape[1], photo.shape[0]), ("color", "depth", "opacity"), model.background)
-    rendering = np.clip(found["color"], 0.0, 1.0) if rendering is None else rendering
+    rendering = to_uint8(found["color"]) if rendering is None else rendering
+    error = error_picture(rendering / np.float32(255), photo / np.float32(255))
     row = [
-        ("photo", to_uint8(photo)), (f"rendering of {views.names[k]}", to_uint8(rendering)),
-        ("error x 5", error_picture(rendering, photo)), ("depth", colorize_depth(found["depth"], found["opacity"])),
+        ("photo", photo), (f"rendering of {views.names[k]}", rendering),
+        ("error x 5", error), ("depth", colorize_depth(found["depth"], found["opacity"])),
     ]  # fmt: skip
     return comparison_sheet([row])
 

@@ -81,6 +81,11 @@ class Optimizer(Protocol):
     n_steps: int
     """Steps taken so far."""
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether parts of the table wait for an update, so that their gradient is part of the state."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """The moments by name."""
         ...
@@ -246,6 +251,11 @@ class HostOptimizer:
         self.n_steps = n_steps
         self.table_bf16.copy_(self.table)
 
+    @property
+    def is_waiting(self) -> bool:
+        """See `Optimizer`."""
+        return any(self.n_steps % interval for _, interval in self.parts)
+
 
 class DeviceOptimizer:
     """Adam on a device that is not waited for: the twin of `HostOptimizer`.
@@ -372,6 +382,11 @@ class DeviceOptimizer:
         restore_moments(self.moments, tensors)
         self.n_steps = n_steps
         self.refresh_copies()
+
+    @property
+    def is_waiting(self) -> bool:
+        """See `Optimizer`."""
+        return any(self.n_steps % interval for interval in self.intervals)
 
 
 class _Flat:

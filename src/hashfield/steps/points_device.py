@@ -133,7 +133,7 @@ class DevicePointSteps(CapturedSteps):
     def state(self) -> State:
         """See `protocol.Steps`."""
         tensors, values = trained_state(self.field, self.optimizer, self.precision)
-        if self.recipe.has_pending_gradient:
+        if self.optimizer.is_waiting:
             tensors["optimizer.gradient"] = self.optimizer.grad_table * self.gradient_scale
         tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         if self.source is not None:
@@ -144,7 +144,7 @@ class DevicePointSteps(CapturedSteps):
         """See `protocol.Steps`."""
         restore_trained(self.field, self.optimizer, tensors, values)
         try:
-            if self.recipe.has_pending_gradient:
+            if self.optimizer.is_waiting:
                 self.optimizer.grad_table.copy_(tensors["optimizer.gradient"]).mul_(1.0 / self.gradient_scale)
             if self.source is not None:
                 restore_generator(self.random, values["random"], "checkpoint: random")

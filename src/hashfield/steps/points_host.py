@@ -111,7 +111,7 @@ class HostPointSteps:
     def state(self) -> State:
         """See `protocol.Steps`."""
         tensors, values = trained_state(self.field, self.optimizer, self.precision)
-        if self.recipe.has_pending_gradient:
+        if self.optimizer.is_waiting:
             tensors["optimizer.gradient"] = self.workspace.grad_table
         if self.device.type != "cpu":
             tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
@@ -123,7 +123,7 @@ class HostPointSteps:
         """See `protocol.Steps`."""
         restore_trained(self.field, self.optimizer, tensors, values)
         try:
-            if self.recipe.has_pending_gradient:
+            if self.optimizer.is_waiting:
                 self.workspace.grad_table.copy_(tensors["optimizer.gradient"])
             if self.source is not None:
                 restore_generator(self.random, values["random"], "checkpoint: random")

@@ -37,7 +37,14 @@ from hashfield.steps.protocol import StepResult
 from hashfield.steps.ray_budget import FEWEST, GROWTH, SAMPLES_EXPECTED, first_rays, most_rays
 from hashfield.steps.rays_host import host_generators, restored_grid
 from hashfield.steps.recipes import RayRecipe
-from hashfield.steps.state import State, generator_state, restore_trained, trained_state, warn_of_other_bits
+from hashfield.steps.state import (
+    State,
+    generator_state,
+    restore_gradient,
+    restore_trained,
+    trained_state,
+    warn_of_other_bits,
+)
 
 RAY_GRADIENT = 4.0
 """Loss scale: what the gradient of a single ray's squared error is multiplied by. A ray's gradient is at most some
@@ -66,7 +73,7 @@ class DeviceRaySteps(CapturedSteps):
         self.depth = DepthLosses(recipe.distortion, recipe.nearness, math.log(recipe.horizon))
         self.precision: str = compute_precision(precision, device)
         optimizer = self.optimizer = DeviceOptimizer(
-            network_groups(encoding.table, matrices, l2=recipe.l2), COMPUTE[self.precision]
+            network_groups(encoding.table, matrices, l2=recipe.l2, parts=recipe.parts), COMPUTE[self.precision]
         )
         self.device_field = DeviceField(
             layout=encoding.layout, table=optimizer.short_table, weights=optimizer.short_flat,
@@ -134,7 +141,7 @@ class DeviceRaySteps(CapturedSteps):
             self._step_scale = step_scale
             self.buffers.lattice.copy_(torch.tensor(lattice_values(self.recipe.cone_angle, step_scale)))
         self.optimizer.begin_step(rate, self.buffers.hyper)
-        self._run()
+        self._run(self.optimizer.due_interval)
         figures = self.buffers.stats.clone()
         return StepResult(figures[0], figures[1], figures[2], figures[3])
 
@@ -149,7 +156,7 @@ class DeviceRaySteps(CapturedSteps):
             huber_delta=r.huber_delta, depth=self.depth, loss_scale=RAY_GRADIENT, target_samples=r.batch,
             fewest_rays=FEWEST, growth=float(GROWTH), most_rays=self.max_rays,
         )  # fmt: skip
-        self.optimizer.enqueue({"matrices": self.buffers.grad_weights}, self.buffers.hyper)
+        self.optimizer.enqueue({"matrices": self.buffers.grad_weights}, self.buffers.hyper, due_interval)
 
     def _refresh(self, step: int, grid: OccupancyGrid) -> None:
         upkeep = self.recipe.upkeep
@@ -163,7 +170,7 @@ class DeviceRaySteps(CapturedSteps):
         self.n_rays.zero_()
         self.buffers.hyper.zero_()
         self.buffers.lattice.copy_(torch.tensor(lattice_values(self.recipe.cone_angle, 8.0)))
-        self._enqueue()
+        self._enqueue(max(self.optimizer.intervals))
         values = torch.zeros(8 * len(self.bits), device=self.device)
         few = torch.arange(256, device=self.device)
         for max_cells in (256, 128):
@@ -179,6 +186,8 @@ class DeviceRaySteps(CapturedSteps):
         assert self.grid is not None
         tensors, values = trained_state(self.field, self.optimizer, self.precision)
         tensors |= {"occupancy.values": self.grid.values, "bits": self.bits, "box": self.box_buffer}
+        if self.optimizer.is_waiting:  # what it is multiplied by is of the last step's rays, which were about as many
+            tensors["optimizer.gradient"] = self.optimizer.grad_table * self.buffers.hyper[1]
         tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         values |= {
             "n_rays": int(self.n_rays), "next_refresh": self.next_refresh, "n_refreshes": self.n_refreshes,
@@ -202,6 +211,10 @@ class DeviceRaySteps(CapturedSteps):
         warn_of_other_bits(values, self.precision, follows_threads=False)
         self._set_scene(grid, box)
         self.n_rays.fill_(min(n_rays, self.max_rays))
+        if self.optimizer.is_waiting:
+            restore_gradient(self.optimizer.grad_table, tensors)
+            self.buffers.hyper[1:2] = 1.0 / (RAY_GRADIENT * self.n_rays)
+            self.optimizer.grad_table.div_(self.buffers.hyper[1])
         if "device_random" in values:
             self._restore_random(values["device_random"])
         else:

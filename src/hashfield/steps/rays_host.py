@@ -38,6 +38,7 @@ from hashfield.steps.state import (
     State,
     generator_state,
     restore_generator,
+    restore_gradient,
     restore_trained,
     trained_state,
     warn_of_other_bits,
@@ -73,7 +74,7 @@ class HostRaySteps:
         self.ranks = current()
         self.mean = GradientMean(self.ranks, table_levels(field.encoding)) if self.ranks.n > 1 else None
         refined = [] if refinement is None else refinement.groups()
-        groups = [*network_groups(table, self.matrices, l2=recipe.l2), *refined]
+        groups = [*network_groups(table, self.matrices, l2=recipe.l2, parts=recipe.parts), *refined]
         self.optimizer = HostOptimizer(groups, reduce=self.mean)
         numbers = self.values()
         self.precision: str = numbers.precision
@@ -253,6 +254,8 @@ class HostRaySteps:
         assert self.grid is not None and self.box is not None
         tensors, values = trained_state(self.field, self.optimizer, self.precision)
         tensors |= {"occupancy.values": self.grid.values, "bits": self.grid.bits, "box": self.box}
+        if self.optimizer.is_waiting:
+            tensors["optimizer.gradient"] = self.workspace.grad_table
         if self.refinement is not None:
             tensors |= self.refinement.state()
         if self.device.type != "cpu":
@@ -267,6 +270,8 @@ class HostRaySteps:
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """See `protocol.Steps`."""
         restore_trained(self.field, self.optimizer, tensors, values)
+        if self.optimizer.is_waiting:
+            restore_gradient(self.workspace.grad_table, tensors)
         if self.refinement is not None:
             self.refinement.restore(tensors)
         grid, box = restored_grid(tensors, self.recipe.aabb_scale, self.device)

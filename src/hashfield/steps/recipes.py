@@ -1,5 +1,6 @@
 """What stays the same in every step of a run: one recipe, which hosts and devices follow alike."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hashfield.ops.train_points import PointLoss
@@ -7,7 +8,24 @@ from hashfield.steps.occupancy import Upkeep
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayRecipe:
+class Recipe:
+    """What all steps of any run have in common."""
+
+    l2: float = 1e-6
+    """Decay of the networks' matrices."""
+    parts: tuple[tuple[int, int], ...] | None = None
+    """(entries, interval) of the levels of the table, as `optimizers.Group` has it; None updates all at every step."""
+    seed: int = 0
+    """Seed of every random choice."""
+
+    @property
+    def longest_interval(self) -> int:
+        """Steps until every part of the table has had its update."""
+        return max((interval for _, interval in self.parts or ()), default=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayRecipe(Recipe):
     """What all steps of a run on rays have in common."""
 
     aabb_scale: int
@@ -36,35 +54,45 @@ class RayRecipe:
     """Relative error of known distances that is not held against a ray's sample weights."""
     total_variation: float = 0.0
     """Weight of the grid's total variation in random cubes of vertices."""
-    l2: float = 1e-6
-    """Decay of the networks' matrices."""
-    seed: int = 0
-    """Seed of every random choice."""
     own_pixels: int = 0
     """Pixels that this rank's rays go through over the run, where each has pixels of its own; 0: all draw from the
     same."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointRecipe:
+class PointRecipe(Recipe):
     """What all steps of a run on points have in common."""
 
     n_points: int
     """Points of every step."""
     loss: PointLoss
     """What is minimised, as `train_points` has it."""
-    l2: float = 1e-6
-    """Decay of the network's matrices."""
-    parts: tuple[tuple[int, int], ...] | None = None
-    """(entries, interval) of the levels of the table, as `optimizers.Group` has it; None updates all at every step."""
     is_fixed_point: bool = False
     """Whether positions are int32 in fixed point; else float32."""
     has_squared_error: bool = True
     """Whether the mean squared error says something: a PSNR."""
-    seed: int = 0
-    """Seed of every random choice."""
 
-    @property
-    def has_pending_gradient(self) -> bool:
-        """Whether parts of the table wait for their update, so that their gradient is part of the state."""
-        return max((interval for _, interval in self.parts or ()), default=1) > 1
+
+def update_parts(
+    entries: Sequence[int], touches: int, wanted: float, longest: int
+) -> tuple[tuple[int, int], ...] | None:
+    """(entries, interval) of each level: steps between its updates, powers of two, so that a level's turn comes with
+    those of coarser ones. An update walks through all of a level's memory, and gains little where a batch touches few
+    of its entries.
+
+    Args:
+        entries: Entries of each level of the table; none where there is no table.
+        touches: Entries of a level that one batch touches.
+        wanted: Times that each entry of a level should be touched, on average, between two of the level's updates.
+        longest: Steps between two updates, at most.
+
+    >>> update_parts([1000, 2**20, 2**22], 2**18, 0.5, 8)
+    ((1000, 1), (1048576, 2), (4194304, 8))
+    """
+    found = []
+    for size in entries:
+        interval = 1
+        while interval < longest and interval * touches < wanted * size:
+            interval *= 2
+        found.append((size, interval))
+    return tuple(found) or None

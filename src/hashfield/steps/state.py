@@ -52,6 +52,26 @@ def restore_trained(
         raise CheckpointError(f"checkpoint: state: optimizer_steps: missing or wrong: {error}") from error
 
 
+def restore_gradient(gradient: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Take back the gradient of those parts of a table that wait for an update. Runs on rays of versions in which no
+    part waited have none: nothing waits then.
+
+    Args:
+        gradient: [n_entries, n_features], changed in place.
+        tensors: Tensors of a checkpoint, by name.
+
+    Raises:
+        CheckpointError: it is of another shape.
+    """
+    saved = tensors.get("optimizer.gradient")
+    if saved is None:
+        gradient.zero_()
+    elif saved.shape != gradient.shape:
+        raise CheckpointError("optimizer.gradient: wrong shape")
+    else:
+        gradient.copy_(saved)
+
+
 def warn_of_other_bits(values: Mapping[str, Any], precision: str, *, follows_threads: bool = True) -> None:
     """Say where a run that goes on will differ from one that was never stopped.
 

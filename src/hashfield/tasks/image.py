@@ -17,8 +17,8 @@ from hashfield.nn.config import MLPConfig
 from hashfield.steps.choice import point_steps
 from hashfield.steps.pixel_source import PictureSource
 from hashfield.steps.protocol import StepResult
-from hashfield.steps.recipes import PointRecipe
-from hashfield.tasks.image_config import ImageConfig, make_module
+from hashfield.steps.recipes import PointRecipe, update_parts
+from hashfield.tasks.image_config import LONGEST_INTERVAL, ImageConfig, make_module
 from hashfield.tasks.image_model import ImageModel, shape_of
 from hashfield.tasks.shared import CPU, check_seed, fingerprint_of
 from hashfield.train.checkpoint import config_to_dict
@@ -62,10 +62,9 @@ class ImageTask:
             picture.n_channels, has_alpha=self.shape.has_alpha, is_premultiplied=self.shape.is_hdr,
         )  # fmt: skip
         entries = self.config.grid().layout(2).entries.tolist() if self.config.encoding.otype == "Grid" else []
-        intervals = update_intervals(entries, 4 * source.n_points, train.touches_per_update)
         recipe = PointRecipe(
             n_points=source.n_points, loss=train.loss, l2=train.l2, is_fixed_point=True, seed=seed,
-            parts=tuple(zip(entries, intervals, strict=True)) or None,
+            parts=update_parts(entries, 4 * source.n_points, train.touches_per_update, LONGEST_INTERVAL),
         )  # fmt: skip
         self.steps = point_steps(
             self.field, recipe, self.config.precision, source, draws_there=is_picture_on_device
@@ -132,30 +131,6 @@ def gpu_memory(config: ImageConfig, width: int, height: int, n_channels: int, n_
     shapes = MLPConfig(config.n_neurons, config.n_hidden_layers).shapes(config.grid().n_output(2), n_channels)
     n_weights = sum(a * b for a, b in shapes)
     return points_memory(config.grid().layout(2), n_weights, columns * rows, n_channels, n_pixel_bytes)
-
-
-LONGEST_INTERVAL = 8
-"""Steps between two updates of a level, at most."""
-
-
-def update_intervals(entries: list[int], touches: int, wanted: float) -> list[int]:
-    """Steps between the updates of each level: powers of two, so that a level's turn comes with those of coarser ones.
-
-    Args:
-        entries: Entries of each level of the table.
-        touches: Entries of a level that one batch touches.
-        wanted: Times that each entry of a level should be touched, on average, between two of the level's updates.
-
-    >>> update_intervals([1000, 2**20, 2**22], 2**18, 0.5)
-    [1, 2, 8]
-    """
-    found = []
-    for size in entries:
-        interval = 1
-        while interval < LONGEST_INTERVAL and interval * touches < wanted * size:
-            interval *= 2
-        found.append(interval)
-    return found
 
 
 def lattice_for(batch: int, width: int, height: int) -> tuple[int, int]:

@@ -19,6 +19,9 @@ from hashfield.tasks.config import (
     check_precision,
 )
 
+LONGEST_INTERVAL = 8
+"""Steps between two updates of a level, at most."""
+
 
 @dataclass(frozen=True)
 class ImageTrainConfig(RateConfig):
@@ -30,7 +33,7 @@ class ImageTrainConfig(RateConfig):
     final_learning_rate: float = 1e-4
     flat_until: float = 0.3
     touches_per_update: float = 0.5
-    """A level is updated once the batches since have touched its entries this often on average, at most after
+    """A level is updated once the batches since have touched its entries this often on average, or after
     `LONGEST_INTERVAL` steps; 0 updates every level at every step."""
     loss: PointLoss = "l2"
     """What is minimised, of sRGB values; l2 is what PSNR measures."""

@@ -16,6 +16,7 @@ from hashfield.errors import ConfigError
 from hashfield.geometry.cameras import Camera, camera_table
 from hashfield.geometry.focus import distances_to_focus
 from hashfield.geometry.rays import PixelPool
+from hashfield.nn.encodings import GridEncoding
 from hashfield.nn.fields import RadianceField
 from hashfield.ops.occupancy_update import carve, silhouettes
 from hashfield.steps.choice import ray_steps
@@ -24,10 +25,10 @@ from hashfield.steps.occupancy import Upkeep
 from hashfield.steps.pixel_source import flat_masks, masked_pool, pixel_pool
 from hashfield.steps.protocol import StepResult
 from hashfield.steps.ranks import current
-from hashfield.steps.recipes import RayRecipe
+from hashfield.steps.recipes import RayRecipe, update_parts
 from hashfield.steps.refinement import Refinement
 from hashfield.steps.streamed_pool import StreamedPool, overview
-from hashfield.tasks.nerf_config import NerfConfig
+from hashfield.tasks.nerf_config import LONGEST_INTERVAL, NerfConfig
 from hashfield.tasks.nerf_model import NerfModel, expected_shapes
 from hashfield.tasks.shared import CPU, check_seed, fingerprint_of, parse_background
 from hashfield.train.checkpoint import config_to_dict
@@ -162,6 +163,8 @@ class NerfTask:
         train, occupancy = self.config.train, self.config.occupancy
         nearness = train.nearness if train.nearness is not None else 0.0 if self.is_carved else 0.005
         decay = occupancy.decay if occupancy.decay is not None else 0.6 if self.is_carved else 0.95
+        encoding = self.field.encoding
+        entries = encoding.layout.entries.tolist() if isinstance(encoding, GridEncoding) else []
         return RayRecipe(
             aabb_scale=self.spaces.aabb_scale,
             cone_angle=self.spaces.cone_angle,
@@ -182,6 +185,7 @@ class NerfTask:
             tolerance=DEPTH_TOLERANCE if self.teacher is not None else 0.0,
             total_variation=train.total_variation,
             l2=train.l2,
+            parts=update_parts(entries, 8 * train.batch, train.touches_per_update, LONGEST_INTERVAL),
             seed=self.seed,
             own_pixels=self.streamed.n_drawable if self.streamed is not None and current().n > 1 else 0,
         )
