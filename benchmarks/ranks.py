@@ -74,8 +74,9 @@ def worker(a: argparse.Namespace) -> None:
         task.warm_up()
         task.begin()
         n_samples, spent, own, parts, marks = 0, [], time.process_time(), {"offer": 0.0, "call": 0.0, "arrive": 0.0}, []
+        sent: list[list[int]] = []
         if ranks is not None:
-            measured(task.steps.mean, parts)
+            measured(task.steps.mean, parts, sent)
         began = time.perf_counter()
         for k in range(a.steps):
             before = time.perf_counter()
@@ -95,8 +96,8 @@ def worker(a: argparse.Namespace) -> None:
         }  # fmt: skip
         if ranks is not None:
             row |= {
-                "mb_per_step": round(sum(task.steps.mean.bytes_of_levels) / 1e6, 2),
-                "kb_by_level": " ".join(str(round(x / 1e3)) for x in task.steps.mean.bytes_of_levels),
+                "mb_per_step": round(sum(map(sum, sent[late:])) / len(sent[late:]) / 1e6, 2),
+                "kb_by_level": " ".join(str(round(sum(x) / len(x) / 1e3)) for x in zip(*sent[late:], strict=True)),
                 "take_ms": round(1e3 * parts["offer"] / a.steps, 2),
                 "exchange_ms": round(1e3 * parts["call"] / a.steps, 2),
                 "arrive_ms": round(1e3 * parts["arrive"] / a.steps, 2),
@@ -110,8 +111,8 @@ def worker(a: argparse.Namespace) -> None:
             print("ROW " + json.dumps(row), flush=True)
 
 
-def measured(mean: Any, parts: dict[str, float]) -> None:
-    """Let the three parts of the exchange add up their time: what is waited for is part of each."""
+def measured(mean: Any, parts: dict[str, float], sent: list[list[int]]) -> None:
+    """Let the three parts of the exchange add up their time, in which waiting is included, and note each step's bytes."""
     offer, arrived, kind = mean.offer, mean._arrived, type(mean)
 
     def timed(name: str, work: Any) -> Any:
@@ -125,7 +126,9 @@ def measured(mean: Any, parts: dict[str, float]) -> None:
 
     class Timed(kind):
         def __call__(self, *arguments: Any) -> Any:
-            return timed("call", kind.__call__)(self, *arguments)
+            found = timed("call", kind.__call__)(self, *arguments)
+            sent.append(list(self.bytes_of_levels))
+            return found
 
     mean.offer, mean._arrived, mean.__class__ = timed("offer", offer), timed("arrive", arrived), Timed
 
@@ -432,15 +435,27 @@ def entries(log2_t: int) -> list[int]:
     return config.field_config(1, 0.0).encoding.layout(3).entries.tolist()
 
 
-def touched(log2_t: int, samples: float) -> list[float]:
-    """Entries of each level that so many samples touch: of balls thrown into a level's entries, how many it holds. What
-    one sample throws is fitted to the measurement, since neighbours share most of their corners."""
-    known, sizes = entries(19), entries(log2_t)
+def intervals(log2_t: int, batch: int) -> list[int]:
+    """Steps between two updates of each level."""
+    from hashfield.steps.recipes import update_parts
+    from hashfield.tasks.nerf_config import LONGEST_INTERVAL, PRESETS
+
+    wanted = PRESETS["default"].train.touches_per_update
+    return [k for _, k in update_parts(entries(log2_t), 8 * batch, wanted, LONGEST_INTERVAL) or ()]
+
+
+def touched(log2_t: int, samples: float, batch: int) -> list[float]:
+    """Entries of each level that so many samples a step touch until its update: of balls thrown into a level's entries,
+    how many it holds. What one sample throws is fitted to the measurement, since neighbours share most of their
+    corners."""
+    known, sizes, turns = entries(19), entries(log2_t), intervals(log2_t, batch)
     found = []
-    for kb, size, new in zip(MEASURED["kb_by_level"], known, sizes, strict=True):
-        rows = min(size - 1, (1e3 * kb - size / 8) / (ROW / 2)) if size >= 2**14 else size - 1
-        each = -size / MEASURED["samples"] * math.log(1 - rows / size)
-        found.append(new * (1 - math.exp(-each * samples / new)))
+    for kb, size, turn, new, own in zip(
+        MEASURED["kb_by_level"], known, intervals(19, MEASURED["step_samples"]), sizes, turns, strict=True
+    ):
+        rows = min(size - 1, (1e3 * kb * turn - size / 8) / (ROW / 2)) if size >= 2**14 else size - 1
+        each = -size / (MEASURED["samples"] * turn) * math.log(1 - rows / size)
+        found.append(new * (1 - math.exp(-each * samples * own / new)))
     return found
 
 
@@ -493,20 +508,22 @@ def kernels(a: argparse.Namespace) -> None:
 
 def cpu_seconds(n: int, batch: int, log2_t: int, gbits: float, delay: float) -> float:
     """Seconds of a step of n machines like the measured one."""
-    m, sizes = MEASURED, entries(log2_t)
+    m, sizes, turns = MEASURED, entries(log2_t), intervals(log2_t, batch)
     # Kernels were timed on one core; a machine has two.
-    update = 0.5e-9 * m["update_ns"]
-    per_sample = (1e-3 * m["step_ms"] - update * sum(touched(19, m["step_samples"]))) / m["step_samples"]
-    adam = update * sum(touched(log2_t, batch))  # of the entries that anyone's samples touch
+    update, known = 0.5e-9 * m["update_ns"], m["step_samples"]
+    adam_known = update * sum(a / k for a, k in zip(touched(19, known, known), intervals(19, known), strict=True))
+    per_sample = (1e-3 * m["step_ms"] - adam_known) / known
+    # of the entries that anyone's samples touch
+    adam = update * sum(a / k for a, k in zip(touched(log2_t, batch, batch), turns, strict=True))
     if n == 1:
         return per_sample * batch + adam
-    rows, received, sparse_rows, scanned = touched(log2_t, batch / n), 80e3 * (n - 1) / n, 0.0, 0
-    for size, count in zip(sizes, rows, strict=True):
+    rows, received, sparse_rows, scanned = touched(log2_t, batch / n, batch), 80e3 * (n - 1) / n, 0.0, 0.0
+    for size, count, turn in zip(sizes, rows, turns, strict=True):
         whole = 2 * (n - 1) / n * ROW * size
         sparse = (n - 1) * (size / 8 + count * ROW / 2) if size >= 2**14 else math.inf
-        received += min(whole, sparse)
+        received += min(whole, sparse) / turn
         if sparse < whole:
-            sparse_rows, scanned = sparse_rows + count, scanned + size
+            sparse_rows, scanned = sparse_rows + count / turn, scanned + size / turn
     (scan, take), (read, add) = m["take_ns"], m["sum_ns"]
     handled = scanned * scan + sparse_rows * take + n * (scanned * read + sparse_rows * add)
     return per_sample * batch / n + adam + 0.5e-9 * handled + 8 * received / (gbits * 1e9) + EXCHANGES * (n - 1) * delay
