@@ -349,7 +349,7 @@ def render(a: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         outs = {}
-        for form in ("png", "mp4"):
+        for form in a.forms:
             for name, n in (("one", 1), ("two", 2)):
                 out = Path(folder) / f"{form}_{name}"
                 words = [
@@ -410,16 +410,16 @@ def sweep(a: argparse.Namespace) -> None:
 
 MEASURED = {
     "samples": 2**15,
-    "kb_by_level": (66, 26, 134, 374, 709, 1148, 1632, 1791),
-    "step_ms": 62.1,
+    "kb_by_level": (66, 26, 132, 248, 553, 921, 1259, 1359),
+    "step_ms": 39.2,
     "step_samples": 2**16,
-    "take_ns": (2.6, 13.9),
-    "sum_ns": (2.5, 1.3),
-    "update_ns": 8.0,
+    "take_ns": 1.4,
+    "sum_ns": 1.1,
+    "update_ns": 2.1,
 }
 """Of a machine of 2 cores, lego, L8 F4 T 2^19: rows of results/ranks.csv, and what `kernels` prints. Bytes are those of one
-rank of two with half a batch of 2^16, in bfloat16; the first level travels whole. Of the kernels: nanoseconds on one core
-for each row of a level, and for each of those touched; Adam's for each row that anyone touched."""
+rank of two with half a batch of 2^16, in bfloat16, as a mean over steps; the first level travels whole. Of the kernels:
+nanoseconds on one core for each entry of a level: to take out what is touched, to add up what one rank sends, and Adam's."""
 ROW = 16  # bytes of an entry of four float32
 EXCHANGES = 3  # that wait for each other: figures and counts, the touched entries, the small things
 
@@ -465,68 +465,61 @@ def kernels(a: argparse.Namespace) -> None:
     import torch
 
     from hashfield.ops.adam import adam_table
-    from hashfield.ops.touched_rows import RowRoom, take_rows
+    from hashfield.ops.touched_rows import RowRoom, TouchedRows, take_rows
+
+    def least_ns(work: Any) -> float:
+        spent = []
+        for _ in range(a.repeats):
+            before = time.perf_counter()
+            work()
+            spent.append(time.perf_counter() - before)
+        return 1e9 * min(spent) / n
 
     torch.set_num_threads(1)
     n, draw = a.rows, torch.Generator().manual_seed(0)
     param, first, second = (torch.zeros(n, 4) for _ in range(3))
-    copy, takes, sums, wanted = param.to(torch.bfloat16), [], [], []
-    for share in (0.05, 0.4):
-        rooms = [RowRoom([slice(0, n)], 4, torch.bfloat16) for _ in range(4)]
-        counts, marked = [], torch.zeros(n, dtype=torch.bool)
-        for m, room in enumerate(rooms, start=1):
-            is_touched = torch.rand(n, generator=draw) < share
-            source, spent = is_touched[:, None] * torch.randn(n, 4, generator=draw), []
-            marked |= is_touched
-            for _ in range(a.repeats):
-                gradient = source.clone()
-                before = time.perf_counter()
-                found = take_rows(gradient, room, [0], 0.5)
-                spent.append(time.perf_counter() - before)
-            counts += found
-            takes.append((share, min(spent) / n))
-            spent = []
-            for k in range(a.repeats):
-                before = time.perf_counter()
-                adam_table(
-                    param, gradient, first, second, copy, step=1 + k, learning_rate=1e-3,
-                    rows=[r.rows(0, c) for r, c in zip(rooms, counts, strict=False)],
-                )  # fmt: skip
-                spent.append(time.perf_counter() - before)
-            sums.append((m, m * share, float(marked.float().mean())))
-            wanted.append(min(spent) / n)
-    scan, take = np.linalg.lstsq(np.array([(1.0, share) for share, _ in takes]), [t for _, t in takes], rcond=None)[0]
-    read, add, update = np.linalg.lstsq(np.array(sums), wanted, rcond=None)[0]
-    print(f"take_ns ({1e9 * scan:.2f}, {1e9 * take:.2f}), sum_ns ({1e9 * read:.2f}, {1e9 * add:.2f}), ", end="")
-    print(f"update_ns {1e9 * update:.2f}")
-    fitted = np.array(sums) @ [read, add, update]
+    copy, takes, updates, rows = param.to(torch.bfloat16), [], [], []
+    for _ in range(4):
+        room = RowRoom([slice(0, n)], 4, torch.bfloat16)
+        source = (torch.rand(n, 1, generator=draw) < a.share) * torch.randn(n, 4, generator=draw)
+        gradient = source.clone()
+        counts = take_rows(gradient, room, [0], 0.5)
+        rows.append(room.rows(0, counts[0]))
+
+        def take(source: Any = source, gradient: Any = gradient, room: Any = room) -> None:
+            take_rows(gradient.copy_(source), room, [0], 0.5)
+
+        def update(rows: list[TouchedRows] = rows) -> None:
+            adam_table(param, gradient, first, second, copy, step=9, learning_rate=1e-3, rows=rows)
+
+        takes.append(least_ns(take) - least_ns(lambda gradient=gradient, source=source: gradient.copy_(source)))
+        updates.append(least_ns(update))
+    each, base = np.polyfit([1, 2, 3, 4], updates, 1)
     print(
-        "Adam, ms measured and fitted:",
-        [f"{1e3 * n * x:.1f} {1e3 * n * y:.1f}" for x, y in zip(wanted, fitted, strict=True)],
+        f"take_ns {np.median(takes):.2f}, sum_ns {each:.2f}, update_ns {base:.2f}; Adam of 1 to 4 ranks' entries: ",
+        end="",
     )
+    print(" ".join(f"{x:.2f}" for x in updates), "ns an entry")
 
 
 def cpu_seconds(n: int, batch: int, log2_t: int, gbits: float, delay: float) -> float:
     """Seconds of a step of n machines like the measured one."""
-    m, sizes, turns = MEASURED, entries(log2_t), intervals(log2_t, batch)
+    m, sizes, turns, known = MEASURED, entries(log2_t), intervals(log2_t, batch), MEASURED["step_samples"]
     # Kernels were timed on one core; a machine has two.
-    update, known = 0.5e-9 * m["update_ns"], m["step_samples"]
-    adam_known = update * sum(a / k for a, k in zip(touched(19, known, known), intervals(19, known), strict=True))
+    update = 0.5e-9 * m["update_ns"]
+    adam_known = update * sum(size / turn for size, turn in zip(entries(19), intervals(19, known), strict=True))
     per_sample = (1e-3 * m["step_ms"] - adam_known) / known
-    # of the entries that anyone's samples touch
-    adam = update * sum(a / k for a, k in zip(touched(log2_t, batch, batch), turns, strict=True))
+    adam = update * sum(size / turn for size, turn in zip(sizes, turns, strict=True))
     if n == 1:
         return per_sample * batch + adam
-    rows, received, sparse_rows, scanned = touched(log2_t, batch / n, batch), 80e3 * (n - 1) / n, 0.0, 0.0
+    rows, received, scanned = touched(log2_t, batch / n, batch), 80e3 * (n - 1) / n, 0.0
     for size, count, turn in zip(sizes, rows, turns, strict=True):
         whole = 2 * (n - 1) / n * ROW * size
         sparse = (n - 1) * (size / 8 + count * ROW / 2) if size >= 2**14 else math.inf
         received += min(whole, sparse) / turn
-        if sparse < whole:
-            sparse_rows, scanned = sparse_rows + count / turn, scanned + size / turn
-    (scan, take), (read, add) = m["take_ns"], m["sum_ns"]
-    handled = scanned * scan + sparse_rows * take + n * (scanned * read + sparse_rows * add)
-    return per_sample * batch / n + adam + 0.5e-9 * handled + 8 * received / (gbits * 1e9) + EXCHANGES * (n - 1) * delay
+        scanned += size / turn if sparse < whole else 0
+    handled = 0.5e-9 * scanned * (m["take_ns"] + n * m["sum_ns"])
+    return per_sample * batch / n + adam + handled + 8 * received / (gbits * 1e9) + EXCHANGES * (n - 1) * delay
 
 
 def gpu_seconds(n: int, batch: int, log2_t: int) -> float:
@@ -603,6 +596,7 @@ def main() -> None:
     own.set_defaults(call=render)
     own.add_argument("run", type=Path)
     own.add_argument("--frames", type=int, default=60)
+    own.add_argument("--forms", nargs="+", default=["png", "mp4"])
     own.add_argument("--width", type=int, default=200)
     own = verbs.add_parser("sweep")
     own.set_defaults(call=sweep)
@@ -611,7 +605,8 @@ def main() -> None:
     own = verbs.add_parser("kernels")
     own.set_defaults(call=kernels)
     own.add_argument("--rows", type=int, default=2**21)
-    own.add_argument("--repeats", type=int, default=5)
+    own.add_argument("--repeats", type=int, default=7)
+    own.add_argument("--share", type=float, default=0.4)
     own = verbs.add_parser("table")
     own.set_defaults(call=table)
     a = parser.parse_args()
