@@ -2,6 +2,7 @@
 
 python benchmarks/streaming.py DIR --photos 1000 --memory 2      # makes the photos, trains, removes all of it again
 python benchmarks/streaming.py DIR --photos 60 --memory 2 100    # streamed, and then all in memory
+python benchmarks/streaming.py DIR --photos 1000 --keep          # leaves photos and cache for another call
 
 Views of the demo's scene are drawn small, enlarged to 12 megapixels and written as JPEG, opaque on white. Each training
 is a process of its own. Peak memory is the largest resident set, pages of files that others may have at any time included.
@@ -76,6 +77,7 @@ def train(folder: Path, memory_gib: float, seconds: float, connection: Connectio
             "megapixels": round(sum(views.n_pixels for views in scene.splits.values()) / 1e6),
             "read_seconds": round(read_seconds, 1),
             "pool_seconds": round(pool_seconds, 1),
+            "cache_gb": round(sum(path.stat().st_size for path in (folder / "cache").glob("*")) / 1e9, 2),
             "peak_gb_reading": round(read_peak, 2),
             "peak_gb": round(common.peak_memory_gb(), 2),
             "steps": result.step,
@@ -96,9 +98,10 @@ def main() -> int:
     parser.add_argument("--photos", type=int, default=1000)
     parser.add_argument("--memory", type=float, nargs="+", default=[2.0], help="GiB for --max-image-memory")
     parser.add_argument("--seconds", type=float, default=60.0, help="of training")
+    parser.add_argument("--keep", action="store_true", help="leave everything there, and use what is there already")
     parser.add_argument("--write", action="store_true", help="append to results/streaming.csv")
     options = parser.parse_args()
-    if options.folder.exists():
+    if options.folder.exists() and not options.keep:
         parser.error(f"{options.folder} exists")
     try:
         before = time.perf_counter()
@@ -116,7 +119,8 @@ def main() -> int:
             if options.write:
                 common.append("streaming", [found])
     finally:
-        shutil.rmtree(options.folder, ignore_errors=True)
+        if not options.keep:
+            shutil.rmtree(options.folder, ignore_errors=True)
     return 0
 
 

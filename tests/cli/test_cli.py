@@ -123,7 +123,9 @@ def test_resume_goes_on_with_the_plan(photos: Path, tmp_path: Path, capsys):
     arguments = ["train", "nerf", str(photos), "--out", str(out), *QUICK]
     assert run([*arguments, "--n-steps", "20"]) == 0
     assert run([*arguments, "--resume"]) == 0
-    assert "trained 20 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "trained 20 steps" in said
+    assert "(as in the resumed run)" in said and "(--aabb-scale)" not in said
     assert run([*arguments, "--resume", "--preset", "paper"]) == 0
     assert "those given here are ignored" in capsys.readouterr().out
     assert "--downscale" in fails(capsys, *arguments, "--resume", "--downscale", "2")

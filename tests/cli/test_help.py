@@ -1,9 +1,7 @@
 """Every line of every --help is a sentence that stands alone: it is an entry of its own for whoever reads it."""
 
-import ast
 import dataclasses
 import inspect
-import textwrap
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +9,11 @@ from typing import Any
 import pytest
 
 from hashfield.cli import shared
-from hashfield.cli.main import VERBS
+from hashfield.cli.help_texts import field_texts
+from hashfield.cli.main import VERBS, main
 from hashfield.tasks import KINDS
 
-ONE_FOR_ALL = ("mesh", "export", "info")
+ONE_FOR_ALL = ("prepare", "inspect", "mesh", "export", "info")
 """Verbs that are the same for every kind."""
 
 
@@ -52,17 +51,12 @@ def entries(options: type[Any]) -> Iterator[tuple[str, str]]:
     for owner in reversed(options.__mro__):
         if not dataclasses.is_dataclass(owner):
             continue
-        body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]).body
-        for line, following in zip(body, [*body[1:], ast.Pass()], strict=True):
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-                found = str(following.value.value) if is_text else texts.get(line.target.id, "")  # type: ignore[union-attr]
-                texts[line.target.id] = found
+        texts |= field_texts(owner)
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from entries(typing.cast(Any, hints[field.name]))
-        yield f"{options.__name__}.{field.name}", " ".join(texts[field.name].split())
+        yield f"{options.__name__}.{field.name}", texts.get(field.name, "")
 
 
 def fault(text: str) -> str | None:
@@ -101,3 +95,16 @@ def test_the_rule_finds_what_is_no_sentence(text: str):
 
 def test_the_rule_lets_sentences_pass():
     assert fault("Seconds to train for.") is None
+
+
+def test_texts_are_shown_as_paragraphs_and_no_default_as_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["train", "nerf", "--help"])
+    shown = capsys.readouterr().out
+    assert "(default: None)" not in shown and "(default: )" not in shown
+    assert "(default: white)" in shown
+    # The source breaks this text in the middle of these words.
+    assert "opencv along +z, as some exporters do. (default: opengl)" in shown

@@ -185,7 +185,7 @@ def test_the_box_follows_the_points_and_not_their_strays(tmp_path: Path) -> None
     model.points = np.random.default_rng(0).uniform(-12, 12, (1000, 3))
     plain = load_scene(write_capture(tmp_path / "a", model))
     half = plain.spaces.distance_scene_to_world(0.5 * plain.spaces.aabb_scale)
-    assert half == pytest.approx(12, rel=0.03)
+    assert half == pytest.approx(1.1 * 12, rel=0.03), "a tenth farther than the points"
     torch.testing.assert_close(plain.spaces.box_center_world, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-5)
     distance = 4.272 * plain.spaces.scale
     assert 1.32 / 2**0.51 < distance < 1.32 * 2**0.51, "cameras stand where presets expect them"
@@ -205,10 +205,10 @@ def test_the_box_reaches_beyond_the_cameras_unless_alpha_cuts_the_object_out(tmp
         save(tmp_path / f"images/{index:04d}.png", picture(index))
     scene = load_scene(tmp_path)
     assert scene.has_alpha
-    assert scene.spaces.distance_scene_to_world(0.5 * scene.spaces.aabb_scale) == pytest.approx(1, rel=0.02)
+    assert scene.spaces.distance_scene_to_world(0.5 * scene.spaces.aabb_scale) == pytest.approx(1.1, rel=0.02)
 
 
-def test_views_outwards_have_their_box_around_the_points(tmp_path: Path) -> None:
+def test_views_outwards_have_their_box_around_the_cameras(tmp_path: Path) -> None:
     model = ring(20)
     half_turn = np.diag([-1.0, 1.0, -1.0])
     for index, (number, pose, camera, name) in enumerate(model.images):
@@ -218,8 +218,9 @@ def test_views_outwards_have_their_box_around_the_points(tmp_path: Path) -> None
         model.images[index] = (number, [*turned, *(half_turn @ pose[4:]).tolist()], camera, name)
     model.points = np.random.default_rng(0).uniform([-30, -30, -25], [30, 30, 35], (1000, 3))
     scene = load_scene(write_capture(tmp_path, model))
-    assert any("as they look outwards" in note for note in scene.notes), scene.notes
-    assert scene.spaces.box_center_world[2] == pytest.approx(5, abs=2)
+    assert any("middle of the cameras, as they look outwards" in note for note in scene.notes), scene.notes
+    assert scene.spaces.box_center_world[2] == pytest.approx(1.5, abs=0.1)
+    assert scene.spaces.distance_scene_to_world(0.5 * scene.spaces.aabb_scale) == pytest.approx(1.1 * 33.5, rel=0.04)
     assert not any("--camera-axes" in note for note in scene.notes)
 
 
@@ -231,7 +232,7 @@ def test_without_points_the_box_comes_from_the_cameras(tmp_path: Path) -> None:
     absent = load_scene(tmp_path)
     assert empty.spaces == absent.spaces
     assert empty.spaces.aabb_scale == 8
-    assert any("aabb_scale 8 (from the cameras)" in note for note in empty.notes)
+    assert any("aabb_scale 8 (from the cameras, which look inwards)" in note for note in empty.notes)
     assert load_scene(tmp_path, ReadOptions(aabb_scale=2)).spaces.aabb_scale == 2
 
 

@@ -90,6 +90,27 @@ def test_maps_of_other_sizes_keep_their_shape(tmp_path: Path) -> None:
     assert known.z is not None and np.array_equal(known.z, stepped()[1::2, 1::2])
 
 
+@pytest.mark.parametrize("ending", ["png", "npy"])
+def test_maps_take_what_the_photos_leave_of_the_memory(tmp_path: Path, ending: str) -> None:
+    folder = write_maps(tmp_path, stepped(), ending)
+    photos, maps = 9 * 4 * WIDTH * HEIGHT, 7 * 6 * WIDTH * HEIGHT  # 7 are trained on
+
+    def read(memory: int) -> Scene:
+        scene = load_scene(folder, ReadOptions(depth=("files",), max_image_memory=memory))
+        assert scene.splits["train"].files is None
+        return scene
+
+    whole = (read(photos + maps).splits["train"].depths or ())[0]
+    assert whole.z is not None and whole.z.shape == (HEIGHT, WIDTH)
+    scene = read(photos + maps - 1)
+    known = (scene.splits["train"].depths or ())[0]
+    assert known.z is not None and np.array_equal(known.z, stepped()[1::2, 1::2])
+    assert any("more than the photos leave" in note and "one of 2 rows and columns" in note for note in scene.notes)
+    scene = read(photos)
+    assert scene.splits["train"].depths is None
+    assert any(note.startswith("warning: depth maps take 0 MiB") and "not read" in note for note in scene.notes)
+
+
 def test_instant_ngps_field_needs_a_scale(tmp_path: Path) -> None:
     folder = write_maps(tmp_path, stepped(), integer_depth_scale=1e-3)
     text = (folder / "transforms.json").read_text()

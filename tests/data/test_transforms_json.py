@@ -17,7 +17,7 @@ from hashfield.data.files import Folder, natural_key, normalized
 from hashfield.data.images import decode_rgba
 from hashfield.data.json_fields import load_json
 from hashfield.errors import ConfigError, DataError, ShapeError
-from hashfield.geometry.cameras import Camera, camera_rays, flip_opengl, look_at
+from hashfield.geometry.cameras import Camera, camera_rays, camera_table, flip_opengl, look_at, project
 from hashfield.geometry.spaces import Spaces
 from tests.data.broken_cases import names
 from tests.data.small_scenes import (
@@ -251,6 +251,25 @@ def test_lenses(
     assert camera.distortion == distortion
 
 
+RATIONAL = {"k1": 0.1, "k2": 0.2, "p1": 0.01, "p2": 0.02, "k3": 0.3, "k4": 0.1, "k5": 0.02, "k6": 0.01}
+
+
+@pytest.mark.parametrize("model", [None, "OPENCV", "FULL_OPENCV"])
+def test_a_rational_lens_becomes_the_nearest_one(tmp_path: Path, model: str | None) -> None:
+    change = {**RATIONAL, "fl_x": 15, "fl_y": 15, "cx": 6, "cy": 4, "camera_model": model}
+    scene = load_scene(write_scene(tmp_path, change=lambda values: values.update(change), aabb_scale=8))
+    camera = scene.splits["train"].cameras[0]
+    point = camera.position + torch.tensor([[0.3, -0.2, 1.0]], dtype=torch.float64) @ camera.camera_to_world[:, :3].T
+    found, _ = project(camera_table([camera]), torch.zeros(1, dtype=torch.int64), point)
+    # where OpenCV's formula has that direction
+    r2 = 0.3**2 + 0.2**2
+    ratio = (1 + r2 * (0.1 + r2 * (0.2 + r2 * 0.3))) / (1 + r2 * (0.1 + r2 * (0.02 + r2 * 0.01)))
+    u = 0.3 * ratio + 2 * 0.01 * 0.3 * -0.2 + 0.02 * (r2 + 2 * 0.3**2)
+    v = -0.2 * ratio + 2 * 0.02 * 0.3 * -0.2 + 0.01 * (r2 + 2 * 0.2**2)
+    assert found[0].tolist() == pytest.approx([15 * u + 6, 15 * v + 4], abs=0.01)
+    assert any("rational lenses (k4, k5, k6 as a denominator) are read as the nearest" in note for note in scene.notes)
+
+
 # --- poses
 
 
@@ -417,6 +436,45 @@ def test_spaces_and_where_they_come_from(tmp_path: Path, fields: dict[str, Any],
     scene = load_scene(write_scene(tmp_path, **fields))
     assert scene.spaces == spaces
     assert any(line.startswith("spaces: ") and note in line for line in scene.notes), scene.notes
+
+
+def write_ply(path: Path, points: np.ndarray) -> None:
+    """A file of points as Open3D writes them for nerfstudio."""
+    header = f"ply\nformat ascii 1.0\nelement vertex {len(points)}\n"
+    header += "".join(f"property float {axis}\n" for axis in "xyz") + "".join(
+        f"property uint8 {color}\n" for color in ("red", "green", "blue")
+    )
+    lines = "".join(f"{x} {y} {z} 1 2 3\n" for x, y, z in points)
+    path.write_text(f"{header}end_header\n{lines}")
+
+
+def test_nerfstudios_worlds_have_any_size_and_place(tmp_path: Path) -> None:
+    """Its files state no box, and their poses are in the units of structure from motion."""
+    moved = np.array([30.0, -20.0, 5.0])
+
+    def change(values: dict[str, Any]) -> None:
+        for frame in values["frames"]:
+            pose = np.array(frame["transform_matrix"])
+            pose[:3, 3] = 10 * pose[:3, 3] + moved
+            frame["transform_matrix"] = pose.tolist()
+
+    top = {"camera_model": "OPENCV", "ply_file_path": "sparse_pc.ply"}
+    folder = write_scene(tmp_path, 20, alpha=False, change=change, **top)
+    scene = load_scene(folder)
+    assert any("sparse_pc.ply (ply_file_path) does not exist" in note for note in scene.notes)
+    assert scene.spaces.box_center_world.numpy() == pytest.approx(moved, abs=0.01)
+    assert scene.spaces.distance_scene_to_world(0.5 * scene.spaces.aabb_scale) > 80
+    random = np.random.default_rng(0)
+    write_ply(folder / "sparse_pc.ply", moved + random.uniform(-120, 120, (500, 3)))
+    scene = load_scene(folder)
+    assert scene.spaces.distance_scene_to_world(0.5 * scene.spaces.aabb_scale) == pytest.approx(1.1 * 119, rel=0.02)
+    assert 0.9 < 42.7 * scene.spaces.scale < 1.9, "cameras stand where presets expect them"
+    assert any("holds 98 % of 500 points of sparse_pc.ply" in note for note in scene.notes)
+    (folder / "sparse_pc.ply").write_text("ply\nformat ascii 1.0\nelement vertex 3\nend_header\n")
+    assert any("sparse_pc.ply (ply_file_path) cannot be read: " in note for note in load_scene(folder).notes)
+    values = json.loads((folder / "transforms.json").read_text())
+    write_json(folder / "transforms.json", {**values, "aabb_scale": 64})
+    assert load_scene(folder).spaces == Spaces(aabb_scale=64), "who states something has instant-ngp's defaults"
 
 
 def test_aabb_scale_is_overridden(tmp_path: Path) -> None:

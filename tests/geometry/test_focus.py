@@ -2,9 +2,11 @@
 
 import math
 
+import pytest
 import torch
 
-from hashfield.geometry.focus import distances_to_focus
+from hashfield.geometry.focus import distances_to_focus, gaze
+from hashfield.geometry.lenses import LENSES
 
 
 def table_of(positions: torch.Tensor, forward: torch.Tensor) -> torch.Tensor:
@@ -53,3 +55,28 @@ def test_others_have_none() -> None:
     assert distances_to_focus(table_of(line, aside)) is None  # along a street
     assert distances_to_focus(table_of(line, ahead)) is None
     assert distances_to_focus(table_of(line[:1], ahead[:1])) is None
+
+
+def test_how_cameras_look() -> None:
+    positions, ahead = ring(40, 2.5), torch.tensor([[1.0, 0, 0]], dtype=torch.float64).expand(40, 3)
+    middle = torch.tensor([1.0, 2.0, 3.0])
+    line = torch.arange(40, dtype=torch.float64)[:, None] * torch.tensor([[1.0, 0, 0]])
+    spread = float((line - line.mean(0)).norm(dim=1).mean())
+    inward = shaken(middle - positions, 0.05)
+    assert gaze(table_of(positions, inward)).kind == "inward"
+    assert gaze(table_of(positions, shaken(middle - positions, 0.6))).kind == "inward", "some look elsewhere"
+    outward = shaken(positions - middle, 0.05)
+    assert gaze(table_of(positions, outward)).kind == "outward"
+    assert gaze(table_of(positions.mean(0).expand(40, 3), outward)).kind == "outward"
+    along = gaze(table_of(line, shaken(ahead, 0.05)))
+    aside = gaze(table_of(line, shaken(ahead[:, [1, 0, 2]], 0.05)))
+    assert (along.kind, aside.kind) == ("one way", "one way")
+    torch.testing.assert_close(along.axis, ahead[0], rtol=0, atol=0.05)
+    assert along.depth == pytest.approx(2 * spread) and aside.depth == pytest.approx(8 * spread)
+    panoramas = table_of(positions, inward)
+    panoramas[:21, 16] = LENSES.index("equirectangular")
+    assert gaze(panoramas).kind == "outward", "whatever their axes are"
+    panoramas[1:, 16] = LENSES.index("pinhole")
+    assert gaze(panoramas).kind == "inward"
+    alone = gaze(table_of(line[:1], ahead[:1]))
+    assert (alone.kind, alone.depth) == ("one way", 0.0)

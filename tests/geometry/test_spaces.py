@@ -205,14 +205,16 @@ def test_is_aabb_scale() -> None:
     ],
 )
 def test_choice_of_the_box(radius: float, outward: bool, chosen: int) -> None:
-    assert choose_aabb_scale(ring(12, radius, outward=outward, height=0.01), Spaces()) == chosen
-    assert choose_aabb_scale([], Spaces()) == 2
+    assert choose_aabb_scale(ring(12, radius, outward=outward, height=0.01), Spaces()) == (
+        chosen, f"which look {'outwards' if outward else 'inwards'}",
+    )  # fmt: skip
+    assert choose_aabb_scale([], Spaces())[0] == 2
 
 
 def test_choice_of_the_box_holds_all_cameras() -> None:
     for radius in (0.5, 1.0, 3.0, 7.0, 50.0):
         cameras = ring(9, radius)
-        spaces = Spaces(aabb_scale=choose_aabb_scale(cameras, Spaces()))
+        spaces = Spaces(aabb_scale=choose_aabb_scale(cameras, Spaces())[0])
         position = spaces.world_to_unit(torch.stack([camera.position for camera in cameras]))
         assert bool(((position > 0) & (position < 1)).all())
 

@@ -4,7 +4,7 @@ The interpreter reads and writes any address of the process. Within `checked_mem
 load, store and atomic must lie inside one of the tensors passed to the kernel at hand.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,9 +29,7 @@ class _Checked:
 
     def enter(self, kernel: str, values: list[Any]) -> None:
         """Note a launch's tensors."""
-        spans = sorted(
-            (x.data_ptr(), x.data_ptr() + _span(x)) for x in values if isinstance(x, torch.Tensor) and x.numel()
-        )
+        spans = sorted((x.data_ptr(), x.data_ptr() + _span(x)) for x in _tensors(values) if x.numel())
         merged: list[list[int]] = []
         for begin, end in spans:  # views of one tensor may touch or overlap
             if merged and begin <= merged[-1][1]:
@@ -67,6 +65,15 @@ class _Checked:
         """Checked atomic."""
         self._check("atomic", pointers, mask, np.asarray(value).dtype.itemsize)
         return self.real.atomic_rmw(op, pointers, value, mask, sem)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Those among values and in records among them."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _tensors(value)
 
 
 def _span(x: torch.Tensor) -> int:

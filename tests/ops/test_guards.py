@@ -477,8 +477,8 @@ TRITON_FAULTS: list[tuple[str, str, str, str, Change]] = [
     ("mlp-density_n65", "one live sample too few", "mlp._backward", "gradient", _argument(1, lambda n: n - 1)),
     ("encoded_mlp-distance", "other corners", "encoded_mlp._forward", "output",
      _constant("INTERPOLATION", "smoothstep")),
-    ("composite-cut_n65", "rays never cut", "composite._forward", "output", _argument(6, lambda _: 0.0)),
-    ("composite-cut_n65", "gradient of rays never cut", "composite._backward", "gradient", _argument(6, lambda _: 0.0)),
+    ("composite-cut_n65", "rays never cut", "composite._forward", "output", _argument(1, lambda _: 0.0)),
+    ("composite-cut_n65", "gradient of rays never cut", "composite._backward", "gradient", _argument(1, lambda _: 0.0)),
     ("adam-table", "zero gradients not skipped", "adam._adam", "output", _constant("SKIP_ZERO", False)),
 ]  # fmt: skip
 

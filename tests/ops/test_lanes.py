@@ -34,9 +34,13 @@ print("lanes", LANES)
 """
 
 
-def run(cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+BEGIN = "import hashfield.kernels.numba_cpu.target"
+"""Enough to see whether a path is refused: nothing else is imported before that."""
+
+
+def run(cache: Path, script: str = SCRIPT, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         env={**os.environ, "HASHFIELD_CACHE": str(cache), **environment},
@@ -70,12 +74,12 @@ def test_scalar_path(tmp_path: Path):
 def test_a_path_that_cannot_run_is_refused(path: str, tmp_path: Path):
     if path in available_paths():
         pytest.skip("this CPU can run it")
-    done = run(tmp_path, HASHFIELD_CPU=path)
+    done = run(tmp_path, BEGIN, HASHFIELD_CPU=path)
     assert done.returncode != 0 and "ConfigError" in done.stderr and f"HASHFIELD_CPU={path}" in done.stderr
 
 
 def test_emulation_must_be_spelled_right(tmp_path: Path):
-    done = run(tmp_path, HASHFIELD_AMX="yes")
+    done = run(tmp_path, BEGIN, HASHFIELD_AMX="yes")
     assert done.returncode != 0 and "ConfigError: HASHFIELD_AMX=yes: expected 'emulated'" in done.stderr
 
 

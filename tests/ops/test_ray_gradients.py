@@ -145,9 +145,15 @@ def test_reference_agrees_with_finite_differences(aabb_scale: int, weights: str 
         assert len(error) >= 4 and float(error.max()) < 1e-4, error
 
 
+WEIGHTS = {
+    # For another type of table, and for rays without weights, a kernel of its own is compiled: each is asked for once.
+    case: ("random",) if case == "bf16 table" else (None, "zeros", "ones", "some", "random")
+    for case in CASES
+}
+
+
 @pytest.mark.parametrize("backend", ["numba", "triton"])
-@pytest.mark.parametrize("weights", [None, "zeros", "ones", "some", "random"])
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(("case", "weights"), [(case, w) for case, kinds in WEIGHTS.items() for w in kinds])
 def test_fast_backends_agree_with_float64(case: str, weights: str | None, backend: Backend) -> None:
     layout, options, huber, more = CASES[case]
     parameters = field(LAYOUTS[layout], 32, **more)

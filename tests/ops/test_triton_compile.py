@@ -94,6 +94,31 @@ def test_representative_kernels(target: str, only: str, kernel: str) -> None:
         check(record)
 
 
+CHECK_OF_SPECIALISATION = """
+import sys
+from tests.ops import triton_kernels as kernels
+only = sys.argv[1]
+found = list(kernels.differences("cuda:90", only))
+right = kernels.source_of
+def wrong(kernel, arguments):
+    source = right(kernel, arguments)
+    source.attrs = {}
+    return source
+kernels.source_of = wrong
+assert list(kernels.differences("cuda:90", only)), "what differs is not found"
+print(*found, sep="\\n")
+"""
+
+
+def test_kernels_are_compiled_as_a_launch_would_specialise_them() -> None:
+    """The records among their arguments above all: Triton takes them apart, and what is None is a constant."""
+    command = [sys.executable, "-c", CHECK_OF_SPECIALISATION, "^(train|render|march|composite|rays|adam|pixels)"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not done.stdout.strip(), f"specialised otherwise: {done.stdout}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_kernel(target: str) -> None:

@@ -29,8 +29,8 @@ import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from hashfield.geometry.grid_layout import GridLayout, per_level_scale_between
 from hashfield.kernels import triton_gpu
@@ -176,8 +176,8 @@ def _march(aabb_scale: int, has_cone: bool) -> None:
     counts, offsets = torch.zeros(n, dtype=torch.int32), torch.zeros(n + 1, dtype=torch.int64)
     for write in (False, True):
         launch(
-            march._march, (1,), v, v, a, a, a, *words, torch.zeros(9), n, 1024, counts, offsets, a, a, WRITE=write,
-            N_CASCADES=cascades, HAS_CONE=has_cone, BLOCK=32, num_warps=1,
+            march._march, (1,), march.MarchedRays(v, v, a, a, a), words, torch.zeros(9), n, 1024, counts, offsets, a, a,
+            WRITE=write, N_CASCADES=cascades, HAS_CONE=has_cone, BLOCK=32, num_warps=1,
         )  # fmt: skip
 
 
@@ -203,7 +203,6 @@ def _adam(short: torch.dtype | None) -> None:
 def _train_rays(aabb_scale: int, has_cone: bool, huber_delta: float, per_ray: bool = False) -> None:
     from hashfield.kernels.triton_gpu import train_rays
     from hashfield.kernels.triton_gpu.march import as_words
-    from hashfield.ops.train_rays import DepthLosses
 
     field, n = _field(L8_F4, HALF), 1024
     a, v = torch.zeros(n), torch.zeros(n, 3)
@@ -211,13 +210,13 @@ def _train_rays(aabb_scale: int, has_cone: bool, huber_delta: float, per_ray: bo
         v, v, a, a, a, torch.zeros(n, 4), v, torch.zeros(1, dtype=torch.int32), a if per_ray else None,
         *((a, a) if has_cone else ()),  # known distances
     )  # fmt: skip
-    room = train_rays.RayGradientBuffers(a.device, n, n) if per_ray else None
+    room = train_rays.RayGradientBuffers.of(a.device, n, n) if per_ray else None
+    depth = (0.01, 0.005, 0.0, 0.0) if has_cone else (0.0, 0.0, 0.0, 0.0)
     train_rays.enqueue(
-        field, batch, *as_words(torch.zeros(aabb_scale.bit_length() * 128**3 // 8, dtype=torch.uint8)), aabb_scale,
-        has_cone, train_rays.Buffers(field, n, n), torch.zeros(field.table.shape), min_transmittance=1e-3,
-        min_weight=1e-3, huber_delta=huber_delta,
-        depth=DepthLosses(0.01, 0.005, 0.0) if has_cone else DepthLosses(), loss_scale=4.0,
-        target_samples=n, fewest_rays=16, growth=2.0, most_rays=n, per_ray=room,
+        field, batch, as_words(torch.zeros(aabb_scale.bit_length() * 128**3 // 8, dtype=torch.uint8)), aabb_scale,
+        has_cone, train_rays.Buffers(field, n, n), torch.zeros(field.table.shape),
+        train_rays.Losses(1e-3, huber_delta, 4.0, *depth), min_weight=1e-3,
+        budget=train_rays.RayBudget(float(n), 16.0, 2.0, float(n)), per_ray=room,
     )  # fmt: skip
 
 
@@ -415,6 +414,8 @@ def launches(
 
 def _shape(parameter: Any, value: Any) -> Any:
     """What a compilation depends on of an argument."""
+    if isinstance(value, tuple):
+        return [_shape(parameter, part) for part in value]
     if isinstance(value, torch.Tensor):
         return _TYPES[value.dtype]
     return type(value) if parameter.do_not_specialize else value
@@ -423,22 +424,48 @@ def _shape(parameter: Any, value: Any) -> Any:
 def source_of(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
     """The kernel specialised as a launch with these arguments would specialise it."""
     signature, constants, attributes = {}, {}, {}
-    for i, parameter in enumerate(kernel.params):
-        name = parameter.name
-        value = arguments[name]
-        plain = parameter.do_not_specialize
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not plain):
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = "*" + _TYPES[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, int):
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+
+    def kind(path: tuple[int, ...], value: Any, plain: bool, is_constant: bool) -> Any:
+        if isinstance(value, tuple) and not is_constant:
+            return type(value)(*(kind((*path, k), part, plain, False) for k, part in enumerate(value)))  # a record
+        if is_constant or value is None or (isinstance(value, int) and value == 1 and not plain):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, torch.Tensor):
+            attributes[path] = [["tt.divisibility", 16]]
+            return "*" + _TYPES[value.dtype]
+        if isinstance(value, int):
             if value % 16 == 0 and not plain:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = "fp32"
+                attributes[path] = [["tt.divisibility", 16]]
+            return "i32" if -(2**31) <= value < 2**31 else "i64"
+        return "fp32"
+
+    for i, parameter in enumerate(kernel.params):
+        value, plain = arguments[parameter.name], parameter.do_not_specialize
+        signature[parameter.name] = kind((i,), value, plain, parameter.is_constexpr)
     return ASTSource(kernel, signature, constants, attributes)
+
+
+def launched_as(kernel: JITFunction, arguments: dict[str, Any], options: dict[str, Any], target: str) -> ASTSource:
+    """The same by Triton's own launch, which needs a card to go further; private to it, so only a test asks."""
+    backend = make_backend(TARGETS[target])
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, _ = bind(**arguments, **options)
+    _, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
+    return ASTSource(kernel, signature, constants, {path: found for path, found in attributes.items() if found})
+
+
+_PARTS = ("signature", "constants", "attrs")
+
+
+def differences(target: str, only: str) -> Iterator[str]:
+    """Kernels of the configurations that `source_of` specialises in another way than a launch."""
+    for name, call in SHIPPED.items():
+        if re.search(only, name):
+            for kernel_name, kernel, arguments, options in launches(call, target):
+                ours, theirs = source_of(kernel, arguments), launched_as(kernel, arguments, options, target)
+                if any(str(getattr(ours, part)) != str(getattr(theirs, part)) for part in _PARTS):
+                    yield f"{name} {kernel_name}"
 
 
 def compile_kernel(
@@ -569,12 +596,20 @@ def main() -> None:
     parser.add_argument(
         "--missing", action="store_true", help="compile only what has no record, and forget what is gone"
     )
+    parser.add_argument(
+        "--differences", action="store_true", help="only print kernels that a launch specialises otherwise"
+    )
     parser.add_argument("--table", action="store_true", help="only print the budget as the page docs/gpu_budget.md")
     args = parser.parse_args()
     assert os.environ.get("TRITON_INTERPRET", "0") != "1", "kernels must be compiled, not interpreted"
     budget = read_budget()
     if args.table:
         sys.stdout.write(table_of(budget))
+        return
+
+    if args.differences:
+        for target in args.target:
+            sys.stdout.writelines(f"{line}\n" for line in differences(target, args.only))
         return
 
     def is_done(key: str) -> bool:

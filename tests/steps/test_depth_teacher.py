@@ -1,12 +1,14 @@
 """Batches that know distances: which rays, which distances, and that nothing else changes."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from hashfield.cli.nerf import check_same_depth
 from hashfield.data.dataset import Scene
 from hashfield.data.depth import PhotoDepth
 from hashfield.errors import ConfigError
@@ -18,6 +20,7 @@ from hashfield.steps.depth_teacher import POINTS_COUNT, DepthOfPhoto, DepthTeach
 from hashfield.steps.pixel_source import masked_pool, pixel_pool
 from hashfield.tasks.nerf import NerfTask
 from hashfield.tasks.nerf_config import DEPTH_WEIGHT, NerfTrainConfig
+from hashfield.train.run_folder import RunFolder
 from tests.tasks.scenes import small_scene, tiny_config
 
 BOX = torch.tensor([-9.0, -9, -9, 9, 9, 9], dtype=torch.float64)
@@ -112,11 +115,11 @@ def test_a_share_of_the_rays_goes_through_points() -> None:
 # --- the task
 
 
-def with_depth(scene: Scene, z: float = 1.0) -> Scene:
-    """The scene with a depth map for each photo: a wall."""
+def with_depth(scene: Scene, z: float = 1.0, column: int = 32) -> Scene:
+    """The scene with a depth map for each photo, a wall, and a point in each."""
     views = scene.splits["train"]
     depths = tuple(
-        PhotoDepth(np.full((64, 64), 1000, np.uint16), z / 1000, np.array([[32, 32]]), np.array([z], np.float32))
+        PhotoDepth(np.full((64, 64), 1000, np.uint16), z / 1000, np.array([[column, 32]]), np.array([z], np.float32))
         for _ in views.cameras
     )
     return replace(scene, splits={**scene.splits, "train": replace(views, depths=depths)})
@@ -143,6 +146,24 @@ def test_depth_is_part_of_the_loss_until_it_fades() -> None:
     )
     default, _ = trained(with_depth(small_scene()), 1)
     assert default.teacher is not None and default.teacher.n_points == 0 and default.teacher.weight == DEPTH_WEIGHT
+
+
+def test_another_depth_is_other_data(tmp_path: Path) -> None:
+    plain, near, far = (
+        NerfTask(tiny_config(), scene)
+        for scene in (small_scene(), with_depth(small_scene()), with_depth(small_scene(), 1.1))
+    )
+    points = NerfTask(tiny_config(), with_depth(small_scene(), column=33))
+    assert len({task.fingerprint() for task in (plain, near, far)}) == 3
+    assert near.fingerprint() == NerfTask(tiny_config(), with_depth(small_scene())).fingerprint()
+    assert near.fingerprint() == points.fingerprint(), "points are not learned from unless they are asked for"
+    run = RunFolder(tmp_path, tmp_path / "checkpoint.safetensors")
+    for begun, now in ((near, near), (plain, plain), (near, plain)):
+        check_same_depth(run, begun.describe(), now)
+    with pytest.raises(ConfigError, match="depth maps or points were others when the run was begun"):
+        check_same_depth(run, near.describe(), far)
+    with pytest.raises(ConfigError, match="nothing was known of depth when the run was begun"):
+        check_same_depth(run, plain.describe(), near)
 
 
 def test_a_run_goes_on_where_it_was() -> None:

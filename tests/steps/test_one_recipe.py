@@ -101,7 +101,7 @@ def compare_budget() -> None:
         steps.n_rays.fill_(start)
         if is_empty:  # nothing is kept: growth alone holds it back, and the room
             steps.bits.zero_()
-            steps.coarse.zero_()
+            steps.occupied.coarse.zero_()
         result = task.step(0, 0.5)
         expected = ray_budget.next_rays(int(result.n_rays), int(result.n_samples), 256)
         assert abs(int(steps.n_rays) - expected) <= 1  # float32 there

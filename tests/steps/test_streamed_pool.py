@@ -13,9 +13,12 @@ from hashfield.ops.occupancy_update import silhouettes
 from hashfield.ops.training_rays import training_rays
 from hashfield.steps import streamed_pool
 from hashfield.steps.pixel_source import flat_masks, masked_pool, pixel_pool
+from hashfield.steps.stored_photos import bytes_per_pixel
 from hashfield.steps.streamed_pool import StreamedPool, overview
 from tests.ops.cases import BOX, one_of_each_lens
 
+OPAQUE = 3
+"""This one has a file of three bytes a pixel."""
 SIZES = ((13, 17), (1, 9), (33, 1), (64, 5), (10, 30))
 
 
@@ -25,11 +28,15 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(streamed_pool, "STRIP_PIXELS", 64)
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (h, w, 4), dtype=np.uint8) for w, h in SIZES]
-    for k, image in enumerate(images):
-        image[: image.shape[0] // 3, :, 3] = 0
-        image.tofile(tmp_path / f"{k}.rgba")
+    files = [tmp_path / (f"{k}.rgb" if k == OPAQUE else f"{k}.rgba") for k in range(len(images))]
+    for k, (image, file) in enumerate(zip(images, files, strict=True)):
+        if k == OPAQUE:
+            image[..., 3] = 255
+        else:
+            image[: image.shape[0] // 3, :, 3] = 0
+        np.ascontiguousarray(image[..., : bytes_per_pixel(file)]).tofile(file)
     cameras = [c.resized(*size) for c, size in zip(one_of_each_lens(), SIZES, strict=True)]
-    return images, [tmp_path / f"{k}.rgba" for k in range(len(images))], camera_table(cameras)
+    return images, files, camera_table(cameras)
 
 
 def drawn(pool: PixelPool) -> list[tuple[float, ...]]:

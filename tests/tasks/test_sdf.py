@@ -15,6 +15,7 @@ import hashfield
 from hashfield.cli import main
 from hashfield.data.meshes import SourceMesh, make_mesh
 from hashfield.errors import CheckpointError, ConfigError
+from hashfield.geometry.cameras import Camera, look_at
 from hashfield.nn.config import EncodingConfig, GridConfig
 from hashfield.tasks.evaluate_surface import evaluate_distance
 from hashfield.tasks.sdf import SdfTask
@@ -115,6 +116,18 @@ def test_pictures_show_the_torus(trained):
     assert found["color"][both].std() > 0.05
     with pytest.raises(ConfigError, match="expected color, opacity, depth, normals"):
         task.model().render(camera, ("heat",))
+
+
+def test_a_cut_is_shown_as_the_face_that_it_is(trained):
+    """Half of the torus, seen from the missing half: two discs, lit as flat ones."""
+    model = trained[0].model().within(((-2.0, -2.0, 0.0), (2.0, 2.0, 2.0)))
+    camera = Camera(look_at((0.0, 0.0, -5.0), (0.0, 0.0, 0.0)), 64, 64, 80.0, 80.0, 32.0, 32.0)
+    found = model.render(camera, ("color", "normals", "depth"))
+    row, column = (camera.fx * np.array([-1.0, 1.0]) / 5 + 32).astype(int), 32  # z is up, and looked along: x goes down
+    assert np.allclose(found["normals"][row, column], [0, 0, -1], atol=1e-3)
+    assert np.allclose(found["depth"][row, column], 5.1, atol=0.1)
+    around = found["color"][row, column - 2 : column + 3]
+    assert around.min() > 0.3 and np.ptp(around, axis=1).max() < 0.1
 
 
 def test_model_stands_alone_and_export_is_small_and_close(trained, tmp_path: Path):

@@ -1,8 +1,8 @@
 """What the doctor found, on the console."""
 
 from hashfield.cli.shared import say
-from hashfield.data.assemble import some
 from hashfield.data.doctor_case import Finding
+from hashfield.data.json_fields import some
 
 SAID_BY_NOTES = ("stray", "box", "up")
 """Kinds of findings that the notes of reading a scene tell already."""

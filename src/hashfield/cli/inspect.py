@@ -14,9 +14,9 @@ from hashfield.cli.findings import say_findings
 from hashfield.cli.prepare import StageView, n_threads
 from hashfield.cli.shared import parse, say
 from hashfield.data import ReadOptions, Scene, load_scene
-from hashfield.data.assemble import some
 from hashfield.data.dataset import GIB
 from hashfield.data.doctor import Diagnosis, PhotoFigures, examine
+from hashfield.data.json_fields import some
 from hashfield.data.photo_checks import READ_SIDE
 from hashfield.data.prepare import rotation_between
 from hashfield.data.structure_from_motion import has_pycolmap

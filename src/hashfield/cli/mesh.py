@@ -18,7 +18,7 @@ from hashfield.errors import ConfigError, DataError
 from hashfield.export.clouds import Cloud, encode_cloud, encode_volume, points_on, sample_volume
 from hashfield.export.meshes import Mesh, check_mesh_file, check_resolution, check_simplify, encode_mesh
 from hashfield.export.textures import check_textured_file, encode_textured, make_atlas
-from hashfield.tasks.mesh import Box, HasSurface, Surface, in_parts, longest_side, surface_mesh
+from hashfield.tasks.mesh import Box, HasSurface, Surface, SurfaceSource, in_parts, longest_side, surface_mesh
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.tasks.texture import bake_texture
 from hashfield.train.run_folder import RunFolder
@@ -50,6 +50,9 @@ class MeshOptions:
     """Simplify to about so many triangles."""
     points: int = 0
     """Write so many points of the surface instead of triangles (.ply); 0 writes triangles."""
+    surface: SurfaceSource = "auto"
+    """What a radiance field's surface is taken from: a level of its density, or the depth that its cameras render,
+    which closes holes of captures and drops floaters. "auto" takes depth where the scene outgrows the unit cube."""
     level: float | None = None
     """Value of the surface: density per world unit, or signed distance. Default: chosen from rendered depth, or 0."""
     box: Box | None = None
@@ -75,7 +78,8 @@ def main(arguments: list[str]) -> int:
     if not isinstance(model, HasSurface):
         raise ConfigError(f"{options.run}: what this run learned has no surface")
     before = time.perf_counter()
-    surface = model.surface(resolution=options.resolution, box=options.box, level=options.level)
+    source = "density" if target.suffix.lower() == VOLUME and isinstance(model, NerfModel) else options.surface
+    surface = model.surface(resolution=options.resolution, box=options.box, level=options.level, source=source)
     if options.texture and surface.colors is None:
         raise ConfigError("--texture: what this run learned has no colours")
     for note in surface.notes:
@@ -109,6 +113,8 @@ def _check(options: MeshOptions, target: Path) -> None:
     kind, is_volume = target.suffix.lower(), target.suffix.lower() == VOLUME
     if options.points and options.texture:
         raise ConfigError("--points and --texture exclude each other")
+    if is_volume and options.surface == "depth":
+        raise ConfigError(f"{target}: values in space are densities, not depth: leave --surface out")
     if is_volume and (options.points or options.texture or options.triangles or options.components):
         raise ConfigError(f"{target}: values in space take no --points, --texture, --triangles or --components")
     if options.points < 0 or (options.points and kind != ".ply"):

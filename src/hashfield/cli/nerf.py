@@ -25,6 +25,7 @@ from hashfield.data import ReadOptions, Scene, load_scene
 from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.data.doctor import examine
+from hashfield.data.photo_cache import LazyPhotos
 from hashfield.data.prepare import PrepareOptions, has_poses
 from hashfield.errors import ConfigError
 from hashfield.export.images import colorize_depth, comparison_sheet, error_picture, over, shrunk, to_uint8, write_png
@@ -59,7 +60,8 @@ class TrainNerf(TrainCommand):
     downscale: int = 1
     """Divide widths and heights of the photos by this whole number."""
     max_image_memory: float = 4.0
-    """GiB that the decoded photos may take; more of them lie in files, and are trained on from there."""
+    """GiB that the decoded photos may take; more of them lie in files, and are trained on from there. Depth maps have
+    what they leave."""
     image_cache: Path | None = None
     """Folder for decoded photos that do not fit --max-image-memory; default: in the user's cache."""
     aabb_scale: int | None = None
@@ -70,8 +72,8 @@ class TrainNerf(TrainCommand):
     prepare: bool = False
     """Find the cameras first where PATH is a folder of photos without poses, or a video: see hashfield prepare."""
     alpha: Literal["auto", "matte", "mask"] = "auto"
-    """What it means where photos are not opaque: a matte cuts an object out of nothing, a mask leaves out pixels that
-    show something else; auto tells by how many pixels are clear."""
+    """What alpha means where photos are not opaque: a matte cuts an object out, and nothing is where it is clear; a
+    mask leaves out pixels that show something else; auto tells by how many pixels are clear."""
     masks: Path | None = None
     """Folder of a mask for each photo, by its name (a.png or a.jpg.png of a.jpg), besides those that the data state."""
     masks_keep: Literal["white", "black"] = "white"
@@ -99,11 +101,12 @@ def prepare_nerf(
     parse_background(options.background)
     if not options.max_image_memory > 0:
         raise ConfigError(f"--max-image-memory: expected GiB above 0, got {options.max_image_memory}")
+    origin = "--aabb-scale" if plan.resumed is None else "as in the resumed run"
     read = ReadOptions(
-        downscale=options.downscale, aabb_scale=options.aabb_scale, camera_axes=options.camera_axes,
-        max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW, alpha=options.alpha,
-        masks=options.masks, masks_keep=options.masks_keep, image_cache=options.image_cache, say=say,
-        depth=plan.config.train.depth_sources,
+        downscale=options.downscale, aabb_scale=options.aabb_scale, aabb_scale_origin=origin,
+        camera_axes=options.camera_axes, max_image_memory=int(options.max_image_memory * 2**30), least_side=SSIM_WINDOW,
+        alpha=options.alpha, masks=options.masks, masks_keep=options.masks_keep,
+        image_cache=options.image_cache, say=say, depth=plan.config.train.depth_sources,
     )  # fmt: skip
     scene = load_scene(with_poses(options), read)
     scene = replace(scene, reading={**scene.reading, "downscale": str(options.downscale)})  # for hashfield evaluate
@@ -127,6 +130,7 @@ def prepare_nerf(
         say(f"the depth that is known teaches until {100 * plan.config.train.depth_until:.0f} % of the training")
     if plan.resumed is not None:
         check_same_photos(plan.resumed, plan.metadata, scene)
+        check_same_depth(plan.resumed, plan.metadata, task)
     yield Training(task, folder(scene.name))
 
 
@@ -173,6 +177,25 @@ def check_same_photos(run: RunFolder, metadata: dict[str, Any], scene: Scene) ->
         raise ConfigError(
             f"{run.path}: was begun with {len(stored)} training photos, the first {stored[:1]}, here are "
             f"{len(found)}, the first {found[:1]}: other data, or another --downscale"
+        )
+
+
+def check_same_depth(run: RunFolder, metadata: dict[str, Any], task: NerfTask) -> None:
+    """Raise unless what is known of depth is what the run was begun with. Where it is not learned from any more, as
+    with photos that do not fit into memory now, that is said elsewhere.
+
+    Args:
+        run: Folder of the run, named in the error.
+        metadata: Metadata of its checkpoint.
+        task: The task that is to go on.
+    """
+    scene = stored(metadata, "scene", dict, run.checkpoint)
+    if "depth" not in scene or task.depth_print is None:  # runs of earlier versions do not tell
+        return
+    if scene["depth"] != task.depth_print:
+        was = "nothing was known of depth" if scene["depth"] is None else "depth maps or points were others"
+        raise ConfigError(
+            f"{run.path}: {was} when the run was begun: give it the data of then, with the same --max-image-memory"
         )
 
 
@@ -332,7 +355,7 @@ def photos_of(parts: Sequence[PosedImages]) -> Photos:
     return Photos(
         [camera for part in parts for camera in part.cameras],
         [name for part in parts for name in part.names],
-        [image for part in parts for image in part.images],
+        LazyPhotos.of(part.images for part in parts),
     )
 
 

@@ -40,7 +40,7 @@ class Prepare:
     longest_side: int = 1000
     """Features are found on copies of this size, in pixels."""
     features: int = 4096
-    """The most features of a photo."""
+    """Features that are found in a photo, at most."""
     threads: int | None = None
     """Threads; default: one for each CPU."""
     seed: int = 0

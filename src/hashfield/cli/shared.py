@@ -13,6 +13,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from hashfield.cli.help_texts import give_texts
 from hashfield.errors import BackendError, ConfigError, HashfieldError
 from hashfield.ops.backend import why_not
 from hashfield.steps.ranks import Ranks, current, working_alone
@@ -61,6 +62,8 @@ def parse(kind: type[_Options], arguments: Sequence[str], verb: str, default: _O
         old = argument.partition("=")[0].replace("_", "-")
         if old in RENAMED_OPTIONS:
             raise ConfigError(f"{old}: is called {RENAMED_OPTIONS[old]} now")
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        give_texts(kind)
     logging.basicConfig(level=logging.WARNING, handlers=[_Warnings()], force=True)
     with ExitStack() as stack:
         if not current().speaks:  # help and complaints are the same on every rank
@@ -211,7 +214,7 @@ def is_terminal() -> bool:
 
 
 def say(text: str) -> None:
-    """One line for the user; of several ranks, one speaks."""
+    """One line for the user; where several ranks work, one speaks."""
     if not current().speaks:
         return
     console.print(text, markup=False)

@@ -1,11 +1,9 @@
-"""The scene out of what a reader states: splits, sizes, memory, cameras, pixels, the training box, and notes.
+"""The scene out of what a reader states: splits, cameras, the training box, and notes. `scene_pixels` has its pixels.
 
 Nothing here knows in which form the data lay on the disk.
 """
 
-import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,21 +11,24 @@ from typing import Final
 import numpy as np
 import torch
 
-from hashfield.data.dataset import GIB, PosedImages, ReadOptions, Scene
+from hashfield.data.dataset import PosedImages, ReadOptions, Scene
 from hashfield.data.depth import known_depths
-from hashfield.data.files import MaskFolder
-from hashfield.data.images import (
-    ImageHeader,
-    decode_all,
-    decode_mask,
-    decode_rgba,
-    decoding_bytes,
-    downscale_mask,
-    read_header,
+from hashfield.data.images import ImageHeader, decode_rgba
+from hashfield.data.json_fields import one_line, some
+from hashfield.data.photo_cache import LazyPhotos
+from hashfield.data.scene_pixels import (
+    SILHOUETTE,
+    alpha_of,
+    brightness_notes,
+    check_decoding,
+    decode_photos,
+    describe_masks,
+    in_words,
+    masks_of,
+    masks_of_folder,
+    read_headers,
 )
-from hashfield.data.json_fields import one_line
-from hashfield.data.photo_cache import CachedPhotos, PhotoCache, PhotoStats, Wanted, cache_root
-from hashfield.data.stated import LARGEST, SPLITS, StatedMask, StatedScene, StatedView, Tally
+from hashfield.data.stated import LARGEST, SPLITS, StatedScene, StatedView, Tally
 from hashfield.data.training_box import choose_box, stray_cameras
 from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.cameras import Camera
@@ -58,32 +59,33 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
     views = list({view: None for chosen in splits.values() for view in chosen})
     place = {view: index for index, view in enumerate(views)}
     tally = Tally()
-    headers = _headers(views, tally)
+    headers = read_headers(views, tally)
     if options.longest_side is not None:
         longest = max(max(header.width, header.height) for header in headers)
         options = replace(options, downscale=max(options.downscale, -(-longest // options.longest_side)))
-    largest = _check_decoding(views, headers, options)
+    largest = check_decoding(views, headers, options)
     cameras = [_camera(view, header, options, tally) for view, header in zip(views, headers, strict=True)]
-    photos, memory_notes = _decoded(
+    photos, memory_notes = decode_photos(
         views, cameras, headers, options, tally, max(1, options.max_image_memory // largest)
     )
     images, stats = photos.images, photos.stats
-    has_alpha, alpha_notes = _alpha(stats, any(view.matte for view in views), options)
-    named, folder_notes = _masks_of_folder(views, stated, options)
-    masks = _masks(views, headers, photos, has_alpha, named, options)
-    mask_notes = folder_notes + _mask_notes(masks, [place[view] for view in splits.get("train", [])], stated, options)
+    has_alpha, alpha_notes = alpha_of(stats, any(view.matte for view in views), options)
+    named, folder_notes = masks_of_folder(views, stated, options)
+    masks = masks_of(views, headers, photos, has_alpha, named, options)
+    training = [place[view] for view in splits.get("train", [])]
+    mask_notes = folder_notes + describe_masks(masks, training, stated, options)
     strays, stray_notes = _strays(views, cameras, stated.view_noun)
     near = [camera for index, camera in enumerate(cameras) if index not in strays]
     spaces, origin = _choose_spaces(stated, options, has_alpha, near)
     if "train" in splits:
         check_rays_meet_box(cameras, spaces, str(stated.data_file))
 
-    training = [place[view] for view in splits.get("train", [])]
     depths = known_depths(
-        stated, [views[k] for k in training], [_name(views[k], stated) for k in training],
-        [cameras[k] for k in training], [images[k] for k in training],
+        stated, [views[k] for k in training], [stated.name_of(views[k]) for k in training],
+        [cameras[k] for k in training], _chosen(images, training),
         None if masks is None else [masks[k] for k in training], [headers[k] for k in training], spaces,
         () if photos.files else options.depth, options.downscale,
+        max_bytes=options.max_image_memory - sum(image.nbytes for image in ([] if photos.files else images)),
     )  # fmt: skip
     if photos.files and options.depth:
         memory_notes.append("what is known of depth is not used where photos are trained on from files")
@@ -92,8 +94,8 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
         indices = [place[view] for view in chosen]
         return PosedImages(
             tuple(cameras[index] for index in indices),
-            tuple(images[index] for index in indices),
-            tuple(_name(view, stated) for view in chosen),
+            _chosen(images, indices),
+            tuple(stated.name_of(view) for view in chosen),
             None if masks is None else [masks[index] for index in indices],
             tuple(photos.files[index] for index in indices) if photos.files else None,
             depths.of_photos if split == "train" else None,
@@ -117,7 +119,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             *_tally_notes(tally, len(views), stated.view_noun),
             *map(one_line, stated.final_notes(views, tally)),
             *memory_notes,
-            *([] if has_alpha else _brightness_notes(stats)),
+            *([] if has_alpha else brightness_notes(stats)),
             *alpha_notes,
             *mask_notes,
             *stray_notes,
@@ -135,15 +137,15 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
     )
 
 
+def _chosen(images: Sequence[np.ndarray], indices: Sequence[int]) -> Sequence[np.ndarray]:
+    """The photos with these numbers; those in files stay there."""
+    return images.chosen(indices) if isinstance(images, LazyPhotos) else tuple(images[index] for index in indices)
+
+
 def _axes_notes(stated: StatedScene, options: ReadOptions) -> list[str]:
     if not stated.has_fixed_axes or options.camera_axes == "opengl":
         return []
     return [f"--camera-axes has no effect: the axes of {stated.form} are known"]
-
-
-def _name(view: StatedView, stated: StatedScene) -> str:
-    """How the photo is called in a scene: its file relative to the data's folder."""
-    return Path(os.path.relpath(view.path, stated.folder)).as_posix()
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def assemble_cameras(stated: StatedScene, options: ReadOptions) -> CameraSet:
     splits, _ = _complete_splits(stated)
     views = list({view: None for chosen in splits.values() for view in chosen})
     tally = Tally()
-    headers = _headers(views, tally)
+    headers = read_headers(views, tally)
     cameras = [_camera(view, header, options, tally) for view, header in zip(views, headers, strict=True)]
     strays, _ = _strays(views, cameras, stated.view_noun)
     has_alpha = False
@@ -189,7 +191,7 @@ def assemble_cameras(stated: StatedScene, options: ReadOptions) -> CameraSet:
         has_alpha = n_clear >= SILHOUETTE * n_pixels or any(view.matte for view in views)
     near = [camera for index, camera in enumerate(cameras) if index not in strays]
     spaces, _ = _choose_spaces(stated, options, has_alpha, near)
-    names = {view: _name(view, stated) for view in views}
+    names = {view: stated.name_of(view) for view in views}
     return CameraSet(
         folder=stated.folder,
         cameras={names[view]: camera for view, camera in zip(views, cameras, strict=True)},
@@ -209,8 +211,8 @@ def mask_files(stated: StatedScene) -> dict[str, Path]:
     """Name of a photo -> the file of its mask in which black is not learned from, or nothing is. Masks of the other
     kind lie beside the photos, where every reader of transforms.json that knows them looks by itself."""
     views = [view for view in stated.views if view.image is not None]
-    found = {_name(view, stated): view.matte for view in views if view.matte is not None}
-    return found | {_name(view, stated): mask.path for view in views for mask in view.masks if not mask.keeps_black}
+    found = {stated.name_of(view): view.matte for view in views if view.matte is not None}
+    return found | {stated.name_of(view): mask.path for view in views for mask in view.masks if not mask.keeps_black}
 
 
 # --- splits
@@ -227,12 +229,6 @@ def _missing_notes(stated: StatedScene) -> list[str]:
         f"warning: {len(missing)} of {len(stated.views)} {stated.view_noun} have no image file and are skipped: "
         f"{some(missing)}"
     ]
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list and how many more there are, in one line."""
-    shown = ", ".join(names[:most])
-    return one_line(shown if len(names) <= most else f"{shown} and {len(names) - most} more")
 
 
 def _complete_splits(stated: StatedScene) -> tuple[dict[str, list[StatedView]], list[str]]:
@@ -272,93 +268,7 @@ def _complete_splits(stated: StatedScene) -> tuple[dict[str, list[StatedView]], 
     return {"train": kept, "test": test, **({"val": val} if val else {})}, notes
 
 
-# --- sizes, memory, cameras
-
-
-def _headers(views: Iterable[StatedView], tally: Tally) -> list[ImageHeader]:
-    headers = []
-    for view in views:
-        try:
-            headers.append(read_header(view.path))
-        except DataError as error:
-            raise view.fail(str(error)) from error
-        reduction = headers[-1].reduction
-        if reduction:
-            tally.reduced.setdefault(reduction, []).append(view.name)
-    return headers
-
-
-def _decoded(
-    views: list[StatedView],
-    cameras: list[Camera],
-    headers: list[ImageHeader],
-    options: ReadOptions,
-    tally: Tally,
-    n_threads: int,
-) -> tuple[CachedPhotos, list[str]]:
-    """The photos: in memory if they fit the budget, else in files of the cache; and a note about these."""
-
-    def explain(index: int, error: DataError) -> DataError:
-        return views[index].fail(str(error))
-
-    def warn(index: int, text: str) -> None:
-        tally.damaged.setdefault(text, []).append(views[index].name)
-
-    needed, budget = sum(4 * camera.width * camera.height for camera in cameras), options.max_image_memory
-    if needed <= budget:
-        paths, mattes = [view.path for view in views], [view.matte for view in views]
-        images = decode_all(paths, options.downscale, explain, warn, n_threads, mattes)
-        return CachedPhotos(images, [], [PhotoStats.of(image) for image in images]), []
-    cache = PhotoCache(cache_root() if options.image_cache is None else options.image_cache.expanduser())
-    wanted = [
-        Wanted(view.path, camera.width, camera.height, view.matte) for view, camera in zip(views, cameras, strict=True)
-    ]
-    try:
-        missing = cache.make_room(wanted, options.downscale)
-    except DataError as error:
-        raise DataError(f"{error}, or {_smaller(headers, options)}") from error
-    held = f"{_memory(budget // 2)} of them are in memory at a time"
-    options.say(
-        f"{len(views)} photos take {_memory(needed)} decoded, more than --max-image-memory ({_memory(budget)}): they "
-        f"are kept in files ({_memory(missing)} are missing); {_smaller(headers, options)} does without them"
-    )
-    found = cache.photos(wanted, options.downscale, explain, warn, n_threads, options.say)
-    return found, [f"photos are trained on from files in {cache.root}, {held}"]
-
-
-def _smaller(headers: list[ImageHeader], options: ReadOptions) -> str:
-    """What makes the photos fit the memory that they may take, in words: the least downscaling, or more memory."""
-
-    def size_bytes(factor: int) -> int:
-        return sum(4 * (header.width // factor) * (header.height // factor) for header in headers)
-
-    budget, largest = options.max_image_memory, min(min(header.width, header.height) for header in headers)
-    factor = options.downscale + 1
-    while factor < largest and size_bytes(factor) > budget:
-        factor += 1
-    more = f"--max-image-memory {-(-size_bytes(options.downscale) // GIB)}"
-    if factor > largest or size_bytes(factor) > budget:
-        return more
-    return f"--downscale {factor} ({_memory(size_bytes(factor))}) or {more}"
-
-
-def _check_decoding(views: list[StatedView], headers: list[ImageHeader], options: ReadOptions) -> int:
-    """Memory that the largest photo takes while it is decoded; raises where that alone is more than the budget."""
-    sizes = [decoding_bytes(header, options.downscale) for header in headers]
-    largest = int(np.argmax(sizes))
-    if sizes[largest] > options.max_image_memory:
-        raise views[largest].fail(
-            f"{headers[largest].width}x{headers[largest].height} takes {_memory(sizes[largest])} while it is decoded, "
-            f"more than --max-image-memory ({_memory(options.max_image_memory)}), which can be raised"
-        )
-    return max(1, sizes[largest])
-
-
-def _memory(size_bytes: int) -> str:
-    for unit, name in ((GIB, "GiB"), (1024**2, "MiB")):
-        if size_bytes >= unit / 10:
-            return f"{size_bytes / unit:.2f} {name}"
-    return f"{size_bytes / 1024:.2f} KiB"
+# --- cameras
 
 
 def _camera(view: StatedView, header: ImageHeader, options: ReadOptions, tally: Tally) -> Camera:
@@ -409,125 +319,6 @@ def _check_principal_point(view: StatedView, camera: Camera, tally: Tally) -> No
         )
 
 
-SILHOUETTE: Final = 0.25
-"""Share of transparent pixels from which on photos are cut-outs of an object. NeRF-synthetic's have 0.6 and more;
-corners that undistortion left empty have some hundredths."""
-
-
-def _alpha(stats: Sequence[PhotoStats], has_mattes: bool, options: ReadOptions) -> tuple[bool, list[str]]:
-    """Whether the photos are cut-outs of an object by their alpha, and a note where they have some alpha but are
-    not, where the data bring it in files of their own, or where the user says what it is."""
-    n_pixels = sum(photo.n_pixels for photo in stats)
-    n_translucent = sum(photo.n_translucent for photo in stats)
-    if not n_translucent:
-        return False, [f"--alpha {options.alpha} has no effect: all pixels are opaque"] * (options.alpha != "auto")
-    if options.alpha == "matte":
-        return True, ["alpha is a matte: it cuts the object out, and nothing is where it is 0 (--alpha matte)"]
-    if options.alpha == "auto" and has_mattes:
-        return True, ["masks cut the object out: nothing is where they are black; --alpha mask only leaves that out"]
-    if options.alpha == "mask":
-        return False, ["alpha is a mask: pixels that are not opaque are left out (--alpha mask)"]
-    if sum(photo.n_clear for photo in stats) >= SILHOUETTE * n_pixels:
-        return True, []
-    return False, [
-        f"warning: {n_translucent} of {n_pixels} pixels ({100 * n_translucent / n_pixels:.2g} %) are not opaque, too "
-        "few to be the background of a cut-out object: the photos are read as ordinary ones, without these pixels; "
-        "--alpha matte or --alpha mask says what they are"
-    ]
-
-
-def _masks_of_folder(
-    views: list[StatedView], stated: StatedScene, options: ReadOptions
-) -> tuple[list[StatedMask | None], list[str]]:
-    """The mask of each photo in the folder that the user named, and a note."""
-    if options.masks is None:
-        return [None] * len(views), []
-    root = options.masks.expanduser()
-    if not root.is_dir():
-        raise DataError(f"--masks {options.masks}: no such folder")
-    folder, found = MaskFolder(root), []
-    stems = Counter(view.path.stem for view in views)
-    for view in views:
-        file = view.path.name
-        names = [view.name, _name(view, stated)]
-        # below the folder of photos, if there is one
-        names += [name.partition("/")[2] for name in names if name.startswith("images")]
-        path = folder.find([*names, *([file] if stems[view.path.stem] == 1 else [])])
-        found.append(None if path is None else StatedMask(path, "--masks", options.masks_keep == "black"))
-    missing = [view.name for view, mask in zip(views, found, strict=True) if mask is None]
-    if len(missing) == len(views):
-        raise DataError(
-            one_line(
-                f"--masks {options.masks}: no mask has the name of a photo; of {missing[0]} it would be called "
-                f"{missing[0]}.png, or have its name with another ending"
-            )
-        )
-    kept = "what is not black" if options.masks_keep == "white" else "what is black"
-    told = f"{kept} is learned from (--masks-keep {options.masks_keep})"
-    note = f"masks of {len(views) - len(missing)} of {len(views)} photos from {root}: {told}"
-    lost = f"warning: no mask in {root} for {some(missing)}: all of their pixels are learned from"
-    return found, [note, *[lost] * bool(missing)]
-
-
-def _masks(
-    views: list[StatedView],
-    headers: list[ImageHeader],
-    photos: CachedPhotos,
-    has_alpha: bool,
-    named: Sequence[StatedMask | None],
-    options: ReadOptions,
-) -> list[np.ndarray] | None:
-    """Which pixels of each photo show the scene, None where all of them do.
-
-    Where alpha does not cut an object out, a pixel that is not opaque says nothing about the scene either.
-    """
-    is_alpha_mask = [not has_alpha and photo.n_translucent > 0 for photo in photos.stats]
-    if not any(is_alpha_mask) and not any(view.masks for view in views) and not any(named):
-        return None
-    cache = PhotoCache(photos.files[0].parent) if photos.files else None
-    masks = []
-    for k, (view, header, image, own) in enumerate(zip(views, headers, photos.images, named, strict=True)):
-        mask = image[..., 3] == 255 if is_alpha_mask[k] else np.ones(image.shape[:2], np.bool_)
-        for stated in (*view.masks, *([] if own is None else [own])):
-            try:
-                is_set = decode_mask(stated.path)
-            except DataError as error:
-                raise view.fail(str(error), stated.field) from error
-            keeps = is_set != stated.keeps_black
-            # masks of the whole photos fit those of images_4, too
-            larger = max(1, keeps.shape[1] // header.width)
-            if (keeps.shape[0] // larger, keeps.shape[1] // larger) != (header.height, header.width):
-                size = f"{keeps.shape[1]}x{keeps.shape[0]}"
-                raise view.fail(
-                    f"{stated.path}: the mask is {size}, the image {header.width}x{header.height}", stated.field
-                )
-            mask &= downscale_mask(downscale_mask(keeps, larger), options.downscale)
-        masks.append(mask if cache is None else cache.keep_mask(photos.files[k], mask))
-    return None if all(bool(mask.all()) for mask in masks) else masks
-
-
-_MOST_MASKED: Final = 0.9
-"""Share of the pixels beyond which a mask may have black and white exchanged."""
-
-
-def _mask_notes(
-    masks: list[np.ndarray] | None, training: list[int], stated: StatedScene, options: ReadOptions
-) -> list[str]:
-    """What the masks leave; raises where nothing is left to learn from."""
-    if masks is None or not training:
-        return []
-    n_views = sum(1 for index in training if not masks[index].all())
-    n_pixels = sum(masks[index].size for index in training)
-    n_left = sum(int(masks[index].sum()) for index in training)
-    polarity = "mask_path leaves out what is black, as masks/ does, dynamic_mask_* what is not"
-    polarity += "" if options.masks is None else f", --masks what is not {options.masks_keep}"
-    if not n_left:
-        raise DataError(f"{stated.data_file}: the masks leave no pixel to learn from ({polarity})")
-    share = 1 - n_left / n_pixels
-    text = f"masks leave out {100 * share:.2g} % of the training pixels, in {n_views} of {len(training)} views"
-    return [f"warning: {text} ({polarity})" if share > _MOST_MASKED else text]
-
-
 # --- spaces
 
 
@@ -562,12 +353,12 @@ def _choose_spaces(
         scale, offset, aabb_scale = box.spaces.scale, box.spaces.offset, box.spaces.aabb_scale
         origin = {"scale": "fits the box", "offset": box.center_reason, "aabb_scale": box.size_reason}
     if options.aabb_scale is not None:
-        aabb_scale, origin["aabb_scale"] = options.aabb_scale, "--aabb-scale"
+        aabb_scale, origin["aabb_scale"] = options.aabb_scale, options.aabb_scale_origin
     elif aabb_scale is None and has_alpha:
         aabb_scale, origin["aabb_scale"] = 1, "images have alpha"
     elif aabb_scale is None:
-        aabb_scale = choose_aabb_scale(cameras, Spaces(scale, offset))
-        origin["aabb_scale"] = "from the cameras, as images have no alpha"
+        aabb_scale, words = choose_aabb_scale(cameras, Spaces(scale, offset))
+        origin["aabb_scale"] = f"from the cameras, {words}, as images have no alpha"
     return Spaces(scale, offset, aabb_scale), origin
 
 
@@ -580,7 +371,7 @@ def _describe(cameras: list[Camera], has_alpha: bool, options: ReadOptions) -> s
     size = first if len(sizes) == 1 else f"{len(sizes)} sizes from {first} to {last}"
     shrunk = f" after --downscale {options.downscale}" if options.downscale > 1 else ""
     lenses = " and ".join(sorted({camera.lens for camera in cameras}))
-    memory = _memory(sum(4 * camera.width * camera.height for camera in cameras))
+    memory = in_words(sum(4 * camera.width * camera.height for camera in cameras))
     return f"{size}{shrunk}, {'with' if has_alpha else 'without'} alpha, lens {lenses}, {memory}"
 
 
@@ -604,21 +395,6 @@ def _tally_notes(tally: Tally, n_views: int, noun: str) -> list[str]:
     for reduction, reduced in tally.reduced.items():
         notes.append(f"{reduction} in {len(reduced)} of {n_views} images")
     return [one_line(note) for note in notes]
-
-
-_UNEVEN_BRIGHTNESS: Final = 2.0  # ratio of the 90 % to the 10 % image's mean; instant-ngp's fox has 1.3
-
-
-def _brightness_notes(stats: Sequence[PhotoStats]) -> list[str]:
-    """A warning where photos differ so much in brightness that exposure must have changed between them."""
-    means = [photo.mean for photo in stats]
-    dark, bright = np.quantile(means, (0.1, 0.9))
-    if bright <= _UNEVEN_BRIGHTNESS * max(dark, 1.0):
-        return []
-    return [
-        f"warning: brightness differs between images (means {dark:.0f} to {bright:.0f} of 255): varying "
-        "exposure or white balance leaves haze and floating blobs"
-    ]
 
 
 def _other_axes(stated: StatedScene, options: ReadOptions) -> str | None:

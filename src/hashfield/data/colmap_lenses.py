@@ -1,17 +1,58 @@
-"""COLMAP's lens models that are none of ours, and the lens of ours that comes nearest to each.
+"""COLMAP's lens models, and the lens of ours for each: the same one, or else the one that comes nearest.
 
-The models are evaluated on rays all over the picture, and focal length, principal point and distortion of ours are
-fitted to the pixels by least squares. With the ratio of the two focal lengths kept, that is a linear problem.
+FULL_OPENCV is the rational lens of OpenCV, which files of other programs have too.
+A model that is none of ours is evaluated on rays all over the picture, and focal length, principal point and distortion
+of ours are fitted to the pixels by least squares. With the ratio of the two focal lengths kept, that is a linear
+problem.
+
+Source of the models: COLMAP, src/colmap/sensor/models.h; written from the description of the format.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 
-from hashfield.geometry.cameras import Camera, Lens, camera_table, project
+from hashfield.data.images import ImageHeader
+from hashfield.errors import DataError
+from hashfield.geometry.cameras import Camera, Lens, camera_table, panorama, project
+
+
+class LensModel(NamedTuple):
+    """One of COLMAP's camera models."""
+
+    name: str
+    parameters: str
+    """Their names in order."""
+    lens: Lens | None
+    """Ours that is exactly the same; None where there is none, and `nearest_lens` finds one."""
+
+
+LENS_MODELS: Final[dict[int, LensModel]] = {
+    0: LensModel("SIMPLE_PINHOLE", "f cx cy", "pinhole"),
+    1: LensModel("PINHOLE", "fx fy cx cy", "pinhole"),
+    2: LensModel("SIMPLE_RADIAL", "f cx cy k1", "opencv"),
+    3: LensModel("RADIAL", "f cx cy k1 k2", "opencv"),
+    4: LensModel("OPENCV", "fx fy cx cy k1 k2 p1 p2", "opencv"),
+    5: LensModel("OPENCV_FISHEYE", "fx fy cx cy k1 k2 k3 k4", "fisheye"),
+    6: LensModel("FULL_OPENCV", "fx fy cx cy k1 k2 p1 p2 k3 d4 d5 d6", "opencv"),
+    7: LensModel("FOV", "fx fy cx cy omega", None),
+    8: LensModel("SIMPLE_RADIAL_FISHEYE", "f cx cy k1", "fisheye"),
+    9: LensModel("RADIAL_FISHEYE", "f cx cy k1 k2", "fisheye"),
+    10: LensModel("THIN_PRISM_FISHEYE", "fx fy cx cy k1 k2 p1 p2 k3 k4 sx1 sy1", None),
+    11: LensModel("RAD_TAN_THIN_PRISM_FISHEYE", "fx fy cx cy k0 k1 k2 k3 k4 k5 p0 p1 s0 s1 s2 s3", None),
+    12: LensModel("SIMPLE_DIVISION", "f cx cy k", None),
+    13: LensModel("DIVISION", "fx fy cx cy k", None),
+    14: LensModel("SIMPLE_FISHEYE", "f cx cy", "fisheye"),
+    15: LensModel("FISHEYE", "fx fy cx cy", "fisheye"),
+    16: LensModel("EUCM", "fx fy cx cy alpha beta", None),
+    17: LensModel("EQUIRECTANGULAR", "w h", "equirectangular"),
+}
+"""COLMAP's camera models by their number. FULL_OPENCV is ours where its denominator d4, d5, d6 is 0."""
 
 LARGEST_ERROR: Final = 0.5
 """By how much the fitted lens may be off anywhere in the picture, in pixels of one whose longer side has 1000."""
@@ -130,7 +171,7 @@ def _seen(
     for _ in range(2):  # once to see how far the picture reaches, and once as far as that
         theta = np.linspace(0, widest, _RADII)[None, 1:]
         u, v = np.tan(theta) * np.cos(angle), np.tan(theta) * np.sin(angle)
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             x, y = _DISTORT[name](u, v, values)
         out = np.hypot(x, y)
         x, y = focal[0] * x + values["cx"], focal[1] * y + values["cy"]
@@ -176,3 +217,50 @@ def _fit(
     there, is_valid = project(camera_table([camera]), torch.zeros(n, dtype=torch.int64), torch.from_numpy(rays))
     error = float(np.linalg.norm(there.numpy() - pixels, axis=1).max()) if bool(is_valid.all()) else np.inf
     return FittedLens(lens, focal, focal * aspect, cx, cy, distortion, error)
+
+
+@dataclass(frozen=True)
+class ModelLens:
+    """The lens of one camera of a COLMAP model."""
+
+    place: str
+    """Where the model states it, as the beginning of an error."""
+    model: LensModel
+    width: int
+    height: int
+    parameters: dict[str, float]
+
+    def camera(self, pose: Float64[torch.Tensor, "3 4"], header: ImageHeader) -> Camera:
+        """The camera at this pose for a photo of this size."""
+        if self.model.lens == "equirectangular":
+            return panorama(pose, header.width, header.height)
+        ours = self.ours
+        if not ours.is_near(self.width, self.height):
+            by = f" by up to {ours.error:.2g} pixels" if ours.error < np.inf else ""
+            raise DataError(
+                f"{self.place}: 'model': {self.model.name} with these parameters differs{by} from every lens that is "
+                "supported: undistort the photos with `colmap image_undistorter`"
+            )
+        x, y = header.width / self.width, header.height / self.height
+        return Camera(
+            pose,
+            header.width,
+            header.height,
+            fx=ours.fx * x,
+            fy=ours.fy * y,
+            cx=ours.cx * x,
+            cy=ours.cy * y,
+            lens=ours.lens,
+            distortion=ours.distortion,
+        )
+
+    @cached_property
+    def ours(self) -> FittedLens:
+        """The lens of ours that is the same, or else the one that comes nearest; a panorama has none."""
+        values, lens = self.parameters, self.model.lens
+        if lens is None or any(values.get(name) for name in ("d4", "d5", "d6")):
+            return nearest_lens(self.model.name, values, self.width, self.height)
+        fx, fy = (values.get(axis, values.get("f", 0.0)) for axis in ("fx", "fy"))
+        names = () if lens == "pinhole" else ("k1", "k2", "k3", "k4", "p1", "p2")
+        distortion = tuple(values.get(name, 0.0) for name in names)
+        return FittedLens(lens, fx, fy, values["cx"], values["cy"], distortion, 0.0)

@@ -1,6 +1,6 @@
 """Posed images in memory, and the table of readers that make them from a folder or file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -28,15 +28,16 @@ class PosedImages:
 
     cameras: tuple[Camera, ...]
     """Cameras in the world; width and height are those of the image."""
-    images: tuple[np.ndarray, ...]
-    """Photos, uint8 [height, width, 4]: RGBA in sRGB with straight alpha; sizes may differ."""
+    images: Sequence[np.ndarray]
+    """Photos, uint8 [height, width, 4]: RGBA in sRGB with straight alpha; sizes may differ. Where they lie in `files`,
+    each is read whenever it is asked for: ask for one at a time."""
     names: tuple[str, ...]
     """File names relative to the data file, with forward slashes."""
     masks: list[np.ndarray] | None = None
     """A mask for each view, bool [height, width]: True where the pixel shows the scene and may be learned from. None:
     True everywhere."""
     files: tuple[Path, ...] | None = None
-    """Where images are not in memory: the file of each one's bytes, row by row, of which `images` are views."""
+    """Where images are not in memory: the file of each one's bytes, see `hashfield.steps.stored_photos`."""
     depths: tuple[PhotoDepth, ...] | None = None
     """What is known of depth in each view, where it was asked for and anything is known."""
 
@@ -48,7 +49,9 @@ class PosedImages:
             raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, {len(self.masks)} masks")
         if self.depths is not None and len(self.depths) != len(self.cameras):
             raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, {len(self.depths)} depths")
-        for camera, image, name in zip(self.cameras, self.images, self.names, strict=True):
+        # those in files have the size that they were read with
+        in_memory = self.images if self.files is None else ()
+        for camera, image, name in zip(self.cameras, in_memory, self.names, strict=self.files is None):
             if image.dtype != np.uint8 or image.shape != (camera.height, camera.width, 4):
                 raise ShapeError(
                     f"PosedImages: {name}: expected uint8 ({camera.height}, {camera.width}, 4), "
@@ -112,13 +115,15 @@ class ReadOptions:
     """Whole number that divides widths and heights."""
     max_image_memory: int = 4 * GIB
     """Bytes that decoded images may take, 4 a pixel. Where they take more they lie in files, and half of this is in
-    memory while a model is trained."""
+    memory while a model is trained. Depth maps have what the photos leave of it."""
     image_cache: Path | None = None
     """Folder of these files; None: in the user's cache."""
     say: Callable[[str], object] = field(default=lambda text: None, compare=False)
     """Told about reading that takes long, while it goes on."""
     aabb_scale: int | None = None
     """Replaces the side of the training box, a power of two in 1..128; None: the file's, or chosen."""
+    aabb_scale_origin: str = "--aabb-scale"
+    """Where `aabb_scale` comes from, in words for the note about the box."""
     camera_axes: Literal["opengl", "opencv"] = "opengl"
     """Axes of the cameras in the file: "opengl" (x right, y up, looking along -z), as the format has it, or "opencv"
     (x right, y down, looking along +z), as files of some exporters have it."""

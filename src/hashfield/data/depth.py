@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 
-from hashfield.data.images import ImageHeader, decode_depth
+from hashfield.data.images import ImageHeader, decode_depth, depth_shape
 from hashfield.data.json_fields import one_line
 from hashfield.data.sparse_tracks import names_in_model, read_tracks
 from hashfield.data.stated import StatedDepth, StatedScene, StatedView, has_same_aspect
@@ -22,6 +22,8 @@ _FEWEST_SIGHTINGS: Final = 3  # two photos agree about a wrong point too easily
 _OFF: Final = 2e-3  # of the longer side: how far from its point a photo may show it, but never less than a pixel
 _OTHER_WORLD: Final = 2e-2  # of the longer side: photos show the points elsewhere altogether
 _ASKED: Final = 1000  # pixels of a photo by which its depth map is judged
+_BYTES: Final = 6  # of a depth map's pixel: up to 4 as it was read, and 2 as training holds it
+_COARSEST: Final = 16  # pixels along an axis of which one is kept where memory is short; fewer say too little
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def known_depths(
     spaces: Spaces,
     sources: Sequence[DepthSource],
     downscale: int,
+    max_bytes: int,
 ) -> KnownDepths:
     """What the data know of depth in some views.
 
@@ -76,6 +79,7 @@ def known_depths(
         spaces: The training box.
         sources: What to read.
         downscale: What the photos' sides were divided by.
+        max_bytes: Memory that depth maps may take; larger ones are read coarser, or not at all.
 
     Raises:
         DataError: a depth map cannot be read or is of another shape than its photo, none of those that are stated
@@ -85,7 +89,7 @@ def known_depths(
         return KnownDepths()
     depths, notes, unit = [PhotoDepth() for _ in views], [], None
     if "files" in sources:
-        depths, notes, unit = _maps(views, cameras, headers, spaces)
+        depths, notes, unit = _maps(views, cameras, headers, spaces, max_bytes)
     if "points" in sources and stated.sparse_model is not None:
         points, more = _sightings(stated, names, cameras, images, masks, headers, downscale)
         pairs = zip(depths, points, strict=True)
@@ -99,9 +103,13 @@ def known_depths(
 
 
 def _maps(
-    views: Sequence[StatedView], cameras: Sequence[Camera], headers: Sequence[ImageHeader], spaces: Spaces
+    views: Sequence[StatedView],
+    cameras: Sequence[Camera],
+    headers: Sequence[ImageHeader],
+    spaces: Spaces,
+    max_bytes: int,
 ) -> tuple[list[PhotoDepth], list[str], str | None]:
-    """The depth map of each view, notes, and the unit of the world if they tell it."""
+    """The depth map of each view, notes, and the unit of the world if they tell it. See `known_depths`."""
     stated = [view.make_depth() for view in views]
     named = [one for one in stated if one is not None]
     if not named:
@@ -112,33 +120,58 @@ def _maps(
         raise view.fail(
             f"{one.stated}: none of the {len(named)} depth files exists (--train.depth 0 does without)", one.field
         )
-    depths = [
-        PhotoDepth() if one is None or one.path is None else _map(view, one, camera, header)
+    shapes = [
+        (0, 0) if one is None or one.path is None else _map_shape(view, one, camera, header)
         for view, one, camera, header in zip(views, stated, cameras, headers, strict=True)
+    ]
+    n_bytes, step = _BYTES * sum(height * width for height, width in shapes), 1
+    while step <= _COARSEST and n_bytes > max_bytes * step**2:
+        step += 1
+    too_much = f"depth maps take {n_bytes / 2**20:.0f} MiB, more than the photos leave of --max-image-memory"
+    if step > _COARSEST:
+        return [PhotoDepth() for _ in views], [f"warning: {too_much}: they are not read"], None
+    depths = [
+        PhotoDepth() if one is None or one.path is None else _map(view, one, (height // step, width // step))
+        for view, one, (height, width) in zip(views, stated, shapes, strict=True)
     ]
     unit = "metres" if all(one.is_metric for one in named) else None
     notes = _map_notes(depths, cameras, spaces, unit)
+    if step > 1:
+        notes.append(f"{too_much}: one of {step} rows and columns is read")
     if lost:
         some = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
         notes.append(f"warning: {len(lost)} of {len(named)} depth files do not exist: {some}")
     return depths, notes, unit
 
 
-def _map(view: StatedView, stated: StatedDepth, camera: Camera, header: ImageHeader) -> PhotoDepth:
+def _map_shape(view: StatedView, stated: StatedDepth, camera: Camera, header: ImageHeader) -> tuple[int, int]:
+    """Height and width of a depth map as it will lie in memory; raises where it is of another shape than its photo."""
     assert stated.path is not None
     try:
-        z = decode_depth(stated.path)
+        height, width = depth_shape(stated.path)
     except DataError as error:
         raise view.fail(str(error), stated.field) from error
-    height, width = z.shape
     if not has_same_aspect((width, height), (header.width, header.height)):
         raise view.fail(
             f"{stated.path}: the depth map is {width}x{height}, of another shape than the image, "
             f"{header.width}x{header.height}", stated.field,
         )  # fmt: skip
-    if width > camera.width:  # no pixel of the photo looks at more than one of the map
-        rows = ((np.arange(camera.height) + 0.5) * height / camera.height).astype(np.int64)
-        columns = ((np.arange(camera.width) + 0.5) * width / camera.width).astype(np.int64)
+    # no pixel of the photo looks at more than one of the map
+    return (camera.height, camera.width) if width > camera.width else (height, width)
+
+
+def _map(view: StatedView, stated: StatedDepth, shape: tuple[int, int]) -> PhotoDepth:
+    """A depth map with so many rows and columns, the nearest of those that it has."""
+    assert stated.path is not None
+    try:
+        z = decode_depth(stated.path)
+    except DataError as error:
+        raise view.fail(str(error), stated.field) from error
+    shape = max(1, shape[0]), max(1, shape[1])
+    if shape != z.shape:
+        rows, columns = (
+            ((np.arange(n) + 0.5) * n_stored / n).astype(np.int64) for n, n_stored in zip(shape, z.shape, strict=True)
+        )
         z = np.ascontiguousarray(z[rows[:, None], columns])
     return PhotoDepth(z, 1.0 if z.dtype == np.float32 else stated.scale)
 

@@ -11,6 +11,7 @@ from hashfield.data import colmap
 from hashfield.data.assemble import some
 from hashfield.data.dataset import ReadOptions, Scene
 from hashfield.data.files import natural_key
+from hashfield.data.photo_cache import LazyPhotos
 from hashfield.data.photo_checks import Pixels, measure
 from hashfield.data.pose_checks import Link, neighbours, reprojection
 from hashfield.data.sparse_tracks import Tracks, names_in_model, read_tracks, sparse_model_of
@@ -75,17 +76,20 @@ NEAR: Final = 6
 
 def open_case(scene: Scene) -> Case:
     """Measure all views of a scene, and find what they share by the sparse model beside it, if there is one."""
-    names, splits, cameras, images = [], [], [], []
+    names, splits, cameras, places = [], [], [], []
+    images = LazyPhotos.of(views.images for views in scene.splits.values())  # photos in files do not fit all at once
+    place = 0
     for split, views in scene.splits.items():
-        for name, camera, image in zip(views.names, views.cameras, views.images, strict=True):
+        for name, camera in zip(views.names, views.cameras, strict=True):
             if name not in names:  # val may serve as test
                 names.append(name)
                 splits.append(split)
                 cameras.append(camera)
-                images.append(image)
+                places.append(place)
+            place += 1
     order = sorted(range(len(names)), key=lambda k: natural_key(names[k]))
-    names, splits, cameras, images = ([part[k] for k in order] for part in (names, splits, cameras, images))
-    case = Case(scene, names, splits, cameras, measure(images), neighbours(cameras, NEAR))
+    names, splits, cameras, places = ([part[k] for k in order] for part in (names, splits, cameras, places))
+    case = Case(scene, names, splits, cameras, measure(images.chosen(places)), neighbours(cameras, NEAR))
     model = model_of(scene)
     case.tracks = None if model is None else read_tracks(model)
     if case.tracks is not None:

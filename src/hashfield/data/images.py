@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
@@ -186,8 +186,7 @@ def decode_depth(path: Path) -> Shaped[np.ndarray, "height width"]:
     """
     if path.suffix.lower() == ".npy":
         return _depth_of_array(path)
-    if path.suffix.lower() in _HDR:
-        raise DataError(f"{path}: depth is read from grey pictures (PNG, TIFF) and .npy arrays, not from {path.suffix}")
+    _refuse_hdr_depth(path)
 
     def numbers(image: Image.Image) -> np.ndarray:
         if image.mode not in (*_WIDE_GREY, "L", "F"):
@@ -197,9 +196,32 @@ def decode_depth(path: Path) -> Shaped[np.ndarray, "height width"]:
     return _with_image(path, numbers)
 
 
+def depth_shape(path: Path) -> tuple[int, int]:
+    """Height and width of a depth map; its numbers are not read.
+
+    Raises:
+        DataError: not a picture or array of one number a pixel, or not readable.
+    """
+    if path.suffix.lower() == ".npy":
+        height, width = _array_of_depth(path, "r").shape
+        return height, width
+    _refuse_hdr_depth(path)
+    header = read_header(path)
+    return header.height, header.width
+
+
+def _refuse_hdr_depth(path: Path) -> None:
+    if path.suffix.lower() in _HDR:
+        raise DataError(f"{path}: depth is read from grey pictures (PNG, TIFF) and .npy arrays, not from {path.suffix}")
+
+
 def _depth_of_array(path: Path) -> np.ndarray:
+    return _depth_numbers(_array_of_depth(path))
+
+
+def _array_of_depth(path: Path, mmap_mode: Literal["r"] | None = None) -> Shaped[np.ndarray, "height width"]:
     try:
-        values = np.load(path, allow_pickle=False)
+        values = np.load(path, mmap_mode, allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError, EOFError) as error:
@@ -208,7 +230,7 @@ def _depth_of_array(path: Path) -> np.ndarray:
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "uif" or not values.size:
         shape = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "several arrays"
         raise DataError(f"{path}: expected one number for each pixel, got {shape}")
-    return _depth_numbers(values)
+    return values
 
 
 def _depth_numbers(values: np.ndarray) -> np.ndarray:

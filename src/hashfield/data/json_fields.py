@@ -4,7 +4,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -108,6 +108,12 @@ def kind(value: object) -> str:
 def one_line(text: str) -> str:
     """The text without line breaks and control characters: names of files may hold any."""
     return "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in text)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list and how many more there are, in one line."""
+    shown = ", ".join(names[:most])
+    return one_line(shown if len(names) <= most else f"{shown} and {len(names) - most} more")
 
 
 _COMMENT: Final = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)

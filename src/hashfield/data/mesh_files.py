@@ -52,7 +52,7 @@ def read_content(path: Path, trimesh: Any) -> MeshContent:
     if ending == ".obj":
         return _from_obj(path.read_bytes())
     if ending == ".ply":
-        return _from_ply(path.read_bytes())
+        return read_ply(path)
     if ending == ".stl":
         return _from_stl(path.read_bytes(), trimesh)
     return _from_gltf(path, trimesh)
@@ -166,6 +166,16 @@ class _Element:
 
 _Lists = tuple[np.ndarray, np.ndarray]
 """(values of all rows, length of each row) of a list."""
+
+
+def read_ply(path: Path) -> MeshContent:
+    """The vertices and triangles of a PLY file; one of points has no triangles.
+
+    Raises:
+        FormatError: the file is broken.
+        OSError: it cannot be read.
+    """
+    return _from_ply(path.read_bytes())
 
 
 def _from_ply(data: bytes) -> MeshContent:

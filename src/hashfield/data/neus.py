@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from hashfield.data.assemble import assemble, some
+from hashfield.data.assemble import assemble
 from hashfield.data.dataset import Reader, ReadOptions, Scene
 from hashfield.data.files import MaskFolder, PhotoFolder
 from hashfield.data.images import ImageHeader
-from hashfield.data.json_fields import one_line
+from hashfield.data.json_fields import one_line, some
 from hashfield.data.stated import StatedScene, StatedSpaces, StatedView, Tally, check_magnitude
 from hashfield.errors import DataError
 from hashfield.geometry.cameras import Camera

@@ -1,9 +1,9 @@
 """Decoded photos in files, for data sets that are larger than the memory they may take.
 
-Each photo is a file of its bytes, RGBA row by row, in the user's cache, with a small JSON file beside it. Its name
-comes from the photo's path, size and time of change, and from how it was decoded; so the next run finds it again, and a
-photo that was changed is decoded anew. Files are written aside and renamed. What nobody asked for in two weeks is
-removed.
+Each photo is a file of its bytes in the user's cache, row by row, 3 a pixel where it is opaque and else 4 (see
+`hashfield.steps.stored_photos`), with a small JSON file beside it. Its name comes from the photo's path, size and time
+of change, and from how it was decoded; so the next run finds it again, and a photo that was changed is decoded anew.
+Files are written aside and renamed. What nobody asked for in two weeks is removed.
 """
 
 import hashlib
@@ -12,12 +12,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ from jaxtyping import Bool, UInt8
 from hashfield.aside import remove_left_behind, write_aside
 from hashfield.data.images import decode_rgba
 from hashfield.errors import DataError
+from hashfield.steps.stored_photos import OPAQUE, TRANSLUCENT, bytes_per_pixel, stored_rows
 from hashfield.user_cache import user_cache
 
-_FORM: Final = 1  # of the files and of the decoding: another number makes all old files strangers
+_FORM: Final = 2  # of the files and of the decoding: another number makes all old files strangers
 _KEPT_DAYS: Final = 14
 _SPARE: Final = 1 << 30  # bytes that the disk keeps free
 _SAID_EVERY: Final = 5.0
@@ -62,12 +64,42 @@ def cache_root() -> Path:
     return user_cache() / "photos"
 
 
+class LazyPhotos(Sequence[np.ndarray]):
+    """Photos, uint8 [height, width, 4], each of which is made whenever it is asked for: all together they may be more
+    than fits into memory."""
+
+    def __init__(self, makers: Sequence[Callable[[], np.ndarray]]) -> None:
+        """Args:
+        makers: What makes each photo.
+        """
+        self._makers = list(makers)
+
+    @classmethod
+    def of(cls, parts: Iterable[Sequence[np.ndarray]]) -> "LazyPhotos":
+        """The photos of several sequences, one after another."""
+        return cls([partial(part.__getitem__, k) for part in parts for k in range(len(part))])
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> "LazyPhotos": ...
+    def __getitem__(self, index: int | slice) -> "np.ndarray | LazyPhotos":
+        return LazyPhotos(self._makers[index]) if isinstance(index, slice) else self._makers[index]()
+
+    def chosen(self, indices: Iterable[int]) -> "LazyPhotos":
+        """Those with these numbers."""
+        return LazyPhotos([self._makers[index] for index in indices])
+
+
 @dataclass(frozen=True)
 class CachedPhotos:
     """The photos of a data set as they lie in the cache."""
 
-    images: list[np.ndarray]
-    """Pixels of each photo, uint8 [height, width, 4]; its pages are read from the file when they are looked at."""
+    images: Sequence[np.ndarray]
+    """Pixels of each photo, uint8 [height, width, 4]; of those in files, each is read when it is asked for."""
     files: list[Path]
     """The file of each image's bytes."""
     stats: list[PhotoStats]
@@ -83,11 +115,13 @@ class Wanted:
     height: int
     matte: Path | None = None
     """See `decode_rgba`."""
+    may_have_alpha: bool = True
+    """Whether it may not be opaque."""
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the decoded photo."""
-        return 4 * self.width * self.height
+        """Bytes of its file, at most."""
+        return (4 if self.may_have_alpha or self.matte is not None else 3) * self.width * self.height
 
 
 class PhotoCache:
@@ -116,7 +150,7 @@ class PhotoCache:
 
     def _remove(self, meta: Path) -> None:
         meta.unlink(missing_ok=True)  # first: without it the rest is nothing
-        for ending in (".rgba", ".mask"):
+        for ending in (OPAQUE, TRANSLUCENT, ".mask"):
             meta.with_suffix(ending).unlink(missing_ok=True)
 
     def key(self, photo: Wanted, downscale: int) -> str:
@@ -160,12 +194,15 @@ class PhotoCache:
         """What is noted of a photo that is here as a whole."""
         try:
             noted = json.loads((self.root / f"{key}.json").read_text(encoding="utf-8"))
-            size = (self.root / f"{key}.rgba").stat().st_size
-            PhotoStats(**noted["stats"])
+            file = self._file(key, PhotoStats(**noted["stats"]))
+            is_whole = file.stat().st_size == bytes_per_pixel(file) * photo.width * photo.height
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return noted if size == photo.n_bytes and [noted.get("width"), noted.get("height")] == [
-            photo.width, photo.height] else None  # fmt: skip
+        is_same = [noted.get("width"), noted.get("height")] == [photo.width, photo.height]
+        return noted if is_whole and is_same else None
+
+    def _file(self, key: str, stats: PhotoStats) -> Path:
+        return self.root / f"{key}{TRANSLUCENT if stats.n_translucent else OPAQUE}"
 
     def photos(
         self,
@@ -194,16 +231,17 @@ class PhotoCache:
         def one(index: int) -> tuple[Path, PhotoStats]:
             photo = wanted[index]
             key = self.key(photo, downscale)
-            noted, file = self._stored(key, photo), self.root / f"{key}.rgba"
+            noted = self._stored(key, photo)
             if noted is None:
-                noted = self._decode(photo, downscale, self.root / f"{key}.json", file)
+                noted = self._decode(photo, downscale, key)
                 progress.add()
             else:
                 with suppress(OSError):
                     os.utime(self.root / f"{key}.json")
             for text in noted["warnings"]:
                 warn(index, text)
-            return file, PhotoStats(**noted["stats"])
+            stats = PhotoStats(**noted["stats"])
+            return self._file(key, stats), stats
 
         pool = ThreadPoolExecutor(max(1, min(n_threads, os.cpu_count() or 1, len(wanted))), "decode")
         try:
@@ -216,20 +254,24 @@ class PhotoCache:
                     raise explain(index, error) from error
         finally:
             pool.shutdown(cancel_futures=True)
-        images = [mapped(file, (photo.height, photo.width, 4)) for (file, _), photo in zip(found, wanted, strict=True)]
+        pairs = zip(found, wanted, strict=True)
+        images = LazyPhotos([partial(stored_photo, file, photo.width, photo.height) for (file, _), photo in pairs])
         return CachedPhotos(images, [file for file, _ in found], [stats for _, stats in found])
 
-    def _decode(self, photo: Wanted, downscale: int, meta: Path, file: Path) -> dict[str, Any]:
+    def _decode(self, photo: Wanted, downscale: int, key: str) -> dict[str, Any]:
         warnings: list[str] = []
         pixels = decode_rgba(photo.path, downscale, warnings.append, photo.matte)
         if pixels.shape != (photo.height, photo.width, 4):
             raise DataError(f"{photo.path}: was changed while it was read")
+        stats = PhotoStats.of(pixels)
         noted = {
             "photo": str(photo.path), "width": photo.width, "height": photo.height, "warnings": warnings,
-            "stats": asdict(PhotoStats.of(pixels)),
+            "stats": asdict(stats),
         }  # fmt: skip
-        self._write(file, lambda aside: aside.write_bytes(np.ascontiguousarray(pixels).data))
-        self._write(meta, lambda aside: aside.write_text(json.dumps(noted), encoding="utf-8"))
+        file = self._file(key, stats)
+        stored = np.ascontiguousarray(pixels[..., : bytes_per_pixel(file)])
+        self._write(file, lambda aside: aside.write_bytes(stored.data))
+        self._write(self.root / f"{key}.json", lambda aside: aside.write_text(json.dumps(noted), encoding="utf-8"))
         return noted
 
     def keep_mask(self, file: Path, mask: Bool[np.ndarray, "h w"]) -> np.ndarray:
@@ -250,6 +292,25 @@ class PhotoCache:
             write_aside(path, write)
         except OSError as error:
             raise DataError(f"{self.root}: a decoded photo cannot be kept: {error.strerror or error}") from error
+
+
+def stored_photo(file: Path, width: int, height: int) -> UInt8[np.ndarray, "height width 4"]:
+    """A photo of the cache. Where it is not opaque, its pages are read from the file when they are looked at.
+
+    Args:
+        file: Its file.
+        width: Its size in pixels.
+        height: Likewise.
+
+    Raises:
+        DataError: the file is gone.
+    """
+    try:
+        if bytes_per_pixel(file) == 4:
+            return mapped(file, (height, width, 4))
+        return stored_rows(file, width, 0, height)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{file}: a decoded photo is gone: run the same command again") from error
 
 
 def mapped(file: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:

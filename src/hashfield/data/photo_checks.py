@@ -41,7 +41,7 @@ class Pixels:
 def measure(images: Sequence[UInt8[np.ndarray, "h w 4"]]) -> list[Pixels]:
     """Reduce and measure photos, a few at a time."""
     with ThreadPoolExecutor(4, thread_name_prefix="measure") as pool:
-        return list(pool.map(_measured, images))
+        return list(pool.map(lambda k: _measured(images[k]), range(len(images))))
 
 
 def _measured(image: UInt8[np.ndarray, "h w 4"]) -> Pixels:

@@ -5,16 +5,18 @@ it (`REFUSED`). Others that some program knows and this one ignores are listed (
 ignored silently.
 """
 
+import functools
 import math
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hashfield.data.colmap_lenses import FittedLens, nearest_lens
 from hashfield.data.files import Folder, natural_key, normalized
 from hashfield.data.images import ImageHeader
 from hashfield.data.json_fields import Fields, kind, one_line
@@ -37,7 +39,6 @@ def _has_non_zero(value: object) -> bool:
     return any(map(_has_non_zero, value)) if isinstance(value, list) else _is_on(value)
 
 
-_RATIONAL: Final = "the rational lens model (k4, k5, k6 as a denominator) is not supported yet"
 _MOVING: Final = "moving cameras (rolling shutter) are not supported yet"
 _MITSUBA: Final = "Mitsuba's axis convention is not supported yet"
 _COLOR_KEY: Final = "a colour that stands for transparency is not supported yet"
@@ -53,8 +54,6 @@ REFUSED: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "rolling_shutter": (_has_non_zero, _MOVING),
     "transform_matrix_start": (_is_present, _MOVING),
     "transform_matrix_end": (_is_present, _MOVING),
-    "k5": (_is_on, _RATIONAL),
-    "k6": (_is_on, _RATIONAL),
     "from_mitsuba": (_is_on, _MITSUBA),
     "normal_mts_args": (_is_present, _MITSUBA),
     "white_transparent": (_is_on, _COLOR_KEY),
@@ -233,18 +232,53 @@ def _camera(frame: Frame, view: StatedView, header: ImageHeader, camera_axes: st
     if focal is None:
         place = frame.fields.place
         raise DataError(one_line(f"{place}: no focal length: expected one of 'fl_x', 'camera_angle_x', 'x_fov'"))
-    cx, cy = _principal_point(frame, header)
-    lens, distortion = _lens(frame, tally)
+    center = _principal_point(frame, header)
+    model, terms = _lens(frame, tally)
+    if model == "rational":
+        lens = _rational_lens(focal, center, terms, (header.width, header.height))
+        if not lens.is_near(header.width, header.height):
+            by = f" by up to {lens.error:.2g} pixels" if lens.error < math.inf else ""
+            raise view.fail(
+                f"the rational lens with these coefficients differs{by} from every lens that is supported: undistort "
+                "the photos",
+                "k4, k5, k6",
+            )
+        tally.fitted[RATIONAL] = max(tally.fitted.get(RATIONAL, 0.0), lens.error)
+    else:
+        lens = FittedLens(model, *focal, *center, terms, 0.0)
     return Camera(
         pose,
         header.width,
         header.height,
-        fx=focal[0],
-        fy=focal[1],
-        cx=cx,
-        cy=cy,
-        lens=lens,
-        distortion=distortion,
+        fx=lens.fx,
+        fy=lens.fy,
+        cx=lens.cx,
+        cy=lens.cy,
+        lens=lens.lens,
+        distortion=lens.distortion,
+    )
+
+
+RATIONAL: Final = "rational lenses (k4, k5, k6 as a denominator)"
+
+
+@functools.lru_cache(maxsize=64)  # the frames of a file share a few lenses
+def _rational_lens(
+    focal: tuple[float, float], center: tuple[float, float], terms: tuple[float, ...], size: tuple[int, int]
+) -> FittedLens:
+    """The lens of ours that comes nearest to OpenCV's rational one.
+
+    Args:
+        focal: Focal lengths along x and y in pixels.
+        center: Principal point in pixels.
+        terms: Coefficients in the order of `_TERMS`.
+        size: Width and height of the photo.
+    """
+    # COLMAP's FULL_OPENCV is the same lens
+    names = ("k1", "k2", "k3", "d4", "p1", "p2", "d5", "d6")
+    values = dict(zip(names, terms, strict=True))
+    return nearest_lens(
+        "FULL_OPENCV", {"fx": focal[0], "fy": focal[1], "cx": center[0], "cy": center[1], **values}, *size
     )
 
 
@@ -372,10 +406,10 @@ class _Model(NamedTuple):
 
 _CAMERA_MODELS: Final[Mapping[str, _Model]] = {
     **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE"), _Model(False, "")),
-    "PERSPECTIVE": _Model(False, "k1 k2 k3 k4 p1 p2"),
+    "PERSPECTIVE": _Model(False, "k1 k2 k3 k4 p1 p2 k5 k6"),
     "SIMPLE_RADIAL": _Model(False, "k1"),
     "RADIAL": _Model(False, "k1 k2"),
-    **dict.fromkeys(("OPENCV", "FULL_OPENCV"), _Model(False, "k1 k2 k3 k4 p1 p2")),
+    **dict.fromkeys(("OPENCV", "FULL_OPENCV"), _Model(False, "k1 k2 k3 k4 p1 p2 k5 k6")),
     # p1 and p2 mean nothing to a fisheye, and colmap2nerf writes them for all lenses
     "SIMPLE_FISHEYE": _Model(True, "p1 p2"),
     **dict.fromkeys(("FISHEYE", "OPENCV_FISHEYE"), _Model(True, "k1 k2 k3 k4 p1 p2")),
@@ -383,18 +417,17 @@ _CAMERA_MODELS: Final[Mapping[str, _Model]] = {
     "RADIAL_FISHEYE": _Model(True, "k1 k2 p1 p2"),
     _PANORAMA: _Model(False, ""),
 }
-_TERMS: Final = ("k1", "k2", "k3", "k4", "p1", "p2")
+_TERMS: Final = ("k1", "k2", "k3", "k4", "p1", "p2", "k5", "k6")
 
 
 def _coefficients(scope: Fields) -> list[float]:
-    """Distortion k1, k2, k3, k4, p1, p2 as one scope states it, 0 where absent."""
+    """Distortion in the order of `_TERMS` as one scope states it, 0 where absent."""
     listed = scope.values.get("distortion_params")
     if isinstance(listed, list) and len(listed) == 12:
         raise scope.fail("distortion_params", "12 values (the FISHEYE624 lens) are not supported yet")
-    if listed is not None:
-        return scope.row("distortion_params", listed, 6)
     limits = {"above": -MAX_COEFFICIENT, "below": MAX_COEFFICIENT}
-    return [scope.number(name, **limits) or 0.0 for name in _TERMS]
+    first = [] if listed is None else scope.row("distortion_params", listed, 6)
+    return [*first, *(scope.number(name, **limits) or 0.0 for name in _TERMS[len(first) :])]
 
 
 def _model_name(scope: Fields) -> str | None:
@@ -408,8 +441,10 @@ def _model_name(scope: Fields) -> str | None:
     return model.upper()
 
 
-def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
-    """The lens and its six coefficients.
+def _lens(frame: Frame, tally: Tally) -> tuple[Lens | Literal["rational"], tuple[float, ...]]:
+    """The lens and its six coefficients, or OpenCV's rational lens, which is none of ours, and all of `_TERMS`.
+
+    With k5 or k6, k4 is the first term of a denominator; alone it is so in the model FULL_OPENCV, which names it.
 
     A frame that names a model of its own uses that alone: its own coefficients, not those of another model at the top
     level. Otherwise, as in instant-ngp, a frame's coefficients stand instead of the top level's if any is not 0, so
@@ -419,7 +454,6 @@ def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
     own = _coefficients(frame.fields)
     is_own = any(own) or (own_model is not None and own_model != top_model and top_model is not None)
     is_own = is_own or own_model in ("PINHOLE", "SIMPLE_PINHOLE")
-    holder = frame.fields if is_own else frame.top
     values = own if is_own else _coefficients(frame.top)
     model = own_model or top_model
     is_fisheye = frame.fields.boolean("is_fisheye")
@@ -427,8 +461,6 @@ def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
         is_fisheye = own_model is None and bool(frame.top.boolean("is_fisheye"))
     if model is not None:
         scope = frame.fields if own_model else frame.top
-        if model == "FULL_OPENCV" and values[3]:
-            raise holder.fail("k4", _RATIONAL)
         is_fisheye = is_fisheye or _CAMERA_MODELS[model].is_fisheye
         for name, value in zip(_TERMS, values, strict=True):
             if value and name not in _CAMERA_MODELS[model].terms.split():
@@ -436,9 +468,13 @@ def _lens(frame: Frame, tally: Tally) -> tuple[Lens, tuple[float, ...]]:
                     "camera_model", f"{model} has no {name}, but {name} is {value:g}: leave out one of them"
                 )
     if is_fisheye:
+        if any(values[6:]):
+            raise (frame.fields if is_own else frame.top).fail("k5, k6", "a fisheye lens has no such terms")
         return "fisheye", (*values[:4], 0.0, 0.0)
     if not any(values):
         return "pinhole", ()
+    if any(values[6:]) or (model == "FULL_OPENCV" and values[3]):
+        return "rational", tuple(values)
     if values[3]:
         tally.r8.append(frame.file_path)
-    return "opencv", tuple(values)
+    return "opencv", tuple(values[:6])

@@ -3,6 +3,7 @@
 `hashfield.data.assemble` makes a `Scene` out of it, in the same way for all forms of data.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,8 @@ class Tally:
     """Photos of another size than stated, and both sizes in words."""
     r8: list[str] = field(default_factory=list)
     """Lenses with a k4 that are no fisheye."""
+    fitted: dict[str, float] = field(default_factory=dict)
+    """Lenses that are read as the nearest of ours, in words -> the most that these differ, in pixels."""
     doubtful: dict[str, list[str]] = field(default_factory=dict)
     """What contradicts itself or is unusual in the data about a view, in words -> views."""
     reduced: dict[str, list[str]] = field(default_factory=dict)
@@ -156,6 +159,10 @@ class StatedScene:
     final_notes: Callable[[list[StatedView], Tally], list[str]] = lambda views, tally: []
     """More lines, for the views that were read, once their cameras are made."""
 
+    def name_of(self, view: StatedView) -> str:
+        """How a view's photo is called in a scene: its file relative to the data's folder."""
+        return Path(os.path.relpath(view.path, self.folder)).as_posix()
+
 
 # --- checks that several readers need
 
@@ -213,7 +220,7 @@ def check_size(
     Args:
         view: whose photo it is.
         stated: width and height in pixels that the data state; None is not checked.
-        header: of the photo.
+        header: what the photo's file says.
         tally: gets the view if the photo has another resolution.
         name: the field that states the size.
 

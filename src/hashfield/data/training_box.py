@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from hashfield.geometry.cameras import Camera
+from hashfield.geometry.cameras import Camera, camera_table
+from hashfield.geometry.focus import gaze
 from hashfield.geometry.paths import focus_point
 from hashfield.geometry.spaces import DEFAULT_SCALE, MAX_AABB_SCALE, REACH_INWARD, Spaces, choose_aabb_scale
 
@@ -16,6 +17,10 @@ _CAMERA_DISTANCE: Final = 4 * DEFAULT_SCALE
 its file, which its default scale multiplies."""
 _INSIDE: Final = 0.98
 """Share of the points, and of the cameras, that the box holds: a few points of every model are wrong."""
+_MARGIN: Final = 1.1
+"""How much farther the box reaches: the points of a wall are many, and it must not lie in the box's own side."""
+_AROUND: Final = 4.0
+"""How many times farther than cameras that look outwards are from their middle is what they see, about."""
 
 _FAR: Final = 10.0
 """A camera is a stray if it is this many times farther from the middle than three quarters of the others."""
@@ -36,11 +41,12 @@ def choose_box(
 ) -> ChosenBox:
     """The training box of a capture in arbitrary units.
 
-    Its centre is the point that the cameras look at, or, where most look away from it (outwards), the middle of the
-    points. It reaches as far as 98 % of the points, whatever else lies beyond, and, unless the pictures are cut out by
-    alpha, twice as far as the cameras: people walk around a subject inside a room, and its plain walls give no points.
-    The scale is such that an ordinary camera is 1.32 scene units from the centre, give or take a factor of 1.42 by
-    which the box fits exactly.
+    Its centre is the point that the cameras look at. Where they look outwards, it is the middle of the cameras; where
+    they look one way and no common point is told, the middle of the points, or a place before them. It reaches farther
+    than 98 % of the points, whatever else lies beyond, and, unless the pictures are cut out by alpha, twice as far as
+    the cameras: people walk around a subject inside a room, and its plain walls give no points. The scale is such that
+    an ordinary camera, or what is seen by cameras that look outwards, is 1.32 scene units from the centre, give or take
+    a factor of 1.42 by which the box fits exactly.
 
     Args:
         cameras: in the world; without strays.
@@ -49,35 +55,44 @@ def choose_box(
         has_alpha: whether the pictures show an object without its background.
     """
     position = torch.stack([camera.position for camera in cameras]).numpy()
-    forward = torch.stack([camera.forward for camera in cameras]).numpy()
-    center, center_reason = focus_point(cameras).numpy(), "what the cameras look at"
-    sees_one_side = np.array([camera.lens != "equirectangular" for camera in cameras])
-    looks_inward = 2 * int((sees_one_side & (((center - position) * forward).sum(axis=1) > 0)).sum()) >= len(cameras)
-    if not looks_inward:
-        center = np.median(position if points is None else points, axis=0)
-        center_reason = f"middle of the {'cameras' if points is None else points_origin}, as they look outwards"
-    arms = position - center if looks_inward or points is None else points - center
-    distance = float(np.median(np.linalg.norm(arms, axis=1)))
-    scale = _CAMERA_DISTANCE / distance if distance > 0 else DEFAULT_SCALE
+    look = gaze(camera_table(cameras))
+    if look.kind == "inward":
+        center, center_reason = focus_point(cameras).numpy(), "what the cameras look at"
+        distance = _usual_distance(position, center)
+    elif look.kind == "one way":
+        center = position.mean(axis=0) + look.depth * look.axis.numpy() if points is None else np.median(points, axis=0)
+        center_reason = f"{'before the cameras' if points is None else f'middle of the {points_origin}'}, as they look "
+        center_reason += "one way"
+        distance = _usual_distance(position, center)
+    else:
+        center, center_reason = np.median(position, axis=0), "middle of the cameras, as they look outwards"
+        distance = _AROUND * _usual_distance(position, center) if points is None else _usual_distance(points, center)
+    is_one_place = distance <= 1e-9 * max(1.0, float(np.abs(center).max()))  # but for rounding
+    scale = DEFAULT_SCALE if is_one_place else _CAMERA_DISTANCE / distance
 
     def spaces_of(scale: float, aabb_scale: int) -> Spaces:
         x, y, z = (0.5 - center * scale).tolist()
         return Spaces(scale, (x, y, z), aabb_scale)
 
     if points is None:
-        aabb_scale = 1 if has_alpha else choose_aabb_scale(cameras, spaces_of(scale, 1))
-        return ChosenBox(spaces_of(scale, aabb_scale), center_reason, "from the cameras")
-    reach, size_reason = _reach(points, center), f"holds {100 * _INSIDE:g} % of {points_origin}"
+        aabb_scale, words = choose_aabb_scale(cameras, spaces_of(scale, 1))
+        words = "images have alpha" if has_alpha else f"from the cameras, {words}"
+        return ChosenBox(spaces_of(scale, 1 if has_alpha else aabb_scale), center_reason, words)
+    reach, size_reason = _MARGIN * _reach(points, center), f"holds {100 * _INSIDE:g} % of {points_origin}"
     around_cameras = REACH_INWARD * _reach(position, center)
     if not has_alpha and around_cameras > reach:
         reach, size_reason = around_cameras, f"twice as far as the cameras; {points_origin} reach less far"
     if not reach > 0:
-        return ChosenBox(spaces_of(scale, 1), center_reason, "from the cameras")
+        return ChosenBox(spaces_of(scale, 1), center_reason, "all is at one place")
     size = float(np.log2(2 * reach * scale))
     if not size < np.log2(MAX_AABB_SCALE) + 0.5:
         return ChosenBox(spaces_of(scale, MAX_AABB_SCALE), center_reason, f"the largest; {points_origin} reach farther")
     aabb_scale = 2 ** max(0, round(size))
     return ChosenBox(spaces_of(aabb_scale / (2 * reach), aabb_scale), center_reason, size_reason)
+
+
+def _usual_distance(places: Float64[np.ndarray, "n 3"], center: Float64[np.ndarray, " 3"]) -> float:
+    return float(np.median(np.linalg.norm(places - center, axis=1)))
 
 
 def _reach(points: Float64[np.ndarray, "n_points 3"], center: Float64[np.ndarray, " 3"]) -> float:

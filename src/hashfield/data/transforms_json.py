@@ -6,9 +6,12 @@ One reading serves all three; where they disagree:
   serves both; a frame that states any replaces both of the top level's;
 * pixel quantities refer to the stated w and h, and are rescaled to the image file's real size;
 * a frame's lens replaces the top level's if any of its coefficients is not 0, or if the frame names another
-  camera_model; k3 and k4 are the r^6 and r^8 terms, or the fisheye's; p1 and p2 mean nothing to a fisheye;
+  camera_model; k3 and k4 are the r^6 and r^8 terms, or the fisheye's; p1 and p2 mean nothing to a fisheye; with k5 or
+  k6, or in the model FULL_OPENCV, k4, k5 and k6 are a denominator, and the nearest lens without one is taken;
 * null counts as absent;
-* scale, offset and aabb_scale are instant-ngp's, with its defaults 0.33 and 0.5, in all forms;
+* scale, offset and aabb_scale are instant-ngp's, with its defaults 0.33 and 0.5; in nerfstudio's form, whose worlds
+  have any size and place, the box is chosen where the file states nothing of it, from the points of ply_file_path and
+  the cameras;
 * frames are in natural order of file_path (img2 before img10).
 
 Source: instant-ngp nerf_loader.cu, nerfstudio's data parsers, bmild/nerf load_blender.py.
@@ -19,13 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from hashfield.data.assemble import assemble, some
+import numpy as np
+
+from hashfield.data.assemble import assemble
 from hashfield.data.dataset import Reader, ReadOptions, Scene
 from hashfield.data.files import Folder, natural_key, normalized
-from hashfield.data.json_fields import Fields, kind, load_json
+from hashfield.data.json_fields import Fields, kind, load_json, some
+from hashfield.data.mesh_files import FormatError, read_ply
 from hashfield.data.posed_frames import DEPTH_FIELDS, IGNORED, Frame, read_frames, view_of
 from hashfield.data.sparse_tracks import sparse_model_of
-from hashfield.data.stated import SPLITS, StatedScene, StatedSpaces, StatedView, Tally
+from hashfield.data.stated import LARGEST, SPLITS, StatedScene, StatedSpaces, StatedView, Tally
 from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.spaces import DEFAULT_OFFSET, DEFAULT_SCALE, Spaces, is_aabb_scale
 
@@ -82,11 +88,20 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
             f"{len(elsewhere)} of {len(splits_of)} images are not where file_path says but in images/: "
             f"{some(elsewhere)}"
         )
+    spaces, points = _stated_spaces(top), None
+    if form == "nerfstudio" and not top.has("scale", "offset", "aabb", "aabb_scale"):
+        spaces = StatedSpaces(None, None, None, {})
+        points, point_notes = _sparse_points(top, folder)
+        notes += point_notes
     frame_of = {view_of(frame, folder, options.camera_axes, splits): frame for frame, splits in splits_of.items()}
 
     def final_notes(views: list[StatedView], tally: Tally) -> list[str]:
         lines = _time_notes([frame_of[view].fields for view in views])
         lines += ["k4 of a lens that is no fisheye is read as the r^8 term, as nerfstudio does"] * bool(tally.r8)
+        lines += [
+            f"{told} are read as the nearest lens without one, which differs by at most {error:.2g} pixels"
+            for told, error in tally.fitted.items()
+        ]
         scopes = [top, *(frame_of[view].fields for view in views)]
         idle = IGNORED if "files" in options.depth else (*DEPTH_FIELDS, *IGNORED)
         seen = [name for name in idle if any(scope.has(name) for scope in scopes)]
@@ -99,7 +114,10 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
         folder=data_file.parent,
         form=form,
         views=tuple(frame_of),
-        spaces=_stated_spaces(top),
+        spaces=spaces,
+        points=points,
+        points_origin="" if points is None else f"{len(points)} points of {top.values['ply_file_path']}",
+        has_surface_points=points is not None,
         split_rule=rule,
         sparse_model=sparse_model_of(data_file.parent),
         notes=tuple(notes),
@@ -227,6 +245,25 @@ def _stated_spaces(top: Fields) -> StatedSpaces:
     except ConfigError as error:
         raise DataError(f"{top.place}: {error}") from error
     return StatedSpaces(scale, offset, None if aabb_scale is None else int(aabb_scale), origin)
+
+
+def _sparse_points(top: Fields, folder: Folder) -> tuple[np.ndarray | None, list[str]]:
+    """The points of structure from motion that the file names, if there are any, and notes."""
+    stated = top.values.get("ply_file_path")
+    if stated is None:
+        return None, []
+    if not isinstance(stated, str) or not stated.strip() or "\0" in stated:
+        raise top.fail("ply_file_path", f"expected the name of a file, got {kind(stated)}")
+    path = folder.find(normalized(stated))
+    if path is None:
+        return None, [f"warning: {stated} (ply_file_path) does not exist: the training box comes from the cameras"]
+    try:
+        points = read_ply(path).vertices
+    except (OSError, FormatError) as error:
+        told = f"{stated} (ply_file_path) cannot be read: {error}"
+        return None, [f"warning: {told}: the training box comes from the cameras"]
+    points = points[(np.abs(points) < LARGEST).all(axis=1)]  # not NaN either
+    return (points, []) if len(points) else (None, [])
 
 
 def _spaces_of_box(top: Fields) -> tuple[float, tuple[float, float, float]]:

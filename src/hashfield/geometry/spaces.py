@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.cameras import Camera, camera_table, rays_from_pixels
+from hashfield.geometry.focus import distances_to_focus, gaze
 
 DEFAULT_SCALE: Final = 0.33
 DEFAULT_OFFSET: Final = (0.5, 0.5, 0.5)
@@ -232,36 +233,49 @@ class Spaces:
 REACH_INWARD: Final = 2.0
 """How many times farther than the farthest camera the box reaches where the cameras look inwards."""
 REACH_OUTWARD: Final = 8.0
-"""How many times farther than the farthest camera it reaches where most look away from the box centre: everything they
-see lies beyond them."""
+"""How many times farther than the farthest camera it reaches where they look outwards: everything they see lies beyond
+them."""
+REACH_AHEAD: Final = 4.0
+"""How many times farther than `Gaze.depth` it reaches before cameras that look one way."""
 MIN_CHOSEN_AABB_SCALE: Final = 2
 
 
-def choose_aabb_scale(cameras: Sequence[Camera], spaces: Spaces) -> int:
-    """Side of the training box for a capture whose file states none and whose images have no alpha.
+def choose_aabb_scale(cameras: Sequence[Camera], spaces: Spaces) -> tuple[int, str]:
+    """Side of the training box for a capture whose file states none and whose images have no alpha; and how the cameras
+    look, which decides it, in words.
 
-    Such pictures show a background, and it lies beyond the cameras: people walk around a subject inside a
-    room. With m the largest distance of a camera from the box centre along any scene axis, the half side is
-    at least 2 m, or 8 m where fewer than half of the cameras have the box centre before them (they look
-    outwards, as panoramas do). Rounded up to a power of two, at least 2, at most 128. instant-ngp's cameras at about
-    1.3 from the centre give 8.
+    Such pictures show a background, and it lies beyond the cameras: people walk around a subject inside a room. With m
+    the largest distance of a camera from the box centre along any scene axis, the half side is at least 2 m; 8 m where
+    the cameras look outwards, as in panoramas. It is also large enough for what cameras look at that stand aside of the
+    box centre, and where they look one way, for what may be before them. Rounded up to a power of two, at least 2, at
+    most 128. instant-ngp's cameras at about 1.3 from the centre give 8.
 
     Args:
         cameras: in the world; all views, held-out ones too.
         spaces: scale and offset are used.
     """
     if not cameras:
-        return MIN_CHOSEN_AABB_SCALE
-    from_center = torch.stack([spaces.world_to_scene(camera.position) for camera in cameras]) - 0.5
-    forward = torch.stack([spaces.direction_world_to_scene(camera.forward) for camera in cameras])
-    sees_one_side = torch.tensor([camera.lens != "equirectangular" for camera in cameras])
-    faces_center = sees_one_side & ((from_center * forward).sum(dim=1) < 0)
-    reach = REACH_INWARD if 2 * int(faces_center.sum()) >= len(cameras) else REACH_OUTWARD
-    side = 2 * reach * float(from_center.abs().max())
+        return MIN_CHOSEN_AABB_SCALE, "of which there are none"
+    table = spaces.camera_table_to_scene(camera_table(cameras))
+    from_center = table[:, [3, 7, 11]] - 0.5
+    farthest = float(from_center.abs().max())
+    look = gaze(table)
+    if look.kind == "outward":
+        half, words = REACH_OUTWARD * farthest, "which look outwards"
+    elif look.kind == "one way":
+        ahead = from_center + REACH_AHEAD * look.depth * look.axis
+        half, words = max(REACH_INWARD * farthest, float(ahead.abs().max())), "which look one way"
+    else:
+        half, words = REACH_INWARD * farthest, "which look inwards"
+        distance = distances_to_focus(table)
+        if distance is not None:
+            axis = torch.nn.functional.normalize(table[:, [2, 6, 10]], dim=1)
+            seen = (from_center + distance[:, None] * axis).median(dim=0).values
+            half = max(half, float(seen.abs().max()) + REACH_INWARD * float(distance.median()))
     chosen = MIN_CHOSEN_AABB_SCALE
-    while chosen < min(side, MAX_AABB_SCALE):
+    while chosen < min(2 * half, MAX_AABB_SCALE):
         chosen *= 2
-    return chosen
+    return chosen, words
 
 
 def share_of_rays_meeting_box(cameras: Sequence[Camera], spaces: Spaces, n_per_side: int = 9) -> float:

@@ -78,8 +78,8 @@ def sphere_trace(
     """How far along each ray the surface lies, and whether it was met before t_max.
 
     Each ray moves by `step` times the distance found where it is, until that is below `hit_distance`. A ray that starts
-    inside the surface hits at once, and so does one that finds a NaN. Rays that are still under way after `max_steps`
-    count as hits: they creep along a surface.
+    inside the surface hits at once, and so does one that finds a NaN. A ray that is still under way after `max_steps`
+    counts as a hit: steps so small mean that a surface is close by.
 
     Args:
         distance: The field, in the rays' space. A `DistanceField` is traced by one kernel where a backend has it;

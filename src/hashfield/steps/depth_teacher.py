@@ -74,6 +74,10 @@ class DepthTeacher:
         """Pixels that show a point."""
         return len(self._distance)
 
+    def known(self) -> tuple[Tensor, ...]:
+        """All that is known, to tell it from other knowledge."""
+        return self._z, self._heights, self._widths, self._spans, self._distance
+
     def batch(
         self, chosen: Int64[Tensor, " n_rays"], pool: PixelPool, box: Float64[Tensor, " 6"],
         jitter: Float[Tensor, " n_rays"], background: Float[Tensor, "n_rays 3"], random: np.random.Generator,

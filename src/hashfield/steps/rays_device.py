@@ -20,15 +20,14 @@ from hashfield.kernels.triton_gpu.common import count_of
 from hashfield.kernels.triton_gpu.field import DeviceField
 from hashfield.kernels.triton_gpu.march import as_words, lattice_values
 from hashfield.kernels.triton_gpu.occupancy_update import bits_device, refresh_cells_device
-from hashfield.kernels.triton_gpu.train_rays import Batch, Buffers, enqueue
-from hashfield.kernels.triton_gpu.training_rays import draw_rays
+from hashfield.kernels.triton_gpu.train_rays import Batch, Buffers, Losses, RayBudget, enqueue
+from hashfield.kernels.triton_gpu.training_rays import DrawnRays, draw_rays
 from hashfield.log import logger
 from hashfield.nn.config import RunPrecision
 from hashfield.nn.encodings import GridEncoding
 from hashfield.nn.fields import RadianceField, field_parameters
 from hashfield.ops.eval_points import compute_precision
 from hashfield.ops.render_rays import FieldParameters
-from hashfield.ops.train_rays import DepthLosses
 from hashfield.steps.graphs import COMPUTE, CapturedSteps
 from hashfield.steps.memory import CELLS_AT_ONCE
 from hashfield.steps.occupancy import OccupancyGrid, stratified
@@ -70,7 +69,10 @@ class DeviceRaySteps(CapturedSteps):
         self.field, self.recipe = field, recipe
         self.asked_precision: RunPrecision = precision
         matrices = [*field.density_network.weights, *field.color_network.weights]
-        self.depth = DepthLosses(recipe.distortion, recipe.nearness, math.log(recipe.horizon))
+        self.losses = Losses(
+            recipe.min_transmittance, recipe.huber_delta, RAY_GRADIENT, recipe.distortion, recipe.nearness,
+            math.log(recipe.horizon), recipe.tolerance,
+        )  # fmt: skip
         self.precision: str = compute_precision(precision, device)
         optimizer = self.optimizer = DeviceOptimizer(
             network_groups(encoding.table, matrices, l2=recipe.l2, parts=recipe.parts), COMPUTE[self.precision]
@@ -84,16 +86,14 @@ class DeviceRaySteps(CapturedSteps):
         self.n_rays = count_of(first_rays(recipe.batch), device)
         self.chosen = torch.zeros(n, dtype=torch.int64, device=device)
         self.noise = torch.zeros(4 * n, device=device)
-        shapes = ((n, 3), (n, 3), (n,), (n,), (n, 4))
-        drawn = [torch.zeros(shape, device=device) for shape in shapes]
-        self.drawn = (*drawn, torch.zeros(n, dtype=torch.int64, device=device))
+        drawn = self.drawn = DrawnRays.room(n, device, torch.zeros)
         self.batch = Batch(
-            origin=drawn[0], direction=drawn[1], t_min=drawn[2], t_max=drawn[3], target=drawn[4], jitter=self.noise[:n],
-            background=self.noise[n:].view(n, 3), n_rays=self.n_rays,
+            origin=drawn.origin, direction=drawn.direction, t_min=drawn.t_min, t_max=drawn.t_max, target=drawn.target,
+            jitter=self.noise[:n], background=self.noise[n:].view(n, 3), n_rays=self.n_rays,
         )  # fmt: skip
         n_cells = n_cells_of(recipe.aabb_scale)
         self.bits = torch.zeros(n_cells // 8, dtype=torch.uint8, device=device)
-        self.words, self.coarse = as_words(self.bits)
+        self.occupied = as_words(self.bits)
         self.box_buffer = torch.zeros(6, dtype=torch.float64, device=device)
         self.draw_from(pool)
         self.grid: OccupancyGrid | None = None
@@ -128,7 +128,7 @@ class DeviceRaySteps(CapturedSteps):
         """The buffer that the march reads, holding these bits."""
         if bits.data_ptr() != self.bits.data_ptr():
             self.bits.copy_(bits)
-        self.coarse.copy_((self.words.view(-1, 64) != 0).any(1))
+        self.occupied.coarse.copy_(as_words(self.bits).coarse)
         return self.bits
 
     def step(self, step: int, rate: float, step_scale: float, *, has_total_variation: bool = False) -> StepResult:
@@ -151,10 +151,9 @@ class DeviceRaySteps(CapturedSteps):
         self.noise.uniform_(generator=self.generator)
         draw_rays(self.pool, self.lenses, self.chosen, self.n_rays, self.box_buffer, self.drawn)
         enqueue(
-            self.device_field, self.batch, self.words, self.coarse, r.aabb_scale, r.cone_angle > 0.0, self.buffers,
-            self.optimizer.grad_table, min_transmittance=r.min_transmittance, min_weight=r.min_weight,
-            huber_delta=r.huber_delta, depth=self.depth, loss_scale=RAY_GRADIENT, target_samples=r.batch,
-            fewest_rays=FEWEST, growth=float(GROWTH), most_rays=self.max_rays,
+            self.device_field, self.batch, self.occupied, r.aabb_scale, r.cone_angle > 0.0, self.buffers,
+            self.optimizer.grad_table, self.losses, min_weight=r.min_weight,
+            budget=RayBudget(float(r.batch), float(FEWEST), float(GROWTH), float(self.max_rays)),
         )  # fmt: skip
         self.optimizer.enqueue({"matrices": self.buffers.grad_weights}, self.buffers.hyper, due_interval)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from hashfield.errors import CheckpointError, ConfigError, DataError
 from hashfield.geometry.rays import PixelPool
 from hashfield.ops.occupancy_update import silhouettes
+from hashfield.steps.stored_photos import bytes_per_pixel, stored_rows
 
 STRIP_PIXELS = 1 << 14
 """Pixels of a strip, about: 64 KiB, which a disk reads as fast as less."""
@@ -42,7 +43,7 @@ class StreamedPool:
         n_ranks: int = 1,
     ) -> None:
         """Args:
-        files: Bytes of each photo, RGBA row by row.
+        files: The file of each photo, see `stored_photos`.
         sizes: Width and height of each photo.
         table_scene: Their cameras in scene space.
         n_bytes: Memory for strips; one strip is held in any case.
@@ -155,10 +156,8 @@ class StreamedPool:
         raise ConfigError("nothing to train: no pixel of any photo may be drawn from")
 
     def _rows(self, photo: int, top: int, n_rows: int) -> np.ndarray:
-        width = self._sizes[photo][0]
-        count, offset = 4 * width * n_rows, 4 * width * top
         try:
-            return np.fromfile(self._files[photo], np.uint8, count, offset=offset).reshape(n_rows, width, 4)
+            return stored_rows(self._files[photo], self._sizes[photo][0], top, n_rows)
         except (OSError, ValueError) as error:
             raise DataError(f"{self._files[photo]}: a decoded photo is gone; go on with --resume") from error
 
@@ -217,7 +216,7 @@ def overview(
     as the most opaque of its block, or wholly where a mask leaves out any of it.
 
     Args:
-        files: Bytes of each photo, RGBA row by row.
+        files: The file of each photo, see `stored_photos`.
         sizes: Width and height of each photo.
         table_scene: Their cameras in scene space.
         n_bytes: Memory that they may take; None: pixels do not matter, and none are read.
@@ -231,7 +230,9 @@ def overview(
         shrunk = [(-(-width // factor), -(-height // factor)) for width, height in sizes]
         parts = []
         for k, (file, (width, height)) in enumerate(zip(files, sizes, strict=True)):
-            alpha = np.fromfile(file, np.uint8).reshape(height, width, 4)[..., 3]
+            is_opaque = bytes_per_pixel(file) == 3
+            alpha = np.uint8(255) if is_opaque else stored_rows(file, width, 0, height)[..., 3]
+            alpha = np.broadcast_to(alpha, (height, width))
             if masks is not None:
                 alpha = np.where(masks[k], alpha, 255)
             edge = ((0, -height % factor), (0, -width % factor))

@@ -27,6 +27,10 @@ Box = tuple[float, float, float, float, float, float]
 """Corners x0, y0, z0, x1, y1, z1 of a box, in world units."""
 
 
+SurfaceSource = Literal["auto", "density", "depth"]
+"""What the surface of a radiance field is taken from: a level of its density, or the depth that its cameras render."""
+
+
 @dataclass(frozen=True)
 class Surface:
     """Where a model's surface lies and what is known about it. Every position and length is the world's."""
@@ -57,16 +61,20 @@ class Surface:
 class HasSurface(Protocol):
     """A trained model that can be exported as a mesh."""
 
-    def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
+    def surface(
+        self, *, resolution: int, box: Box | None = None, level: float | None = None, source: SurfaceSource = "auto"
+    ) -> Surface:
         """The surface to extract.
 
         Args:
             resolution: Cells along the longest side of the box that will be used.
             box: World units; None: what the model holds.
             level: In the model's own terms; None: the one that suits best.
+            source: What a radiance field's surface is taken from. "auto": depth where the scene is larger than the unit
+                cube, as captures are, and no level is given, else density. Other kinds have one surface.
 
         Raises:
-            ConfigError: the box lies outside the model, or the level is out of range.
+            ConfigError: the box lies outside the model, the level is out of range, or there is no such source.
         """
         ...
 

@@ -105,6 +105,8 @@ class NerfTask:
         """Why what is known of depth is not learned from, or at what price, for the user."""
         self.teacher = self._teacher(views)
         """What is known of depth; None: nothing, or it is not learned from."""
+        self.depth_print = None if self.teacher is None else fingerprint_of(*self.teacher.known())
+        """A number that tells what is known of depth from other knowledge."""
         pool = self.pool if self.streamed is None else self.streamed.pool(device)
         self.steps = ray_steps(self.field, self._recipe(), config.precision, pool, self.refinement, self.teacher)
 
@@ -309,8 +311,9 @@ class NerfTask:
 
     def fingerprint(self) -> int:
         """A number that tells this task's data from others."""
-        pool = self.pool
-        return fingerprint_of(pool.pixels, pool.widths, pool.table, *([] if self.masks is None else [self.masks]))
+        pool, known = self.pool, () if self.teacher is None else self.teacher.known()
+        masks = () if self.masks is None else (self.masks,)
+        return fingerprint_of(pool.pixels, pool.widths, pool.table, *masks, *known)
 
     def describe(self) -> dict[str, Any]:
         """What makes the checkpoint stand alone."""
@@ -331,6 +334,7 @@ class NerfTask:
                 "folder": None if self.scene.folder is None else str(self.scene.folder),
                 "reading": dict(self.scene.reading),
                 "unit": self.scene.unit,
+                "depth": self.depth_print,
                 "photos": {split: list(views.names) for split, views in self.scene.splits.items()},
             },
         }

@@ -42,19 +42,19 @@ class NerfTrainConfig(RateConfig):
     """Weight of the spread of a ray's sample weights over the logarithm of distance, mip-NeRF 360's distortion loss in
     essence; default: 0 in carved scenes, 0.02 in others, where it turns fog into surfaces."""
     nearness: float | None = None
-    """Weight of what a ray's sample weights lack, by the logarithm of distance, to 0.8 of the distance at which the
-    cameras look at a common point: of two places that explain the photos alike the farther one is taken. Default: 0 in
-    carved scenes, 0.005 in others; without a common point there is no such loss."""
+    """Weight of a loss on what lies nearer to a camera than 0.8 of the distance at which the cameras look at a common
+    point; it grows as the logarithm of how much nearer. Of two places that explain the photos alike, the farther one is
+    then taken. Default: 0 in carved scenes, 0.005 in others; without a common point there is no such loss."""
     depth: float | None = None
-    """Weight of what is known of depth, from depth maps that the data name and points of structure from motion: what it
-    takes to move a ray's weights, by the logarithm of distance, to where something is known to be. It fades to 0 on the
-    way to depth_until. 0: nothing of it is read. Default: 0.1 for depth maps, and points are left out."""
+    """Weight of a loss on what is known of depth, from depth maps that the data name and points of structure from
+    motion: how far, by the logarithm of distance, a ray's weights lie from where something is known to be. It fades to
+    0 on the way to depth_until. 0: no depth is read. Default: 0.1 for depth maps, and points are left out."""
     depth_until: float = 0.5
-    """Fraction of the run at which that ends."""
+    """Fraction of the run at which the loss on known depth has faded to nothing."""
     total_variation: float = 0.0
     """Weight of the grid's total variation in random cubes of vertices; HashNeRF's 1e-6 is 3e-6 here."""
     total_variation_until: float = 0.02
-    """Fraction of the run at which that ends: HashNeRF's 1,000 steps of 50,000."""
+    """Fraction of the run at which the loss on total variation ends: HashNeRF's 1,000 steps of 50,000."""
     min_transmittance: float = 1e-2
     """A training ray ends where less light than this is left."""
     min_weight: float = 4e-3
@@ -173,7 +173,7 @@ class NerfConfig:
     density_activation: Literal["exp", "relu"] = "exp"
     """What makes the density network's first output a density: exp as in instant-ngp, relu as in HashNeRF."""
     color_sees_density: bool = True
-    """Whether that output also feeds the colour network, as in instant-ngp; not in HashNeRF."""
+    """Whether the density network's first output also feeds the colour network, as in instant-ngp; not in HashNeRF."""
     precision: RunPrecision = "auto"
     """Number type of lookups and networks; sums and parameters are float32 always. auto means float16 on GPUs, and on
     CPUs bfloat16 lookups and, where the CPU has instructions for it, bfloat16 networks. float16 means auto where there
@@ -186,7 +186,7 @@ class NerfConfig:
     """What is learned of the photos besides the scene: poses (turn and shift of each), lens (focal length, principal
     point and first distortion terms, shared), exposure (a gain of each photo and channel). Default: nothing."""
     refinement: RefineOptions = RefineOptions()
-    """How fast that is learned, and when."""
+    """How fast poses, lens and exposure are learned, and when."""
 
     def __post_init__(self) -> None:
         check_parts(self.refine)

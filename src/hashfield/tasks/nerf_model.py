@@ -32,7 +32,7 @@ from hashfield.tasks.frames import (
     Quality,
     common_box,
 )
-from hashfield.tasks.mesh import Box, Surface
+from hashfield.tasks.mesh import Box, Surface, SurfaceSource
 from hashfield.tasks.nerf_config import NerfConfig
 from hashfield.tasks.nerf_surface import nerf_surface
 from hashfield.tasks.shared import CPU, stored, stored_background, stored_cameras, stored_info
@@ -262,7 +262,9 @@ class NerfModel(CameraFrames, nn.Module):
         found = picture_between_pixels(width, height, of_pixels, economy.tolerance, int(has_depth))
         return RenderResult(found[:, :3], found[:, 3], found[:, -1])
 
-    def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
+    def surface(
+        self, *, resolution: int, box: Box | None = None, level: float | None = None, source: SurfaceSource = "auto"
+    ) -> Surface:
         """What a mesh of the scene needs, see `hashfield.tasks.mesh`.
 
         Args:
@@ -270,12 +272,13 @@ class NerfModel(CameraFrames, nn.Module):
             box: Where to look, in world units; None: what the model holds, or most of what cameras see
                 where the training box is large.
             level: Density per world unit at the surface; None: chosen from what the cameras see.
+            source: Whether density or rendered depth makes the surface.
 
         Raises:
-            ConfigError: the box lies outside the model, or the level is not positive.
+            ConfigError: the box lies outside the model, the level is not positive, or depth has no level or no camera.
             DataError: the level is to be chosen and no camera sees anything opaque.
         """
-        return nerf_surface(self, resolution=resolution, box=box, level=level)
+        return nerf_surface(self, resolution=resolution, box=box, level=level, source=source)
 
     def _normals(self, positions_scene: Tensor, is_hit: Tensor) -> Tensor:
         """World normals -grad(density)/|grad| where a ray hits, from central differences over one cell of the

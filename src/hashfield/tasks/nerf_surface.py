@@ -1,7 +1,8 @@
-"""The surface of a radiance field: its level from rendered depth, what cameras saw of it, its colours.
+"""The surface of a radiance field: from density or from rendered depth, what cameras saw of it, its colours.
 
-A radiance field has no surface of its own. The one taken here is where density first exceeds a level, and the level is
-the one whose surface lies nearest to the depth that the training cameras render.
+A radiance field has no surface of its own. Of a field in the unit cube it is taken to be where density first exceeds a
+level, and the level is the one whose surface lies nearest to the depth that the training cameras render. Of larger
+ones, as captures are, it is what the depth of all these cameras together says, see `fused_depth`.
 """
 
 import math
@@ -21,12 +22,18 @@ from hashfield.geometry.rays import Rays
 from hashfield.geometry.spaces import Spaces
 from hashfield.ops.occupancy import CELLS_PER_CASCADE, GRID_SIZE, is_occupied, morton3_inverse
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, render_rays
-from hashfield.tasks.mesh import Box, Surface
+from hashfield.tasks.fused_depth import FusedDepth
+from hashfield.tasks.mesh import Box, Surface, SurfaceSource
 
 MAX_VIEWS = 64
 """Cameras whose depth is rendered, spread evenly over those known."""
 VIEW_SIZE_PX = 320
 """Longest side of those pictures."""
+FUSED_SIZE_PX = 640
+"""Longest side of those pictures where the surface is made of them."""
+FUSED_REACH_CELLS = 5.0
+"""Cells behind the depth that a camera sees of which it still says that they are inside: more than `SEEN_CELLS`, so
+that what lies that deep is not taken for a surface."""
 MIN_OPACITY = 0.9
 """Pixels below show no surface."""
 LEVEL_RAYS = 4096
@@ -82,10 +89,17 @@ class DepthViews:
 
 
 @torch.no_grad()
-def nerf_surface(model: NerfView, *, resolution: int, box: Box | None, level: float | None) -> Surface:
+def nerf_surface(
+    model: NerfView, *, resolution: int, box: Box | None, level: float | None, source: SurfaceSource = "auto"
+) -> Surface:
     """See `hashfield.tasks.mesh.HasSurface`; the level is a density per world unit."""
     if level is not None and not (math.isfinite(level) and level > 0):
         raise ConfigError(f"level: expected a density above 0, got {level}")
+    if level is not None and source == "depth":
+        raise ConfigError("level: is one of density; a surface from depth has none")
+    if source == "auto":
+        is_capture = model.spaces.aabb_scale > 1 and any(model.cameras.values())
+        source = "depth" if is_capture and level is None else "density"
     cells = OccupiedCells(model)
     whole = cells.box_world()
     if box is not None:
@@ -96,7 +110,9 @@ def nerf_surface(model: NerfView, *, resolution: int, box: Box | None, level: fl
                 f"box: holds nothing of this model, which lies in {corners} (x0 y0 z0 x1 y1 z1, world units)"
             )
         box = _as_box(low, high)
-    views = render_depths(model)
+    views = render_depths(model, FUSED_SIZE_PX if source == "depth" else VIEW_SIZE_PX)
+    if source == "depth" and not views.cameras:
+        raise ConfigError("this run has no cameras to take depth from: take the surface from density")
     notes = [
         "units and axes: the world of the camera poses in the data file (nothing was rotated or scaled)"
         + _up_note(views.cameras),
@@ -108,26 +124,31 @@ def nerf_surface(model: NerfView, *, resolution: int, box: Box | None, level: fl
             box = box_of_most(views, whole)
             notes.append("box: holds 98 % of what the cameras see; --box takes another")
     cell = max(b - a for a, b in zip(box[:3], box[3:], strict=True)) / resolution
+    is_seen = None
+    if views.cameras:
+        is_seen = lambda p: seen_by_some(p, views, SEEN_CELLS * cell, grain=cell)  # noqa: E731
+    colors = lambda p, n: colors_along_normals(model, p, n, cell)  # noqa: E731
+    if source == "depth":
+        fused = FusedDepth(views.cameras, views.depth, FUSED_REACH_CELLS * cell)
+        notes.append(f"surface: what the depth that {len(views.cameras)} cameras render agrees on")
+
+        def shortcut(centers: Tensor, radius: float) -> Tensor:
+            held = cells.shortcut(centers, radius)  # no surface lies where nothing is, so one value is that of all
+            return torch.where(held.isnan(), held, fused(centers))
+
+        return Surface(
+            value=fused, level=0.0, box=box, inside="below", shortcut=shortcut, colors=colors, is_seen=is_seen,
+            notes=tuple(notes),
+        )  # fmt: skip
     if level is None:
         level, note = choose_level(model, views, cell)
         notes.append(note)
     else:
         notes.append(f"level: density {level:.4g} per world unit, as asked for")
-    is_seen = None
-    if views.cameras:
-        is_seen = lambda p: seen_by_some(p, views, SEEN_CELLS * cell, grain=cell)  # noqa: E731
     return Surface(
-        value=lambda p: occupied_density(model, p),
-        level=level,
-        box=box,
-        inside="above",
-        is_log=True,
-        shortcut=cells.shortcut,
-        normals=None,
-        colors=lambda p, n: colors_along_normals(model, p, n, cell),
-        is_seen=is_seen,
-        notes=tuple(notes),
-    )
+        value=lambda p: occupied_density(model, p), level=level, box=box, inside="above", is_log=True,
+        shortcut=cells.shortcut, colors=colors, is_seen=is_seen, notes=tuple(notes),
+    )  # fmt: skip
 
 
 def occupied_density(model: NerfView, positions_world: Float64[Tensor, "n 3"]) -> Float[Tensor, " n"]:
@@ -200,15 +221,17 @@ class OccupiedCells:
 # --- depth: the level, and what was seen
 
 
-def render_depths(model: NerfView) -> DepthViews:
-    """Small depth pictures of the model's cameras, training views first."""
+def render_depths(model: NerfView, size: int = VIEW_SIZE_PX) -> DepthViews:
+    """Small depth pictures of the model's cameras, training views first.
+
+    `size` is their longest side in pixels."""
     known = [*model.cameras.get("train", []), *(c for s, v in model.cameras.items() if s != "train" for c in v)]
     index = np.unique(np.linspace(0, len(known) - 1, min(len(known), MAX_VIEWS)).round().astype(int))
     # Neighbours in the list are often neighbours in space: take them far apart first, so that few are asked.
     index = sorted(index.tolist(), key=lambda i: _bit_reversed(i, len(known)))
     cameras, depths, opacities = [], [], []
     for camera in (known[i] for i in index):
-        scale = min(1.0, VIEW_SIZE_PX / max(camera.width, camera.height))
+        scale = min(1.0, size / max(camera.width, camera.height))
         small = camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
         found = model.render(small, ("depth", "opacity"))
         depth, opacity = (torch.from_numpy(found[name]) for name in ("depth", "opacity"))

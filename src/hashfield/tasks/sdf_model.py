@@ -26,7 +26,7 @@ from hashfield.ops.sphere_trace import DistanceField, sphere_trace
 from hashfield.render.surface import SHADOW_START, shade, soft_shadow
 from hashfield.steps.state import restore_module
 from hashfield.tasks.frames import CameraFrames, Corners, common_box
-from hashfield.tasks.mesh import Box, Surface
+from hashfield.tasks.mesh import Box, Surface, SurfaceSource
 from hashfield.tasks.sdf_config import SdfConfig
 from hashfield.tasks.shared import (
     CPU,
@@ -138,17 +138,22 @@ class SdfModel(CameraFrames, nn.Module):
         normal = self.spaces.direction_scene_to_world(self.normals_unit(position))
         return normal.reshape(positions_world.shape).to(positions_world.device)
 
-    def surface(self, *, resolution: int, box: Box | None = None, level: float | None = None) -> Surface:
+    def surface(
+        self, *, resolution: int, box: Box | None = None, level: float | None = None, source: SurfaceSource = "auto"
+    ) -> Surface:
         """What a mesh of the surface needs, see `hashfield.tasks.mesh`.
 
         Args:
             resolution: Cells along the longest side of the box.
             box: Where to look, in world units; None: all that the model holds.
             level: Signed distance in world units at the surface; None: 0.
+            source: "auto": a distance has one surface.
 
         Raises:
-            ConfigError: the box lies outside the model, or the level is not a finite number.
+            ConfigError: the box lies outside the model, the level is not a finite number, or another source is named.
         """
+        if source != "auto":
+            raise ConfigError(f"surface: a signed distance has one of its own, not one of {source}")
         low, high = self.box_world.tolist()
         whole: Box = (low[0], low[1], low[2], high[0], high[1], high[2])
         box, level = whole if box is None else box, 0.0 if level is None else level
@@ -213,6 +218,9 @@ class SdfModel(CameraFrames, nn.Module):
             t, is_hit, position = sphere_trace(distance, rays)
             point, view = position[is_hit], -rays.direction[is_hit]
             normal = self.smooth_normals_unit(point) if {"color", "normals"} & set(outputs) else torch.zeros_like(point)
+            # A ray that begins inside the body meets the face of the box that cuts it open.
+            is_cut = (t <= rays.t_min)[is_hit] & (rays.t_min > 0)[is_hit]
+            normal[is_cut] = face_normals(point[is_cut], box)
             color = torch.zeros_like(point)
             if "color" in outputs:
                 start = point + SHADOW_START * normal
@@ -239,6 +247,13 @@ class SdfModel(CameraFrames, nn.Module):
         normal = torch.nn.functional.normalize(mean["normals"], dim=-1)
         found["normals"] = self.spaces.direction_scene_to_world(normal)
         return {name: found[name].cpu().numpy() for name in outputs}
+
+
+def face_normals(points: Float[Tensor, "n 3"], box: Float[Tensor, "2 3"]) -> Float[Tensor, "n 3"]:
+    """Outward normals of the faces of a box on which points lie."""
+    face = torch.cat([points - box[0], box[1] - points], 1).abs().argmin(1)
+    axes = torch.eye(3, dtype=points.dtype, device=points.device)
+    return torch.cat([-axes, axes])[face]
 
 
 def load_model(source: Path | OpenCheckpoint, device: torch.device = CPU) -> SdfModel:

@@ -45,7 +45,7 @@ class Draws:
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def grid(self, n: int) -> Float32[np.ndarray, " n"]:
-        """n values of a grid, uniform in +-1e-4.
+        """Start values of n entries of a grid, uniform in +-1e-4.
 
         Each GPU thread draws four numbers in a row for elements that lie a stride apart: element k is draw number
         4 * (k mod stride) + floor(k / stride). Afterwards the sequence goes on n draws later.

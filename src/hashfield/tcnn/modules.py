@@ -77,7 +77,7 @@ class Module(torch.nn.Module):
     n_output_dims: int
     """Numbers of an output, without padding."""
     dtype: torch.dtype
-    """Of the output, and what parameters are rounded to; `params` stays float32."""
+    """Number type of the output, and what parameters are rounded to; `params` stays float32."""
     loss_scale: float
     """128 for float16, else 1, as tinycudann's. Gradients are computed in float32 here, so nothing reads it."""
 
@@ -197,9 +197,9 @@ class Encoding(Module):
         Args:
             n_input_dims: Components of an input.
             encoding_config: As tiny-cuda-nn's JSON.
-            seed: Of the initial values.
-            dtype: Of the output: torch.float32, torch.float16, or, other than in tinycudann, torch.float64; None:
-                float16 on CUDA devices, else float32.
+            seed: Seed of the initial values.
+            dtype: Number type of the output: torch.float32, torch.float16, or, other than in tinycudann,
+                torch.float64; None: float16 on CUDA devices, else float32.
 
         Raises:
             TcnnError: the configuration is not one.
@@ -244,10 +244,10 @@ class NetworkWithInputEncoding(Module):
 
         Args:
             n_input_dims: Components of an input.
-            n_output_dims: Of an output.
+            n_output_dims: Numbers of an output.
             encoding_config: As tiny-cuda-nn's JSON.
-            network_config: The same.
-            seed: Of the initial values.
+            network_config: As tiny-cuda-nn's JSON.
+            seed: Seed of the initial values.
             dtype: As for `Encoding`; tinycudann has no such argument.
 
         Raises:
@@ -291,9 +291,9 @@ class Network(NetworkWithInputEncoding):
 
         Args:
             n_input_dims: Components of an input.
-            n_output_dims: Of an output.
+            n_output_dims: Numbers of an output.
             network_config: As tiny-cuda-nn's JSON.
-            seed: Of the initial values.
+            seed: Seed of the initial values.
             dtype: As for `Encoding`; tinycudann has no such argument.
 
         Raises:

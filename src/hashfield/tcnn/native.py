@@ -22,11 +22,11 @@ _KERNEL_OUTPUTS: tuple[Activation, ...] = ("none", "sigmoid", "exp")
 _FAST_PIECE = 2**20
 """Rows computed at once without a gradient where kernels take them."""
 _SLOW_PIECE = 2**16
-"""The same where plain torch does, whose intermediate results are large."""
+"""As many where plain torch does, whose intermediate results are large."""
 
 
 class Precision(Enum):
-    """Of a module's computation and output, under tinycudann's names."""
+    """Number types of a module's computation and output, under tinycudann's names."""
 
     Fp32 = 0
     Fp16 = 1
@@ -58,7 +58,13 @@ def has_networks() -> bool:
 
 
 def create_encoding(n_input: int, config: Any, precision: Precision = Precision.Fp32) -> "NativeModule":
-    """An encoding: n_input components, a configuration, a precision."""
+    """A module that is an encoding alone.
+
+    Args:
+        n_input: Components of an input.
+        config: As tiny-cuda-nn's JSON.
+        precision: Number type of the output.
+    """
     spec = read_encoding(n_input, config)
     module = NativeModule(n_input, spec, None, spec.module.n_output, is_network=False)
     module.precision = precision
@@ -66,7 +72,13 @@ def create_encoding(n_input: int, config: Any, precision: Precision = Precision.
 
 
 def create_network(n_input: int, n_output: int, config: Any) -> "NativeModule":
-    """A network of n_input components and n_output outputs."""
+    """A module that is a network alone.
+
+    Args:
+        n_input: Components of an input.
+        n_output: Outputs, without padding.
+        config: As tiny-cuda-nn's JSON.
+    """
     return create_network_with_input_encoding(n_input, n_output, {"otype": "Identity"}, config)
 
 
@@ -194,7 +206,15 @@ class NativeModule:
     def bwd(
         self, ctx: Context, x: Tensor, params: Tensor, out: Tensor, dout: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients to the input and the parameters."""
+        """Gradients to the input and the parameters; zeros where there is none.
+
+        Args:
+            ctx: What `fwd` left.
+            x: Its input; ctx has it.
+            params: Its parameters; ctx has them.
+            out: Its output; ctx has it.
+            dout: Gradient to the output, padded.
+        """
         assert ctx.output is not None
         if not ctx.output.requires_grad:
             return torch.zeros_like(ctx.x), torch.zeros_like(ctx.params)
@@ -206,7 +226,15 @@ class NativeModule:
     def bwd_bwd_input(
         self, ctx: Context, x: Tensor, params: Tensor, ddin: Tensor, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of ddin . (gradient to the input) to dout, the parameters and the input."""
+        """Gradients of ddin . (gradient to the input) to dout, the parameters and the input.
+
+        Args:
+            ctx: What `fwd` left.
+            x: Its input; ctx has it.
+            params: Its parameters; ctx has them.
+            ddin: What the gradient to the input is multiplied by.
+            dout: Gradient to the output, padded.
+        """
         with torch.enable_grad():
             dout = dout.detach().requires_grad_()
             out = self.compute(ctx.x, ctx.params, all_outputs=True)

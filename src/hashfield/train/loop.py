@@ -156,8 +156,8 @@ def train(
 
     The first SIGINT or SIGTERM ends the run after the step at hand, with a checkpoint; a second one is not caught.
 
-    Of several ranks (`hashfield.steps.ranks`) all run this side by side: the first one keeps the clock and writes the
-    files, a signal to any of them ends the run for all, and figures are those of all.
+    Where several ranks work (`hashfield.steps.ranks`), all run this side by side: the first one keeps the clock and
+    writes the files, a signal to any of them ends the run for all, and figures are those of all.
 
     Args:
         task: What to train.

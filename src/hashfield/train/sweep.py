@@ -69,7 +69,7 @@ def run_sweep(
     on_cell: Callable[[int, Cell, Row | None], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> SweepResult:
-    """Train every cell that is not finished yet. Of several ranks, the first one gets the rows.
+    """Train every cell that is not finished yet. Where several ranks work, the first one gets the rows.
 
     Args:
         cells: In the order they run.

@@ -5,11 +5,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import torch
+import viser
 import viser.transforms as tf
 from viser import uplot
 
@@ -17,11 +19,8 @@ from hashfield.errors import ConfigError
 from hashfield.geometry.cameras import Camera
 from hashfield.viewer.loop import Job
 from hashfield.viewer.path_editor import PathEditor
-from hashfield.viewer.pictures import LARGEST_SIDE, Eye, Look, Stage, Wish, eye_of
-from hashfield.viewer.session import Training
-
-if TYPE_CHECKING:
-    from hashfield.viewer.visitor import Visitor
+from hashfield.viewer.pictures import LARGEST_SIDE, Eye, Look, Stage, View, Wish, eye_of
+from hashfield.viewer.session import Session, Training
 
 MOST_FRUSTA: Final = 100
 THUMBNAIL_PX: Final = 64
@@ -29,10 +28,65 @@ LAST: Final = 1e15
 """Place in the panel below everything that has none."""
 
 
+class Host(Protocol):
+    """What the parts of a panel ask of the visitor whose panel it is, see `hashfield.viewer.visitor.Visitor`."""
+
+    session: Session
+    client: viser.ClientHandle
+    is_gone: bool
+    seen: View | None
+    nodes: dict[str, list[Any]]
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while what several threads use is changed."""
+        ...
+
+    def done(self, file: Path) -> None:
+        """Say where a file lies, and send it to the browser."""
+        ...
+
+    def on(self, handle: Any, act: Callable[[], Any] | None = None) -> Any:
+        """Ask for a picture, or do something else, when a control changes."""
+        ...
+
+    def button(self, label: str, act: Callable[[], Any], hint: str | None = None) -> Any:
+        """A button, see `Visitor.button`."""
+        ...
+
+    def guarded(self, act: Callable[..., Any]) -> Callable[..., None]:
+        """What the visitor does, with errors as notices."""
+        ...
+
+    def tell(self, text: str) -> None:
+        """A notice."""
+        ...
+
+    def go(self, eye: Eye) -> None:
+        """Stand where an eye stands."""
+        ...
+
+    def view_now(self) -> View | None:
+        """What the page's camera sees; None before a model is there."""
+        ...
+
+    def look(self) -> Look:
+        """How it is to be shown, by the panel."""
+        ...
+
+    def keep(self, name: str, *nodes: Any) -> None:
+        """Remember things in the page's scene, to be taken away together."""
+        ...
+
+    def clear(self, name: str) -> None:
+        """Take away from the scene what was kept under a name."""
+        ...
+
+
 class Panel:
     """A part of a visitor's panel."""
 
-    def __init__(self, visitor: "Visitor") -> None:
+    def __init__(self, visitor: Host) -> None:
         self.visitor, self.session, self.client = visitor, visitor.session, visitor.client
 
     def end(self) -> None:
@@ -42,7 +96,7 @@ class Panel:
 class CamerasTab(Panel):
     """The photos' own cameras: shown, gone through, stood at."""
 
-    def __init__(self, visitor: "Visitor", cameras: Sequence[Camera]) -> None:
+    def __init__(self, visitor: Host, cameras: Sequence[Camera]) -> None:
         super().__init__(visitor)
         self._cameras = cameras
         self._thumbnails: Job | None = None
@@ -122,7 +176,7 @@ class CamerasTab(Panel):
 class PathTab(Panel):
     """A camera path: its keyframes, a preview, the file and the video."""
 
-    def __init__(self, visitor: "Visitor") -> None:
+    def __init__(self, visitor: Host) -> None:
         super().__init__(visitor)
         self.path = PathEditor()
         self._film: Job | None = None
@@ -282,7 +336,7 @@ class PathTab(Panel):
 class TrainingFolder(Panel):
     """How a training goes, and what may be done with it."""
 
-    def __init__(self, visitor: "Visitor", training: Training) -> None:
+    def __init__(self, visitor: Host, training: Training) -> None:
         super().__init__(visitor)
         self.training = training
         gui = self.client.gui

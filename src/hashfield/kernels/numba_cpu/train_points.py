@@ -38,8 +38,8 @@ from hashfield.kernels.numba_cpu.grid_corners import BLOCK
 from hashfield.kernels.numba_cpu.grid_encode import network_encoder
 from hashfield.kernels.numba_cpu.grid_inputs import lookup_table, to_planes
 from hashfield.kernels.numba_cpu.mlp import ROWS, product_gate, product_store, put, storage, weight_gradient
+from hashfield.kernels.numba_cpu.ray_loss import loss_and_slope
 from hashfield.kernels.numba_cpu.simd import cycles, peek, poke
-from hashfield.kernels.numba_cpu.train_rays import loss_and_slope
 
 S_LOSS, S_ERROR = range(2)  # sums that each thread reports; time stamps per stage follow them
 STAGES = ("encode", "network", "table gradient")

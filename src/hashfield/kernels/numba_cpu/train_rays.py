@@ -11,23 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import types
 
 from hashfield.kernels.numba_cpu.amx import begin_tiles, end_tiles
 from hashfield.kernels.numba_cpu.common import (
     PerThread,
     as_array,
     flush_denormals,
-    inline,
     kernel,
     launch,
     n_threads,
-    overloaded,
     part,
     restore_denormals,
     round_up,
     share,
-    sigmoid,
 )
 from hashfield.kernels.numba_cpu.encoders import add_position_gradient, encoder_scratch
 from hashfield.kernels.numba_cpu.field import (
@@ -60,70 +56,25 @@ from hashfield.kernels.numba_cpu.mlp import (
     storage,
     weight_gradient,
 )
+from hashfield.kernels.numba_cpu.ray_loss import (
+    DEPTH_SUMS,
+    NEAREST,
+    S_ERROR,
+    S_KEPT,
+    S_LOSS,
+    S_MARCHED,
+    S_RAYS,
+    RayLoss,
+    Settings,
+    Wanted,
+    composite_chunk,
+    weight_of,
+)
 from hashfield.kernels.numba_cpu.simd import LANES, cycles, load, peek, poke, store
 from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics, harmonics_gradient
 
-# Sums that each thread reports.
-S_LOSS, S_ERROR, S_MARCHED, S_KEPT, S_RAYS = range(5)
-# Time stamps that each thread spends per stage follow them.
 STAGES = ("march", "encode + density", "compact", "color", "composite", "backward", "table gradient")
-S_STAGES = 5
-# Distances below this, the finest step, are not told apart by the losses on depth.
-NEAREST = np.float32(np.sqrt(3.0) / 1024.0)
-
-
-class Wanted(NamedTuple):
-    """What each ray should see."""
-
-    target: Any
-    """[n, 4]: straight alpha."""
-    background: Any
-    """[n, 3]"""
-    weight: Any
-    """[n]: how much each ray counts, or None for 1 each."""
-    log_distance: Any
-    """[n]: the logarithm of the distance at which something is known to be, or None where nothing is known."""
-    trust: Any
-    """[n]: weight of the loss that draws the ray there; None with it."""
-
-
-class Settings(NamedTuple):
-    """Numbers of a step."""
-
-    min_transmittance: np.float32
-    min_weight: np.float32
-    huber_delta: np.float32
-    sparsity: np.float32
-    distortion: np.float32
-    nearness: np.float32
-    log_horizon: np.float32
-    tolerance: np.float32
-    density_bias: np.float32
-    is_relu: bool
-    """Whether the density is a ReLU of the network's output; else its exponential."""
-    ray_scale: np.float32
-    """One over the number of rays given."""
-    chunk_rays: int
-    """Rays that a thread takes at a time."""
-    chunk_samples: int
-    """Samples that these may keep."""
-
-
-class RayLoss(NamedTuple):
-    """What becomes of each ray of a chunk, by its number within the chunk."""
-
-    is_cut: Any
-    """[rays]: whether too little light is left for anything behind to matter."""
-    is_dropped: Any
-    """[rays]: whether it has no part in the step: there was no room for it, or its weight is 0."""
-    pixel: Any
-    """[rays, 3]: composited colour, then the gradient of the loss to it."""
-    behind: Any
-    """[rays, 3]: colour that the samples from one to the end of the ray add, background included."""
-    entropy_behind: Any
-    """[rays]: the same of the entropy's channel; see `composite_chunk`."""
-    spread: Any
-    """[rays, 5]: sums over a ray's samples for the losses on depth; see `pull`."""
+S_STAGES = 5  # time stamps that each thread spends per stage follow the sums
 
 
 class Chunk(NamedTuple):
@@ -214,63 +165,7 @@ class Own(NamedTuple):
     count: Any
     """[1]: samples that were kept."""
     sums: Any
-    """See S_LOSS."""
-
-
-@inline
-def loss_and_slope(difference, huber_delta):
-    """Squared error, or where huber_delta > 0 instant-ngp's Huber loss (scaled by 1/5)."""
-    if huber_delta <= np.float32(0.0):
-        return difference * difference, np.float32(2.0) * difference
-    size = abs(difference)
-    if size <= huber_delta:
-        return np.float32(0.1) * difference * difference / huber_delta, np.float32(0.2) * difference / huber_delta
-    return np.float32(0.2) * (size - np.float32(0.5) * huber_delta), np.float32(0.2) * np.sign(difference)
-
-
-@inline
-def entropy_slope(w):
-    """The slope d(-w log w)/dw, bounded where w is 0."""
-    return -np.log(max(w, np.float32(1e-20))) - np.float32(1.0)
-
-
-SPREAD = 5  # sums of a ray: w, w log t, the same two of the samples before, and w times the slope to it of those behind
-
-
-@inline
-def pull(spread, at, w, m):
-    """The slope of the distortion loss to the weight w of a ray's next sample, which lies at log t = m: twice the
-    distance to every other sample, times that one's weight. Adds the sample to those before."""
-    before, moment_before = peek(spread, at + 2), peek(spread, at + 3)
-    behind = peek(spread, at) - before - w
-    moment_behind = peek(spread, at + 1) - moment_before - w * m
-    poke(spread, at + 2, before + w)
-    poke(spread, at + 3, moment_before + w * m)
-    return np.float32(2.0) * ((m * before - moment_before) + (moment_behind - m * behind))
-
-
-@overloaded
-def weight_of(weight, ray):
-    """How much a ray counts."""
-    if weight == types.none:
-        return lambda weight, ray: np.float32(1.0)
-    return lambda weight, ray: weight[ray]
-
-
-@overloaded
-def knows_distances(log_distance):
-    """Whether the batch says of any ray where something is."""
-    return (lambda log_distance: False) if log_distance == types.none else (lambda log_distance: True)
-
-
-@overloaded
-def way_to_known(log_distance, trust, ray, m, tolerance):
-    """What a unit of weight at log t = m costs for lying elsewhere than where something is known to be."""
-    if log_distance == types.none:
-        return lambda log_distance, trust, ray, m, tolerance: np.float32(0.0)
-    return lambda log_distance, trust, ray, m, tolerance: (
-        trust[ray] * max(np.float32(0.0), abs(m - log_distance[ray]) - tolerance)
-    )
+    """See `ray_loss.S_LOSS`."""
 
 
 @part
@@ -319,111 +214,6 @@ def compact(state, loss, wave, chunk, n_alive, kept, settings, positions, base, 
             poke(alive, living, r)
             living += 1
     return kept, living
-
-
-@part
-def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settings, sums, tracked):
-    """Pixel colours, their loss, and its gradient at every kept sample's raw colour and raw density.
-
-    `sparsity` times the entropy of a ray's weights and of the light it has left is part of the loss. To the densities
-    it is one more channel: a sample's "colour" in it is d(-w log w)/dw = -log w - 1. So is `distortion` times the spread
-    of a ray's weights over log t, `nearness` times what they lack to the horizon, and where distances are known, the way
-    to these; all without a background.
-    """
-    zero, one = np.float32(0.0), np.float32(1.0)
-    rgb, d_rgb, pixel, behind, entropy_behind = chunk.rgb, chunk.d_rgb, loss.pixel, loss.behind, loss.entropy_behind
-    rays, weights, transmittances = chunk.ray, chunk.weight, chunk.transmittance
-    left, is_cut, is_dropped = state.transmittance, loss.is_cut, loss.is_dropped
-    target, background, ray_scale, sparsity = wanted.target, wanted.background, settings.ray_scale, settings.sparsity
-    for i in range(0, kept * 3, LANES):
-        store(rgb, i, sigmoid(load(rgb, i)))
-    for r in range(n_chunk):
-        pixel[3 * r] = pixel[3 * r + 1] = pixel[3 * r + 2] = zero
-    for i in range(kept):
-        r, w = 3 * peek(rays, i), peek(weights, i)
-        for c in range(3):
-            poke(pixel, r + c, peek(pixel, r + c) + w * peek(rgb, 3 * i + c))
-    for r in range(n_chunk):
-        ray = first_ray + r
-        if is_dropped[r]:
-            for c in range(3):
-                pixel[3 * r + c] = behind[3 * r + c] = zero
-            continue
-        sums[S_RAYS] += 1.0
-        opacity, counts = target[ray, 3], weight_of(wanted.weight, ray)
-        for c in range(3):
-            color = pixel[3 * r + c]
-            if not is_cut[r]:
-                color += left[r] * background[ray, c]
-            wish = target[ray, c] * opacity + background[ray, c] * (one - opacity)
-            value, slope = loss_and_slope(color - wish, settings.huber_delta)
-            sums[S_LOSS] += counts * value
-            sums[S_ERROR] += counts * ((color - wish) * (color - wish))
-            pixel[3 * r + c] = counts * (slope * ray_scale)  # from here on the gradient of the pixel
-            behind[3 * r + c] = color
-            if tracked is not None:
-                tracked.color[ray, c], tracked.grad_color[ray, c] = color, pixel[3 * r + c]
-    if sparsity > zero:
-        for r in range(n_chunk):
-            entropy_behind[r] = left[r] * entropy_slope(left[r])
-            if not is_dropped[r]:
-                counts = weight_of(wanted.weight, first_ray + r)
-                sums[S_LOSS] += counts * (sparsity * (entropy_behind[r] + left[r]))
-        for i in range(kept):
-            r, w = peek(rays, i), peek(weights, i)
-            entropy_behind[r] += w * entropy_slope(w)
-            if not is_dropped[r]:
-                counts = weight_of(wanted.weight, first_ray + r)
-                sums[S_LOSS] += counts * (sparsity * (w * entropy_slope(w) + w))
-    distortion, nearness, log_horizon = settings.distortion, settings.nearness, settings.log_horizon
-    has_depth = distortion > zero or nearness > zero or knows_distances(wanted.log_distance)
-    log_distance, trust, tolerance, spread = wanted.log_distance, wanted.trust, settings.tolerance, loss.spread
-    if has_depth:
-        spread[: SPREAD * n_chunk] = zero
-        for i in range(kept):
-            r, w = SPREAD * peek(rays, i), peek(weights, i)
-            poke(spread, r, peek(spread, r) + w)
-            m = np.log(max(peek(chunk.distance, i), NEAREST))
-            poke(chunk.depth, i, m)
-            poke(spread, r + 1, peek(spread, r + 1) + w * m)
-        for i in range(kept):
-            r, w, m = peek(rays, i), peek(weights, i), peek(chunk.depth, i)
-            at = SPREAD * r
-            force, near = distortion * pull(spread, at, w, m), nearness * max(zero, log_horizon - m)
-            near += way_to_known(log_distance, trust, first_ray + r, m, tolerance)
-            poke(spread, at + 4, peek(spread, at + 4) + w * (force + near))
-            if not is_dropped[r]:
-                # Every pair's share is counted from both of its ends.
-                counts = weight_of(wanted.weight, first_ray + r)
-                sums[S_LOSS] += counts * w * (np.float32(0.5) * force + near)
-        for r in range(n_chunk):
-            spread[SPREAD * r + 2] = spread[SPREAD * r + 3] = zero
-    for i in range(kept):
-        r, w = 3 * peek(rays, i), peek(weights, i)
-        slope = zero
-        for c in range(3):
-            g, color = peek(pixel, r + c), peek(rgb, 3 * i + c)
-            rest = peek(behind, r + c) - w * color
-            poke(behind, r + c, rest)
-            slope += g * (peek(transmittances, i) * color - rest)
-            poke(d_rgb, 3 * i + c, g * w * color * (one - color))
-        if sparsity > zero:
-            r = peek(rays, i)
-            rest = entropy_behind[r] - w * entropy_slope(w)
-            entropy_behind[r] = rest
-            if not is_dropped[r]:
-                counts = weight_of(wanted.weight, first_ray + r)
-                slope += counts * (sparsity * ray_scale * (peek(transmittances, i) * entropy_slope(w) - rest))
-        if has_depth:
-            r, m = peek(rays, i), peek(chunk.depth, i)
-            force = distortion * pull(spread, SPREAD * r, w, m) + nearness * max(zero, log_horizon - m)
-            force += way_to_known(log_distance, trust, first_ray + r, m, tolerance)
-            rest = peek(spread, SPREAD * r + 4) - w * force
-            poke(spread, SPREAD * r + 4, rest)
-            if not is_dropped[r]:
-                counts = weight_of(wanted.weight, first_ray + r)
-                slope += counts * (ray_scale * (peek(transmittances, i) * force - rest))
-        poke(chunk.d_raw, i, peek(chunk.slope, i) * slope)
 
 
 @part
@@ -653,7 +443,7 @@ class Buffers:
             wave=empty_wave(n, density.row, kind),  # a wave never takes more samples than there is room to keep
             loss=RayLoss(
                 flags(), flags(), floats(3 * CHUNK_RAYS), floats(3 * CHUNK_RAYS), floats(CHUNK_RAYS),
-                floats(SPREAD * CHUNK_RAYS),
+                floats(DEPTH_SUMS * CHUNK_RAYS),
             ),
             chunk=Chunk(
                 features=stored(n * density.row), color_in=stored(n * N_COLOR_IN), hidden1=stored(n * width),

@@ -66,13 +66,14 @@ def carve(
     offsets = [centre] + ([] if masks is not None else list(corners))
     n_seen = torch.zeros(len(cells), dtype=torch.int64, device=device)
     outside = torch.zeros(len(cells), dtype=torch.bool, device=device)
-    centres = cell_points(cells, centre.expand(len(cells), 3))
     for k in range(len(table)):
-        outside |= (centres - table[k, [3, 7, 11]].to(device)).norm(dim=1) < float(near[k])
+        if float(near[k]) > 0:
+            way = cell_points(cells, centre.expand(len(cells), 3)) - table[k, [3, 7, 11]].to(device)
+            outside |= way.norm(dim=1) < float(near[k])
     for k in range(len(table)):
         seen = torch.zeros_like(outside)
-        # Without silhouettes a cell that was seen often enough is done with.
-        asked = cells if masks is not None else cells[n_seen < fewest]
+        # A cell that holds nothing is done with, and without silhouettes one that was seen often enough.
+        asked = cells[~outside if masks is not None else ~outside & (n_seen < fewest)]
         for offset in offsets:
             rest = asked[~seen[asked]]
             pixel, valid = project(table, torch.full_like(rest, k), cell_points(rest, offset.expand(len(rest), 3)))
@@ -81,6 +82,6 @@ def carve(
             seen[rest[inside]] = True
             if masks is not None:
                 x, y = (torch.where(inside, pixel[:, a], 0.0).long() for a in range(2))
-                outside |= inside & (masks[int(starts[k]) + y * w + x] == 0)
+                outside[rest] = inside & (masks[int(starts[k]) + y * w + x] == 0)
         n_seen += seen
     return (n_seen >= fewest) & ~outside

@@ -1,5 +1,7 @@
 """Compositing packed samples to ray colours on GPUs, forward and backward: a thread to a ray."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -7,6 +9,34 @@ from torch import Tensor
 
 from hashfield.kernels.triton_gpu.common import launch
 from hashfield.kernels.triton_gpu.march import ray_block
+
+
+class Packed(NamedTuple):
+    """Samples packed by ray, and what lies behind them."""
+
+    color: Tensor
+    density: Tensor
+    t: Tensor
+    dt: Tensor
+    offsets: Tensor
+    background: Tensor
+
+
+class Cotangents(NamedTuple):
+    """Derivatives of the objective to what compositing gives."""
+
+    color: Tensor
+    opacity: Tensor
+    depth: Tensor
+    weight: Tensor
+
+
+class Gradients(NamedTuple):
+    """Derivatives of the objective to what was composited."""
+
+    color: Tensor
+    density: Tensor
+    background: Tensor
 
 
 @triton.jit
@@ -36,14 +66,11 @@ def store3(pointer, at, x, y, z, mask):
 
 
 @triton.jit
-def _forward(
-    color, density, t, dt, offsets, background, min_transmittance, n_rays, out, opacity, depth, weight,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
+def _forward(packed, min_transmittance, n_rays, out, opacity, depth, weight, BLOCK: tl.constexpr):
     ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = ray < n_rays
-    first = tl.load(offsets + ray, mask=mask, other=0)
-    count = (tl.load(offsets + ray + 1, mask=mask, other=0) - first).to(tl.int32)
+    first = tl.load(packed.offsets + ray, mask=mask, other=0)
+    count = (tl.load(packed.offsets + ray + 1, mask=mask, other=0) - first).to(tl.int32)
     transmittance = tl.full([BLOCK], 1.0, tl.float32)
     r, g, b = tl.zeros_like(transmittance), tl.zeros_like(transmittance), tl.zeros_like(transmittance)
     opaque, distance = tl.zeros_like(transmittance), tl.zeros_like(transmittance)
@@ -52,16 +79,16 @@ def _forward(
         here = mask & (j < count)
         at = first + j
         is_cut = is_cut | (here & (transmittance < min_transmittance))
-        thickness = tl.load(density + at, mask=here, other=0.0) * tl.load(dt + at, mask=here, other=0.0)
+        thickness = tl.load(packed.density + at, mask=here, other=0.0) * tl.load(packed.dt + at, mask=here, other=0.0)
         alpha = tl.where(here & (is_cut == 0), opaque_share(thickness), 0.0)
         w = transmittance * alpha
         tl.store(weight + at, w, mask=here)
-        x, y, z = load3(color, at, here)
+        x, y, z = load3(packed.color, at, here)
         r, g, b = r + w * x, g + w * y, b + w * z
         opaque += w
-        distance += w * tl.load(t + at, mask=here, other=0.0)
+        distance += w * tl.load(packed.t + at, mask=here, other=0.0)
         transmittance *= 1.0 - alpha
-    x, y, z = load3(background, ray, mask)
+    x, y, z = load3(packed.background, ray, mask)
     left = tl.where(is_cut, 0.0, transmittance)
     store3(out, ray, r + left * x, g + left * y, b + left * z, mask)
     tl.store(opacity + ray, opaque, mask=mask)
@@ -69,19 +96,16 @@ def _forward(
 
 
 @triton.jit
-def _backward(
-    color, density, t, dt, offsets, background, min_transmittance, n_rays, weight, d_out, d_opacity, d_depth, d_weight,
-    d_color, d_density, d_background, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """With a value v_i = d_out.c_i + d_opacity + d_depth t_i + d_weight_i for every sample, the ray's objective is
-    sum w_i v_i + T d_out.background, hence dL/d(density_i) = dt_i (T_{i+1} v_i - sum_{j>i} w_j v_j - T v_bg)."""
+def _backward(packed, min_transmittance, n_rays, weight, given, gradients, BLOCK: tl.constexpr):
+    """With a value v_i = d_color.c_i + d_opacity + d_depth t_i + d_weight_i for every sample (the cotangents given), the
+    ray's objective is sum w_i v_i + T d_color.background, hence dL/d(density_i) = dt_i (T_{i+1} v_i - sum_{j>i} w_j v_j - T v_bg)."""
     ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = ray < n_rays
-    first = tl.load(offsets + ray, mask=mask, other=0)
-    count = (tl.load(offsets + ray + 1, mask=mask, other=0) - first).to(tl.int32)
-    gr, gg, gb = load3(d_out, ray, mask)
-    g_opacity = tl.load(d_opacity + ray, mask=mask, other=0.0)
-    g_depth = tl.load(d_depth + ray, mask=mask, other=0.0)
+    first = tl.load(packed.offsets + ray, mask=mask, other=0)
+    count = (tl.load(packed.offsets + ray + 1, mask=mask, other=0) - first).to(tl.int32)
+    gr, gg, gb = load3(given.color, ray, mask)
+    g_opacity = tl.load(given.opacity + ray, mask=mask, other=0.0)
+    g_depth = tl.load(given.depth + ray, mask=mask, other=0.0)
     transmittance = tl.full([BLOCK], 1.0, tl.float32)
     rest = tl.zeros_like(transmittance)
     is_cut = tl.zeros_like(mask)
@@ -91,16 +115,16 @@ def _backward(
         at = first + j
         is_cut = is_cut | (here & (transmittance < min_transmittance))
         here = here & (is_cut == 0)
-        x, y, z = load3(color, at, here)
-        value = gr * x + gg * y + gb * z + g_opacity + g_depth * tl.load(t + at, mask=here, other=0.0)
-        value += tl.load(d_weight + at, mask=here, other=0.0)
+        x, y, z = load3(packed.color, at, here)
+        value = gr * x + gg * y + gb * z + g_opacity + g_depth * tl.load(packed.t + at, mask=here, other=0.0)
+        value += tl.load(given.weight + at, mask=here, other=0.0)
         rest += tl.load(weight + at, mask=here, other=0.0) * value
-        thickness = tl.load(density + at, mask=here, other=0.0) * tl.load(dt + at, mask=here, other=0.0)
+        thickness = tl.load(packed.density + at, mask=here, other=0.0) * tl.load(packed.dt + at, mask=here, other=0.0)
         transmittance *= tl.exp(-thickness)
-    x, y, z = load3(background, ray, mask)
+    x, y, z = load3(packed.background, ray, mask)
     left = tl.where(is_cut, 0.0, transmittance)
     rest += left * (gr * x + gg * y + gb * z)
-    store3(d_background, ray, left * gr, left * gg, left * gb, mask)
+    store3(gradients.background, ray, left * gr, left * gg, left * gb, mask)
     transmittance = tl.full([BLOCK], 1.0, tl.float32)
     is_cut = tl.zeros_like(mask)
     for j in range(longest):
@@ -109,14 +133,14 @@ def _backward(
         is_cut = is_cut | (here & (transmittance < min_transmittance))
         lit = here & (is_cut == 0)
         w = tl.load(weight + at, mask=lit, other=0.0)
-        x, y, z = load3(color, at, lit)
-        value = gr * x + gg * y + gb * z + g_opacity + g_depth * tl.load(t + at, mask=lit, other=0.0)
-        value += tl.load(d_weight + at, mask=lit, other=0.0)
-        store3(d_color, at, w * gr, w * gg, w * gb, here)
-        step = tl.load(dt + at, mask=lit, other=0.0)
-        transmittance *= tl.exp(-tl.load(density + at, mask=lit, other=0.0) * step)
+        x, y, z = load3(packed.color, at, lit)
+        value = gr * x + gg * y + gb * z + g_opacity + g_depth * tl.load(packed.t + at, mask=lit, other=0.0)
+        value += tl.load(given.weight + at, mask=lit, other=0.0)
+        store3(gradients.color, at, w * gr, w * gg, w * gb, here)
+        step = tl.load(packed.dt + at, mask=lit, other=0.0)
+        transmittance *= tl.exp(-tl.load(packed.density + at, mask=lit, other=0.0) * step)
         rest -= w * value
-        tl.store(d_density + at, step * (transmittance * value - rest), mask=here)
+        tl.store(gradients.density + at, step * (transmittance * value - rest), mask=here)
 
 
 def composite_forward(
@@ -130,7 +154,7 @@ def composite_forward(
     if n_rays:
         block = ray_block(n_rays)
         launch(
-            _forward, (triton.cdiv(n_rays, block["BLOCK"]),), color, density, t, dt, ray_offsets, background,
+            _forward, (triton.cdiv(n_rays, block["BLOCK"]),), Packed(color, density, t, dt, ray_offsets, background),
             min_transmittance, n_rays, out, opacity, depth, weight, **block,
         )  # fmt: skip
     return out, opacity, depth, weight
@@ -147,8 +171,8 @@ def composite_backward(
     if n_rays:
         block = ray_block(n_rays)
         launch(
-            _backward, (triton.cdiv(n_rays, block["BLOCK"]),), color, density, t, dt, ray_offsets, background,
-            min_transmittance, n_rays, weight, grad_color, grad_opacity, grad_depth, grad_weight, d_color, d_density,
-            d_background, **block,
+            _backward, (triton.cdiv(n_rays, block["BLOCK"]),), Packed(color, density, t, dt, ray_offsets, background),
+            min_transmittance, n_rays, weight, Cotangents(grad_color, grad_opacity, grad_depth, grad_weight),
+            Gradients(d_color, d_density, d_background), **block,
         )  # fmt: skip
     return d_color, d_density, d_background

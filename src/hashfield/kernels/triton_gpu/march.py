@@ -6,6 +6,7 @@ is a whole number of steps of the ray's lattice.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -29,10 +30,29 @@ def lattice_values(cone_angle: float, step_scale: float) -> list[float]:
     return [s, m, rate, t_a, math.log(t_a) / rate, t_b, math.log(t_b) / rate, 1.0 / s, math.expm1(rate)]
 
 
-def as_words(bits: Tensor) -> tuple[Tensor, Tensor]:
-    """The bit field as 64-bit words (4x4x4 cells), and whether any of 64 words (16x16x16 cells) has a bit, int32."""
+class Bits(NamedTuple):
+    """The occupied cells, as kernels read them."""
+
+    words: Tensor
+    """One int64 for 4x4x4 cells."""
+    coarse: Tensor
+    """Whether any of 64 words, 16x16x16 cells, has a bit; int32."""
+
+
+def as_words(bits: Tensor) -> Bits:
+    """The bit field in words."""
     words = bits.contiguous().view(torch.int64)
-    return words, (words.view(-1, 64) != 0).any(1).to(torch.int32)
+    return Bits(words, (words.view(-1, 64) != 0).any(1).to(torch.int32))
+
+
+class MarchedRays(NamedTuple):
+    """The rays of a march, as kernels read them."""
+
+    origin: Tensor
+    direction: Tensor
+    t_min: Tensor
+    t_max: Tensor
+    jitter: Tensor
 
 
 def ray_block(n_rays: int) -> dict[str, int]:
@@ -110,11 +130,11 @@ def to_face(x, cell, size, slope):
 
 @triton.jit
 def probe(
-    n, t, ox, oy, oz, dx, dy, dz, slope_x, slope_y, slope_z, words, coarse, lattice, alive,
-    N_CASCADES: tl.constexpr, HAS_CONE: tl.constexpr,
+    n, t, line, bits, lattice, alive, N_CASCADES: tl.constexpr, HAS_CONE: tl.constexpr,
 ):  # fmt: skip
     """Whether the lattice point at n, t lies in an occupied cell; the length of its step; and where a ray goes on that
-    leaves an empty block: the next stepping coordinate and distance."""
+    leaves an empty block: the next stepping coordinate and distance. The line is what `ray_line` gives."""
+    ox, oy, oz, dx, dy, dz, slope_x, slope_y, slope_z = line
     x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
     dt = step_at(n, t, lattice, HAS_CONE)
     if N_CASCADES > 1:
@@ -134,8 +154,8 @@ def probe(
     inside = alive & (((i | j | k) & ~127) == 0)
     address = dilate_bits(i & 127) | (dilate_bits(j & 127) << 1) | (dilate_bits(k & 127) << 2)
     at = mip * 32768 + (address >> 6)
-    word = tl.load(words + at, mask=inside, other=-1)
-    crowded = tl.load(coarse + (at >> 6), mask=inside, other=1)
+    word = tl.load(bits.words + at, mask=inside, other=-1)
+    crowded = tl.load(bits.coarse + (at >> 6), mask=inside, other=1)
     occupied = inside & (((word >> (address & 63).to(tl.int64)) & 1) != 0)
     size = tl.where(word == 0, tl.where(crowded != 0, 4, 16), 1)
     leave = tl.minimum(tl.minimum(to_face(x, i, size, slope_x), to_face(y, j, size, slope_y)), to_face(z, k, size, slope_z))
@@ -171,17 +191,17 @@ def ray_line(origin, direction, ray, mask):
 
 @triton.jit
 def _march(
-    origin, direction, t_min, t_max, jitter, words, coarse, lattice_pointer, n_rays, most, counts, offsets, t_out, dt_out,
-    N_CASCADES: tl.constexpr, HAS_CONE: tl.constexpr, WRITE: tl.constexpr, BLOCK: tl.constexpr,
+    rays, bits, lattice_pointer, n_rays, most, counts, offsets, t_out, dt_out, N_CASCADES: tl.constexpr,
+    HAS_CONE: tl.constexpr, WRITE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Count the samples of every ray, or, where WRITE, fill them in from the ray's offset on."""
     ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = ray < n_rays
     lattice = load_lattice(lattice_pointer)
-    begin = tl.load(t_min + ray, mask=mask, other=0.0)
-    end = tl.load(t_max + ray, mask=mask, other=0.0)
-    shift = tl.load(jitter + ray, mask=mask, other=0.0)
-    ox, oy, oz, dx, dy, dz, sx, sy, sz = ray_line(origin, direction, ray, mask)
+    begin = tl.load(rays.t_min + ray, mask=mask, other=0.0)
+    end = tl.load(rays.t_max + ray, mask=mask, other=0.0)
+    shift = tl.load(rays.jitter + ray, mask=mask, other=0.0)
+    line = ray_line(rays.origin, rays.direction, ray, mask)
     n = steps_from_t(begin, lattice, HAS_CONE) + shift
     # The way to steps and back is rounded: a first point on the box's very face must not fall before it.
     t = tl.maximum(tl.maximum(t_from_steps(n, lattice, HAS_CONE), begin), 0.0)
@@ -190,9 +210,7 @@ def _march(
     found = tl.zeros_like(ray)
     alive = mask & (end > begin) & (t < end)
     while tl.max(alive.to(tl.int32), axis=0) > 0:
-        occupied, dt, n_far, t_far = probe(
-            n, t, ox, oy, oz, dx, dy, dz, sx, sy, sz, words, coarse, lattice, alive, N_CASCADES, HAS_CONE
-        )
+        occupied, dt, n_far, t_far = probe(n, t, line, bits, lattice, alive, N_CASCADES, HAS_CONE)
         if WRITE:
             tl.store(t_out + at + found, t, mask=occupied)
             tl.store(dt_out + at + found, dt, mask=occupied)
@@ -216,7 +234,7 @@ def march(
     lattice = torch.tensor(lattice_values(cone_angle, step_scale), device=device)
     counts = torch.empty(n_rays, dtype=torch.int32, device=device)
     arguments = (
-        origin, direction, t_min.contiguous(), t_max.contiguous(), jitter, *as_words(bits), lattice, n_rays,
+        MarchedRays(origin, direction, t_min.contiguous(), t_max.contiguous(), jitter), as_words(bits), lattice, n_rays,
         min(max_samples_per_ray, 2**30), counts, offsets,
     )  # fmt: skip
     options = {"N_CASCADES": n_cascades_of(aabb_scale), "HAS_CONE": cone_angle > 0.0, **ray_block(n_rays)}

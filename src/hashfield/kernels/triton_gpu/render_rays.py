@@ -8,7 +8,7 @@ once. So a frame is one CUDA graph for each number of rays: only at its end the 
 
 import functools
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,6 +20,7 @@ from hashfield.kernels.triton_gpu.common import count_of, launch, pack
 from hashfield.kernels.triton_gpu.composite import load3, opaque_share, store3
 from hashfield.kernels.triton_gpu.field import DeviceField, field_forward
 from hashfield.kernels.triton_gpu.march import (
+    MarchedRays,
     as_words,
     lattice_values,
     load_lattice,
@@ -58,120 +59,144 @@ def device_field(field: Any) -> DeviceField:
     )  # fmt: skip
 
 
+class Seen(NamedTuple):
+    """How far each ray of a frame has come, and what it has seen."""
+
+    next_n: Tensor
+    """Stepping coordinate at which the next wave goes on."""
+    transmittances: Tensor
+    color: Tensor
+    opacity: Tensor
+    depth: Tensor
+
+
+class Wave(NamedTuple):
+    """A wave's living rays, and their samples packed by ray."""
+
+    rays: Tensor
+    """Numbers of the rays that live, int32."""
+    n_living: Tensor
+    """How many, int32 [1]."""
+    counts: Tensor
+    """Samples of each, int32."""
+    ends: Tensor
+    """Where those of each end, int32."""
+    points: Tensor
+    """Lattice points, [quota, n_living]."""
+    positions: Tensor
+    directions: Tensor
+    ts: Tensor
+    dts: Tensor
+    log_density: Tensor
+    rgb: Tensor
+
+
 @triton.jit
-def _start(
-    t_min, t_max, jitter, lattice_pointer, n_rays, next_n, transmittances, color, opacity, depth, living,
-    HAS_CONE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _start(rays, lattice_pointer, n_rays, seen, living, HAS_CONE: tl.constexpr, BLOCK: tl.constexpr):
     """Every ray at its first lattice point, with all its light, and nothing seen yet."""
     ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = ray < n_rays
-    begin, end = tl.load(t_min + ray, mask=mask, other=0.0), tl.load(t_max + ray, mask=mask, other=0.0)
+    begin, end = tl.load(rays.t_min + ray, mask=mask, other=0.0), tl.load(rays.t_max + ray, mask=mask, other=0.0)
     n = steps_from_t(begin, load_lattice(lattice_pointer), HAS_CONE)
-    tl.store(next_n + ray, n + tl.load(jitter + ray, mask=mask, other=0.0), mask=mask)
+    tl.store(seen.next_n + ray, n + tl.load(rays.jitter + ray, mask=mask, other=0.0), mask=mask)
     zero = begin * 0.0
-    tl.store(transmittances + ray, zero + 1.0, mask=mask)
-    store3(color, ray, zero, zero, zero, mask)
-    tl.store(opacity + ray, zero, mask=mask)
-    tl.store(depth + ray, zero, mask=mask)
+    tl.store(seen.transmittances + ray, zero + 1.0, mask=mask)
+    store3(seen.color, ray, zero, zero, zero, mask)
+    tl.store(seen.opacity + ray, zero, mask=mask)
+    tl.store(seen.depth + ray, zero, mask=mask)
     tl.store(living + ray, (end > begin).to(tl.int32), mask=mask)
 
 
 @triton.jit(do_not_specialize=["most"])
 def _march_some(
-    origin, direction, t_min, t_max, words, coarse, lattice_pointer, alive_rays, n_living, next_n, counts, points,
-    n_rays, most, room, N_CASCADES: tl.constexpr, HAS_CONE: tl.constexpr, BLOCK: tl.constexpr,
+    rays, bits, lattice_pointer, wave, next_n, n_rays, most, room, N_CASCADES: tl.constexpr, HAS_CONE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """At most `most` further samples of each living ray, or as many as there is room for: lattice points
     [quota, n_alive] and counts."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    n_alive = tl.load(n_living)
+    n_alive = tl.load(wave.n_living)
     quota = tl.minimum(most, tl.maximum(room // tl.maximum(n_alive, 1), 1))
     mask = k < n_alive
     lattice = load_lattice(lattice_pointer)
-    ray = tl.load(alive_rays + k, mask=mask, other=0)
-    begin = tl.load(t_min + ray, mask=mask, other=0.0)
-    end = tl.load(t_max + ray, mask=mask, other=0.0)
-    ox, oy, oz, dx, dy, dz, sx, sy, sz = ray_line(origin, direction, ray, mask)
+    ray = tl.load(wave.rays + k, mask=mask, other=0)
+    begin = tl.load(rays.t_min + ray, mask=mask, other=0.0)
+    end = tl.load(rays.t_max + ray, mask=mask, other=0.0)
+    line = ray_line(rays.origin, rays.direction, ray, mask)
     n = tl.load(next_n + ray, mask=mask, other=0.0)
     # As in `march`, and wherever a lattice point becomes a distance again: not before the ray's part of space.
     t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), begin)
     found = tl.zeros_like(k)
     alive = mask & (t < end)
     while tl.max(alive.to(tl.int32), axis=0) > 0:
-        occupied, _, n_far, t_far = probe(
-            n, t, ox, oy, oz, dx, dy, dz, sx, sy, sz, words, coarse, lattice, alive, N_CASCADES, HAS_CONE
-        )
-        tl.store(points + found * n_alive + k, n, mask=occupied)
+        occupied, _, n_far, t_far = probe(n, t, line, bits, lattice, alive, N_CASCADES, HAS_CONE)
+        tl.store(wave.points + found * n_alive + k, n, mask=occupied)
         found = tl.where(occupied, found + 1, found)
         n = tl.where(alive, tl.where(occupied, n + 1.0, n_far), n)  # a finished ray resumes there in the next wave
         t_near = tl.maximum(t_from_steps(n, lattice, HAS_CONE), 0.0)
         t = tl.where(alive, tl.where(occupied, t_near, t_far), t)
         alive = alive & (t < end) & (found < quota)
-    tl.store(counts + k, found, mask=k < n_rays)
+    tl.store(wave.counts + k, found, mask=k < n_rays)
     tl.store(next_n + ray, tl.where(t < end, n, float("inf")), mask=mask)
 
 
 @triton.jit
 def _fill(
-    origin, direction, t_min, lattice_pointer, alive_rays, n_living, counts, ends, points, box_min, inverse_side,
-    positions, directions, ts, dts, HAS_CONE: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr,
+    rays, lattice_pointer, wave, box_min, inverse_side, HAS_CONE: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Position, direction, distance and step of a wave's samples, packed by ray; TOGETHER neighbours of a ray are
     written by neighbouring threads, so that a store meets few lines."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    n_alive = tl.load(n_living)
+    n_alive = tl.load(wave.n_living)
     mask = k < n_alive
     lattice = load_lattice(lattice_pointer)
-    ray = tl.load(alive_rays + k, mask=mask, other=0)
-    begin_t = tl.load(t_min + ray, mask=mask, other=0.0)[:, None]
-    ox, oy, oz, dx, dy, dz, _, _, _ = ray_line(origin, direction, ray, mask)
-    count = tl.load(counts + k, mask=mask, other=0)
-    first = tl.load(ends + k, mask=mask, other=0) - count
+    ray = tl.load(wave.rays + k, mask=mask, other=0)
+    begin_t = tl.load(rays.t_min + ray, mask=mask, other=0.0)[:, None]
+    ox, oy, oz, dx, dy, dz, _, _, _ = ray_line(rays.origin, rays.direction, ray, mask)
+    count = tl.load(wave.counts + k, mask=mask, other=0)
+    first = tl.load(wave.ends + k, mask=mask, other=0) - count
     ox, oy, oz = (ox - box_min)[:, None], (oy - box_min)[:, None], (oz - box_min)[:, None]
     dx, dy, dz = dx[:, None], dy[:, None], dz[:, None]
     for begin in range(0, tl.max(count, axis=0), TOGETHER):
         j = begin + tl.arange(0, TOGETHER)[None, :]
         here = mask[:, None] & (j < count[:, None])
-        n = tl.load(points + j * n_alive + k[:, None], mask=here, other=0.0)
+        n = tl.load(wave.points + j * n_alive + k[:, None], mask=here, other=0.0)
         t = tl.maximum(t_from_steps(n, lattice, HAS_CONE), begin_t)
         to = first[:, None] + j
         x, y, z = (ox + t * dx) * inverse_side, (oy + t * dy) * inverse_side, (oz + t * dz) * inverse_side
-        store3(positions, to, x, y, z, here)
-        store3(directions, to, dx + t * 0.0, dy + t * 0.0, dz + t * 0.0, here)
-        tl.store(ts + to, t, mask=here)
-        tl.store(dts + to, step_at(n, t, lattice, HAS_CONE), mask=here)
+        store3(wave.positions, to, x, y, z, here)
+        store3(wave.directions, to, dx + t * 0.0, dy + t * 0.0, dz + t * 0.0, here)
+        tl.store(wave.ts + to, t, mask=here)
+        tl.store(wave.dts + to, step_at(n, t, lattice, HAS_CONE), mask=here)
 
 
 @triton.jit
-def _shade(
-    alive_rays, n_living, counts, ends, log_density, rgb, ts, dts, min_transmittance, next_n, transmittances, color, opacity,
-    depth, living, n_rays, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _shade(wave, min_transmittance, seen, living, n_rays, BLOCK: tl.constexpr):
     """Add what a wave's samples show to their rays, and say which rays go on."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = k < tl.load(n_living)
-    ray = tl.load(alive_rays + k, mask=mask, other=0)
-    count = tl.load(counts + k, mask=mask, other=0)
-    first = tl.load(ends + k, mask=mask, other=0) - count
-    transmittance = tl.load(transmittances + ray, mask=mask, other=0.0)
-    r, g, b = load3(color, ray, mask)
-    opaque, distance = tl.load(opacity + ray, mask=mask, other=0.0), tl.load(depth + ray, mask=mask, other=0.0)
+    mask = k < tl.load(wave.n_living)
+    ray = tl.load(wave.rays + k, mask=mask, other=0)
+    count = tl.load(wave.counts + k, mask=mask, other=0)
+    first = tl.load(wave.ends + k, mask=mask, other=0) - count
+    transmittance = tl.load(seen.transmittances + ray, mask=mask, other=0.0)
+    r, g, b = load3(seen.color, ray, mask)
+    opaque = tl.load(seen.opacity + ray, mask=mask, other=0.0)
+    distance = tl.load(seen.depth + ray, mask=mask, other=0.0)
     for j in range(tl.max(count, axis=0)):
         here = mask & (j < count) & (transmittance >= min_transmittance)
-        density = tl.exp(tl.load(log_density + first + j, mask=here, other=0.0))
-        alpha = opaque_share(density * tl.load(dts + first + j, mask=here, other=0.0))
+        density = tl.exp(tl.load(wave.log_density + first + j, mask=here, other=0.0))
+        alpha = opaque_share(density * tl.load(wave.dts + first + j, mask=here, other=0.0))
         w = tl.where(here, transmittance * alpha, 0.0)
-        x, y, z = load3(rgb, first + j, here)
+        x, y, z = load3(wave.rgb, first + j, here)
         r, g, b = r + w * x, g + w * y, b + w * z
         opaque += w
-        distance += w * tl.load(ts + first + j, mask=here, other=0.0)
+        distance += w * tl.load(wave.ts + first + j, mask=here, other=0.0)
         transmittance = tl.where(here, transmittance * (1.0 - alpha), transmittance)
-    store3(color, ray, r, g, b, mask)
-    tl.store(opacity + ray, opaque, mask=mask)
-    tl.store(depth + ray, distance, mask=mask)
-    tl.store(transmittances + ray, transmittance, mask=mask)
-    n = tl.load(next_n + ray, mask=mask, other=0.0)
+    store3(seen.color, ray, r, g, b, mask)
+    tl.store(seen.opacity + ray, opaque, mask=mask)
+    tl.store(seen.depth + ray, distance, mask=mask)
+    tl.store(seen.transmittances + ray, transmittance, mask=mask)
+    n = tl.load(seen.next_n + ray, mask=mask, other=0.0)
     goes_on = mask & (transmittance >= min_transmittance) & (n < float("inf"))
     tl.store(living + k, goes_on.to(tl.int32), mask=k < n_rays)
 
@@ -199,16 +224,16 @@ class Frame:
         self.field = replace(like, table=torch.empty_like(like.table), weights=torch.empty_like(like.weights))
         self.bits = torch.empty(n_bytes, dtype=torch.uint8, device=device)
         self.lattice = torch.tensor(lattice_values(options.cone_angle, options.step_scale), device=device)
-        self.origin, self.direction, self.color = (floats(n_rays, 3) for _ in range(3))
-        self.t_min, self.t_max, self.jitter, self.next_n, self.transmittances, self.opacity, self.depth = (
-            floats(n_rays) for _ in range(7)
-        )
+        self.rays = MarchedRays(floats(n_rays, 3), floats(n_rays, 3), *(floats(n_rays) for _ in range(3)))
+        self.seen = Seen(floats(n_rays), floats(n_rays), floats(n_rays, 3), floats(n_rays), floats(n_rays))
         self.everyone = torch.arange(n_rays, dtype=torch.int32, device=device)
-        self.alive = (counts(), counts())
-        self.living, self.counts, self.ends = (counts() for _ in range(3))
+        self.living = counts()
         self.n_alive, self.n_samples = count_of(0, device), count_of(0, device)
-        self.points, self.ts, self.dts, self.log_density = (floats(self.room) for _ in range(4))
-        self.positions, self.directions, self.rgb = (floats(self.room, 3) for _ in range(3))
+        packed = Wave(
+            counts(), self.n_alive, counts(), counts(), floats(self.room), floats(self.room, 3), floats(self.room, 3),
+            floats(self.room), floats(self.room), floats(self.room), floats(self.room, 3),
+        )  # fmt: skip
+        self.waves = packed, packed._replace(rays=counts())  # the living of one are listed while the other is read
         self._graph: torch.cuda.CUDAGraph | None = None
         self._is_warm = False
 
@@ -216,8 +241,7 @@ class Frame:
         """Tensors color, opacity and depth of the rays, in memory of their own."""
         for own, given in (
             (self.field.table, field.table), (self.field.weights, field.weights), (self.bits, bits),
-            (self.origin, rays.origin), (self.direction, rays.direction), (self.t_min, rays.t_min),
-            (self.t_max, rays.t_max), (self.jitter, jitter),
+            *zip(self.rays, (rays.origin, rays.direction, rays.t_min, rays.t_max, jitter), strict=True),
         ):  # fmt: skip
             own.copy_(given)
         if self._graph is not None:
@@ -235,44 +259,40 @@ class Frame:
         while int(self.n_alive) > 0:
             self._wave(wave)
             wave += 1
-        return self.color.clone(), self.opacity.clone(), self.depth.clone()
+        return self.seen.color.clone(), self.seen.opacity.clone(), self.seen.depth.clone()
 
     def _enqueue(self) -> None:
         n, block = self.n_rays, ray_block(self.n_rays)
         launch(
-            _start, (triton.cdiv(n, block["BLOCK"]),), self.t_min, self.t_max, self.jitter, self.lattice, n, self.next_n,
-            self.transmittances, self.color, self.opacity, self.depth, self.living, HAS_CONE=self.options.cone_angle > 0.0,
-            **block,
+            _start, (triton.cdiv(n, block["BLOCK"]),), self.rays, self.lattice, n, self.seen, self.living,
+            HAS_CONE=self.options.cone_angle > 0.0, **block,
         )  # fmt: skip
-        pack(self.everyone, self.living, self.alive[0], self.n_alive)
-        self.words, self.coarse = as_words(self.bits)
+        pack(self.everyone, self.living, self.waves[0].rays, self.n_alive)
+        self.occupied = as_words(self.bits)
         for wave in range(len(WAVES)):
             self._wave(wave)
 
     def _wave(self, wave: int) -> None:
         """Some samples of each living ray: marched, evaluated, added."""
-        n, options, alive = self.n_rays, self.options, self.alive[wave % 2]
+        n, options, living = self.n_rays, self.options, self.waves[wave % 2]
         block, has_cone = ray_block(n), options.cone_angle > 0.0
         grid = (triton.cdiv(n, block["BLOCK"]),)
         launch(
-            _march_some, grid, self.origin, self.direction, self.t_min, self.t_max, self.words, self.coarse,
-            self.lattice, alive, self.n_alive, self.next_n, self.counts, self.points, n, WAVES[min(wave, len(WAVES) - 1)],
-            self.room, N_CASCADES=n_cascades_of(options.aabb_scale), HAS_CONE=has_cone, **block,
-        )  # fmt: skip
-        torch.cumsum(self.counts, 0, dtype=torch.int32, out=self.ends)
-        self.n_samples.copy_(self.ends[-1:])
-        launch(
-            _fill, grid, self.origin, self.direction, self.t_min, self.lattice, alive, self.n_alive, self.counts,
-            self.ends, self.points, box_low_of(options.aabb_scale), 1.0 / options.aabb_scale, self.positions,
-            self.directions, self.ts, self.dts, HAS_CONE=has_cone, TOGETHER=8, **block,
-        )  # fmt: skip
-        field_forward(self.field, self.positions, self.directions, self.n_samples, self.log_density, self.rgb)
-        launch(
-            _shade, grid, alive, self.n_alive, self.counts, self.ends, self.log_density, self.rgb, self.ts, self.dts,
-            options.min_transmittance, self.next_n, self.transmittances, self.color, self.opacity, self.depth, self.living, n,
+            _march_some, grid, self.rays, self.occupied, self.lattice, living, self.seen.next_n, n,
+            WAVES[min(wave, len(WAVES) - 1)], self.room, N_CASCADES=n_cascades_of(options.aabb_scale), HAS_CONE=has_cone,
             **block,
         )  # fmt: skip
-        pack(alive, self.living, self.alive[(wave + 1) % 2], self.n_alive)
+        torch.cumsum(living.counts, 0, dtype=torch.int32, out=living.ends)
+        self.n_samples.copy_(living.ends[-1:])
+        launch(
+            _fill, grid, self.rays, self.lattice, living, box_low_of(options.aabb_scale), 1.0 / options.aabb_scale,
+            HAS_CONE=has_cone, TOGETHER=8, **block,
+        )  # fmt: skip
+        field_forward(
+            self.field, living.positions, living.directions, self.n_samples, living.log_density, living.rgb
+        )
+        launch(_shade, grid, living, options.min_transmittance, self.seen, self.living, n, **block)
+        pack(living.rays, self.living, self.waves[(wave + 1) % 2].rays, self.n_alive)
 
 
 @functools.lru_cache(maxsize=FRAMES_KEPT)

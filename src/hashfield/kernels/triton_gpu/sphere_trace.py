@@ -6,7 +6,7 @@ there are stays on the device: every wave launches as many programs as there are
 once. Nothing synchronises.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,12 +22,22 @@ WAVES = (4, 8, 16, 32, 64)
 """Steps that a wave takes at most; the last one repeats."""
 
 
+class TracedRays(NamedTuple):
+    """Rays, how far each has come, and whether it has met the surface."""
+
+    origin: Tensor
+    direction: Tensor
+    t_max: Tensor
+    t: Tensor
+    is_hit: Tensor
+
+
 @triton.jit(do_not_specialize=["n_steps", "is_last"])
 def _trace(
-    origin, direction, t_max, box, under_way, n_under_way, ts, is_hit, living, n_rays, n_steps, is_last, step,
-    hit_distance, table, weights, LEVELS: tl.constexpr, L: tl.constexpr, LOG2_L: tl.constexpr, F: tl.constexpr,
-    INTERPOLATION: tl.constexpr, ROUND: tl.constexpr, WIDTHS: tl.constexpr, PADS: tl.constexpr, OFFSETS: tl.constexpr,
-    DEPTH: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    rays, box, under_way, n_under_way, living, n_rays, n_steps, is_last, step, hit_distance, table, weights,
+    LEVELS: tl.constexpr, L: tl.constexpr, LOG2_L: tl.constexpr, F: tl.constexpr, INTERPOLATION: tl.constexpr,
+    ROUND: tl.constexpr, WIDTHS: tl.constexpr, PADS: tl.constexpr, OFFSETS: tl.constexpr, DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """At most n_steps of each ray under way, and which of them still are. After the last wave those count as hits."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -35,8 +45,8 @@ def _trace(
     walks = k < n
     if tl.program_id(0) * BLOCK < n:
         ray = tl.load(under_way + k, walks, other=0)
-        end = tl.load(t_max + ray, walks, other=0.0)
-        t = tl.load(ts + ray, walks, other=0.0)
+        end = tl.load(rays.t_max + ray, walks, other=0.0)
+        t = tl.load(rays.t + ray, walks, other=0.0)
         low_x, low_y, low_z = tl.load(box), tl.load(box + 1), tl.load(box + 2)
         high_x, high_y, high_z = tl.load(box + 3), tl.load(box + 4), tl.load(box + 5)
         DTYPE: tl.constexpr = weights.dtype.element_ty
@@ -47,9 +57,10 @@ def _trace(
         # Hoisting out of the loop is off: the matrices would be loaded before it and spill. Rays are read anew each time.
         for s in tl.range(0, n_steps, disable_licm=True):
             if tl.max(walks.to(tl.int32), axis=0) > 0:
-                x = tl.load(origin + 3 * ray, walks, other=0.0) + t * tl.load(direction + 3 * ray, walks, other=0.0)
-                y = tl.load(origin + 3 * ray + 1, walks, other=0.0) + t * tl.load(direction + 3 * ray + 1, walks, other=0.0)
-                z = tl.load(origin + 3 * ray + 2, walks, other=0.0) + t * tl.load(direction + 3 * ray + 2, walks, other=0.0)
+                origin, direction = rays.origin + 3 * ray, rays.direction + 3 * ray
+                x = tl.load(origin, walks, other=0.0) + t * tl.load(direction, walks, other=0.0)
+                y = tl.load(origin + 1, walks, other=0.0) + t * tl.load(direction + 1, walks, other=0.0)
+                z = tl.load(origin + 2, walks, other=0.0) + t * tl.load(direction + 2, walks, other=0.0)
                 in_x = tl.minimum(tl.maximum(x, low_x), high_x)
                 in_y = tl.minimum(tl.maximum(y, low_y), high_y)
                 in_z = tl.minimum(tl.maximum(z, low_z), high_z)
@@ -63,8 +74,8 @@ def _trace(
                 t = tl.where(goes_on, t + step * found, t)
                 walks = goes_on & (t < end)
         hit = tl.where(walks, is_last, hit)
-        tl.store(ts + ray, t, mine)
-        tl.store(is_hit + ray, hit.to(tl.int8), mine)
+        tl.store(rays.t + ray, t, mine)
+        tl.store(rays.is_hit + ray, hit.to(tl.int8), mine)
     tl.store(living + k, walks.to(tl.int32), k < n_rays)
 
 
@@ -80,6 +91,9 @@ def sphere_trace(
     layout, (block, warps) = net.layout, net.tile(backward=False)
     if net.weights.dtype != torch.float32:
         block //= 2  # a ray's own numbers need registers too
+    traced = TracedRays(
+        rays.origin.contiguous(), rays.direction.contiguous(), rays.t_max.contiguous(), t, is_hit.view(torch.int8)
+    )
     under_way, packed = (torch.arange(n, dtype=torch.int32, device=device) for _ in range(2))
     living = torch.empty(n, dtype=torch.int32, device=device)
     n_under_way, done, wave = count_of(n, device), 0, 0
@@ -87,9 +101,8 @@ def sphere_trace(
         n_steps = min(WAVES[min(wave, len(WAVES) - 1)], max_steps - done)
         done, wave = done + n_steps, wave + 1
         launch(
-            _trace, (triton.cdiv(n, block),), rays.origin.contiguous(), rays.direction.contiguous(),
-            rays.t_max.contiguous(), box.to(device, torch.float32).contiguous(), under_way, n_under_way, t,
-            is_hit.view(torch.int8), living, n, n_steps, int(done == max_steps), step, hit_distance, net.table, net.weights,
+            _trace, (triton.cdiv(n, block),), traced, box.to(device, torch.float32).contiguous(), under_way, n_under_way,
+            living, n, n_steps, int(done == max_steps), step, hit_distance, net.table, net.weights,
             LEVELS=levels_of(layout), L=layout.n_levels, LOG2_L=log2_levels(layout), F=layout.n_features_per_level,
             INTERPOLATION=net.interpolation, ROUND=net.is_rounded, **net.shape,
             PRECISION=dot_precision(net.weights.dtype), BLOCK=block, num_warps=warps,
