@@ -135,11 +135,11 @@ class Taking(NamedTuple):
     n_rows: np.ndarray
     """Rows of each part; 0 where nothing is to be taken."""
     bits: np.ndarray
-    """uint8: where bits go to."""
+    """Where bits go to, uint8."""
     bits_at: np.ndarray
     """Where those of each part begin."""
     values: np.ndarray
-    """float32, or uint16 for bfloat16: where numbers go to."""
+    """Where numbers go to, float32, or uint16 for bfloat16."""
     values_at: np.ndarray
     counts: np.ndarray
     """Touched rows of each part, to be filled."""
