@@ -5,6 +5,7 @@
     python benchmarks/ranks.py kills SCENE --kills 30
     python benchmarks/ranks.py render RUN
     python benchmarks/ranks.py sweep PICTURE
+    python benchmarks/ranks.py kernels
     python benchmarks/ranks.py table
 
 Everything but `table` needs a quiet machine of two cores. Rows go to results/ranks.csv; the table is computed from them
@@ -72,9 +73,10 @@ def worker(a: argparse.Namespace) -> None:
         task = NerfTask(config, load_scene(a.scene, ReadOptions(downscale=a.downscale)), seed=a.seed)
         task.warm_up()
         task.begin()
-        n_samples, spent, own, parts, marks = 0, [], time.process_time(), {"offer": 0.0, "call": 0.0}, []
+        n_samples, spent, own, parts, marks = 0, [], time.process_time(), {"offer": 0.0, "call": 0.0, "arrive": 0.0}, []
+        sent: list[list[int]] = []
         if ranks is not None:
-            measured(task.steps.mean, parts)
+            measured(task.steps.mean, parts, sent)
         began = time.perf_counter()
         for k in range(a.steps):
             before = time.perf_counter()
@@ -94,10 +96,11 @@ def worker(a: argparse.Namespace) -> None:
         }  # fmt: skip
         if ranks is not None:
             row |= {
-                "mb_per_step": round(sum(task.steps.mean.bytes_of_levels) / 1e6, 2),
-                "kb_by_level": " ".join(str(round(x / 1e3)) for x in task.steps.mean.bytes_of_levels),
+                "mb_per_step": round(sum(map(sum, sent[late:])) / len(sent[late:]) / 1e6, 2),
+                "kb_by_level": " ".join(str(round(sum(x) / len(x) / 1e3)) for x in zip(*sent[late:], strict=True)),
                 "take_ms": round(1e3 * parts["offer"] / a.steps, 2),
                 "exchange_ms": round(1e3 * parts["call"] / a.steps, 2),
+                "arrive_ms": round(1e3 * parts["arrive"] / a.steps, 2),
             }
         if ranks is None or ranks.is_first:
             if a.judge:
@@ -108,23 +111,26 @@ def worker(a: argparse.Namespace) -> None:
             print("ROW " + json.dumps(row), flush=True)
 
 
-def measured(mean: Any, parts: dict[str, float]) -> None:
-    """Let the two halves of the exchange add up their time: what is waited for is part of both."""
-    offer, kind = mean.offer, type(mean)
+def measured(mean: Any, parts: dict[str, float], sent: list[list[int]]) -> None:
+    """Let the three parts of the exchange add up their time, in which waiting is included, and note each step's bytes."""
+    offer, arrived, kind = mean.offer, mean._arrived, type(mean)
 
-    def timed_offer(*arguments: Any) -> Any:
-        before = time.perf_counter()
-        found = offer(*arguments)
-        parts["offer"] += time.perf_counter() - before
-        return found
+    def timed(name: str, work: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            before = time.perf_counter()
+            found = work(*arguments)
+            parts[name] += time.perf_counter() - before
+            return found
+
+        return call
 
     class Timed(kind):
-        def __call__(self, *arguments: Any) -> None:
-            before = time.perf_counter()
-            kind.__call__(self, *arguments)
-            parts["call"] += time.perf_counter() - before
+        def __call__(self, *arguments: Any) -> Any:
+            found = timed("call", kind.__call__)(self, *arguments)
+            sent.append(list(self.bytes_of_levels))
+            return found
 
-    mean.offer, mean.__class__ = timed_offer, Timed
+    mean.offer, mean._arrived, mean.__class__ = timed("offer", offer), timed("arrive", arrived), Timed
 
 
 def row_of(text: str) -> dict[str, Any]:
@@ -283,7 +289,7 @@ def kills(a: argparse.Namespace) -> None:
             lines: list[str] = []
             reader = threading.Thread(target=lambda: lines.extend(process.stdout or []), daemon=True)
             reader.start()
-            done = killed_by_us(process, n_kills, random.Random(a.seed), out)
+            done = killed_by_us(process, n_kills, random.Random(a.seed), a.settle)
             code = process.wait()
             reader.join()
             metadata = checkpoint_of(out)
@@ -301,12 +307,13 @@ def kills(a: argparse.Namespace) -> None:
         append("ranks", list(found.values()))
 
 
-def killed_by_us(process: "subprocess.Popen[str]", n: int, chance: random.Random, out: Path) -> int:
-    """How many ranks could be killed, one after another, each a random time after its run began to train again."""
+def killed_by_us(process: "subprocess.Popen[str]", n: int, chance: random.Random, settle: float) -> int:
+    """How many ranks could be killed, one after another, each a random time after its run began to train again, which
+    takes `settle` seconds, about."""
     done = 0
     while done < n and process.poll() is None:
         children = [int(x) for x in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-        ranks = [x for x in children if is_old(x, 5.0)]
+        ranks = [x for x in children if is_old(x, settle)]
         if len(ranks) == 2:
             time.sleep(chance.uniform(0.0, 2.5))
             try:
@@ -342,7 +349,7 @@ def render(a: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         outs = {}
-        for form in ("png", "mp4"):
+        for form in a.forms:
             for name, n in (("one", 1), ("two", 2)):
                 out = Path(folder) / f"{form}_{name}"
                 words = [
@@ -403,16 +410,16 @@ def sweep(a: argparse.Namespace) -> None:
 
 MEASURED = {
     "samples": 2**15,
-    "kb_by_level": (66, 26, 134, 374, 709, 1148, 1632, 1791),
-    "step_ms": 62.1,
+    "kb_by_level": (66, 26, 132, 248, 553, 921, 1259, 1359),
+    "step_ms": 39.2,
     "step_samples": 2**16,
-    "adam_ms": 8.0,
-    "take_ns": (2.6, 13.9),
-    "add_ns": (2.5, 1.3),
+    "take_ns": 1.4,
+    "sum_ns": 1.1,
+    "update_ns": 2.1,
 }
-"""Of a machine of 2 cores, lego, L8 F4 T 2^19: rows of results/ranks.csv, and the kernels alone. Bytes are those of one
-rank of two with half a batch of 2^16, in bfloat16; the first level travels whole. Of the kernels: nanoseconds on one core
-for each row of a level, and for each of those touched. `adam_ms` alone is an estimate, of Adam's pass over the table."""
+"""Of a machine of 2 cores, lego, L8 F4 T 2^19: rows of results/ranks.csv, and what `kernels` prints. Bytes are those of one
+rank of two with half a batch of 2^16, in bfloat16, as a mean over steps; the first level travels whole. Of the kernels:
+nanoseconds on one core for each entry of a level: to take out what is touched, to add up what one rank sends, and Adam's."""
 ROW = 16  # bytes of an entry of four float32
 EXCHANGES = 3  # that wait for each other: figures and counts, the touched entries, the small things
 
@@ -428,36 +435,91 @@ def entries(log2_t: int) -> list[int]:
     return config.field_config(1, 0.0).encoding.layout(3).entries.tolist()
 
 
-def touched(log2_t: int, samples: float) -> list[float]:
-    """Entries of each level that so many samples touch: of balls thrown into a level's entries, how many it holds. What
-    one sample throws is fitted to the measurement, since neighbours share most of their corners."""
-    known, sizes = entries(19), entries(log2_t)
+def intervals(log2_t: int, batch: int) -> list[int]:
+    """Steps between two updates of each level."""
+    from hashfield.steps.recipes import update_parts
+    from hashfield.tasks.nerf_config import LONGEST_INTERVAL, PRESETS
+
+    wanted = PRESETS["default"].train.touches_per_update
+    return [k for _, k in update_parts(entries(log2_t), 8 * batch, wanted, LONGEST_INTERVAL) or ()]
+
+
+def touched(log2_t: int, samples: float, batch: int) -> list[float]:
+    """Entries of each level that so many samples a step touch until its update: of balls thrown into a level's entries,
+    how many it holds. What one sample throws is fitted to the measurement, since neighbours share most of their
+    corners."""
+    known, sizes, turns = entries(19), entries(log2_t), intervals(log2_t, batch)
     found = []
-    for kb, size, new in zip(MEASURED["kb_by_level"], known, sizes, strict=True):
-        rows = min(size - 1, (1e3 * kb - size / 8) / (ROW / 2)) if size >= 2**14 else size - 1
-        each = -size / MEASURED["samples"] * math.log(1 - rows / size)
-        found.append(new * (1 - math.exp(-each * samples / new)))
+    for kb, size, turn, new, own in zip(
+        MEASURED["kb_by_level"], known, intervals(19, MEASURED["step_samples"]), sizes, turns, strict=True
+    ):
+        rows = min(size - 1, (1e3 * kb * turn - size / 8) / (ROW / 2)) if size >= 2**14 else size - 1
+        each = -size / (MEASURED["samples"] * turn) * math.log(1 - rows / size)
+        found.append(new * (1 - math.exp(-each * samples * own / new)))
     return found
+
+
+def kernels(a: argparse.Namespace) -> None:
+    """What taking touched entries out, adding them up and Adam cost on one core; prints what `MEASURED` holds of it."""
+    import numpy as np
+    import torch
+
+    from hashfield.ops.adam import adam_table
+    from hashfield.ops.touched_rows import RowRoom, TouchedRows, take_rows
+
+    def least_ns(work: Any) -> float:
+        spent = []
+        for _ in range(a.repeats):
+            before = time.perf_counter()
+            work()
+            spent.append(time.perf_counter() - before)
+        return 1e9 * min(spent) / n
+
+    torch.set_num_threads(1)
+    n, draw = a.rows, torch.Generator().manual_seed(0)
+    param, first, second = (torch.zeros(n, 4) for _ in range(3))
+    copy, takes, updates, rows = param.to(torch.bfloat16), [], [], []
+    for _ in range(4):
+        room = RowRoom([slice(0, n)], 4, torch.bfloat16)
+        source = (torch.rand(n, 1, generator=draw) < a.share) * torch.randn(n, 4, generator=draw)
+        gradient = source.clone()
+        counts = take_rows(gradient, room, [0], 0.5)
+        rows.append(room.rows(0, counts[0]))
+
+        def take(source: Any = source, gradient: Any = gradient, room: Any = room) -> None:
+            take_rows(gradient.copy_(source), room, [0], 0.5)
+
+        def update(rows: list[TouchedRows] = rows) -> None:
+            adam_table(param, gradient, first, second, copy, step=9, learning_rate=1e-3, rows=rows)
+
+        takes.append(least_ns(take) - least_ns(lambda gradient=gradient, source=source: gradient.copy_(source)))
+        updates.append(least_ns(update))
+    each, base = np.polyfit([1, 2, 3, 4], updates, 1)
+    print(
+        f"take_ns {np.median(takes):.2f}, sum_ns {each:.2f}, update_ns {base:.2f}; Adam of 1 to 4 ranks' entries: ",
+        end="",
+    )
+    print(" ".join(f"{x:.2f}" for x in updates), "ns an entry")
 
 
 def cpu_seconds(n: int, batch: int, log2_t: int, gbits: float, delay: float) -> float:
     """Seconds of a step of n machines like the measured one."""
-    m, sizes = MEASURED, entries(log2_t)
-    adam = 1e-3 * m["adam_ms"] * sum(sizes) / sum(entries(19))
-    per_sample = 1e-3 * (m["step_ms"] - m["adam_ms"]) / m["step_samples"]
+    m, sizes, turns, known = MEASURED, entries(log2_t), intervals(log2_t, batch), MEASURED["step_samples"]
+    # Kernels were timed on one core; a machine has two.
+    update = 0.5e-9 * m["update_ns"]
+    adam_known = update * sum(size / turn for size, turn in zip(entries(19), intervals(19, known), strict=True))
+    per_sample = (1e-3 * m["step_ms"] - adam_known) / known
+    adam = update * sum(size / turn for size, turn in zip(sizes, turns, strict=True))
     if n == 1:
         return per_sample * batch + adam
-    rows, received, sparse_rows, scanned = touched(log2_t, batch / n), 80e3 * (n - 1) / n, 0.0, 0
-    for size, count in zip(sizes, rows, strict=True):
+    rows, received, scanned = touched(log2_t, batch / n, batch), 80e3 * (n - 1) / n, 0.0
+    for size, count, turn in zip(sizes, rows, turns, strict=True):
         whole = 2 * (n - 1) / n * ROW * size
         sparse = (n - 1) * (size / 8 + count * ROW / 2) if size >= 2**14 else math.inf
-        received += min(whole, sparse)
-        if sparse < whole:
-            sparse_rows, scanned = sparse_rows + count, scanned + size
-    (scan, take), (read, add) = m["take_ns"], m["add_ns"]
-    handled = scanned * scan + sparse_rows * take + (n - 1) * (scanned * read + sparse_rows * add)
-    # The kernels were timed on one core; a machine has two.
-    return per_sample * batch / n + adam + 0.5e-9 * handled + 8 * received / (gbits * 1e9) + EXCHANGES * (n - 1) * delay
+        received += min(whole, sparse) / turn
+        scanned += size / turn if sparse < whole else 0
+    handled = 0.5e-9 * scanned * (m["take_ns"] + n * m["sum_ns"])
+    return per_sample * batch / n + adam + handled + 8 * received / (gbits * 1e9) + EXCHANGES * (n - 1) * delay
 
 
 def gpu_seconds(n: int, batch: int, log2_t: int) -> float:
@@ -529,15 +591,22 @@ def main() -> None:
             own.add_argument("--delay-ms", type=float, default=0.5)
         if name == "kills":
             own.add_argument("--kills", type=int, default=30)
+            own.add_argument("--settle", type=float, default=5.0)
     own = verbs.add_parser("render")
     own.set_defaults(call=render)
     own.add_argument("run", type=Path)
     own.add_argument("--frames", type=int, default=60)
+    own.add_argument("--forms", nargs="+", default=["png", "mp4"])
     own.add_argument("--width", type=int, default=200)
     own = verbs.add_parser("sweep")
     own.set_defaults(call=sweep)
     own.add_argument("picture", type=Path)
     own.add_argument("--samples", type=int, default=2**20)
+    own = verbs.add_parser("kernels")
+    own.set_defaults(call=kernels)
+    own.add_argument("--rows", type=int, default=2**21)
+    own.add_argument("--repeats", type=int, default=7)
+    own.add_argument("--share", type=float, default=0.4)
     own = verbs.add_parser("table")
     own.set_defaults(call=table)
     a = parser.parse_args()

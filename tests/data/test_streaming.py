@@ -4,18 +4,23 @@ import os
 import time
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hashfield.data import ReadOptions, Scene, load_scene, photo_cache
 from hashfield.data.demo_scene import save_nerf_synthetic
 from hashfield.errors import DataError
 from hashfield.steps import streamed_pool
+from hashfield.steps.ranks import Ranks
+from hashfield.steps.rays_host import HostRaySteps
 from hashfield.tasks.nerf import NerfTask
 from tests.data.colmap_files import write_neus
 from tests.data.small_scenes import HEIGHT, WIDTH, picture, save, write_scene
 from tests.tasks.scenes import small_scene, tiny_config
+from tests.threads_as_ranks import as_ranks
 
 NEED = 9 * 4 * WIDTH * HEIGHT
 
@@ -139,6 +144,32 @@ def test_a_model_learns_from_streamed_photos_and_resumes_exactly(
     second = task()
     second.restore({name: tensor.clone() for name, tensor in tensors.items()}, values)
     assert [float(second.step(step, step / 40).loss) for step in range(20, 40)] == losses[20:]
+
+
+def test_ranks_learn_from_photos_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamed_pool, "STRIP_PIXELS", 256)
+    monkeypatch.setattr(streamed_pool, "MOVED_AT_ONCE", 4)
+    scene = streamed(scene_on_disk(tmp_path / "data"), tmp_path / "cache", memory=64 * 1024)
+
+    def work(ranks: Ranks) -> tuple[list[float], dict[str, torch.Tensor], Any, float, int]:
+        task = NerfTask(tiny_config(), scene)
+        task.begin()
+        losses = [float(task.step(step, step / 40).loss) for step in range(40)]
+        assert task.streamed is not None and task.streamed.n_moved >= 8
+        assert isinstance(task.steps, HostRaySteps) and task.steps.mean is not None
+        tensors, values = task.state()
+        same = {name: x.clone() for name, x in tensors.items()}
+        return losses, same, values["random"], task.steps.mean.weight, task.streamed.n_drawable
+
+    first, second = as_ranks(2, work)
+    assert first[0] == second[0] and np.mean(first[0][-5:]) < 0.8 * np.mean(first[0][:5])
+    assert first[2] == second[2] and first[1].keys() == second[1].keys()
+    for name, value in first[1].items():
+        assert torch.equal(second[1][name], value), name
+    # A pixel counts alike whichever rank has it.
+    n_pixels = [found[4] for found in (first, second)]
+    assert n_pixels[0] != n_pixels[1]
+    assert [found[3] for found in (first, second)] == [n / sum(n_pixels) for n in n_pixels]
 
 
 def test_carving_from_an_overview_loses_nothing(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from hashfield.errors import ConfigError
+from hashfield.errors import ConfigError, ShapeError
 from hashfield.ops.adam import adam_table
 from hashfield.ops.backend import Backend
+from hashfield.ops.touched_rows import RowRoom, take_rows
 from hashfield.steps.optimizers import HostOptimizer, network_groups
 from tests.conftest import backend_params
 
@@ -40,19 +41,28 @@ def test_parts_that_do_not_fit_are_refused(parts: list[tuple[int, int]]) -> None
 
 @pytest.mark.parametrize("backend", backend_params("adam"))
 @pytest.mark.parametrize("n_features", [1, 2, 4, 8])
-def test_rows_without_a_gradient_need_not_be_read(n_features: int, backend: Backend) -> None:
+@pytest.mark.parametrize("wire", [torch.float32, torch.bfloat16])
+def test_a_gradient_may_come_as_touched_rows_of_several_arrays(
+    n_features: int, wire: torch.dtype, backend: Backend
+) -> None:
     if backend == "triton":
         pytest.skip("several processes train on CPUs only")
-    g = torch.Generator().manual_seed(n_features)
-    is_touched = torch.rand(296, generator=g) < 0.1
-    grad = torch.randn(296, n_features, generator=g) * is_touched[:, None]
-    bits = (is_touched.view(-1, 8) * 2 ** torch.arange(8)).sum(1).to(torch.uint8)
+    n, g = 1003, torch.Generator().manual_seed(n_features)  # more than one block of the kernel, and a byte in part
+    total, rows = torch.zeros(n, n_features), []
+    for _ in range(3):
+        array = torch.randn(n, n_features, generator=g) * (torch.rand(n, 1, generator=g) < 0.1)
+        room = RowRoom([slice(0, n)], n_features, wire)
+        (count,) = take_rows(array.clone(), room, [0], 1.0)
+        rows.append(room.rows(0, count))
+        total += array.to(wire).float()
     found = []
-    for touched in (None, bits):
-        own, m, v = torch.ones(296, n_features), torch.zeros(296, n_features), torch.zeros(296, n_features)
-        copy, left = own.to(torch.bfloat16), grad.clone()
-        adam_table(own, left, m, v, copy, step=3, learning_rate=1e-2, touched=touched, backend=backend)
-        assert not left.any() and torch.equal(copy, own.to(torch.bfloat16))
+    for sent in (None, rows):
+        own, m, v = torch.ones(n, n_features), torch.zeros(n, n_features), torch.zeros(n, n_features)
+        copy, grad = own.to(torch.bfloat16), torch.full_like(own, 7.0) if sent else total.clone()
+        adam_table(own, grad, m, v, copy, step=3, learning_rate=1e-2, rows=sent, backend=backend)
+        assert torch.equal(copy, own.to(torch.bfloat16)) and bool((grad == (7.0 if sent else 0.0)).all())
         found.append(torch.stack([own, m, v]))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0.0)
-    assert bool((found[0][0] != 1).any(1)[is_touched].all())
+    torch.testing.assert_close(found[1], found[0], rtol=0.0, atol=0.0)
+    assert torch.equal((found[0][0] != 1).any(1), (total != 0).any(1))
+    with pytest.raises(ShapeError, match=r"rows\[0\].bits"):
+        adam_table(own[:8], grad[:8], m[:8], v[:8], copy[:8], step=3, learning_rate=1e-2, rows=rows)

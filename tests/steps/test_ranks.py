@@ -5,6 +5,7 @@ they tell each other, share out, and say when one of them fails.
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from hashfield.data.demo_picture import save_demo_picture
 from hashfield.data.pictures import read_picture
 from hashfield.errors import ConfigError, RanksError
+from hashfield.ops.touched_rows import summed_rows
 from hashfield.steps import gradient_mean, rays_host
 from hashfield.steps import ranks as ranks_module
 from hashfield.steps.ranks import Ranks, Turns, _roll_call
@@ -147,8 +149,11 @@ def test_sums_are_the_same_whichever_way_a_level_travels(n: int, wire: str, monk
         for step in range(4):
             table, matrix = scattered(ranks, step), torch.full((3, 2), 1.0 + ranks.rank)
             due = [slice(0, 512 + 2**15)] if step == 1 else [slice(0, 512 + 2**16)]
-            figures = mean.offer([1.0, ranks.rank], table, due, round(100 * shares[ranks.rank]), 100)
-            mean({"table": [table], "matrices": [matrix]}, due)
+            mean.plan(table, due, round(100 * shares[ranks.rank]), 100)
+            figures = mean.offer([1.0, ranks.rank], table)
+            for part, rows_of in mean({"table": [table], "matrices": [matrix]}, due):
+                assert not table[part].any()
+                table[part] = summed_rows(rows_of(), (part.stop - part.start, 2))
             found.append((figures, table, matrix, list(mean.bytes_of_levels)))
             mean.is_whole = [step == 2, step == 0, False]  # others than the rule says, so that all ways are gone
         return found
@@ -226,7 +231,19 @@ def test_a_difference_between_ranks_is_named() -> None:
     assert {str(error) for error in errors} == {"rank 2 has another data set than rank 0: 7 instead of 5"}
 
 
-def test_a_rank_that_is_gone_is_named_by_those_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def swap(ranks: Ranks, number: int) -> None:
+    """Exchange messages whose sizes differ from rank to rank."""
+    own = torch.full((1000 * (ranks.rank + 1),), float(number + ranks.rank))
+    found = [torch.empty(1000 * (k + 1)) for k in range(ranks.n)]
+    ranks.swap_later(own, found, tag=number % 3)()
+    for k, value in enumerate(found):
+        assert k == ranks.rank or bool((value == number + k).all())
+
+
+@pytest.mark.parametrize("exchange", [lambda ranks, k: ranks.gather([k]), swap])
+def test_a_rank_that_is_gone_is_named_by_those_that_are_left(
+    exchange: Callable[[Ranks, int], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ranks_module, "ROLL_CALL_SECONDS", 1.0)
     speaking: list[int] = []
 
@@ -237,7 +254,7 @@ def test_a_rank_that_is_gone_is_named_by_those_that_are_left(monkeypatch: pytest
                 ranks.group = None
                 return
             try:
-                ranks.gather([k])
+                exchange(ranks, k)
             except RanksError:
                 if ranks.speaks:
                     speaking.append(ranks.rank)

@@ -98,6 +98,24 @@ def test_all_in_memory_never_moves(photos) -> None:
     assert drawn(streamed.pool()) == drawn(pixel_pool(images, table))
 
 
+@pytest.mark.parametrize("n_bytes", [1 << 20, 4 * 64 * 2])
+def test_ranks_share_the_pixels_out(photos, n_bytes: int) -> None:
+    images, files, table = photos
+    masks = [np.arange(image.shape[1])[None] % 3 + np.zeros(image.shape[:2]) > 0 for image in images]
+    whole = pixel_pool(images, table)
+    wanted = drawn(masked_pool(whole, flat_masks(masks)))
+    found: list[tuple[float, ...]] = []
+    for rank in range(3):
+        streamed = StreamedPool(files, SIZES, table, n_bytes, seed=5, masks=masks, rank=rank, n_ranks=3)
+        own: set[tuple[float, ...]] = set()
+        for first in range(streamed.n_strips):
+            streamed.move_to(first)
+            own |= set(drawn(streamed.pool()))
+        assert len(own) == streamed.n_drawable
+        found += own
+    assert sorted(found) == wanted
+
+
 def test_strips_without_a_pixel_are_passed_over(photos) -> None:
     images, files, table = photos
     masks = [np.zeros(image.shape[:2], bool) for image in images]

@@ -32,7 +32,7 @@ from hashfield.export.images import colorize_depth, comparison_sheet, error_pict
 from hashfield.export.video import write_mp4
 from hashfield.geometry.paths import orbit_path
 from hashfield.nn.config import RadianceFieldConfig
-from hashfield.steps.ranks import working_alone
+from hashfield.steps.ranks import current, working_alone
 from hashfield.steps.refinement import summary
 from hashfield.tasks.align import as_refined, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
@@ -114,6 +114,8 @@ def prepare_nerf(
         say(note)
     if scene.resident_bytes is not None:
         say(f"photos that are read from files are not looked at here: hashfield inspect {options.path} does it")
+        if current().n > 1:
+            say("each rank draws its rays from a part of the photos of its own, and holds so much of it in memory")
     elif plan.resumed is None:
         say_findings([finding for finding in examine(scene).findings if finding.kind not in SAID_BY_NOTES])
     if device.type == "cuda" and plan.config.refine:

@@ -1,12 +1,15 @@
 """One step of Adam on one tensor, in place."""
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hashfield.errors import ShapeError
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, at_least
+from hashfield.ops.touched_rows import TouchedRows, check_rows, summed_rows
 
 
 @torch.no_grad()
@@ -108,7 +111,7 @@ def adam_table(
     beta1: float = 0.9,
     beta2: float = 0.99,
     epsilon: float = 1e-15,
-    touched: UInt8[Tensor, " n_bytes"] | None = None,
+    rows: Sequence[TouchedRows] | None = None,
     backend: Backend | None = None,
 ) -> None:
     """Take one Adam step on a grid's table in place, clear its gradient and refresh its bfloat16 copy.
@@ -120,24 +123,27 @@ def adam_table(
         param_bf16: bfloat16, of the same shape; afterwards `param` rounded.
         step: 1 at the first step.
         learning_rate, beta1, beta2, epsilon: As for `adam`.
-        touched: A bit for each row, lowest bit first; rows without it have no gradient, and are not even read. None:
-            all are read.
+        rows: Touched rows of several arrays, whose sum in this order is the gradient instead of `grad`, which is left
+            alone; rows that none of them touched are not even read. At least one array, all of one type.
         backend: Implementation; chosen by device if None.
 
     Raises:
         ShapeError: an argument has the wrong shape or dtype.
     """
     check = Checker("adam_table")
-    shape = tuple(param.shape)
+    shape = (param.shape[0], param.shape[1])
     for name, tensor in (("param", param), ("grad", grad), ("moment1", moment1), ("moment2", moment2)):
         check(name, tensor, shape)
     if param_bf16.dtype != torch.bfloat16 or tuple(param_bf16.shape) != shape:
         raise ShapeError(f"adam_table: param_bf16: expected bfloat16 {shape}, got {param_bf16.dtype}")
     at_least("adam_table", "step", step, 1)
-    if touched is not None:
-        check("touched", touched, (-(-shape[0] // 8),), "uint8")
     choice = choose("adam", backend, param, grad, moment1, moment2)
-    more = () if touched is None or choice.name != "numba" else (touched,)
-    choice.kernels.adam_table_step(
-        param, grad, moment1, moment2, param_bf16, step, float(learning_rate), beta1, beta2, epsilon, *more
-    )
+    numbers = (step, float(learning_rate), beta1, beta2, epsilon)
+    if rows is None:
+        choice.kernels.adam_table_step(param, grad, moment1, moment2, param_bf16, *numbers)
+        return
+    check_rows("adam_table", rows, shape)
+    if choice.name == "numba":
+        choice.kernels.adam_table_step(param, grad, moment1, moment2, param_bf16, *numbers, rows)
+    else:
+        choice.kernels.adam_table_step(param, summed_rows(rows, shape), moment1, moment2, param_bf16, *numbers)

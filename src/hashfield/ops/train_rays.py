@@ -13,6 +13,7 @@ from hashfield.geometry.rays import RayBatch
 from hashfield.ops.backend import Backend, choose
 from hashfield.ops.checks import Checker, at_least
 from hashfield.ops.render_rays import FieldParameters, MarchOptions, check_rays, densities_in_waves, small_ops
+from hashfield.ops.touched_rows import Plan
 
 
 class RayGradients(NamedTuple):
@@ -88,6 +89,9 @@ class TrainWorkspace:
             self.buffers = choice.kernels.make_buffers(field, max_samples)
         self.samples_per_ray = 64.0
         """Kept samples a ray is expected to have; part of the state, since it sets how work is cut up."""
+        self.plan: Plan | None = None
+        """What is taken out of `grad_table` as soon as a level of it is made. A backend that cannot do so leaves it
+        there, and `plan.counts` None."""
 
 
 def _signature(field: FieldParameters) -> tuple[Any, ...]:

@@ -6,18 +6,20 @@ not matter: what counts is by how many rays or points each of them divided.
 
 Matrices, and whatever else is small, are summed whole (all-reduce, float32). A grid's table is summed level by level: a
 coarse level whole too, a level of which a batch touches a part as its touched entries (`ops.touched_rows`), which every
-rank sends to all others and adds in the order of the ranks, so that all get the same bits. Which of the two a level
-takes follows from the numbers touched, which all ranks know of each other.
+rank sends to all others. The optimiser adds them up itself, in the order of the ranks, so that all get the same bits,
+and begins with a level as soon as it is there. Which of the two ways a level takes follows from the numbers touched,
+which all ranks know of each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from hashfield.nn.encodings import Encoding, GridEncoding
-from hashfield.ops.touched_rows import TouchedRows, add_rows, bitmap_bytes, take_rows
+from hashfield.ops.touched_rows import Plan, RowRoom, TouchedRows, take_rows
 from hashfield.steps.optimizers import Touched
 from hashfield.steps.ranks import Ranks
 
@@ -36,7 +38,8 @@ def table_levels(encoding: Encoding) -> list[slice]:
 
 
 class GradientMean:
-    """Makes each rank's gradients those of all. At each step `offer` comes first, then the call by the optimiser."""
+    """Makes each rank's gradients those of all. At each step `plan` comes first, then `offer`, once the gradients are
+    there, then the call by the optimiser."""
 
     def __init__(self, ranks: Ranks, levels: Sequence[slice]) -> None:
         """Args:
@@ -50,37 +53,55 @@ class GradientMean:
         self.bytes_of_levels = [0] * len(self.levels)
         """Bytes that this rank handed over for each level at the last step."""
         self._n_steps = 0
-        self._weight = 1.0
+        self.weight = 1.0
+        """This rank's share of the last step's batch."""
+        self._plan: Plan | None = None
         self._sparse: list[int] = []
-        self._rows: TouchedRows | None = None
-        self._counts = torch.zeros(0, 0, dtype=torch.int64)
+        self._counts: list[list[int]] = []
+        """Touched entries of each rank, of each of the levels that travel so."""
+        self._rooms: list[RowRoom] = []
+        """Each rank's touched entries."""
+        self._waits: list[Callable[[], None]] = []
 
-    def offer(
-        self, figures: Sequence[float], gradient: Tensor, due: Sequence[slice], own: int, total: int
-    ) -> list[float]:
-        """Take out of the table's gradient what is sent as touched entries, and add up some figures over the ranks.
+    def plan(self, gradient: Tensor, due: Sequence[slice], own: int, total: int) -> Plan:
+        """What of the table's gradient will be sent as touched entries, for whoever can take it out on the way.
+
+        Args:
+            gradient: Gradient of the table [n_entries, n_features].
+            due: Rows of the table that the optimiser will use.
+            own: Rays or points by whose number this rank's gradients are divided, or another number by which they are
+                to count.
+            total: Those of all ranks together.
+        """
+        if self._n_steps % PROBE_STEPS == 0:
+            self.is_whole = [rows.stop - rows.start < LEAST_SPARSE for rows in self.levels]
+        self._n_steps += 1
+        self.weight = own / total
+        for wait in self._waits:  # normally over, since the optimiser has used what was waited for
+            wait()
+        if not self._rooms:
+            self._rooms = [RowRoom(self.levels, gradient.shape[1], self.wire) for _ in range(self.ranks.n)]
+        sparse = [k for k, rows in enumerate(self.levels) if not self.is_whole[k] and _is_in(rows, due)]
+        self._plan = Plan(self._rooms[self.ranks.rank], sparse, self.weight)
+        return self._plan
+
+    def offer(self, figures: Sequence[float], gradient: Tensor) -> list[float]:
+        """Take out of the table's gradient what was planned, and add up some figures over the ranks.
 
         Args:
             figures: Any numbers of this step.
-            gradient: Gradient of the table [n_entries, n_features]; what is taken out comes back in the call.
-            due: Rows of the table that the optimiser will use.
-            own: Rays or points by whose number this rank's gradients were divided.
-            total: Those of all ranks together.
+            gradient: Gradient of the table; what is taken out is given to the optimiser by the call.
 
         Returns:
             The figures' sums.
         """
-        ranks = self.ranks
-        self._weight = own / total
-        if self._n_steps % PROBE_STEPS == 0:
-            self.is_whole = [rows.stop - rows.start < LEAST_SPARSE for rows in self.levels]
-        self._n_steps += 1
-        self._sparse = [k for k, rows in enumerate(self.levels) if not self.is_whole[k] and _is_in(rows, due)]
-        parts = [self.levels[k] for k in self._sparse]
-        # A sum of two numbers does not depend on their order: with two ranks, each one's own rows may stay in place.
-        self._rows = take_rows(gradient, parts, self._weight, self.wire, keeps=ranks.n == 2)
-        told = ranks.gather([*figures, *self._rows.counts.tolist()])
-        self._counts = told[:, len(figures) :].long()
+        plan = self._plan
+        assert plan is not None, "plan() comes first"
+        if plan.counts is None:
+            plan.counts = take_rows(gradient, plan.room, plan.numbers, plan.scale)
+        self._sparse, self._plan = plan.numbers, None
+        told = self.ranks.gather([*figures, *plan.counts])
+        self._counts = told[:, len(figures) :].long().tolist()
         return told[:, : len(figures)].sum(0).tolist()
 
     def __call__(self, gradients: Mapping[str, Sequence[Tensor]], due: Sequence[slice]) -> Touched:
@@ -89,54 +110,50 @@ class GradientMean:
         whole = [k for k, rows in enumerate(self.levels) if k not in self._sparse and _is_in(rows, due)]
         dense = [table[self.levels[k]] for k in whole]
         dense += [gradient for name, group in gradients.items() if name != "table" for gradient in group]
-        flat = torch.cat([gradient.reshape(-1) for gradient in dense]).mul_(self._weight)
+        flat = torch.cat([gradient.reshape(-1) for gradient in dense]).mul_(self.weight)
         wait = self.ranks.sum_later(flat)
-        touched = self._add_touched(table)
+        touched = self._swap()
         wait()
         for gradient, found in zip(dense, flat.split([x.numel() for x in dense]), strict=True):
             gradient.copy_(found.view(gradient.shape))
         self._note(table, whole)
         return touched
 
-    def _add_touched(self, table: Tensor) -> Touched:
-        """Exchange the touched entries, add them, and return which they are."""
-        assert self._rows is not None, "offer() comes first"
-        ranks, rows, parts = self.ranks, self._rows, [self.levels[k] for k in self._sparse]
-        self._rows = None
-        if not parts:
-            return ()
-        n_bits, totals = bitmap_bytes(parts), self._counts.sum(1).tolist()
-        row_bytes = rows.values.shape[1] * self.wire.itemsize
-        start = -(-n_bits // 4) * 4  # where numbers may begin
-        own = torch.zeros(start + max(totals) * row_bytes, dtype=torch.uint8)
-        own[:n_bits] = rows.bits
-        own[start : start + rows.values.nbytes] = rows.values.reshape(-1).view(torch.uint8)
-        found = ranks.gather_tensor(own)
-        for k, sent in enumerate(found):
-            if k == ranks.rank and ranks.n == 2:
-                continue
-            values = sent[start : start + totals[k] * row_bytes].view(self.wire).view(totals[k], -1)
-            if totals[k]:
-                add_rows(table, parts, TouchedRows(sent[:n_bits], self._counts[k].contiguous(), values))
-        bits = found[0][:n_bits]
-        for sent in found[1:]:
-            bits |= sent[:n_bits]
-        return list(zip(parts, bits.split([bitmap_bytes([part]) for part in parts]), strict=True))
+    def _swap(self) -> Touched:
+        """Begin to exchange the touched entries; each level with what waits for it and gives all ranks' entries."""
+        ranks, touched = self.ranks, []
+        self._waits = []
+        for i, k in enumerate(self._sparse):
+            counts = [count[i] for count in self._counts]
+            messages = [room.message(k, count) for room, count in zip(self._rooms, counts, strict=True)]
+            self._waits.append(ranks.swap_later(messages[ranks.rank], messages, tag=k))
+            touched.append((self.levels[k], partial(self._arrived, k, counts, self._waits[-1])))
+        return touched
+
+    def _arrived(self, level: int, counts: Sequence[int], wait: Callable[[], None]) -> list[TouchedRows]:
+        """A level's touched entries of all ranks, once they are here.
+
+        Args:
+            level: Number of the level.
+            counts: Entries that each rank touched.
+            wait: Waits for them.
+        """
+        wait()
+        return [room.rows(level, count) for room, count in zip(self._rooms, counts, strict=True)]
 
     def _note(self, table: Tensor, whole: Sequence[int]) -> None:
         """Note what each level took, and choose for the next step; from numbers that all ranks know."""
-        n, row = self.ranks.n, table.shape[1]
-        most = self._counts.amax(0).tolist()
+        n, row, room = self.ranks.n, table.shape[1], self._rooms[self.ranks.rank]
         self.bytes_of_levels = [0] * len(self.levels)
         for k in whole:
             self.bytes_of_levels[k] = 4 * row * (self.levels[k].stop - self.levels[k].start)
-        for k, count, own in zip(self._sparse, most, self._counts[self.ranks.rank].tolist(), strict=True):
-            rows = self.levels[k]
-            bits, each = bitmap_bytes([rows]), row * self.wire.itemsize
-            self.bytes_of_levels[k] = bits + own * each
+        for i, k in enumerate(self._sparse):
+            counts, rows = [count[i] for count in self._counts], self.levels[k]
+            self.bytes_of_levels[k] = room.message_bytes(k, counts[self.ranks.rank])
             # Bytes that a rank receives: every other rank's touched entries, or 2 (n - 1) / n of the level, which is
             # what a sum around a ring takes.
-            self.is_whole[k] = (n - 1) * (bits + count * each) > 2 * (n - 1) / n * 4 * row * (rows.stop - rows.start)
+            most = room.message_bytes(k, max(counts))
+            self.is_whole[k] = (n - 1) * most > 2 * (n - 1) / n * 4 * row * (rows.stop - rows.start)
 
 
 def _is_in(rows: slice, ranges: Sequence[slice]) -> bool:

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from hashfield.errors import CheckpointError, ConfigError
 from hashfield.ops.adam import adam, adam_table
+from hashfield.ops.touched_rows import TouchedRows
 
-Touched = Sequence[tuple[slice, Tensor]]
-"""Rows of a table, in order, with a bit for each (uint8): the others among them have no gradient."""
+RowsOf = Callable[[], Sequence[TouchedRows]]
+"""Gives the gradient of some rows of a table, as touched rows to be added up in order; may wait for them to arrive."""
+Touched = Sequence[tuple[slice, RowsOf]]
+"""Parts of a table, in order, whose gradient is not in the gradient's own array, which is zero there."""
 Reduce = Callable[[Mapping[str, Sequence[Tensor]], Sequence[slice]], Touched | None]
 """(gradients of a step by the groups' names, rows of the table that are used now): changes the gradients in place, and
-returns what it knows of the rows that are touched."""
+returns the parts of the table for which it has them elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,20 +129,19 @@ def table_parts(parts: Sequence[tuple[int, int]] | None, n_rows: int) -> list[tu
     return merged
 
 
-def pieces_of(rows: slice, touched: Touched) -> list[tuple[slice, Tensor | None]]:
-    """A range of rows, cut where more is known of some of them.
+def pieces_of(rows: slice, touched: Touched) -> list[tuple[slice, RowsOf | None]]:
+    """A range of rows, cut where the gradient of some of them is elsewhere.
 
-    >>> bits = torch.tensor([1], dtype=torch.uint8)
-    >>> pieces_of(slice(0, 24), [(slice(8, 16), bits), (slice(32, 40), bits)])
-    [(slice(0, 8, None), None), (slice(8, 16, None), tensor([1], dtype=torch.uint8)), (slice(16, 24, None), None)]
+    >>> [part for part, _ in pieces_of(slice(0, 24), [(slice(8, 16), list), (slice(32, 40), list)])]
+    [slice(0, 8, None), slice(8, 16, None), slice(16, 24, None)]
     """
-    found: list[tuple[slice, Tensor | None]] = []
+    found: list[tuple[slice, RowsOf | None]] = []
     at = rows.start
-    for part, bits in touched:
+    for part, rows_of in touched:
         if rows.start <= part.start and part.stop <= rows.stop:
             if at < part.start:
                 found.append((slice(at, part.start), None))
-            found.append((part, bits))
+            found.append((part, rows_of))
             at = part.stop
     if at < rows.stop:
         found.append((slice(at, rows.stop), None))
@@ -225,11 +227,11 @@ class HostOptimizer:
         for part, interval in self.parts:
             rows = slice(part.start, min(part.stop, self.live_rows))
             is_due = self.n_steps % interval == 0 and rows.start < rows.stop
-            for own, bits in pieces_of(rows, self._touched) if is_due else ():
+            for own, rows_of in pieces_of(rows, self._touched) if is_due else ():
                 adam_table(
                     table[own], gradient[own], first[own], second[own], self.table_bf16[own],
                     step=self.n_steps // interval, learning_rate=rate, beta1=self.adam.beta1, beta2=self.adam.beta2,
-                    epsilon=self.adam.epsilon, touched=bits,
+                    epsilon=self.adam.epsilon, rows=None if rows_of is None else rows_of(),
                 )  # fmt: skip
 
     def _step_dense(self, group: Group, name: str, tensor: Tensor, gradient: Tensor, rate: float) -> None:

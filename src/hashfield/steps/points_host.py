@@ -100,9 +100,9 @@ class HostPointSteps:
     def _of_all_ranks(self, found: TrainPointsResult, n: int, mean: GradientMean) -> tuple[float, float, int]:
         """(loss, squared error, points) of all ranks' points together, of this rank's own n."""
         total = self.recipe.n_points
-        loss, squared_error, n_points = mean.offer(
-            [found.loss * n, found.squared_error * n, n], self.workspace.grad_table, self.optimizer.rows_due(), n, total
-        )
+        gradient = self.workspace.grad_table
+        mean.plan(gradient, self.optimizer.rows_due(), n, total)
+        loss, squared_error, n_points = mean.offer([found.loss * n, found.squared_error * n, n], gradient)
         return loss / n_points, squared_error / n_points, int(n_points)
 
     def _here(self, batch: Batch) -> Batch:

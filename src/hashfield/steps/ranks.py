@@ -110,6 +110,29 @@ class Ranks:
         self.bytes_sent += values.nbytes
         return self._begin(lambda group: group.allreduce([values]))
 
+    def swap_later(self, own: Tensor, found: Sequence[Tensor], tag: int) -> Callable[[], None]:
+        """Begin to send a tensor to every other rank, and to receive theirs; the function returned waits for all of it.
+
+        Args:
+            own: What this rank sends; must not be changed before the wait is over.
+            found: Where that of each rank goes, as large as what it sends; this rank's own is left alone.
+            tag: Tells exchanges apart that are on their way at the same time.
+        """
+        left = []
+        for k, there in enumerate(found):
+            if k != self.rank:
+                left.append(self._begin(lambda group, there=there, k=k: group.recv([there], k, tag)))
+        for k in range(self.n):
+            if k != self.rank:
+                left.append(self._begin(lambda group, k=k: group.send([own], k, tag)))
+        self.bytes_sent += own.nbytes
+
+        def finish() -> None:
+            while left:
+                left.pop(0)()
+
+        return finish
+
     def gather_tensor(self, own: Tensor) -> list[Tensor]:
         """A tensor of every rank; all are of the same shape."""
         if self.n == 1:

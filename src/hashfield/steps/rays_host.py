@@ -86,6 +86,8 @@ class HostRaySteps:
         self.grid: OccupancyGrid | None = None
         self.box: Float64[Tensor, " 6"] | None = None
         self.live_rows: int | None = None
+        self._all_pixels = 0
+        """`own_pixels` of all ranks together, once it is known."""
 
     def values(self) -> FieldParameters:
         """The field's numbers as they are now."""
@@ -111,6 +113,8 @@ class HostRaySteps:
             self._let_levels_in(refinement)
         batch = self._draw(self.n_rays, step)
         is_refined = refinement is not None and refinement.is_due(step)
+        if self.mean is not None:
+            self._plan(self.mean, is_added_to=has_total_variation)
         options = MarchOptions(
             recipe.aabb_scale, recipe.cone_angle, step_scale, recipe.min_transmittance, recipe.min_weight
         )
@@ -136,14 +140,28 @@ class HostRaySteps:
         self.n_rays = next_rays(int(found.n_rays), int(found.n_samples), recipe.batch)
         return found
 
+    def _plan(self, mean: GradientMean, *, is_added_to: bool) -> None:
+        """Have what goes to other ranks taken out of the table's gradient as soon as it is there, unless more is added.
+
+        Args:
+            mean: Makes the plan.
+            is_added_to: Whether something is added to the gradient after `train_rays`.
+        """
+        share = self.ranks.share(self.n_rays)
+        own, total = share.stop - share.start, self.n_rays
+        if self.recipe.own_pixels:
+            # As many rays for each rank, of which each counts for as many pixels as its rank has: so every pixel of the
+            # photos counts alike, whoever has it.
+            self._all_pixels = self._all_pixels or int(self.ranks.gather([self.recipe.own_pixels]).sum())
+            own, total = self.recipe.own_pixels, self._all_pixels
+        plan = mean.plan(self.workspace.grad_table, self.optimizer.rows_due(), own, total)
+        self.workspace.plan = None if is_added_to else plan
+
     def _of_all_ranks(self, result: TrainRaysResult, mean: GradientMean) -> StepResult:
         """The figures of all ranks' rays together, of this rank's own."""
         n = result.n_rays
-        own = self.ranks.share(self.n_rays)
-        loss, error, n_rays, n_kept = mean.offer(
-            [result.loss * n, result.squared_error * n, n, result.n_kept], self.workspace.grad_table,
-            self.optimizer.rows_due(), own.stop - own.start, self.n_rays,
-        )  # fmt: skip
+        figures = [result.loss * n, result.squared_error * n, n, result.n_kept]
+        loss, error, n_rays, n_kept = mean.offer(figures, self.workspace.grad_table)
         return StepResult(loss / max(n_rays, 1), error / max(n_rays, 1), int(n_rays), int(n_kept))
 
     def _draw(self, n: int, step: int) -> RayBatch:
@@ -156,7 +174,10 @@ class HostRaySteps:
         """
         assert self.box is not None
         own = self.ranks.share(n)
-        chosen = self.random["pixels"].integers(0, self.pool.n_pool, n)[own]
+        if self.recipe.own_pixels:  # ranks with pools of their own: what is drawn must not depend on the pool's size
+            chosen = (self.random["pixels"].random(n) * self.pool.n_pool).astype(np.int64)[own]
+        else:
+            chosen = self.random["pixels"].integers(0, self.pool.n_pool, n)[own]
         jitter = self.random["rays"].random(n, dtype=np.float32)[own]
         background = self.random["rays"].random((n, 3), dtype=np.float32)[own]
         chosen, jitter, background = (torch.from_numpy(x).to(self.device) for x in (chosen, jitter, background))

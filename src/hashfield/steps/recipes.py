@@ -54,6 +54,9 @@ class RayRecipe(Recipe):
     """Relative error of known distances that is not held against a ray's sample weights."""
     total_variation: float = 0.0
     """Weight of the grid's total variation in random cubes of vertices."""
+    own_pixels: int = 0
+    """Pixels that this rank's rays go through over the run, where each has pixels of its own; 0: all draw from the
+    same."""
 
 
 @dataclass(frozen=True, kw_only=True)

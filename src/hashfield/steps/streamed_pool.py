@@ -39,6 +39,8 @@ class StreamedPool:
         seed: int,
         masks: Sequence[np.ndarray] | None = None,
         margin_px: int | None = None,
+        rank: int = 0,
+        n_ranks: int = 1,
     ) -> None:
         """Args:
         files: The file of each photo, see `stored_photos`.
@@ -48,6 +50,11 @@ class StreamedPool:
         seed: Seed of the order of the strips.
         masks: Where each photo may be drawn from, bool [height, width]; None: everywhere.
         margin_px: Draw only within so many pixels of what is not clear by alpha; None: everywhere.
+        rank: Which share of the strips this pool has.
+        n_ranks: Shares that there are; where there are fewer strips, every one has all.
+
+        Raises:
+            ConfigError: no pixel may be drawn from.
         """
         self._files, self._sizes, self._masks, self._margin = list(files), list(sizes), masks, margin_px
         self._table_of_photo = table_scene.double().numpy()
@@ -59,8 +66,9 @@ class StreamedPool:
         first = np.repeat(np.cumsum(counts) - counts, counts)
         self._top = (np.arange(len(self._photo)) - first) * rows[self._photo]
         self._n_rows = np.minimum(rows[self._photo], heights[self._photo] - self._top)
-        self._order = np.random.default_rng((seed, 1)).permutation(len(self._photo))
-        n = min(len(self._photo), max(1, n_bytes // (4 * self._slot)))
+        order = np.random.default_rng((seed, 1)).permutation(len(self._photo))
+        self._order = order[rank::n_ranks] if len(order) >= n_ranks else order
+        n = min(len(self._order), max(1, n_bytes // (4 * self._slot)))
         self._pixels = np.zeros((n * self._slot, 4), np.uint8)
         self._starts = np.arange(n) * self._slot
         self._widths, self._heights = np.ones(n, np.int64), np.ones(n, np.int64)
@@ -73,8 +81,15 @@ class StreamedPool:
 
     @property
     def n_strips(self) -> int:
-        """Strips of all photos."""
+        """Strips that are drawn from in their turn: those of all photos, or a share of them."""
         return len(self._order)
+
+    @property
+    def n_drawable(self) -> int:
+        """Pixels of these strips that may be drawn from. To count them, photos may have to be read once."""
+        if self.n_held == self.n_strips:
+            return int(self._ends[-1])
+        return sum(int(self._inside(strip)[1].sum()) for strip in np.sort(self._order).tolist())
 
     @property
     def n_held(self) -> int:
@@ -146,7 +161,8 @@ class StreamedPool:
         except (OSError, ValueError) as error:
             raise DataError(f"{self._files[photo]}: a decoded photo is gone; go on with --resume") from error
 
-    def _load(self, slot: int, strip: int) -> None:
+    def _inside(self, strip: int) -> tuple[np.ndarray, np.ndarray]:
+        """(pixels of a strip, which of them may be drawn from)."""
         photo, top, n_rows = int(self._photo[strip]), int(self._top[strip]), int(self._n_rows[strip])
         width, height = self._sizes[photo]
         margin = self._margin or 0
@@ -159,11 +175,16 @@ class StreamedPool:
             inside &= grown[above : above + n_rows] != 0
         if self._masks is not None:
             inside &= self._masks[photo][top : top + n_rows]
+        return rows[above : above + n_rows], inside
+
+    def _load(self, slot: int, strip: int) -> None:
+        rows, inside = self._inside(strip)
+        photo, (n_rows, width) = int(self._photo[strip]), inside.shape
         start, count = int(self._starts[slot]), n_rows * width
-        self._pixels[start : start + count] = rows[above : above + n_rows].reshape(-1, 4)
+        self._pixels[start : start + count] = rows.reshape(-1, 4)
         self._widths[slot], self._heights[slot] = width, n_rows
         self._table[slot] = self._table_of_photo[photo]
-        self._table[slot, _PRINCIPAL_Y] -= top
+        self._table[slot, _PRINCIPAL_Y] -= self._top[strip]
         self._spans[slot] = _spans(inside, slot)
 
     def pool(self, device: torch.device | None = None) -> PixelPool:

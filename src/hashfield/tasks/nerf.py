@@ -150,7 +150,10 @@ class NerfTask:
         whole, self.shrunk = overview(views.files, sizes, cameras, n_bytes=room, masks=views.masks)
         self.pool = whole.to(self.device)
         margin = self.config.occupancy.pixel_margin_px if self.is_carved else None
-        return StreamedPool(views.files, sizes, cameras, n_bytes, seed=self.seed, masks=views.masks, margin_px=margin)
+        return StreamedPool(
+            views.files, sizes, cameras, n_bytes, seed=self.seed, masks=views.masks, margin_px=margin,
+            rank=current().rank, n_ranks=current().n,
+        )  # fmt: skip
 
     def _density_bias(self) -> float:
         if self.config.density_bias is not None:
@@ -187,6 +190,7 @@ class NerfTask:
             l2=train.l2,
             parts=update_parts(entries, 8 * train.batch, train.touches_per_update, LONGEST_INTERVAL),
             seed=self.seed,
+            own_pixels=self.streamed.n_drawable if self.streamed is not None and current().n > 1 else 0,
         )
 
     # --- Task protocol
@@ -276,8 +280,10 @@ class NerfTask:
         has_total_variation = train.total_variation > 0 and fraction < train.total_variation_until
         result = self.steps.step(step, rate, self.step_scale(fraction), has_total_variation=has_total_variation)
         # On a device the number of rays is not known here, and the pool stays what it is.
-        if self.streamed is not None and not isinstance(result.n_rays, Tensor) and self.streamed.advance(result.n_rays):
-            self.steps.draw_from(self.streamed.pool(self.device))
+        if self.streamed is not None and not isinstance(result.n_rays, Tensor):
+            own = int(result.n_rays) // current().n  # of the rays of all ranks
+            if self.streamed.advance(own):
+                self.steps.draw_from(self.streamed.pool(self.device))
         return result
 
     def step_scale(self, fraction: float) -> float:

@@ -15,8 +15,10 @@ from hashfield.kernels.numba_cpu.common import (
 from hashfield.kernels.numba_cpu.simd import (
     LANES,
     any_nonzero,
+    count_bits,
     fma,
     load,
+    peek,
     splat,
     sqrt,
     store,
@@ -24,13 +26,17 @@ from hashfield.kernels.numba_cpu.simd import (
     to_bf16,
     where,
 )
+from hashfield.kernels.numba_cpu.touched_rows import add_eight
+
+BLOCK_BYTES = 32
+"""Bytes of bits, each of eight rows, whose gradients are added up at a time: they stay in the nearest cache."""
 
 
 @inline
-def adam_vector(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, l2, skip_zero):
-    """Update LANES scalars from element i on; returns the new values."""
+def adam_vector(param, g, moment1, moment2, i, rate, beta1, beta2, epsilon, l2, skip_zero):
+    """Update LANES scalars from element i on by their gradient g; returns the new values."""
     one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
-    w, g = load(param, i), load(grad, i)
+    w = load(param, i)
     m, v = load(moment1, i), load(moment2, i)
     step = fma(splat(l2), w, g)
     m_new = fma(splat(beta1), m, (one - splat(beta1)) * step)
@@ -46,9 +52,8 @@ def adam_vector(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, l
 
 
 @inline
-def adam_scalar(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, l2, skip_zero):
+def adam_scalar(param, g, moment1, moment2, i, rate, beta1, beta2, epsilon, l2, skip_zero):
     """Update scalar i, one of those behind the last whole vector, as `adam_vector` does."""
-    g = grad[i]
     if skip_zero and g == np.float32(0.0):
         return
     step = g + l2 * param[i]
@@ -63,10 +68,10 @@ def _adam(param, grad, moment1, moment2, rate, beta1, beta2, epsilon, l2, skip_z
     n_vectors = param.size // LANES
     mode = flush_denormals()
     for i in range(share(n_vectors, thread, threads) * LANES, share(n_vectors, thread + 1, threads) * LANES, LANES):
-        adam_vector(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, l2, skip_zero)
+        adam_vector(param, load(grad, i), moment1, moment2, i, rate, beta1, beta2, epsilon, l2, skip_zero)
     if thread == threads - 1:
         for i in range(n_vectors * LANES, param.size):
-            adam_scalar(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, l2, skip_zero)
+            adam_scalar(param, grad[i], moment1, moment2, i, rate, beta1, beta2, epsilon, l2, skip_zero)
     restore_denormals(mode)
 
 
@@ -78,40 +83,56 @@ def _adam_table(param, grad, moment1, moment2, param_bf16, rate, beta1, beta2, e
     zero, none = splat(np.float32(0.0)), np.float32(0.0)
     first, last = share(n_vectors, thread, threads), share(n_vectors, thread + 1, threads)
     for i in range(first * LANES, last * LANES, LANES):
-        if not any_nonzero(load(grad, i)):
+        g = load(grad, i)
+        if not any_nonzero(g):
             continue
-        w = adam_vector(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, none, True)
+        w = adam_vector(param, g, moment1, moment2, i, rate, beta1, beta2, epsilon, none, True)
         store(grad, i, zero)
         store_bf16(param_bf16, i, w)
     if thread == threads - 1:
         for i in range(n_vectors * LANES, param.size):
-            adam_scalar(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, none, True)
+            adam_scalar(param, grad[i], moment1, moment2, i, rate, beta1, beta2, epsilon, none, True)
             grad[i] = none
             param_bf16[i] = to_bf16(param[i])
     restore_denormals(mode)
 
 
 @kernel
-def _adam_touched(
-    param, grad, moment1, moment2, param_bf16, touched, n_features, rate, beta1, beta2, epsilon, thread, threads,
+def _adam_rows(
+    param, moment1, moment2, param_bf16, n_features, bits, values, rate, beta1, beta2, epsilon, thread, threads,
 ):  # fmt: skip
-    """`_adam_table` on the rows whose bits are set, eight rows at a time."""
+    """`_adam_table` with a gradient that is the sum of several arrays' touched rows: a tuple of their bits, and one of
+    their values."""
     mode = flush_denormals()
-    zero, none = splat(np.float32(0.0)), np.float32(0.0)
-    eight = 8 * n_features
-    for byte in range(share(touched.size, thread, threads), share(touched.size, thread + 1, threads)):
-        if touched[byte] == 0:
-            continue
-        first, last = byte * eight, min((byte + 1) * eight, param.size)
-        vectors = (last - first) // LANES * LANES
-        for i in range(first, first + vectors, LANES):
-            if any_nonzero(load(grad, i)):
-                w = adam_vector(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, none, True)
-                store(grad, i, zero)
+    none, eight, n_bytes = np.float32(0.0), 8 * n_features, bits[0].size
+    n_blocks = (n_bytes + BLOCK_BYTES - 1) // BLOCK_BYTES
+    begin, end = share(n_blocks, thread, threads), share(n_blocks, thread + 1, threads)
+    grad = np.empty(BLOCK_BYTES * eight, np.float32)
+    come = np.zeros(len(bits), np.int64)  # where each array's values for this block begin
+    for k in range(len(bits)):
+        own = bits[k]
+        for byte in range(begin * BLOCK_BYTES):
+            come[k] += count_bits(peek(own, byte)) * n_features
+    for block in range(begin, end):
+        first, last = block * BLOCK_BYTES, min(n_bytes, (block + 1) * BLOCK_BYTES)
+        grad[:] = none
+        for k in range(len(bits)):
+            own, numbers, at = bits[k], values[k], come[k]
+            for byte in range(first, last):
+                found = peek(own, byte)
+                if found:
+                    add_eight(grad, (byte - first) * eight, n_features, numbers, at, found)
+                    at += count_bits(found) * n_features
+            come[k] = at
+        start, stop = first * eight, min(last * eight, param.size)
+        vectors = (stop - start) // LANES
+        for v in range(vectors):
+            g, i = load(grad, v * LANES), start + v * LANES
+            if any_nonzero(g):
+                w = adam_vector(param, g, moment1, moment2, i, rate, beta1, beta2, epsilon, none, True)
                 store_bf16(param_bf16, i, w)
-        for i in range(first + vectors, last):
-            adam_scalar(param, grad, moment1, moment2, i, rate, beta1, beta2, epsilon, none, True)
-            grad[i] = none
+        for i in range(start + vectors * LANES, stop):
+            adam_scalar(param, grad[i - start], moment1, moment2, i, rate, beta1, beta2, epsilon, none, True)
             param_bf16[i] = to_bf16(param[i])
     restore_denormals(mode)
 
@@ -136,13 +157,20 @@ def adam_step(
 
 def adam_table_step(
     param, grad, moment1, moment2, param_bf16, step: int, learning_rate: float, beta1: float, beta2: float,
-    epsilon: float, touched=None,
+    epsilon: float, rows=None,
 ) -> None:  # fmt: skip
     """One step on a table in place; the gradient is cleared and the bfloat16 copy brought up to date."""
-    words = param_bf16.view(torch.int16).numpy().view(np.uint16).reshape(-1)
-    arrays = [as_array(x).reshape(-1) for x in (param, grad, moment1, moment2)]
+    words = _words(param_bf16)
+    flat, first, second = (as_array(x).reshape(-1) for x in (param, moment1, moment2))
     numbers = [np.float32(x) for x in (bias_corrected(learning_rate, beta1, beta2, step), beta1, beta2, epsilon)]
-    if touched is None:
-        launch(_adam_table, *arrays, words, *numbers)
+    if rows is None:
+        launch(_adam_table, flat, as_array(grad).reshape(-1), first, second, words, *numbers)
     else:
-        launch(_adam_touched, *arrays, words, as_array(touched), param.shape[1], *numbers)
+        bits = tuple(as_array(one.bits) for one in rows)
+        values = tuple(_words(v) if v.dtype == torch.bfloat16 else as_array(v).reshape(-1) for _, v in rows)
+        launch(_adam_rows, flat, first, second, words, param.shape[1], bits, values, *numbers)
+
+
+def _words(tensor) -> np.ndarray:
+    """The bits of bfloat16 numbers, flat."""
+    return tensor.view(torch.int16).numpy().view(np.uint16).reshape(-1)

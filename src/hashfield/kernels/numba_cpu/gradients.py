@@ -1,7 +1,8 @@
 """What the training kernels leave behind: every thread's gradients of the matrices, and the features' gradients of all
 points, from which a second kernel makes the table's gradient.
 
-There every level of the table, or a piece of it, is added to by one thread: no atomics, no dependence on timing.
+There every level of the table, or a piece of it, is added to by one thread: no atomics, no dependence on timing. What
+goes to other machines is taken out of a level right after, while it is still in cache.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ from hashfield.kernels.numba_cpu.common import (
 )
 from hashfield.kernels.numba_cpu.encoders import add_gradient, encoder_scratch
 from hashfield.kernels.numba_cpu.simd import FEATURES, cycles, peek, poke
+from hashfield.kernels.numba_cpu.touched_rows import take_part, taking_of
 
 load2, _, _, store2 = FEATURES[2]
 load4, _, _, store4 = FEATURES[4]
@@ -43,8 +45,9 @@ def by_level(source, row, n, encoder, target, first):
 
 
 @kernel
-def _add_to_table(encoder, positions, features, counts, grad, parts, spent, thread, threads):
-    """Add to grad what all points contribute; each level, or one of `parts` pieces of it, has one writer."""
+def _add_to_table(encoder, positions, features, counts, grad, parts, taking, spent, thread, threads):
+    """Add to grad what all points contribute; each level, or one of `parts` pieces of it, has one writer. Where there is
+    something to take out of each level, levels are not in pieces."""
     n_levels, n_features = encoder.n_levels, encoder.n_features
     step = features.shape[1] // n_levels
     mode = flush_denormals()
@@ -61,6 +64,8 @@ def _add_to_table(encoder, positions, features, counts, grad, parts, spent, thre
                 encoder, positions[segment], counts[segment], grad, level, piece, parts,
                 features[segment], level * step, n_features, scratch,
             )  # fmt: skip
+        if taking is not None:
+            take_part(grad, n_features, taking, level)
     spent[thread] += cycles() - clock
     restore_denormals(mode)
 
@@ -86,7 +91,7 @@ class Gradients:
         self.counts = np.zeros(segments, np.int64)
         """[segment]: points that there are."""
 
-    def add_to_table(self, encoder, positions: np.ndarray, grad_table, spent: np.ndarray) -> None:
+    def add_to_table(self, encoder, positions: np.ndarray, grad_table, spent: np.ndarray, plan=None) -> None:
         """Add the table's gradient to grad_table.
 
         Args:
@@ -94,9 +99,14 @@ class Gradients:
             positions: [segment, D * plane]: planes of the points.
             grad_table: Tensor that is added to.
             spent: [thread]: time stamps, added to.
+            plan: `ops.touched_rows.Plan` of what is then taken out of it again, level by level; None: nothing.
         """
+        parts = -(-self.threads // encoder.n_levels)
+        taking = None if plan is None or parts > 1 else taking_of(plan.room, plan.numbers, plan.scale)
         launch(
-            _add_to_table, encoder, positions, self.features, self.counts, as_array(grad_table).reshape(-1),
-            -(-self.threads // encoder.n_levels), spent,
+            _add_to_table, encoder, positions, self.features, self.counts, as_array(grad_table).reshape(-1), parts,
+            taking, spent,
             threads=self.threads,
         )  # fmt: skip
+        if plan is not None and taking is not None:
+            plan.counts = taking.counts[plan.numbers].tolist()

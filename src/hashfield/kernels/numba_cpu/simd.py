@@ -19,7 +19,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
-from hashfield.kernels.numba_cpu.target import HAS_BF16_DOT, LANES
+from hashfield.kernels.numba_cpu.target import HAS_AVX512, HAS_BF16_DOT, LANES
 
 I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _ELEMENT_IR = {"f32": F32, "i32": I32, "i64": I64, "i1": I1}
@@ -648,6 +648,97 @@ def any_nonzero(typingctx, a):
         return _call(builder, name, I1, [nonzero])
 
     return types.boolean(a), codegen
+
+
+# --- rows of a sparse array ------------------------------------------------------------------------------------
+
+
+def _eight_rows(n: int):
+    """(pack, unpack) for eight rows of n float32 that travel as bfloat16, a machine word to a row."""
+    floats, halves = ir.VectorType(F32, 8 * n), ir.VectorType(ir.IntType(16), 8 * n)
+    words, mask = ir.VectorType(ir.IntType(16 * n), 8), ir.VectorType(I1, 8)
+    width = min(16, 8 * n)  # numbers that are rounded by one instruction, where there is one
+
+    def rounded(builder, value):
+        undefined, pieces = ir.Constant(floats, ir.Undefined), []
+        for first in range(0, 8 * n, width):
+            lanes = ir.Constant(ir.VectorType(I32, width), list(range(first, first + width)))
+            pieces.append(_to_bf16(builder, builder.shuffle_vector(value, undefined, lanes)))
+        if len(pieces) == 1:
+            return pieces[0]
+        return builder.shuffle_vector(*pieces, ir.Constant(ir.VectorType(I32, 8 * n), list(range(8 * n))))
+
+    @intrinsic
+    def pack(typingctx, array, at, scale, values, to):
+        """Write those of the eight rows from array[at] on that are not zero, times scale, one after another from
+        values[to] on; returns a bit for each, lowest first. What lies behind them, up to eight rows, is overwritten."""
+
+        def codegen(context, builder, sig, args):
+            source = _element_address(context, builder, sig.args[0], args[0], args[1])
+            value = builder.load(builder.bitcast(source, floats.as_pointer()), align=4, typ=floats)
+            factor = _splat(
+                builder, context.cast(builder, args[2], sig.args[2], types.float32), VectorType("f32", 8 * n)
+            )
+            found = rounded(builder, builder.fmul(value, factor))
+            magnitude = builder.and_(found, ir.Constant(halves, [0x7FFF] * (8 * n)))  # -0 is zero
+            is_touched = builder.icmp_unsigned("!=", builder.bitcast(magnitude, words), ir.Constant(words, [0] * 8))
+            found = builder.bitcast(found, words)
+            target = builder.bitcast(
+                _element_address(context, builder, sig.args[3], args[3], args[4]), words.as_pointer()
+            )
+            if HAS_AVX512:  # the instruction that writes to memory is slow on Zen 4, the one in registers is not
+                name = f"llvm.x86.avx512.mask.compress.v8i{16 * n}"
+                found = _call(builder, name, words, [found, ir.Constant(words, [0] * 8), is_touched])
+                builder.store(found, target, align=2)
+            else:
+                _call(builder, f"llvm.masked.compressstore.v8i{16 * n}", ir.VoidType(), [found, target, is_touched])
+            return builder.bitcast(is_touched, I8)
+
+        return types.uint8(array, types.intp, scale, values, types.intp), codegen
+
+    @intrinsic
+    def unpack(typingctx, array, at, values, come, bits):
+        """Add what `pack` wrote to the eight rows from array[at] on; no more of values is read than was written."""
+
+        def codegen(context, builder, sig, args):
+            source = builder.bitcast(
+                _element_address(context, builder, sig.args[2], args[2], args[3]), words.as_pointer()
+            )
+            chosen, zeros = builder.bitcast(args[4], mask), ir.Constant(words, [0] * 8)
+            if HAS_AVX512:  # as above: as many as there are, then spread out
+                n_bits = _call(builder, "llvm.ctpop.i8", I8, [args[4]])
+                first = builder.shl(ir.Constant(ir.IntType(16), 1), builder.zext(n_bits, ir.IntType(16)))
+                first = builder.trunc(builder.sub(first, ir.Constant(ir.IntType(16), 1)), I8)
+                arguments = [source, ir.Constant(I32, 2), builder.bitcast(first, mask), zeros]
+                found = _call(builder, f"llvm.masked.load.v8i{16 * n}.p0", words, arguments)
+                found = _call(builder, f"llvm.x86.avx512.mask.expand.v8i{16 * n}", words, [found, zeros, chosen])
+            else:
+                found = _call(builder, f"llvm.masked.expandload.v8i{16 * n}", words, [source, chosen, zeros])
+            wide = builder.zext(builder.bitcast(found, halves), ir.VectorType(I32, 8 * n))
+            shifted = builder.shl(wide, ir.Constant(ir.VectorType(I32, 8 * n), [16] * (8 * n)))
+            target = builder.bitcast(
+                _element_address(context, builder, sig.args[0], args[0], args[1]), floats.as_pointer()
+            )
+            before = builder.load(target, align=4, typ=floats)
+            builder.store(builder.fadd(before, builder.bitcast(shifted, floats)), target, align=4)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, values, types.intp, types.uint8), codegen
+
+    return pack, unpack
+
+
+EIGHT_ROWS = {n: _eight_rows(n) for n in (2, 4)}
+
+
+@intrinsic
+def count_bits(typingctx, bits):
+    """How many bits of a byte are set."""
+
+    def codegen(context, builder, sig, args):
+        return builder.zext(_call(builder, "llvm.ctpop.i8", I8, args), I64)
+
+    return types.int64(types.uint8), codegen
 
 
 @intrinsic

@@ -91,7 +91,9 @@ def _chosen_path() -> str:
         raise ConfigError(f"HASHFIELD_CPU={asked}: this CPU offers only {', '.join(available)}")
     if asked == "avx2" and "avx512" in available:
         # Numba compiles for the host; a narrower path hides the wider instructions from it.
-        features = {name: on and not name.startswith(("amx", "avx512", "avx10")) for name, on in host_features().items()}
+        features = {
+            name: on and not name.startswith(("amx", "avx512", "avx10")) for name, on in host_features().items()
+        }
         config.CPU_NAME = llvm.get_host_cpu_name()
         config.CPU_FEATURES = ",".join(("+" if on else "-") + name for name, on in features.items())
     return asked
@@ -101,6 +103,8 @@ PATH = _chosen_path()
 # Products of bfloat16 matrices on tiles (Sapphire Rapids and later); see `amx.py`.
 HAS_TILES = PATH == "amx"
 ARE_TILES_EMULATED = _wants_emulation()
+# Vectors of 512 bits, of which some lanes are pressed together or spread out in one instruction.
+HAS_AVX512 = PATH in ("amx", "avx512_bf16", "avx512") and _has(_AVX512)
 # Products of bfloat16 pairs in one instruction (Zen 4, Cooper Lake, Sapphire Rapids and later).
 HAS_BF16_DOT = PATH in ("amx", "avx512_bf16") and _has(_AVX512_BF16)
 

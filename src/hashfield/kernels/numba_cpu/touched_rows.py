@@ -1,66 +1,35 @@
 """Rows of a sparse array that are not zero, on CPUs: one pass over memory finds, takes and clears them."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, overloaded, recycled, task_at
+from hashfield.kernels.numba_cpu.common import as_array, inline, kernel, launch, overloaded, part, task_at
 from hashfield.kernels.numba_cpu.simd import (
-    FEATURES,
+    EIGHT_ROWS,
     LANES,
     any_nonzero,
+    count_bits,
     from_bf16,
     load,
     peek,
     poke,
-    store_bf16,
+    splat,
+    store,
     to_bf16,
 )
 
-load2, load2_bf16, splat2, store2 = FEATURES[2]
-load4, load4_bf16, splat4, store4 = FEATURES[4]
+pack2, unpack2 = EIGHT_ROWS[2]
+pack4, unpack4 = EIGHT_ROWS[4]
 
 
 # --- numbers as they travel: float32, or rounded to bfloat16 in arrays of uint16
 
 
-def _putting(store_plain):
-    """The function that writes rows or numbers as they travel."""
-
-    def put(values, at, row):
-        def short(values, at, row):
-            store_bf16(values, at, row)
-
-        def plain(values, at, row):
-            store_plain(values, at, row)
-
-        return short if values.dtype.bitwidth == 16 else plain
-
-    return overloaded(put)
-
-
-def _getting(load_plain, load_short):
-    """The function that reads what has travelled."""
-
-    def got(values, at):
-        def short(values, at):
-            return load_short(values, at)
-
-        def plain(values, at):
-            return load_plain(values, at)
-
-        return short if values.dtype.bitwidth == 16 else plain
-
-    return overloaded(got)
-
-
-put2, put4 = _putting(store2), _putting(store4)
-got2, got4 = _getting(load2, load2_bf16), _getting(load4, load4_bf16)
-
-
 @overloaded
-def put1(values, at, value):
+def put(values, at, value):
     """Write one number as it travels."""
 
     def short(values, at, value):
@@ -73,7 +42,7 @@ def put1(values, at, value):
 
 
 @overloaded
-def got1(values, at):
+def got(values, at):
     """One number that has travelled."""
 
     def short(values, at):
@@ -85,129 +54,150 @@ def got1(values, at):
     return short if values.dtype.bitwidth == 16 else plain
 
 
-# --- rows
+# --- rows, up to eight at a time: those of a byte of bits
 
 
 @inline
-def take_row(array, at, n_features, values, to, scale, keeps):
-    """Take a row, if it is not zero; whether it was taken."""
-    if n_features == 4:
-        four = load4(array, at)
-        if not any_nonzero(four):
-            return False
-        put4(values, to, four * splat4(scale))
-        store4(array, at, got4(values, to) if keeps else splat4(np.float32(0.0)))
-        return True
-    if n_features == 2:
-        two = load2(array, at)
-        if not any_nonzero(two):
-            return False
-        put2(values, to, two * splat2(scale))
-        store2(array, at, got2(values, to) if keeps else splat2(np.float32(0.0)))
-        return True
-    is_touched = False
-    for f in range(n_features):
-        is_touched |= peek(array, at + f) != np.float32(0.0)
-    if is_touched:
+def take_each(array, at, n_features, rows, scale, values, to):
+    """`take_eight`, row by row."""
+    found = np.uint8(0)
+    for r in range(rows):
+        is_touched = False
         for f in range(n_features):
-            put1(values, to + f, peek(array, at + f) * scale)
-            poke(array, at + f, got1(values, to + f) if keeps else np.float32(0.0))
-    return is_touched
+            put(values, to + f, peek(array, at + r * n_features + f) * scale)
+            is_touched |= got(values, to + f) != np.float32(0.0)
+        if is_touched:
+            found |= np.uint8(1 << r)
+            to += n_features
+    return found
 
 
 @inline
-def add_row(array, at, n_features, values, come):
-    """Add a row that has travelled."""
-    if n_features == 4:
-        store4(array, at, load4(array, at) + got4(values, come))
-    elif n_features == 2:
-        store2(array, at, load2(array, at) + got2(values, come))
-    else:
-        for f in range(n_features):
-            poke(array, at + f, peek(array, at + f) + got1(values, come + f))
+def add_each(array, at, n_features, values, come, bits):
+    """`add_eight`, row by row."""
+    left = bits
+    while left:
+        if left & np.uint8(1):
+            for f in range(n_features):
+                poke(array, at + f, peek(array, at + f) + got(values, come + f))
+            come += n_features
+        left = np.uint8(left >> np.uint8(1))
+        at += n_features
 
 
-@kernel
-def _take(array, n_features, firsts, n_rows, bytes_before, bits, values, counts, scale, keeps, thread, threads):
-    """Every part has one reader. Its values begin where the part itself begins."""
+@overloaded
+def take_eight(array, at, n_features, rows, scale, values, to):
+    """Write those of some rows from array[at] on that are not zero, times scale, one after another from values[to] on.
+
+    Returns a bit for each row, lowest first. Behind the rows written, one more may be overwritten, or all eight.
+    """
+
+    def short(array, at, n_features, rows, scale, values, to):
+        if rows == 8 and n_features == 4:
+            return pack4(array, at, scale, values, to)
+        if rows == 8 and n_features == 2:
+            return pack2(array, at, scale, values, to)
+        return take_each(array, at, n_features, rows, scale, values, to)
+
+    def plain(array, at, n_features, rows, scale, values, to):
+        return take_each(array, at, n_features, rows, scale, values, to)
+
+    return short if values.dtype.bitwidth == 16 else plain
+
+
+@overloaded
+def add_eight(array, at, n_features, values, come, bits):
+    """Add the rows that lie one after another from values[come] on to those of the eight from array[at] on whose bits
+    are set."""
+
+    def short(array, at, n_features, values, come, bits):
+        if n_features == 4:
+            unpack4(array, at, values, come, bits)
+        elif n_features == 2:
+            unpack2(array, at, values, come, bits)
+        else:
+            add_each(array, at, n_features, values, come, bits)
+
+    def plain(array, at, n_features, values, come, bits):
+        add_each(array, at, n_features, values, come, bits)
+
+    return short if values.dtype.bitwidth == 16 else plain
+
+
+# --- parts of an array
+
+
+class Taking(NamedTuple):
+    """What is taken out of an array, part by part."""
+
+    firsts: np.ndarray
+    """First row of each part."""
+    n_rows: np.ndarray
+    """Rows of each part; 0 where nothing is to be taken."""
+    bits: np.ndarray
+    """Where bits go to, uint8."""
+    bits_at: np.ndarray
+    """Where those of each part begin."""
+    values: np.ndarray
+    """Where numbers go to, float32, or uint16 for bfloat16."""
+    values_at: np.ndarray
+    counts: np.ndarray
+    """Touched rows of each part, to be filled."""
+    scale: np.float32
+    """What numbers are multiplied by."""
+
+
+def taking_of(room, numbers: Sequence[int], scale: float) -> Taking:
+    """What `take_part` is told: see `hashfield.ops.touched_rows.take_rows`."""
+    chosen, memory = set(numbers), as_array(room.memory)
+    firsts = np.array([part.start for part in room.parts], np.int64)
+    n_rows = np.array([part.stop - part.start if k in chosen else 0 for k, part in enumerate(room.parts)], np.int64)
+    values = memory.view(np.float32 if room.wire == torch.float32 else np.uint16)
+    return Taking(
+        firsts, n_rows, memory, np.array(room.bits_at, np.int64), values,
+        np.array(room.values_at, np.int64) // room.wire.itemsize, np.zeros(len(firsts), np.int64), np.float32(scale),
+    )  # fmt: skip
+
+
+@part
+def take_part(array, n_features, taking, number):
+    """Take the touched rows of one part out of a flat array."""
     eight = 8 * n_features
     vectors = eight // LANES  # of the eight rows of a byte; none where they are less than a vector
-    for turn in range((firsts.size + threads - 1) // threads):
-        part = task_at(turn, firsts.size, thread, threads)
-        if part < 0:
-            break
-        first, n, byte = firsts[part], n_rows[part], bytes_before[part]
-        to = first * n_features
-        for k in range((n + 7) // 8):
-            at = (first + 8 * k) * n_features
-            rows = min(np.int64(8), n - 8 * k)
-            is_touched = vectors == 0 or rows < 8
-            for v in range(vectors if rows == 8 else 0):
-                is_touched |= any_nonzero(load(array, at + v * LANES))
-            if is_touched:
-                found = np.uint8(0)
-                for r in range(rows):
-                    if take_row(array, at + r * n_features, n_features, values, to, scale, keeps):
-                        found |= np.uint8(1 << r)
-                        to += n_features
-                poke(bits, byte + k, found)
-        counts[part] = to // n_features - first
+    zero = splat(np.float32(0.0))
+    bits, values, scale = taking.bits, taking.values, taking.scale
+    n, first, byte, to = taking.n_rows[number], taking.firsts[number], taking.bits_at[number], taking.values_at[number]
+    for k in range((n + 7) // 8):
+        at = (first + 8 * k) * n_features
+        rows = min(np.int64(8), n - 8 * k)
+        is_touched, found = vectors == 0 or rows < 8, np.uint8(0)
+        for v in range(vectors if rows == 8 else 0):
+            is_touched |= any_nonzero(load(array, at + v * LANES))
+        if is_touched:
+            found = np.uint8(take_eight(array, at, n_features, rows, scale, values, to))
+            to += count_bits(found) * n_features
+            if vectors and rows == 8:
+                for v in range(vectors):
+                    store(array, at + v * LANES, zero)
+            else:
+                for i in range(at, at + rows * n_features):
+                    poke(array, i, np.float32(0.0))
+        poke(bits, byte + k, found)
+    taking.counts[number] = (to - taking.values_at[number]) // n_features
 
 
 @kernel
-def _add(array, n_features, firsts, n_rows, bytes_before, bits, values, values_before, thread, threads):
-    """Every part has one writer."""
-    for turn in range((firsts.size + threads - 1) // threads):
-        part = task_at(turn, firsts.size, thread, threads)
-        if part < 0:
+def _take(array, n_features, taking, thread, threads):
+    """Every part has one reader."""
+    for turn in range((taking.firsts.size + threads - 1) // threads):
+        number = task_at(turn, taking.firsts.size, thread, threads)
+        if number < 0:
             break
-        first, byte, come = firsts[part], bytes_before[part], values_before[part] * n_features
-        for k in range((n_rows[part] + 7) // 8):
-            left = peek(bits, byte + k)
-            at = (first + 8 * k) * n_features
-            while left:
-                if left & np.uint8(1):
-                    add_row(array, at, n_features, values, come)
-                    come += n_features
-                left = np.uint8(left >> np.uint8(1))
-                at += n_features
+        take_part(array, n_features, taking, number)
 
 
-def _places(parts: Sequence[slice]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """First row, rows and first byte of each part; all bytes."""
-    firsts = np.array([part.start for part in parts], np.int64)
-    n_rows = np.array([part.stop - part.start for part in parts], np.int64)
-    n_bytes = (n_rows + 7) // 8
-    return firsts, n_rows, np.cumsum(n_bytes) - n_bytes, int(n_bytes.sum())
-
-
-def take_rows(array, parts: Sequence[slice], scale: float, wire: torch.dtype, keeps: bool):
+def take_rows(array, room, numbers: Sequence[int], scale: float) -> list[int]:
     """See `hashfield.ops.touched_rows`."""
-    firsts, n_rows, bytes_before, n_bytes = _places(parts)
-    n_features = array.shape[1]
-    bits, counts = np.zeros(n_bytes, np.uint8), np.zeros(len(parts), np.int64)
-    # Room for every row; only the pages that are written to become memory.
-    room = recycled("touched_rows", array.numel())
-    values = room if wire == torch.float32 else room.view(np.uint16)
-    launch(
-        _take, as_array(array).reshape(-1), n_features, firsts, n_rows, bytes_before, bits, values, counts,
-        np.float32(scale), keeps, threads=1 if len(parts) < 2 else None,
-    )  # fmt: skip
-    pieces = [values[a * n_features : (a + n) * n_features] for a, n in zip(firsts, counts, strict=True)]
-    found = torch.from_numpy(np.concatenate(pieces) if pieces else values[:0].copy())
-    found = found if wire == torch.float32 else found.view(torch.bfloat16)
-    return torch.from_numpy(bits), torch.from_numpy(counts), found.view(-1, n_features)
-
-
-def add_rows(array, parts: Sequence[slice], bits, counts, values) -> None:
-    """See `hashfield.ops.touched_rows`."""
-    firsts, n_rows, bytes_before, _ = _places(parts)
-    if not len(values):
-        return
-    plain = values.dtype == torch.float32
-    numbers = as_array(values) if plain else values.view(torch.int16).numpy().view(np.uint16)
-    before = np.cumsum(counts.numpy()) - counts.numpy()
-    launch(
-        _add, as_array(array).reshape(-1), array.shape[1], firsts, n_rows, bytes_before, as_array(bits),
-        numbers.reshape(-1), before, threads=1 if len(parts) < 2 else None,
-    )  # fmt: skip
+    taking = taking_of(room, numbers, scale)
+    launch(_take, as_array(array).reshape(-1), array.shape[1], taking, threads=1 if len(numbers) < 2 else None)
+    return taking.counts[list(numbers)].tolist()

@@ -498,7 +498,9 @@ def train_rays(
         None if found is None else buffers.tracked(tuple(map(as_array, found))),
         threads=buffers.threads,
     )  # fmt: skip
-    gradients.add_to_table(encoder, buffers.positions, workspace.grad_table, buffers.sums[:, -1])
+    gradients.add_to_table(
+        encoder, buffers.positions, workspace.grad_table, buffers.sums[:, -1], workspace.plan
+    )  # fmt: skip
     sums = buffers.sums.sum(axis=0)
     used = max(sums[S_RAYS], 1.0)
     workspace.samples_per_ray = float(sums[S_KEPT] / used)
