@@ -44,7 +44,8 @@ def field_texts(owner: type[Any]) -> dict[str, str]:
     body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]).body
     texts = {}
     for line, below in itertools.pairwise(body):
-        is_field = isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-        if is_field and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+        if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             texts[line.target.id] = " ".join(str(below.value.value).split())
     return texts
