@@ -22,8 +22,8 @@ _BEFORE_THEM: Final = 8.0
 """How many times farther than cameras that look one way are from their middle is what they see. From photos that face a
 scene it is four to thirty times as far."""
 _ALONG: Final = 2.0
-"""How many times farther it is where the cameras move the way they look, as along a street: they come to what they
-see."""
+"""Distance of what cameras see that move the way they look, as along a street, in mean distances of theirs from their
+middle: they come to what they see."""
 
 _PANORAMA = LENSES.index("equirectangular")
 
