@@ -18,11 +18,6 @@ class Recipe:
     seed: int = 0
     """Seed of every random choice."""
 
-    @property
-    def longest_interval(self) -> int:
-        """Steps until every part of the table has had its update."""
-        return max((interval for _, interval in self.parts or ()), default=1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RayRecipe(Recipe):
