@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+from jaxtyping import Float64
 
 from hashfield.data.depth import DepthSource, PhotoDepth
 from hashfield.data.foreign import foreign_hint
@@ -38,6 +39,8 @@ class PosedImages:
     True everywhere."""
     files: tuple[Path, ...] | None = None
     """Where images are not in memory: the file of each one's bytes, see `hashfield.steps.stored_photos`."""
+    gains: Float64[np.ndarray, "n_views 3"] | None = None
+    """What renderings' channels (sRGB) are multiplied by to be as bright as the photos; None: 1."""
     depths: tuple[PhotoDepth, ...] | None = None
     """What is known of depth in each view, where it was asked for and anything is known."""
 
@@ -49,6 +52,8 @@ class PosedImages:
             raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, {len(self.masks)} masks")
         if self.depths is not None and len(self.depths) != len(self.cameras):
             raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, {len(self.depths)} depths")
+        if self.gains is not None and self.gains.shape != (len(self.cameras), 3):
+            raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, gains {self.gains.shape}")
         # those in files have the size that they were read with
         in_memory = self.images if self.files is None else ()
         for camera, image, name in zip(self.cameras, in_memory, self.names, strict=self.files is None):
