@@ -122,7 +122,7 @@ def pages(run: Path, sizes: list[str], play: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def screenshots(run: Path, folder: Path, play: Any, size: tuple[int, int]) -> None:
+def screenshots(run: Path, folder: Path, play: Any, size: tuple[int, int], patience: float) -> None:
     """How a run's page looks: by WebGPU in light, by WebGL2 in dark with its help open.
 
     Args:
@@ -130,6 +130,7 @@ def screenshots(run: Path, folder: Path, play: Any, size: tuple[int, int]) -> No
         folder: Gets the pictures.
         play: Playwright.
         size: Pixels of the window.
+        patience: Seconds to wait for the whole picture; then it is taken as far as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{run.name}.html"
@@ -139,14 +140,16 @@ def screenshots(run: Path, folder: Path, play: Any, size: tuple[int, int]) -> No
         begun = time.perf_counter()
         page = OpenPage(browser, address_of(file, way), size, color_scheme=scheme)
         ready = time.perf_counter() - begun
-        page.frame.wait_for_function("document.documentElement.dataset.passes >= 1", timeout=600_000)
-        whole = time.perf_counter() - begun
+        while page.facts.get("passes", "0") == "0" and time.perf_counter() - begun - ready < patience:
+            time.sleep(0.2)
+        waited, is_whole = time.perf_counter() - begun, page.facts.get("passes", "0") != "0"
         page.frame.evaluate("hashfield.hold = true")
         page.tab.screenshot(path=folder / f"{run.name}_{way}.png")
         if way == "webgl2":
             page.tab.click("#ask")
             page.tab.screenshot(path=folder / f"{run.name}_{way}_help.png")
-        print(f"{run.name}, {way}, {size[0]} x {size[1]}: ready after {ready:.1f} s, whole after {whole:.1f} s; "
+        print(f"{run.name}, {way}, {size[0]} x {size[1]}: ready after {ready:.1f} s, "
+              f"{'whole' if is_whole else 'not yet whole'} after {waited:.1f} s; "
               f"{page.said or 'nothing in the console'}", flush=True)  # fmt: skip
         browser.close()
 
@@ -212,6 +215,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["small", "medium", "large"])
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--window", nargs=2, type=int, default=(480, 360))
+    parser.add_argument("--patience", type=float, default=600.0)
     parser.add_argument("--count", action="store_true")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--write", action="store_true", help="append to results/web.csv")
@@ -229,7 +233,7 @@ def main() -> None:
         with sync_playwright() as play:
             for run in options.runs:
                 if options.pictures is not None:
-                    screenshots(run, options.pictures, play, tuple(options.window))
+                    screenshots(run, options.pictures, play, tuple(options.window), options.patience)
                 else:
                     rows += pages(run, options.sizes, play)
     if options.write:
