@@ -91,7 +91,7 @@ def wait_for(path: Path) -> None:
 
 def test_an_environment_that_makes_no_sense_ends_in_one_line() -> None:
     from hashfield.errors import ConfigError
-    from hashfield.steps.ranks import joined
+    from hashfield.steps.joining import joined
 
     def told(**more: str) -> str:
         with pytest.MonkeyPatch.context() as patch:

@@ -147,7 +147,7 @@ def _among_ranks(verb: str) -> AbstractContextManager[object]:
     if os.environ.get("WORLD_SIZE", "1").strip() in ("", "0", "1"):
         return nullcontext()
     from hashfield.errors import ConfigError
-    from hashfield.steps.ranks import joined
+    from hashfield.steps.joining import joined
 
     if verb not in RANKS_SHARE:
         if os.environ.get("RANK", "0") != "0":
