@@ -111,6 +111,20 @@ def test_an_environment_that_makes_no_sense_ends_in_one_line() -> None:
     )
 
 
+def test_of_a_meeting_point_that_does_not_answer_one_line_is_said() -> None:
+    port = str(free_port())
+    own = environment(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    code = (
+        "from hashfield.cli import main; main._among_ranks('train')\n"
+        "from hashfield.steps.joining import joined\n"
+        "try:\n  joined(patience=0.5).__enter__()\n"
+        "except main.HashfieldError as error:\n  main._fail(str(error))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=own, check=False)
+    assert found.stderr.startswith(f"hashfield: rank 1 cannot reach 127.0.0.1:{port}, where the ranks meet: ")
+    assert found.stderr.count("\n") == 1 and not found.stdout
+
+
 def test_verbs_that_are_not_shared_say_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from hashfield.cli.main import run
 
