@@ -290,7 +290,7 @@ def kills(a: argparse.Namespace) -> None:
             words = [
                 "-m", "hashfield", "train", "nerf", str(a.scene), "--downscale", str(a.downscale), "--preset", "fast",
                 "--n-steps", str(a.steps), "--train.batch", str(a.batch), "--out", str(out), "--autosave-seconds", "1",
-                "--seed", str(a.seed),
+                "--seed", str(a.seed), "--encoding.log2-hashmap-size", "16",
             ]  # fmt: skip
             began = time.perf_counter()
             process = subprocess.Popen(
@@ -303,8 +303,10 @@ def kills(a: argparse.Namespace) -> None:
             done = killed_by_us(process, n_kills, random.Random(a.seed), a.settle)
             code = process.wait()
             reader.join()
-            metadata = checkpoint_of(out)
             text = "".join(lines)
+            if code:
+                raise SystemExit(f"exit code {code} after {done} kills:\n{text}")
+            metadata = checkpoint_of(out)
             # All pixels, which the run itself judges only as far as they take little time.
             judged = run([sys.executable, "-m", "hashfield", "evaluate", str(out)], 2)
             psnr = re.findall(r"PSNR ([\d.]+) dB", judged)
@@ -316,8 +318,8 @@ def kills(a: argparse.Namespace) -> None:
                 "lines_that_name_a_rank": len(re.findall(r"hashfield: .*rank \d .*", text)),
             }  # fmt: skip
             print(row, flush=True)
-            if code or not psnr:
-                print(text[-3000:], judged)
+            if not psnr:
+                print(judged)
             append("ranks", [row])
 
 

@@ -87,7 +87,8 @@ def _meet(rank: int, n: int, patience: float) -> Ranks:
         store, _, _ = next(rendezvous("env://", rank, n, timeout=wait))
     except (RuntimeError, ValueError) as error:
         raise RanksError(f"rank {rank} cannot reach {place}, where the ranks meet: {_first_line(error)}") from error
-    store = prefixed("hashfield", store)
+    # torchrun keeps its store when it starts the ranks again after one was lost: what they noted before counts no more.
+    store = prefixed(f"hashfield/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     try:
         names = _roll_call(store, rank, n, patience)
     except RanksError:
