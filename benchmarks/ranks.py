@@ -432,10 +432,13 @@ MEASURED = {
     "take_ns": 1.4,
     "sum_ns": 1.1,
     "update_ns": 2.1,
+    "send_ns": 1.2,
 }
 """Of a machine of 2 cores, lego, L8 F4 T 2^19: rows of results/ranks.csv, and what `kernels` prints. Bytes are those of one
 rank of two with half a batch of 2^16, in bfloat16, as a mean over steps; the first level travels whole. Of the kernels:
-nanoseconds on one core for each entry of a level: to take out what is touched, to add up what one rank sends, and Adam's."""
+nanoseconds on one core for each entry of a level: to take out what is touched, to add up what one rank sends, and Adam's.
+The last one is nanoseconds of a core for each byte that it receives while it sends as many: the rows' `exchange_ms` on
+loopback, in which some waiting is."""
 ROW = 16  # bytes of an entry of four float32
 EXCHANGES = 3  # that wait for each other: figures and counts, the touched entries, the small things
 
@@ -559,6 +562,7 @@ def cpu_seconds(
             received += part * min(ROW / 2 * size, size / 8 + union * ROW / 2) / turn
             nanoseconds += m["take_ns"] / n + m["sum_ns"] * part
         handled += nanoseconds * size / turn
+    handled += m["send_ns"] * received
     hops = (EXCHANGES + is_shared) * (n - 1) * delay
     return per_sample * batch / n + core * handled + 8 * received / (gbits * 1e9) + hops
 
@@ -576,36 +580,64 @@ def percent(one: float, n: int, many: float) -> str:
     return f"{100 * one / (n * many):.0f} %"
 
 
+def cpu_table(counts: tuple[int, ...], sizes: tuple[int, ...], *, is_shared: bool = False) -> list[str]:
+    """Lines of a table of the efficiency of n machines with CPUs.
+
+    Args:
+        counts: Machines.
+        sizes: Logarithms of a level's most entries.
+        is_shared: As for `cpu_seconds`.
+    """
+    head = "| batch, T | network | " + " | ".join(f"{n} CPUs" for n in counts) + " |"
+    lines = [head, "|---" * (2 + len(counts)) + "|"]
+    for batch, log2_t in itertools.product((2**16, 2**18, 2**20), sizes):
+        for gbits, delay in ((1.0, 0.5e-3), (10.0, 0.1e-3)):
+            one = cpu_seconds(1, batch, log2_t, 1, 0)
+            many = [cpu_seconds(n, batch, log2_t, gbits, delay, is_shared=is_shared) for n in counts]
+            row = [percent(one, n, seconds) for n, seconds in zip(counts, many, strict=True)]
+            lines.append(f"| 2^{round(math.log2(batch))}, 2^{log2_t} | {gbits:g} Gbit/s | " + " | ".join(row) + " |")
+    return lines
+
+
 def tables() -> str:
-    """The efficiency of n machines, the time of one over n times theirs: two tables in Markdown."""
-    counts = (2, 4, 8, 16, 32, 64)
-    lines = [
-        "| batch, T | network | " + " | ".join(f"{n} CPUs" for n in counts) + " |",
-        "|---" * (2 + len(counts)) + "|",
-    ]
-    for batch in (2**16, 2**18, 2**20):
-        for log2_t in (17, 19):
-            for gbits, delay in ((1.0, 0.5e-3), (10.0, 0.1e-3)):
-                one = cpu_seconds(1, batch, log2_t, 1, 0)
-                row = [percent(one, n, cpu_seconds(n, batch, log2_t, gbits, delay)) for n in counts]
-                place = f"2^{round(math.log2(batch))}, 2^{log2_t} | {gbits:g} Gbit/s"
-                lines.append(f"| {place} | " + " | ".join(row) + " |")
+    """The efficiency of n machines, the time of one over n times theirs: three tables in Markdown."""
     counts = (8, 64, 256, 1024)
-    lines += ["", "| batch, T | " + " | ".join(f"{n} GPUs" for n in counts) + " |", "|---" * (1 + len(counts)) + "|"]
+    lines = [*cpu_table((2, 4, 8, 16, 32, 64), (17, 19)), "", "| batch, T | " + " | ".join(f"{n} GPUs" for n in counts)]
+    lines[-1] += " |"
+    lines.append("|---" * (1 + len(counts)) + "|")
     for batch in (2**20, 2**23, 2**26):
         for log2_t in (19, 21):
             one = gpu_seconds(1, batch, log2_t)
             row = [percent(one, n, gpu_seconds(n, batch, log2_t)) for n in counts]
             lines.append(f"| 2^{round(math.log2(batch))}, 2^{log2_t} | " + " | ".join(row) + " |")
+    lines += ["", "If each CPU updated its share of the entries only:", ""]
+    lines += cpu_table((2, 4, 8, 16, 32, 64), (19,), is_shared=True)
     return "\n".join(lines) + "\n"
 
 
+def measured_cases() -> str:
+    """Milliseconds of a step of two machines of one core each, as the reckoning has them: what can be measured here."""
+    found = []
+    for batch, gbits, delay, wire in (
+        (2**16, 1e6, 0.0, "bfloat16"), (2**18, 1e6, 0.0, "bfloat16"), (2**20, 1e6, 0.0, "bfloat16"),
+        (2**16, 1.0, 5e-4, "bfloat16"), (2**16, 1.0, 5e-4, "float32"), (2**16, 1.0, 5e-4, "whole"),
+    ):  # fmt: skip
+        plain, shared = (
+            1e3 * cpu_seconds(2, batch, 19, gbits, delay, cores=1, wire=wire, is_shared=is_shared)
+            for is_shared in (False, True)
+        )
+        link = "loopback" if gbits > 1e3 else f"{gbits:g} Gbit/s"
+        found.append(f"2^{round(math.log2(batch))} {wire} {link}: {plain:.1f} ms, shared update {shared:.1f} ms")
+    return "\n".join(found) + "\n"
+
+
 def table(a: argparse.Namespace) -> None:
-    """Print the tables, and put them into docs/many_machines.md."""
+    """Print the tables, put them into docs/many_machines.md, and print what they can be checked by."""
     page = Path(__file__).resolve().parents[1] / "docs" / "many_machines.md"
     before, _, rest = page.read_text().partition("<!-- table -->\n")
     after = rest.partition("<!-- end of table -->\n")[2]
     print(tables())
+    print(measured_cases())
     page.write_text(f"{before}<!-- table -->\n{tables()}<!-- end of table -->\n{after}")
 
 

@@ -21,7 +21,7 @@ from hashfield.errors import ConfigError, RanksError
 from hashfield.ops.touched_rows import summed_rows
 from hashfield.steps import gradient_mean, rays_host
 from hashfield.steps import ranks as ranks_module
-from hashfield.steps.joining import _roll_call
+from hashfield.steps.joining import _roll_call, joined
 from hashfield.steps.ranks import Ranks, Turns
 from hashfield.tasks.image import ImageTask
 from hashfield.tasks.image_config import PRESETS as IMAGE_PRESETS
@@ -313,6 +313,18 @@ def test_ranks_that_do_not_fit_together_say_why() -> None:
         2, [2, 2], ["1", "2"], [0, 1]
     )
     assert "two processes call themselves rank 0: each needs a RANK of its own" in met(2, [2, 2], ["1", "1"], [0, 0])
+
+
+def test_ranks_that_are_started_again_meet_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun keeps its store, and with it what ranks noted before they were lost."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    own = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port)}
+    for name, value in {**own, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    for n_restarts in range(3):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(n_restarts))
+        with joined(patience=5.0) as ranks:
+            assert ranks.gather([3.0]).tolist() == [[3.0]]
 
 
 def test_work_is_dealt_out_and_comes_back_in_order() -> None:
