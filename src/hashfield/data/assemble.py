@@ -29,7 +29,7 @@ from hashfield.data.scene_pixels import (
     read_headers,
 )
 from hashfield.data.stated import LARGEST, SPLITS, StatedScene, StatedView, Tally
-from hashfield.data.training_box import choose_box, stray_cameras
+from hashfield.data.training_box import choose_box, doubt_of_size, stray_cameras
 from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import focus_point
@@ -124,6 +124,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             *mask_notes,
             *stray_notes,
             *_space_notes(spaces, origin, near, _other_axes(stated, options)),
+            *_size_notes(stated, options, has_alpha, near),
             *depths.notes,
         ),
         unit=depths.unit,
@@ -402,6 +403,15 @@ def _other_axes(stated: StatedScene, options: ReadOptions) -> str | None:
     if stated.has_fixed_axes:
         return None
     return "opencv" if options.camera_axes == "opengl" else "opengl"
+
+
+def _size_notes(stated: StatedScene, options: ReadOptions, has_alpha: bool, cameras: list[Camera]) -> list[str]:
+    """What to say of the box's size where it was chosen from the cameras alone, which are those without strays."""
+    is_known = stated.points is not None or has_alpha
+    if is_known or options.aabb_scale is not None or stated.spaces.aabb_scale is not None:
+        return []
+    doubt = doubt_of_size(cameras)
+    return [] if doubt is None else [doubt]
 
 
 def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera], other_axes: str | None) -> list[str]:

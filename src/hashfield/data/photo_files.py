@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Float32
 from PIL import Image, ImageOps
 
 from hashfield.data.files import natural_key
@@ -251,6 +252,12 @@ def write_copies(
 def copy_name(photo: Photo) -> str:
     """The file name of the photo's small copy."""
     return f"{photo.key}.jpg"
+
+
+def grey_copy(copy: Path) -> Float32[np.ndarray, "h w"]:
+    """A small copy's brightness, 0 to 255."""
+    with Image.open(copy) as image:
+        return np.asarray(image.convert("L"), np.float32)
 
 
 def upright_name(photo: Photo) -> str:
