@@ -307,6 +307,18 @@ def test_a_frames_own_lens_stands_instead_of_the_twelve_numbers_of_all(tmp_path:
 # --- poses
 
 
+def test_photos_from_one_place_have_a_box_that_is_a_guess(tmp_path: Path) -> None:
+    def change(values: dict[str, Any]) -> None:
+        for frame in values["frames"]:
+            for row, value in zip(frame["transform_matrix"], (0.1, 0.2, 0.3), strict=False):
+                row[3] = value
+
+    scene = load_scene(write_scene(tmp_path / "a", change=change, alpha=False))
+    assert [note for note in scene.notes if note.startswith("warning: all cameras stand at one place")]
+    stated = load_scene(write_scene(tmp_path / "b", change=change, alpha=False, aabb_scale=8))
+    assert not [note for note in stated.notes if "guess" in note]
+
+
 def test_a_uniform_scale_is_removed_exactly(tmp_path: Path) -> None:
     plain = load_scene(write_scene(tmp_path / "a")).splits["train"].cameras[0]
 
