@@ -373,7 +373,7 @@ def _describe(cameras: list[Camera], has_alpha: bool, options: ReadOptions) -> s
     shrunk = f" after --downscale {options.downscale}" if options.downscale > 1 else ""
     lenses = " and ".join(sorted({camera.lens for camera in cameras}))
     memory = in_words(sum(4 * camera.width * camera.height for camera in cameras))
-    return f"{size}{shrunk}, {'with' if has_alpha else 'without'} alpha, lens {lenses}, {memory}"
+    return f"{size}{shrunk}, {'with' if has_alpha else 'without'} alpha, lens {lenses}, {memory} decoded"
 
 
 def _tally_notes(tally: Tally, n_views: int, noun: str) -> list[str]:

@@ -105,12 +105,12 @@ def solution_notes(n_photos: int, n_placed: int, solved: dict[str, Any], matches
         matches: What photos have in common.
     """
     cameras = {image["camera"] for image in solved["images"].values()}
-    share = f"{n_placed} of {n_photos} photos have a place"
+    n_lenses = f"{len(cameras)} lens{'es' if len(cameras) > 1 else ''}"
+    few = "warning: " if n_placed < PLACED * n_photos else ""
     notes = [
-        f"{'warning: ' if n_placed < PLACED * n_photos else ''}{share}: {len(solved['points'])} points, "
-        f"{solved['error']:.2f} pixels of the copies off on average, {len(cameras)} "
-        f"camera{'s' if len(cameras) > 1 else ''}; {len(matches.pairs)} of {matches.n_tried} compared pairs have "
-        "points in common"
+        f"{few}{n_placed} of {n_photos} photos have a place: {n_lenses}, {len(solved['points'])} points, which the "
+        f"small copies show {solved['error']:.2f} pixels from where the cameras put them; {len(matches.pairs)} of "
+        f"{matches.n_tried} compared pairs of photos have points in common"
     ]
     # COLMAP tries to place lost photos together with placed ones: pieces are what has photos of its own
     own = [set(piece) - set(solved["images"]) for piece in solved["pieces"][1:]]
