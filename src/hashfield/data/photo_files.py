@@ -87,7 +87,11 @@ def list_photos(root: Path) -> tuple[list[Path], list[str]]:
             notes = [f"{len(raw)} raw photos are left out: their developed ones are used"] if raw else []
             return photos, notes
     videos = found(below, VIDEO_ENDINGS)
-    hint = f"; {videos[0].name} is a video: name the file itself" if videos else ": name the folder that holds them, or a video"
+    hint = (
+        f"; {videos[0].name} is a video: name the file itself"
+        if videos
+        else ": name the folder that holds them, or a video"
+    )
     raise DataError(f"{root}: there are no photos in it{hint}")
 
 
