@@ -39,10 +39,10 @@ class PosedImages:
     True everywhere."""
     files: tuple[Path, ...] | None = None
     """Where images are not in memory: the file of each one's bytes, see `hashfield.steps.stored_photos`."""
-    gains: Float64[np.ndarray, "n_views 3"] | None = None
-    """What renderings' channels (sRGB) are multiplied by to be as bright as the photos; None: 1."""
     depths: tuple[PhotoDepth, ...] | None = None
     """What is known of depth in each view, where it was asked for and anything is known."""
+    gains: Float64[np.ndarray, "n_views 3"] | None = None
+    """What renderings' channels (sRGB) are multiplied by to be as bright as the photos; None: 1."""
 
     def __post_init__(self) -> None:
         if not len(self.cameras) == len(self.images) == len(self.names):
