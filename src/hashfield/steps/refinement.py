@@ -71,11 +71,6 @@ EXPECTED_POSE: Final = 0.0133
 degree and a hundredth of the distance."""
 EXPECTED_FOCAL: Final = 0.01
 """A focal length that is off by less than this share is doubted."""
-EXPECTED_GAIN: Final = 0.02
-"""Logarithms of gains, root mean square over photos of the length over channels, below which gains are doubted."""
-GAIN_PULL: Final = 0.1
-"""Weight in the loss of half the squared logarithm of each gain, mean over photos, where gains are doubted; it is
-multiplied by how much the file is trusted."""
 MOST_TRUST: Final = 100.0
 """What a pull is multiplied by at most where corrections turn out to be small."""
 COARSE_RESOLUTION: Final = 64
@@ -397,7 +392,7 @@ class Refinement(nn.Module):
             wanted = RAYS_PER_GAIN if name == "exposure" else self.options.rays_per_update
             if self.n_gathered[name] >= wanted * len(self.cameras):
                 mean = gathered / self.n_gathered[name]
-                due |= {"exposure": [mean + self._pull_of_gains()]} if name == "exposure" else self._of_table(mean)
+                due |= {"exposure": [mean]} if name == "exposure" else self._of_table(mean)
                 gathered.zero_()
                 self.n_gathered[name] = 0
         return due
@@ -442,19 +437,12 @@ class Refinement(nn.Module):
             found["lens"][0][:, 3:] = 0.0
         return found
 
-    def _pull_of_gains(self) -> Tensor:
-        """Gradient that draws gains to 1 where all of them are near it."""
-        assert self.exposure is not None
-        gains = self.exposure.detach()
-        more = GAIN_PULL * (self._trust(gains, EXPECTED_GAIN) - 1) / len(self.cameras)
-        return more * gains
-
     def _trust(self, corrections: Tensor, expected: float) -> float:
         """By how much more the file is trusted than at first: once a run has had time to find out, the more, the
         smaller corrections have turned out to be. Where the file is right they vanish.
 
         Args:
-            corrections: [n, k], in radians by which rays move, or logarithms of gains.
+            corrections: [n, k], in radians by which rays move.
             expected: The root mean square of their lengths from which on the file is trusted no more than at first.
         """
         if self.fraction < self.options.every_step_until:
