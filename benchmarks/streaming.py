@@ -3,9 +3,11 @@
 python benchmarks/streaming.py DIR --photos 1000 --memory 2      # makes the photos, trains, removes all of it again
 python benchmarks/streaming.py DIR --photos 60 --memory 2 100    # streamed, and then all in memory
 python benchmarks/streaming.py DIR --photos 1000 --keep          # leaves photos and cache for another call
+python benchmarks/streaming.py DIR --photos 1000 --distinct 100  # each photo ten times, with one pose
 
-Views of the demo's scene are drawn small, enlarged to 12 megapixels and written as JPEG, opaque on white. Each training
-is a process of its own. Peak memory is the largest resident set, pages of files that others may have at any time included.
+Views of the demo's scene are drawn small, enlarged to 12 megapixels and written as JPEG, opaque on white. With
+--distinct, only so many are drawn, and the others are hard links to them: the cache decodes and keeps each name anew.
+1,000 photos take 34 GiB of disk. Each training is a process of its own. Peak memory is the largest resident set, pages of files that others may have at any time included.
 """
 
 import argparse
@@ -23,15 +25,21 @@ SIDE = 3464
 """Pixels of a side: 12.0 megapixels."""
 
 
-def make(folder: Path, n: int) -> int:
-    """Write n photos and their cameras; bytes of the photos."""
+def make(folder: Path, n: int, n_distinct: int) -> int:
+    """Write photos and their cameras; bytes of the photos.
+
+    Args:
+        folder: Where.
+        n: How many photos.
+        n_distinct: How many of them differ.
+    """
     from PIL import Image
 
     from hashfield.data.demo_scene import make_demo_scene
     from hashfield.data.write_cameras import write_transforms
     from hashfield.export.images import over, to_uint8
 
-    scene, _ = make_demo_scene(size=160, n_train=n, n_test=1)
+    scene, _ = make_demo_scene(size=160, n_train=n_distinct, n_test=1)
     views = scene.splits["train"]
     names = []
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -40,7 +48,11 @@ def make(folder: Path, n: int) -> int:
         if not (folder / names[-1]).exists():
             small = Image.fromarray(to_uint8(over(image, (1.0, 1.0, 1.0))))
             small.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(folder / names[-1], quality=90)
-    cameras = [camera.resized(SIDE, SIDE) for camera in views.cameras]
+    for k in range(n_distinct, n):
+        names.append(f"images/{k:04d}.jpg")
+        if not (folder / names[-1]).exists():
+            (folder / names[-1]).hardlink_to(folder / names[k % n_distinct])
+    cameras = [views.cameras[k % n_distinct].resized(SIDE, SIDE) for k in range(n)]
     write_transforms(folder / "transforms.json", cameras, names, spaces=scene.spaces)
     return sum((folder / name).stat().st_size for name in names)
 
@@ -96,6 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="where photos, cache and run lie meanwhile; it must not exist")
     parser.add_argument("--photos", type=int, default=1000)
+    parser.add_argument("--distinct", type=int, help="photos that differ; default: all")
     parser.add_argument("--memory", type=float, nargs="+", default=[2.0], help="GiB for --max-image-memory")
     parser.add_argument("--seconds", type=float, default=60.0, help="of training")
     parser.add_argument("--keep", action="store_true", help="leave everything there, and use what is there already")
@@ -105,7 +118,7 @@ def main() -> int:
         parser.error(f"{options.folder} exists")
     try:
         before = time.perf_counter()
-        size = make(options.folder, options.photos)
+        size = make(options.folder, options.photos, min(options.photos, options.distinct or options.photos))
         print(f"{options.photos} photos, {size / 1e9:.2f} GB, in {time.perf_counter() - before:.0f} s", flush=True)
         context = multiprocessing.get_context("spawn")
         for memory in options.memory:

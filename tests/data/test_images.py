@@ -14,6 +14,7 @@ from PIL import Image
 
 from hashfield.data.images import (
     decode_all,
+    decode_rgb,
     decode_rgba,
     decoding_bytes,
     downscale_rgba,
@@ -190,10 +191,25 @@ def test_a_jpeg_that_lacks_only_its_end_marker(tmp_path: Path, options: dict[str
         said: list[str] = []
         assert np.array_equal(decode_rgba(tmp_path / "b.jpg", warn=said.append), whole)
         assert said == ["the end marker of a JPEG is missing"]
+        assert np.array_equal(decode_rgb(tmp_path / "b.jpg", said.append), whole[..., :3]) and len(said) == 2
     for end in (-6, -20, -len(data) // 2):
         (tmp_path / "b.jpg").write_bytes(data[:end])
         with pytest.raises(DataError, match="cannot be decoded: image file is truncated"):
             decode_rgba(tmp_path / "b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [("RGB", ".jpg"), ("RGB", ".png"), ("L", ".png"), ("L", ".jpg"), ("1", ".png"), ("P", ".png"), ("I;16", ".png"),
+     ("CMYK", ".jpg"), ("YCbCr", ".tiff")],
+)  # fmt: skip
+def test_colours_alone_are_those_beside_alpha(tmp_path: Path, mode: str, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    grey = picture(3)[..., 0].astype(np.uint16) * 200
+    image = Image.fromarray(grey) if mode == "I;16" else Image.fromarray(picture(3)[..., :3]).convert(mode)
+    image.save(path)
+    assert not read_header(path).may_have_alpha
+    assert np.array_equal(decode_rgb(path), decode_rgba(path)[..., :3])
 
 
 # --- many at once

@@ -68,13 +68,13 @@ def test_streamed_photos_are_the_same(tmp_path: Path, kind: str) -> None:
 def test_photos_are_decoded_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, cache = write_scene(tmp_path / "data", alpha=False), tmp_path / "cache"
     decoded: list[str] = []
-    real = photo_cache.decode_rgba
+    real = photo_cache.decode_rgb
 
     def decode(path: Path, *rest: object) -> np.ndarray:
         decoded.append(path.name)
         return real(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(photo_cache, "decode_rgba", decode)
+    monkeypatch.setattr(photo_cache, "decode_rgb", decode)
     streamed(folder, cache)
     assert len(decoded) == 9
     streamed(folder, cache)

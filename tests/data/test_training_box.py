@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hashfield.data.training_box import ChosenBox, choose_box
+from hashfield.data.training_box import ChosenBox, choose_box, doubt_of_size
 from hashfield.geometry.cameras import Camera, look_at
 from hashfield.geometry.spaces import Spaces, choose_aabb_scale
 
@@ -216,3 +216,18 @@ def test_a_single_camera_and_cameras_at_one_place_have_a_box() -> None:
     for cameras in (made.cameras[:1], made.cameras[:1] * 3):
         for points in (None, made.points, made.points[:1]):
             assert choose_box(cameras, points, "points", False).spaces.aabb_scale >= 1
+
+
+def test_what_the_size_of_the_box_rests_on_is_told() -> None:
+    doubts = {name: doubt_of_size(made.cameras) for name, made in CAPTURES.items()}
+    outwards = {name for name, doubt in doubts.items() if doubt is not None}
+    assert outwards == {
+        "a room, outwards", "a room with one wall of texture", "a walk through a room", "a room from one place",
+        "around a corner",
+    }  # fmt: skip
+    assert all("the size of the box is a guess" in str(doubts[name]) for name in outwards)
+    one_place = [
+        camera.moved(torch.cat([camera.camera_to_world[:, :3], torch.ones(3, 1, dtype=torch.float64)], 1))
+        for camera in CAPTURES["a room from one place"].cameras
+    ]
+    assert str(doubt_of_size(one_place)).startswith("warning: all cameras stand at one place")

@@ -270,7 +270,53 @@ def test_a_rational_lens_becomes_the_nearest_one(tmp_path: Path, model: str | No
     assert any("rational lenses (k4, k5, k6 as a denominator) are read as the nearest" in note for note in scene.notes)
 
 
+FISHEYE624 = [0.03, -0.02, 0.004, -0.001, 0.0002, 0, 0.0003, -0.0002, 0.0002, 1e-05, -0.0003, 2e-05]
+
+
+@pytest.mark.parametrize("model", [None, "FISHEYE624"])
+@pytest.mark.parametrize("is_own", [False, True])
+def test_nerfstudios_lens_of_twelve_numbers_becomes_the_nearest_one(
+    tmp_path: Path, model: str | None, is_own: bool
+) -> None:
+    def change(values: dict[str, Any]) -> None:
+        values.update({"fl_x": 15, "fl_y": 15, "cx": 6, "cy": 4, "camera_model": model})
+        for scope in values["frames"] if is_own else [values]:
+            scope["distortion_params"] = FISHEYE624
+
+    scene = load_scene(write_scene(tmp_path, change=change, aabb_scale=8))
+    camera = scene.splits["train"].cameras[0]
+    point = camera.position + torch.tensor([[0.3, -0.2, 1.0]], dtype=torch.float64) @ camera.camera_to_world[:, :3].T
+    found, _ = project(camera_table([camera]), torch.zeros(1, dtype=torch.int64), point)
+    # COLMAP's RAD_TAN_THIN_PRISM_FISHEYE is the same lens; its own code has the direction there
+    assert found[0].tolist() == pytest.approx([10.335224, 1.109555], abs=0.01)
+    assert any("lenses FISHEYE624 are read as the nearest lens that is supported" in note for note in scene.notes)
+
+
+def test_a_frames_own_lens_stands_instead_of_the_twelve_numbers_of_all(tmp_path: Path) -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["distortion_params"] = FISHEYE624
+        values["frames"][1]["k1"] = 0.1
+        values["frames"][2]["camera_model"] = "PINHOLE"
+
+    cameras = load_scene(write_scene(tmp_path, change=change, aabb_scale=8)).splits["train"].cameras
+    assert cameras[0].distortion == (0.1, 0, 0, 0, 0, 0)
+    assert cameras[1].lens == "pinhole"
+    assert all(camera.lens != "pinhole" and camera.distortion[0] != 0.1 for camera in cameras[2:])
+
+
 # --- poses
+
+
+def test_photos_from_one_place_have_a_box_that_is_a_guess(tmp_path: Path) -> None:
+    def change(values: dict[str, Any]) -> None:
+        for frame in values["frames"]:
+            for row, value in zip(frame["transform_matrix"], (0.1, 0.2, 0.3), strict=False):
+                row[3] = value
+
+    scene = load_scene(write_scene(tmp_path / "a", change=change, alpha=False))
+    assert [note for note in scene.notes if note.startswith("warning: all cameras stand at one place")]
+    stated = load_scene(write_scene(tmp_path / "b", change=change, alpha=False, aabb_scale=8))
+    assert not [note for note in stated.notes if "guess" in note]
 
 
 def test_a_uniform_scale_is_removed_exactly(tmp_path: Path) -> None:

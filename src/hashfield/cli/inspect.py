@@ -18,7 +18,7 @@ from hashfield.data.dataset import GIB
 from hashfield.data.doctor import Diagnosis, PhotoFigures, examine
 from hashfield.data.json_fields import some
 from hashfield.data.photo_checks import READ_SIDE
-from hashfield.data.prepare import rotation_between
+from hashfield.data.prepared_set import rotation_between
 from hashfield.data.structure_from_motion import has_pycolmap
 from hashfield.export.inspect_page import PageFinding, PhotoCard, Plan, write_inspection
 from hashfield.geometry.paths import up_axis

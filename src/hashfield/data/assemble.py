@@ -29,7 +29,7 @@ from hashfield.data.scene_pixels import (
     read_headers,
 )
 from hashfield.data.stated import LARGEST, SPLITS, StatedScene, StatedView, Tally
-from hashfield.data.training_box import choose_box, stray_cameras
+from hashfield.data.training_box import choose_box, doubt_of_size, stray_cameras
 from hashfield.errors import ConfigError, DataError
 from hashfield.geometry.cameras import Camera
 from hashfield.geometry.paths import focus_point
@@ -124,6 +124,7 @@ def assemble(stated: StatedScene, options: ReadOptions) -> Scene:
             *mask_notes,
             *stray_notes,
             *_space_notes(spaces, origin, near, _other_axes(stated, options)),
+            *_size_notes(stated, options, has_alpha, near),
             *depths.notes,
         ),
         unit=depths.unit,
@@ -372,7 +373,7 @@ def _describe(cameras: list[Camera], has_alpha: bool, options: ReadOptions) -> s
     shrunk = f" after --downscale {options.downscale}" if options.downscale > 1 else ""
     lenses = " and ".join(sorted({camera.lens for camera in cameras}))
     memory = in_words(sum(4 * camera.width * camera.height for camera in cameras))
-    return f"{size}{shrunk}, {'with' if has_alpha else 'without'} alpha, lens {lenses}, {memory}"
+    return f"{size}{shrunk}, {'with' if has_alpha else 'without'} alpha, lens {lenses}, {memory} decoded"
 
 
 def _tally_notes(tally: Tally, n_views: int, noun: str) -> list[str]:
@@ -402,6 +403,15 @@ def _other_axes(stated: StatedScene, options: ReadOptions) -> str | None:
     if stated.has_fixed_axes:
         return None
     return "opencv" if options.camera_axes == "opengl" else "opengl"
+
+
+def _size_notes(stated: StatedScene, options: ReadOptions, has_alpha: bool, cameras: list[Camera]) -> list[str]:
+    """What to say of the box's size where it was chosen from the cameras alone, which are those without strays."""
+    is_known = stated.points is not None or has_alpha
+    if is_known or options.aabb_scale is not None or stated.spaces.aabb_scale is not None:
+        return []
+    doubt = doubt_of_size(cameras)
+    return [] if doubt is None else [doubt]
 
 
 def _space_notes(spaces: Spaces, origin: Mapping[str, str], cameras: list[Camera], other_axes: str | None) -> list[str]:

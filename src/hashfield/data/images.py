@@ -84,6 +84,16 @@ def decode_rgba(
     return downscale_rgba(pixels, downscale // reduced)
 
 
+def decode_rgb(path: Path, warn: Callable[[str], object] = lambda text: None) -> UInt8[np.ndarray, "height width 3"]:
+    """Pixels of a file that has no alpha, see `ImageHeader.may_have_alpha`: what `decode_rgba` has of colours, in less
+    than half its time. They may be read only.
+
+    Raises:
+        DataError: as `decode_rgba`.
+    """
+    return _with_image(path, lambda image: _pixels_of_file(path, image, 1, warn, 3))[0]
+
+
 def _with_matte(pixels: UInt8[np.ndarray, "height width 4"], path: Path, matte: Path) -> np.ndarray:
     """The pixels with their alpha multiplied by the grey of another picture."""
     other = decode_rgba(matte)
@@ -112,21 +122,30 @@ def decoding_bytes(header: ImageHeader, downscale: int) -> int:
 
 
 def _pixels_of_file(
-    path: Path, image: Image.Image, downscale: int, warn: Callable[[str], object]
+    path: Path, image: Image.Image, downscale: int, warn: Callable[[str], object], n_channels: Literal[3, 4] = 4
 ) -> tuple[np.ndarray, int]:
-    """The pixels, and by what their sides were divided already."""
+    """The pixels, and by what their sides were divided already.
+
+    Args:
+        path: The file.
+        image: The same, opened.
+        downscale: See `decode_rgba`.
+        warn: Likewise.
+        n_channels: 3 to leave out alpha.
+    """
     if image.format != "JPEG":
-        return _pixels(image), 1
+        return _pixels(image, n_channels), 1
     width, height = image.size
     part = _jpeg_fraction(width, height, downscale)
     if part > 1:
         image.draft(None, (width // part, height // part))
     try:
-        pixels = _pixels(image)
+        pixels = _pixels(image, n_channels)
     except OSError:
         pixels = _without_end_marker(path, part)
         if pixels is None:
             raise
+        pixels = pixels[..., :n_channels]
         warn("the end marker of a JPEG is missing")
     # the decoder rounds up what downscaling drops
     return (pixels if part == 1 else np.ascontiguousarray(pixels[: height // part, : width // part])), part
@@ -414,13 +433,15 @@ def _reduction(image: Image.Image) -> str | None:
     return None
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: Image.Image, n_channels: Literal[3, 4] = 4) -> np.ndarray:
     if image.mode == "F":
         raise _UnsupportedError("floating-point images are not supported yet")
     if image.mode in _WIDE_GREY:
-        return _from_wide_grey(image)
+        return _from_wide_grey(image)[..., :n_channels]
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "La"):
         image = image.convert("RGB")  # CMYK, YCbCr, HSV, RGBX: no direct way to RGBA
+    if n_channels == 3:
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     # copied: an array over Pillow's bytes is read-only, which torch warns about
     return np.array(image if image.mode == "RGBA" else image.convert("RGBA"))
 

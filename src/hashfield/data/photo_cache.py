@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, UInt8
 
 from hashfield.aside import remove_left_behind, write_aside
-from hashfield.data.images import decode_rgba
+from hashfield.data.images import decode_rgb, decode_rgba
 from hashfield.errors import DataError
 from hashfield.steps.stored_photos import OPAQUE, TRANSLUCENT, bytes_per_pixel, stored_rows
 from hashfield.user_cache import user_cache
@@ -49,14 +49,14 @@ class PhotoStats:
     """Mean of the colours, 0 to 255, over some of the pixels."""
 
     @classmethod
-    def of(cls, image: UInt8[np.ndarray, "h w 4"]) -> "PhotoStats":
-        """Those of a decoded photo."""
-        alpha = image[..., 3]
-        is_opaque = bool(alpha.min() == 255)
+    def of(cls, image: UInt8[np.ndarray, "h w channels"]) -> "PhotoStats":
+        """Those of a decoded photo, RGBA or RGB."""
+        alpha = image[..., 3:]
+        is_opaque = bool(alpha.min(initial=255) == 255)
         n_clear, n_translucent = (0, 0) if is_opaque else (int((alpha < 128).sum()), int((alpha < 255).sum()))
         # every hundredth row and column or so tells a mean well enough
         step = max(1, min(image.shape[:2]) // 100)
-        return cls(alpha.size, n_clear, n_translucent, float(image[::step, ::step, :3].mean()))
+        return cls(image.shape[0] * image.shape[1], n_clear, n_translucent, float(image[::step, ::step, :3].mean()))
 
 
 def cache_root() -> Path:
@@ -260,8 +260,11 @@ class PhotoCache:
 
     def _decode(self, photo: Wanted, downscale: int, key: str) -> dict[str, Any]:
         warnings: list[str] = []
-        pixels = decode_rgba(photo.path, downscale, warnings.append, photo.matte)
-        if pixels.shape != (photo.height, photo.width, 4):
+        if photo.may_have_alpha or photo.matte is not None or downscale > 1:
+            pixels = decode_rgba(photo.path, downscale, warnings.append, photo.matte)
+        else:
+            pixels = decode_rgb(photo.path, warnings.append)
+        if pixels.shape[:2] != (photo.height, photo.width):
             raise DataError(f"{photo.path}: was changed while it was read")
         stats = PhotoStats.of(pixels)
         noted = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Float32
 from PIL import Image, ImageOps
 
 from hashfield.data.files import natural_key
@@ -86,7 +87,11 @@ def list_photos(root: Path) -> tuple[list[Path], list[str]]:
             notes = [f"{len(raw)} raw photos are left out: their developed ones are used"] if raw else []
             return photos, notes
     videos = found(below, VIDEO_ENDINGS)
-    hint = f"; {videos[0].name} is a video: name the file itself" if videos else ""
+    hint = (
+        f"; {videos[0].name} is a video: name the file itself"
+        if videos
+        else ": name the folder that holds them, or a video"
+    )
     raise DataError(f"{root}: there are no photos in it{hint}")
 
 
@@ -251,6 +256,12 @@ def write_copies(
 def copy_name(photo: Photo) -> str:
     """The file name of the photo's small copy."""
     return f"{photo.key}.jpg"
+
+
+def grey_copy(copy: Path) -> Float32[np.ndarray, "h w"]:
+    """A small copy's brightness, 0 to 255."""
+    with Image.open(copy) as image:
+        return np.asarray(image.convert("L"), np.float32)
 
 
 def upright_name(photo: Photo) -> str:

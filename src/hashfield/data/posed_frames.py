@@ -11,7 +11,7 @@ import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ REFUSED: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
 
 IGNORED: Final = (
     *("driver_parameters", "n_extra_learnable_dims"),
-    *("sharpen", "sharpness_discard_threshold", "render_aabb", "orientation_override"),
+    *("sharpen", "sharpness_discard_threshold", "render_aabb", "orientation_override", "fisheye_crop_radius"),
 )
 """Fields that change something in other programs and nothing here."""
 
@@ -234,16 +234,16 @@ def _camera(frame: Frame, view: StatedView, header: ImageHeader, camera_axes: st
         raise DataError(one_line(f"{place}: no focal length: expected one of 'fl_x', 'camera_angle_x', 'x_fov'"))
     center = _principal_point(frame, header)
     model, terms = _lens(frame, tally)
-    if model == "rational":
-        lens = _rational_lens(focal, center, terms, (header.width, header.height))
+    if isinstance(model, _ForeignLens):
+        lens = _nearest(model, focal, center, terms, (header.width, header.height))
         if not lens.is_near(header.width, header.height):
             by = f" by up to {lens.error:.2g} pixels" if lens.error < math.inf else ""
             raise view.fail(
-                f"the rational lens with these coefficients differs{by} from every lens that is supported: undistort "
-                "the photos",
-                "k4, k5, k6",
+                f"the {model.one} with these coefficients differs{by} from every lens that is supported: undistort the "
+                "photos",
+                model.fields,
             )
-        tally.fitted[RATIONAL] = max(tally.fitted.get(RATIONAL, 0.0), lens.error)
+        tally.fitted[model.many] = max(tally.fitted.get(model.many, 0.0), lens.error)
     else:
         lens = FittedLens(model, *focal, *center, terms, 0.0)
     return Camera(
@@ -259,26 +259,52 @@ def _camera(frame: Frame, view: StatedView, header: ImageHeader, camera_axes: st
     )
 
 
-RATIONAL: Final = "rational lenses (k4, k5, k6 as a denominator)"
+@dataclass(frozen=True)
+class _ForeignLens:
+    """A lens that is none of ours, but one of COLMAP's: it is read as the nearest of ours."""
+
+    one: str
+    """What it is called in an error."""
+    many: str
+    """What several are called in a note."""
+    fields: str
+    """Where a file states its coefficients."""
+    colmap: str
+    """COLMAP's name for it."""
+    terms: tuple[str, ...]
+    """COLMAP's names for its coefficients, in the order in which `_lens` gives them."""
+
+
+_RATIONAL: Final = _ForeignLens(
+    "rational lens", "rational lenses (k4, k5, k6 as a denominator)", "k4, k5, k6",
+    "FULL_OPENCV", ("k1", "k2", "k3", "d4", "p1", "p2", "d5", "d6"),
+)  # fmt: skip
+_FISHEYE624: Final = _ForeignLens(
+    "lens FISHEYE624", "lenses FISHEYE624", "distortion_params", "RAD_TAN_THIN_PRISM_FISHEYE",
+    ("k0", "k1", "k2", "k3", "k4", "k5", "p0", "p1", "s0", "s1", "s2", "s3"),
+)  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)  # the frames of a file share a few lenses
-def _rational_lens(
-    focal: tuple[float, float], center: tuple[float, float], terms: tuple[float, ...], size: tuple[int, int]
+def _nearest(
+    foreign: _ForeignLens,
+    focal: tuple[float, float],
+    center: tuple[float, float],
+    terms: tuple[float, ...],
+    size: tuple[int, int],
 ) -> FittedLens:
-    """The lens of ours that comes nearest to OpenCV's rational one.
+    """The lens of ours that comes nearest to one that is not.
 
     Args:
+        foreign: Which it is.
         focal: Focal lengths along x and y in pixels.
         center: Principal point in pixels.
-        terms: Coefficients in the order of `_TERMS`.
+        terms: Its coefficients.
         size: Width and height of the photo.
     """
-    # COLMAP's FULL_OPENCV is the same lens
-    names = ("k1", "k2", "k3", "d4", "p1", "p2", "d5", "d6")
-    values = dict(zip(names, terms, strict=True))
+    values = dict(zip(foreign.terms, terms, strict=True))
     return nearest_lens(
-        "FULL_OPENCV", {"fx": focal[0], "fy": focal[1], "cx": center[0], "cy": center[1], **values}, *size
+        foreign.colmap, {"fx": focal[0], "fy": focal[1], "cx": center[0], "cy": center[1], **values}, *size
     )
 
 
@@ -415,6 +441,7 @@ _CAMERA_MODELS: Final[Mapping[str, _Model]] = {
     **dict.fromkeys(("FISHEYE", "OPENCV_FISHEYE"), _Model(True, "k1 k2 k3 k4 p1 p2")),
     "SIMPLE_RADIAL_FISHEYE": _Model(True, "k1 p1 p2"),
     "RADIAL_FISHEYE": _Model(True, "k1 k2 p1 p2"),
+    "FISHEYE624": _Model(True, "k1 k2 k3 k4 p1 p2 k5 k6"),  # its own twelve stand in distortion_params
     _PANORAMA: _Model(False, ""),
 }
 _TERMS: Final = ("k1", "k2", "k3", "k4", "p1", "p2", "k5", "k6")
@@ -423,8 +450,8 @@ _TERMS: Final = ("k1", "k2", "k3", "k4", "p1", "p2", "k5", "k6")
 def _coefficients(scope: Fields) -> list[float]:
     """Distortion in the order of `_TERMS` as one scope states it, 0 where absent."""
     listed = scope.values.get("distortion_params")
-    if isinstance(listed, list) and len(listed) == 12:
-        raise scope.fail("distortion_params", "12 values (the FISHEYE624 lens) are not supported yet")
+    if isinstance(listed, list) and len(listed) == len(_FISHEYE624.terms):
+        raise scope.fail("distortion_params", "12 numbers are the lens FISHEYE624, but camera_model names another one")
     limits = {"above": -MAX_COEFFICIENT, "below": MAX_COEFFICIENT}
     first = [] if listed is None else scope.row("distortion_params", listed, 6)
     return [*first, *(scope.number(name, **limits) or 0.0 for name in _TERMS[len(first) :])]
@@ -441,8 +468,26 @@ def _model_name(scope: Fields) -> str | None:
     return model.upper()
 
 
-def _lens(frame: Frame, tally: Tally) -> tuple[Lens | Literal["rational"], tuple[float, ...]]:
-    """The lens and its six coefficients, or OpenCV's rational lens, which is none of ours, and all of `_TERMS`.
+def _fisheye624(frame: Frame) -> tuple[float, ...] | None:
+    """The twelve coefficients of nerfstudio's lens FISHEYE624 where it is the frame's: by the model's name, or by their
+    number where none is named."""
+    own_model, top_model = _model_name(frame.fields), _model_name(frame.top)
+    name, n_terms = "distortion_params", len(_FISHEYE624.terms)
+    scope = frame.fields if frame.fields.has(name) else frame.top
+    listed = scope.values.get(name)
+    if own_model is None and top_model is None:
+        is_listed = isinstance(listed, list) and len(listed) == n_terms
+        if not is_listed or (scope is frame.top and any(_coefficients(frame.fields))):
+            return None
+    elif (own_model or top_model) != "FISHEYE624":
+        return None
+    if listed is None:
+        raise scope.fail(name, f"the lens FISHEYE624 needs its {n_terms} numbers here")
+    return tuple(scope.row(name, listed, n_terms, " of the lens FISHEYE624"))
+
+
+def _lens(frame: Frame, tally: Tally) -> tuple[Lens | _ForeignLens, tuple[float, ...]]:
+    """The lens and its six coefficients, or a lens that is none of ours, and its own coefficients.
 
     With k5 or k6, k4 is the first term of a denominator; alone it is so in the model FULL_OPENCV, which names it.
 
@@ -450,6 +495,9 @@ def _lens(frame: Frame, tally: Tally) -> tuple[Lens | Literal["rational"], tuple
     level. Otherwise, as in instant-ngp, a frame's coefficients stand instead of the top level's if any is not 0, so
     that a frame cannot switch distortion off by zeros.
     """
+    twelve = _fisheye624(frame)
+    if twelve is not None:
+        return _FISHEYE624, twelve
     own_model, top_model = _model_name(frame.fields), _model_name(frame.top)
     own = _coefficients(frame.fields)
     is_own = any(own) or (own_model is not None and own_model != top_model and top_model is not None)
@@ -474,7 +522,7 @@ def _lens(frame: Frame, tally: Tally) -> tuple[Lens | Literal["rational"], tuple
     if not any(values):
         return "pinhole", ()
     if any(values[6:]) or (model == "FULL_OPENCV" and values[3]):
-        return "rational", tuple(values)
+        return _RATIONAL, tuple(values)
     if values[3]:
         tally.r8.append(frame.file_path)
     return "opencv", tuple(values[:6])

@@ -8,7 +8,6 @@ HEIC. All other photos stay where they are. What was computed lies in `.prepare`
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,37 +15,27 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-import torch
-from PIL import Image
 
-from hashfield.data.assemble import SILHOUETTE, some
+from hashfield.data.assemble import some
 from hashfield.data.dataset import READERS
-from hashfield.data.photo_checks import sharpness
+from hashfield.data.lost_photos import PLACED, LostPhoto, lost_photos, solution_notes, why_no_scene
 from hashfield.data.photo_files import (
     Photo,
     copy_name,
     copy_size,
     list_photos,
     read_photo,
-    share_transparent,
-    upright_name,
     write_copies,
-    write_upright,
 )
+from hashfield.data.prepared_set import write_data_set
 from hashfield.data.structure_from_motion import (
-    Matches,
     Workshop,
     appearance_pairs,
     read_matches,
     require_pycolmap,
 )
-from hashfield.data.training_box import ChosenBox, choose_box
-from hashfield.data.video_frames import extract_frames, is_video, laplacian
-from hashfield.data.write_cameras import write_transforms
+from hashfield.data.video_frames import extract_frames, is_video
 from hashfield.errors import ConfigError, DataError
-from hashfield.geometry.cameras import Camera
-from hashfield.geometry.paths import up_axis
-from hashfield.geometry.spaces import DEFAULT_OFFSET, DEFAULT_SCALE, Spaces
 
 Matching = Literal["auto", "sequential", "exhaustive"]
 WORK: Final = ".prepare"
@@ -82,14 +71,6 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
-class LostPhoto:
-    """A photo that got no place, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A data set that was made, or was there already."""
 
@@ -110,16 +91,12 @@ EXHAUSTIVE: Final = 80
 _OVERLAP: Final = 10  # in a row, each photo is compared with so many after it
 _LOOKALIKES: Final = 20  # of many photos, each is compared with so many that look like it
 _COARSE: Final = 24  # of a row, so many photos are compared with each other, which closes loops
-_RETRY: Final = 0.9  # a smaller share of photos with a place calls for more comparisons
 _MOST_PAIRS: Final = 8000  # that a retry adds
 _FULL_LENS: Final = (
     10  # photos from which on a camera's lens may have more terms than one, and a principal point of its own
 )
 _PROBED: Final = 6  # photos by which it is seen how many features there are
 _ENOUGH: Final = 1000  # features of a photo, with which photos hold together
-_LEAST_PIECE: Final = 3  # photos that make a piece of their own
-_BLURRED: Final = 0.6  # of the usual sharpness, of a photo that found no place
-_FEW_FEATURES: Final = 60  # a photo with fewer shows no texture
 
 
 def default_out(source: Path) -> Path:
@@ -185,13 +162,13 @@ def _prepare(source: Path, out: Path, options: PrepareOptions, progress: Progres
     )
     solved = _solved(shop, photos, is_video(source), options, progress, print_of)
     matches = read_matches(shop.database)
-    lost = _lost(photos, solved, matches, shop)
+    lost = lost_photos(photos, solved, matches, shop)
     best = [photo for photo in photos if copy_name(photo) in solved["images"]]
     if len(best) < max(3, 0.2 * len(photos)):
-        raise DataError(_too_few(source, photos, best, matches))
+        raise DataError(why_no_scene(source, photos, len(best), matches))
     progress("writing", 0, 1)
-    notes += _solution_notes(photos, best, solved, matches)
-    notes.append(_write(shop, source, out, photos, solved))
+    notes += solution_notes(len(photos), len(best), solved, matches)
+    notes.append(write_data_set(shop, out, photos, solved))
     done = {
         "fingerprint": print_of, "n_photos": len(photos), "n_placed": len(best),
         "lost": [asdict(photo) for photo in lost], "notes": notes,
@@ -364,7 +341,7 @@ def _solved(
         if options.matching == "auto" and not is_film:  # their order may mean nothing
             match(appearance_pairs(shop.database, _LOOKALIKES))
     found = solve()
-    if not is_all and options.matching == "auto" and len(found.get("images", {})) < _RETRY * len(names):
+    if not is_all and options.matching == "auto" and len(found.get("images", {})) < PLACED * len(names):
         lost = [name for name in names if name not in found.get("images", {})]
         everything = {(min(a, b), max(a, b)) for a in lost for b in names if a != b}
         if len(everything) > _MOST_PAIRS:
@@ -377,212 +354,6 @@ def _solved(
     if result["images"]:
         _write_json(shop.folder / "solved.json", result)
     return result
-
-
-def _lost(photos: list[Photo], solved: dict[str, Any], matches: Matches, shop: Workshop) -> list[LostPhoto]:
-    """The photos without a place, with the reason."""
-    placed, partners = solved["images"], matches.partners()
-    name_of = {copy_name(photo): photo.name for photo in photos}
-    pieces = [[name for name in piece if name not in placed] for piece in solved["pieces"][1:]]
-    sharp = {copy_name(photo): sharpness(_grey(shop.photos / copy_name(photo))) for photo in photos}
-    usual = float(np.median(list(sharp.values())))
-    lost = []
-    for photo in photos:
-        copy = copy_name(photo)
-        if copy in placed:
-            continue
-        n_features = len(matches.keypoints.get(copy, ()))
-        n_common, other = next(iter(partners.get(copy, [])), (0, ""))
-        piece = next((piece for piece in pieces if copy in piece and len(piece) >= _LEAST_PIECE), None)
-        if n_features < _FEW_FEATURES:
-            reason = f"it shows almost no texture ({n_features} features)"
-        elif piece is not None:
-            reason = (
-                f"it hangs together with {len(piece) - 1} others, but not with the main piece: take photos in between"
-            )
-        elif sharp[copy] < _BLURRED * usual:
-            reason = f"it is blurred (sharpness {sharp[copy] / usual:.2f} of the usual)"
-        elif n_common < 30:
-            shared = f"it has at most {n_common}" if n_common else "it has no"
-            reason = f"{shared} points in common with any other photo: take photos in between"
-        else:
-            reason = (
-                f"its {n_common} points in common with {name_of.get(other, other)} fit no place: something in it moves "
-                "or repeats"
-            )
-        lost.append(LostPhoto(photo.name, reason))
-    return lost
-
-
-def _grey(copy: Path) -> np.ndarray:
-    with Image.open(copy) as image:
-        return np.asarray(image.convert("L"), np.float32)
-
-
-def _too_few(source: Path, photos: list[Photo], placed: list[Photo], matches: Matches) -> str:
-    """Why there is no scene in the photos, and what to do."""
-    counts = [len(matches.keypoints.get(copy_name(photo), ())) for photo in photos]
-    if float(np.median(counts)) < _FEW_FEATURES:
-        return (
-            f"{source}: the photos show almost no texture ({int(np.median(counts))} features each, hundreds are "
-            "usual): photograph something with structure, or put patterned things around a plain one"
-        )
-    hold = {name for pair in matches.pairs for name in (pair.first, pair.second) if len(pair.matches) >= 30}
-    if len(hold) < 0.3 * len(photos):
-        return (
-            f"{source}: of {len(photos)} photos, {len(hold)} have enough in common with another: take photos of one "
-            "scene that overlap by two thirds and more"
-        )
-    return (
-        f"{source}: only {len(placed)} of {len(photos)} photos fit together, although neighbours have points in "
-        "common: walk around the subject in small steps; turning on the spot tells nothing of depth"
-    )
-
-
-def _solution_notes(photos: list[Photo], placed: list[Photo], solved: dict[str, Any], matches: Matches) -> list[str]:
-    cameras = {image["camera"] for image in solved["images"].values()}
-    share = f"{len(placed)} of {len(photos)} photos have a place"
-    notes = [
-        f"{'warning: ' if len(placed) < _RETRY * len(photos) else ''}{share}: {len(solved['points'])} points, "
-        f"{solved['error']:.2f} pixels of the copies off on average, {len(cameras)} "
-        f"camera{'s' if len(cameras) > 1 else ''}; {len(matches.pairs)} of {matches.n_tried} compared pairs have "
-        "points in common"
-    ]
-    # COLMAP tries to place lost photos together with placed ones: pieces are what has photos of its own
-    own = [set(piece) - set(solved["images"]) for piece in solved["pieces"][1:]]
-    own = [piece for piece in own if len(piece) >= _LEAST_PIECE]
-    if own:
-        sizes = ", ".join(str(size) for size in (len(placed), *map(len, own)))
-        notes.append(
-            f"warning: the photos fall into pieces that do not connect, of {sizes} photos: the largest is kept"
-        )
-    return notes
-
-
-# --- the data set
-
-
-def _write(shop: Workshop, source: Path, out: Path, photos: list[Photo], solved: dict[str, Any]) -> str:
-    """Write photos that need it, the COLMAP model and transforms.json; the last is what makes a data set of it. Returns
-    a note about the training box."""
-    placed = [photo for photo in photos if copy_name(photo) in solved["images"]]
-    files = _final_photos(out, placed)
-    sizes = {str(solved["images"][copy_name(photo)]["camera"]): (photo.width, photo.height) for photo in placed}
-    for camera_id, camera in solved["cameras"].items():
-        sizes.setdefault(camera_id, (camera["width"], camera["height"]))
-    raw = [_camera(solved["images"][copy_name(p)], solved["cameras"]) for p in placed]
-    points = np.array(solved["points"], np.float64).reshape(-1, 3)
-    has_alpha = share_transparent(placed) >= SILHOUETTE
-    rotation, center, scale, box = _world(raw, points, has_alpha)
-    names = _model_names(placed, files, out)
-    result = shop.folder / "result"
-    shutil.rmtree(result, ignore_errors=True)
-    written = shop.run(
-        "write",
-        model=str(shop.folder / "model"),
-        out=str(result),
-        world={"scale": scale, "rotation": rotation.tolist(), "translation": (-scale * rotation @ center).tolist()},
-        sizes=sizes,
-        names={copy_name(photo): name for photo, name in zip(placed, names, strict=True)},
-    )
-    images = [written["images"][name] for name in names]
-    sharp = [float(laplacian(_grey(shop.photos / copy_name(photo))).var()) for photo in placed]
-    (out / "sparse").mkdir(exist_ok=True)
-    shutil.rmtree(out / "sparse" / "0", ignore_errors=True)
-    result.replace(out / "sparse" / "0")
-    write_transforms(
-        out / "transforms.json",
-        [_camera(image, written["cameras"]) for image in images],
-        [_relative(file, out) for file in files],
-        spaces=Spaces(DEFAULT_SCALE, DEFAULT_OFFSET, box.spaces.aabb_scale),
-        extra={"ply_file_path": "sparse/0/sparse.ply"},
-        frame_extra=[
-            {"sharpness": round(value, 3), "colmap_im_id": image["id"]}
-            for value, image in zip(sharp, images, strict=True)
-        ],
-    )
-    return f"training box: around {box.center_reason}; aabb_scale {box.spaces.aabb_scale}, {box.size_reason}"
-
-
-def _relative(file: Path, folder: Path) -> str:
-    """The path of a file from a folder, with forward slashes; the whole path where they lie on different drives."""
-    try:
-        return Path(os.path.relpath(file, folder.resolve())).as_posix()
-    except ValueError:
-        return file.as_posix()
-
-
-def _final_photos(out: Path, placed: list[Photo]) -> list[Path]:
-    """Where each photo lies for good: where it is, or in `images`, written anew."""
-    files = []
-    used = {photo.path.name.casefold() for photo in placed if not photo.is_rewritten}
-    for photo in placed:
-        if not photo.is_rewritten:
-            files.append(photo.path.resolve())
-            continue
-        name = upright_name(photo)
-        while name.casefold() in used:
-            name = f"_{name}"
-        used.add(name.casefold())
-        target = out / "images" / name
-        if not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            aside = target.with_name(f".part-{name}")
-            write_upright(photo, aside)
-            aside.replace(target)
-        files.append(target.resolve())
-    return files
-
-
-def _model_names(placed: list[Photo], files: list[Path], out: Path) -> list[str]:
-    """Names in the COLMAP model: relative to the folder of photos."""
-    return [
-        file.name if file.parent == (out / "images").resolve() else photo.name
-        for photo, file in zip(placed, files, strict=True)
-    ]
-
-
-_LENS_OF: Final = {"OPENCV": "fx fy cx cy k1 k2 p1 p2", "RADIAL": "f cx cy k1 k2", "SIMPLE_RADIAL": "f cx cy k1"}
-
-
-def _camera(image: dict[str, Any], cameras: dict[str, Any]) -> Camera:
-    """The camera of one photo of a result."""
-    stated = cameras[str(image["camera"])]
-    values = dict(zip(_LENS_OF[stated["model"]].split(), stated["params"], strict=True))
-    pose = torch.tensor(image["camera_to_world"], dtype=torch.float64)
-    return Camera(
-        pose, stated["width"], stated["height"],
-        fx=values.get("fx", values.get("f", 0.0)), fy=values.get("fy", values.get("f", 0.0)),
-        cx=values["cx"], cy=values["cy"], lens="opencv",
-        distortion=tuple(values.get(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2")),
-    )  # fmt: skip
-
-
-def _world(
-    cameras: list[Camera], points: np.ndarray, has_alpha: bool
-) -> tuple[np.ndarray, np.ndarray, float, ChosenBox]:
-    """Rotation, centre, scale and box of the data set's world: p' = scale * rotation @ (p - centre). Up is +z, and the
-    training box is the one that instant-ngp's default scale and offset mean."""
-    up = up_axis(cameras).numpy()
-    rotation = rotation_between(up, np.array([0.0, 0.0, 1.0]))
-    turned = [
-        camera.moved(torch.from_numpy(np.column_stack([rotation @ p[:, :3], rotation @ p[:, 3]])))
-        for camera in cameras
-        for p in (camera.camera_to_world.numpy(),)
-    ]
-    box = choose_box(turned, points @ rotation.T, f"{len(points)} sparse points", has_alpha)
-    center = (0.5 - np.array(box.spaces.offset)) / box.spaces.scale
-    return rotation, rotation.T @ center, box.spaces.scale / DEFAULT_SCALE, box
-
-
-def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The smallest rotation [3, 3] that takes unit vector a to b."""
-    cosine = float(a @ b)
-    if cosine < -1 + 1e-9:
-        return np.diag([1.0, -1.0, -1.0])
-    v = np.cross(a, b)
-    cross = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
-    return np.eye(3) + cross + cross @ cross / (1 + cosine)
 
 
 # --- what is kept between runs

@@ -67,8 +67,7 @@ def choose_box(
     else:
         center, center_reason = np.median(position, axis=0), "middle of the cameras, as they look outwards"
         distance = _AROUND * _usual_distance(position, center) if points is None else _usual_distance(points, center)
-    is_one_place = distance <= 1e-9 * max(1.0, float(np.abs(center).max()))  # but for rounding
-    scale = DEFAULT_SCALE if is_one_place else _CAMERA_DISTANCE / distance
+    scale = DEFAULT_SCALE if _is_nothing(distance, center) else _CAMERA_DISTANCE / distance
 
     def spaces_of(scale: float, aabb_scale: int) -> Spaces:
         x, y, z = (0.5 - center * scale).tolist()
@@ -89,6 +88,29 @@ def choose_box(
         return ChosenBox(spaces_of(scale, MAX_AABB_SCALE), center_reason, f"the largest; {points_origin} reach farther")
     aabb_scale = 2 ** max(0, round(size))
     return ChosenBox(spaces_of(aabb_scale / (2 * reach), aabb_scale), center_reason, size_reason)
+
+
+def doubt_of_size(cameras: Sequence[Camera]) -> str | None:
+    """What to say of a box that was chosen from these cameras alone, if its size is hardly more than a guess."""
+    table = camera_table(cameras)
+    position = table[:, [3, 7, 11]].numpy()
+    center = np.median(position, axis=0)
+    if _is_nothing(_usual_distance(position, center), center):
+        return (
+            "warning: all cameras stand at one place, which does not tell how far away things are: pictures from there "
+            "can be right, others cannot, and the size of the box is a guess"
+        )
+    if gaze(table).kind == "outward":
+        return (
+            "the size of the box is a guess, since cameras that look outwards do not tell how far away things are: for "
+            "photos turned on the spot it is too small, and a larger --aabb-scale, or a model with points, mends that"
+        )
+    return None
+
+
+def _is_nothing(distance: float, center: Float64[np.ndarray, " 3"]) -> bool:
+    """Whether a distance is only what rounding makes of none."""
+    return distance <= 1e-9 * max(1.0, float(np.abs(center).max()))
 
 
 def _usual_distance(places: Float64[np.ndarray, "n 3"], center: Float64[np.ndarray, " 3"]) -> float:

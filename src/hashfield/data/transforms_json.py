@@ -99,7 +99,7 @@ def state(path: Path, options: ReadOptions) -> StatedScene:
         lines = _time_notes([frame_of[view].fields for view in views])
         lines += ["k4 of a lens that is no fisheye is read as the r^8 term, as nerfstudio does"] * bool(tally.r8)
         lines += [
-            f"{told} are read as the nearest lens without one, which differs by at most {error:.2g} pixels"
+            f"{told} are read as the nearest lens that is supported, which differs by at most {error:.2g} pixels"
             for told, error in tally.fitted.items()
         ]
         scopes = [top, *(frame_of[view].fields for view in views)]
