@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from hashfield.errors import ConfigError
+from hashfield.export.web_page import WebSize
 from hashfield.geometry.cameras import Camera, look_at
 from hashfield.geometry.spaces import Spaces
 from hashfield.nn.config import EncodingConfig, MLPConfig, RadianceFieldConfig
@@ -193,7 +194,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Toy]:
     _, shown_ball, _ = sdf_scene(ball, "large")
     part = shown_picture.frame(shown_picture.view(CROP, SIZE, SIZE), ("color", "opacity"))
     found = shown_ball.render(ball.cameras["orbit"][0], ("color", "opacity"), oversample=1)
-    wanted = {
+    wanted: dict[str, tuple[Any, WebSize, list[float], np.ndarray]] = {
         "nerf": (field, "medium", camera_row(field.cameras["test"][0], field.spaces), seen(shown_field)),
         "image": (picture, "large", crop_row(), np.concatenate([part["color"], part["opacity"][..., None]], -1)),
         "sdf": (ball, "large", camera_row(ball.cameras["orbit"][0], ball.spaces),
@@ -211,7 +212,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Toy]:
 def browser() -> Iterator[Any]:
     """Gives Chromium with some flags; one is kept for each."""
     api = pytest.importorskip("playwright.sync_api")
-    path, kept = chromium_path(), {}
+    path = chromium_path()
+    kept: dict[tuple[str, ...], Any] = {}
     with api.sync_playwright() as play:
 
         def launched(flags: tuple[str, ...]) -> Any:
