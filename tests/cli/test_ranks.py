@@ -46,11 +46,26 @@ def started(n: int, words: list[str]) -> list["subprocess.Popen[str]"]:
     ]  # fmt: skip
 
 
-def test_torchrun_trains_renders_and_says_everything_once(photos: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = ["-m", "hashfield", "train", "nerf", str(photos), "--n-steps", "6", "--out", str(run), *TRAIN]
+ENDS_AT_FIRST = """
+import os, sys
+from hashfield.cli.main import run
+from hashfield.steps.joining import joined
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    with joined() as ranks:
+        ranks.gather([0.0])
+        os._exit(1)  # as if all had been killed
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_torchrun_starts_ranks_again_and_everything_is_said_once(photos: Path, tmp_path: Path) -> None:
+    run, script = tmp_path / "run", tmp_path / "ends_at_first.py"
+    script.write_text(ENDS_AT_FIRST)
+    words = [str(script), "train", "nerf", str(photos), "--n-steps", "6", "--out", str(run), *TRAIN]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    found = subprocess.run([*command, *words], capture_output=True, text=True, env=environment(), check=False)
+    found = subprocess.run(
+        [*command, "--max-restarts=1", *words], capture_output=True, text=True, env=environment(), check=False
+    )
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("2 ranks of 1 threads each: rank 0 (") == 1
     assert found.stdout.count("trained 6 steps") == found.stdout.count("held-out: 2 views") == 1
