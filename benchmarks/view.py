@@ -11,6 +11,7 @@ Browsers are stood in for by what a page is sent: encoded pictures over a socket
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import io
 import math
@@ -240,6 +241,14 @@ def browsers(run: Path, n: int, seconds: float) -> dict:
     }  # fmt: skip
 
 
+def left_behind() -> dict[str, int]:
+    """How many visitors, and pictures of theirs in memory, there still are: those who look, and those who have left."""
+    from hashfield.viewer.visitor import Visitor
+
+    visitors = [thing for thing in gc.get_objects() if type(thing) is Visitor]
+    return {"visitors": len(visitors), "pictures": sum(v.watcher.picture is not None for v in visitors)}
+
+
 def cycles(run: Path, n: int) -> dict:
     """Pages that are opened, look at a finished picture and close, one after another."""
     from tests.viewer.tab import Tab
@@ -262,16 +271,30 @@ def cycles(run: Path, n: int) -> dict:
         cycle(k)
     gc.collect()
     before, threads = resident(), threading.active_count()
+    sizes = [before]
     for k in range(n):
         cycle(k)
+        if (k + 1) % 20 == 0:
+            sizes.append(resident())
+            print(
+                f"{k + 1} cycles: {sizes[-1]:.1f} MiB, threads {threading.active_count()}, kept {left_behind()}",
+                flush=True,
+            )
+    kept = left_behind()
     gc.collect()
     after = resident()
     left = threading.active_count() - threads
+    given_back = "unknown"
+    with contextlib.suppress(OSError, AttributeError):  # what the allocator holds, though nobody needs it; glibc only
+        ctypes.CDLL(None).malloc_trim(0)
+        given_back = f"{after - resident():.1f} MiB"
+    print(f"collected: {after:.1f} MiB, kept {left_behind()}; free in the allocator: {given_back}")
     page.stop()
     session.loop.stop()
     return {
         "what": f"{n} open-close cycles", "run": run.name, "MiB_before": round(before, 1), "MiB_after": round(after, 1),
-        "threads_left": left,
+        "MiB_half_way": round(sizes[len(sizes) // 2], 1), "threads_left": left, "visitors_kept": kept["visitors"],
+        "pictures_kept": kept["pictures"],
     }  # fmt: skip
 
 
