@@ -75,7 +75,8 @@ def worker(a: argparse.Namespace) -> None:
         task.warm_up()
         task.begin()
         n_samples, spent, own, marks = 0, [], time.process_time(), []
-        parts, sent = dict.fromkeys(("offer", "call", "arrive", "adam", "refresh"), 0.0), []
+        parts: dict[str, float] = dict.fromkeys(("offer", "call", "arrive", "adam", "refresh"), 0.0)
+        sent: list[list[int]] = []
         measured(task.steps, parts, sent)
         began = time.perf_counter()
         for k in range(a.steps):
