@@ -28,6 +28,7 @@ from hashfield.geometry.cameras import camera_table
 from hashfield.ops.render_rays import MarchOptions, render_rays
 from hashfield.ops.training_rays import training_rays
 from hashfield.steps.pixel_source import pixel_pool
+from hashfield.tasks.align import as_known
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.frames import DEFAULT_QUALITY, QUALITIES
 from hashfield.tasks.nerf import NerfTask
@@ -110,7 +111,7 @@ def run(scene: Any, seconds: float, options: argparse.Namespace, table: str = "n
     lookups = "lookups float32" if parameters.table_bf16 is None else "lookups bfloat16"
     model = task.model()
     model.quality = options.quality
-    views = scene.splits["test"]
+    views = as_known(scene.splits["test"], model, "test")
     for background in options.background:
         color = parse_background(background)
         found = judged(model, views, color, options.pixels) if options.pixels else evaluate_views(model, views, color)
@@ -160,7 +161,8 @@ def judged(
         before = time.perf_counter()
         seen = render_rays(model.parameters_of_field(), batch.rays, model.bits, options)
         seconds = time.perf_counter() - before
-        color = (seen.color + (1 - seen.opacity)[:, None] * behind).clamp(0, 1)
+        gain = 1.0 if views.gains is None else torch.from_numpy(views.gains[k]).float()
+        color = (seen.color * gain + (1 - seen.opacity)[:, None] * behind).clamp(0, 1)
         alpha = batch.target[:, 3:]
         photo = batch.target[:, :3] * alpha + behind * (1 - alpha)
         figures.append({"psnr": -10 * math.log10(float((color - photo).square().mean())), "seconds": seconds})

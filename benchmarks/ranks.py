@@ -15,6 +15,7 @@ and stands in docs/many_machines.md.
 import argparse
 import ctypes
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -58,7 +59,7 @@ def worker(a: argparse.Namespace) -> None:
 
     from hashfield.data import ReadOptions, load_scene
     from hashfield.steps import gradient_mean
-    from hashfield.steps.ranks import joined
+    from hashfield.steps.joining import joined
     from hashfield.tasks.evaluate import evaluate_views
     from hashfield.tasks.nerf import NerfTask
     from hashfield.tasks.nerf_config import PRESETS
@@ -73,10 +74,9 @@ def worker(a: argparse.Namespace) -> None:
         task = NerfTask(config, load_scene(a.scene, ReadOptions(downscale=a.downscale)), seed=a.seed)
         task.warm_up()
         task.begin()
-        n_samples, spent, own, parts, marks = 0, [], time.process_time(), {"offer": 0.0, "call": 0.0, "arrive": 0.0}, []
-        sent: list[list[int]] = []
-        if ranks is not None:
-            measured(task.steps.mean, parts, sent)
+        n_samples, spent, own, marks = 0, [], time.process_time(), []
+        parts, sent = dict.fromkeys(("offer", "call", "arrive", "adam", "refresh"), 0.0), []
+        measured(task.steps, parts, sent)
         began = time.perf_counter()
         for k in range(a.steps):
             before = time.perf_counter()
@@ -92,7 +92,9 @@ def worker(a: argparse.Namespace) -> None:
             "samples": n_samples, "seconds": round(seconds, 2), "samples_per_s": round(n_samples / seconds),
             "late_samples_per_s": round((marks[-1] - marks[late - 1]) / sum(spent[late:])),
             "late_step_ms": round(1e3 * sum(spent[late:]) / len(spent[late:]), 2),
-            "cpu_share": round(own / seconds / torch.get_num_threads(), 2),
+            "cpu_share": round(own / seconds / torch.get_num_threads(), 2), "seed": a.seed,
+            "cores": len(os.sched_getaffinity(0)), "adam_ms": round(1e3 * parts["adam"] / a.steps, 2),
+            "refresh_ms": round(1e3 * parts["refresh"] / a.steps, 2),
         }  # fmt: skip
         if ranks is not None:
             row |= {
@@ -111,9 +113,9 @@ def worker(a: argparse.Namespace) -> None:
             print("ROW " + json.dumps(row), flush=True)
 
 
-def measured(mean: Any, parts: dict[str, float], sent: list[list[int]]) -> None:
-    """Let the three parts of the exchange add up their time, in which waiting is included, and note each step's bytes."""
-    offer, arrived, kind = mean.offer, mean._arrived, type(mean)
+def measured(steps: Any, parts: dict[str, float], sent: list[list[int]]) -> None:
+    """Let the parts of a step that ranks change add up their time, in which waiting is included, and note each step's
+    bytes. Adam's has that of the entries' arrival in it."""
 
     def timed(name: str, work: Any) -> Any:
         def call(*arguments: Any) -> Any:
@@ -124,13 +126,19 @@ def measured(mean: Any, parts: dict[str, float], sent: list[list[int]]) -> None:
 
         return call
 
+    optimizer, mean = steps.optimizer, steps.mean
+    optimizer._step_table, steps._refresh = timed("adam", optimizer._step_table), timed("refresh", steps._refresh)
+    if mean is None:
+        return
+    kind = type(mean)
+
     class Timed(kind):
         def __call__(self, *arguments: Any) -> Any:
             found = timed("call", kind.__call__)(self, *arguments)
             sent.append(list(self.bytes_of_levels))
             return found
 
-    mean.offer, mean._arrived, mean.__class__ = timed("offer", offer), timed("arrive", arrived), Timed
+    mean.offer, mean._arrived, mean.__class__ = timed("offer", mean.offer), timed("arrive", mean._arrived), Timed
 
 
 def row_of(text: str) -> dict[str, Any]:
@@ -156,9 +164,10 @@ def train(a: argparse.Namespace) -> None:
     from common import append
 
     variants = [("alone", None, False), ("bfloat16", "bfloat16", False), ("float32", "float32", False)]
-    for name, wire, whole in variants:
+    for seed, (name, wire, whole) in itertools.product(a.seeds or [a.seed], variants):
         if name not in a.only and a.only:
             continue
+        a.seed = seed
         words = [HERE, *worker_words(a, wire or "bfloat16", whole, judge=not a.no_judge)]
         text = run([sys.executable, *words], 2) if wire is None else run(torchrun(2, *words), 1)
         row = {
@@ -177,7 +186,8 @@ def train(a: argparse.Namespace) -> None:
 
 
 def tun_in(namespace: str, address: str) -> int:
-    """The file of a TUN device in a network namespace that is made for it."""
+    """The file of a TUN device in a network namespace that is made for it. Its packets are as large as can be, as those
+    that a network card is handed: a relay written in Python then takes little of the processor."""
     subprocess.run(["ip", "netns", "add", namespace], check=True)
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/self/ns/net") as home, open(f"/run/netns/{namespace}") as there:
@@ -188,7 +198,7 @@ def tun_in(namespace: str, address: str) -> int:
         libc.setns(home.fileno(), 0)
     inside = ["ip", "netns", "exec", namespace]
     for words in (
-        ["ip", "addr", "add", f"{address}/24", "dev", "t0"], ["ip", "link", "set", "t0", "mtu", "9000", "up"],
+        ["ip", "addr", "add", f"{address}/24", "dev", "t0"], ["ip", "link", "set", "t0", "mtu", "65000", "up"],
         ["ip", "link", "set", "lo", "up"],
     ):  # fmt: skip
         subprocess.run([*inside, *words], check=True)
@@ -270,16 +280,17 @@ def link(a: argparse.Namespace) -> None:
 
 
 def kills(a: argparse.Namespace) -> None:
-    """Kill a random rank at random moments of a run with restarts; compare its end with that of a run left alone."""
+    """Kill a random rank at random moments of a run with restarts; compare its end with that of a run left alone.
+    Without kills, only the latter: with other seeds, that is the noise."""
     from common import append
 
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, n_kills in (("left alone", 0), ("killed", a.kills)):
+        for name, n_kills in [("left alone", 0), ("killed", a.kills)][: 2 if a.kills else 1]:
             out = Path(folder) / name.replace(" ", "_")
             words = [
                 "-m", "hashfield", "train", "nerf", str(a.scene), "--downscale", str(a.downscale), "--preset", "fast",
                 "--n-steps", str(a.steps), "--train.batch", str(a.batch), "--out", str(out), "--autosave-seconds", "1",
+                "--seed", str(a.seed), "--encoding.log2-hashmap-size", "16",
             ]  # fmt: skip
             began = time.perf_counter()
             process = subprocess.Popen(
@@ -292,19 +303,24 @@ def kills(a: argparse.Namespace) -> None:
             done = killed_by_us(process, n_kills, random.Random(a.seed), a.settle)
             code = process.wait()
             reader.join()
-            metadata = checkpoint_of(out)
             text = "".join(lines)
-            psnr = re.findall(r"PSNR ([\d.]+) dB", text)
-            found[name] = row = {
+            if code:
+                raise SystemExit(f"exit code {code} after {done} kills:\n{text}")
+            metadata = checkpoint_of(out)
+            # All pixels, which the run itself judges only as far as they take little time.
+            judged = run([sys.executable, "-m", "hashfield", "evaluate", str(out)], 2)
+            psnr = re.findall(r"PSNR ([\d.]+) dB", judged)
+            row = {
                 "what": "kills", "scene": a.scene.name, "ranks": 2, "threads": 1, "kills": done, "exit_code": code,
+                "seed": a.seed,
                 "steps": metadata["loop"]["step"], "steps_planned": a.steps, "psnr": float(psnr[-1]) if psnr else None,
                 "seconds": round(time.perf_counter() - began, 1),
                 "lines_that_name_a_rank": len(re.findall(r"hashfield: .*rank \d .*", text)),
             }  # fmt: skip
             print(row, flush=True)
-            if code:
-                print(text[-3000:])
-        append("ranks", list(found.values()))
+            if not psnr:
+                print(judged)
+            append("ranks", [row])
 
 
 def killed_by_us(process: "subprocess.Popen[str]", n: int, chance: random.Random, settle: float) -> int:
@@ -416,10 +432,13 @@ MEASURED = {
     "take_ns": 1.4,
     "sum_ns": 1.1,
     "update_ns": 2.1,
+    "send_ns": 1.2,
 }
 """Of a machine of 2 cores, lego, L8 F4 T 2^19: rows of results/ranks.csv, and what `kernels` prints. Bytes are those of one
 rank of two with half a batch of 2^16, in bfloat16, as a mean over steps; the first level travels whole. Of the kernels:
-nanoseconds on one core for each entry of a level: to take out what is touched, to add up what one rank sends, and Adam's."""
+nanoseconds on one core for each entry of a level: to take out what is touched, to add up what one rank sends, and Adam's.
+The last one is nanoseconds of a core for each byte that it receives while it sends as many: the rows' `exchange_ms` on
+loopback, in which some waiting is."""
 ROW = 16  # bytes of an entry of four float32
 EXCHANGES = 3  # that wait for each other: figures and counts, the touched entries, the small things
 
@@ -502,24 +521,50 @@ def kernels(a: argparse.Namespace) -> None:
     print(" ".join(f"{x:.2f}" for x in updates), "ns an entry")
 
 
-def cpu_seconds(n: int, batch: int, log2_t: int, gbits: float, delay: float) -> float:
-    """Seconds of a step of n machines like the measured one."""
+def cpu_seconds(
+    n: int, batch: int, log2_t: int, gbits: float, delay: float, *, cores: int = 2, wire: str = "bfloat16",
+    is_shared: bool = False,
+) -> float:  # fmt: skip
+    """Seconds of a step of n machines whose cores are like those measured.
+
+    Args:
+        n: Machines.
+        batch: Samples of all of them together.
+        log2_t: Logarithm of a level's most entries.
+        gbits: What a machine sends, and receives, in a second.
+        delay: Seconds of a packet's way.
+        cores: Of a machine.
+        wire: "whole" sends no touched entries, but every level whole in float32.
+        is_shared: Whether each machine updates its share of the entries only, and sends the values to the others.
+    """
     m, sizes, turns, known = MEASURED, entries(log2_t), intervals(log2_t, batch), MEASURED["step_samples"]
-    # Kernels were timed on one core; a machine has two.
-    update = 0.5e-9 * m["update_ns"]
-    adam_known = update * sum(size / turn for size, turn in zip(entries(19), intervals(19, known), strict=True))
-    per_sample = (1e-3 * m["step_ms"] - adam_known) / known
-    adam = update * sum(size / turn for size, turn in zip(sizes, turns, strict=True))
+    core = 1e-9 / cores  # kernels were timed in nanoseconds on one core
+    adam_known = (
+        0.5e-9 * m["update_ns"] * sum(s / turn for s, turn in zip(entries(19), intervals(19, known), strict=True))
+    )
+    per_sample = (1e-3 * m["step_ms"] - adam_known) / known * 2 / cores
+    updated = sum(size / turn for size, turn in zip(sizes, turns, strict=True))
     if n == 1:
-        return per_sample * batch + adam
-    rows, received, scanned = touched(log2_t, batch / n, batch), 80e3 * (n - 1) / n, 0.0
-    for size, count, turn in zip(sizes, rows, turns, strict=True):
-        whole = 2 * (n - 1) / n * ROW * size
-        sparse = (n - 1) * (size / 8 + count * ROW / 2) if size >= 2**14 else math.inf
+        return per_sample * batch + core * m["update_ns"] * updated
+    own, all_ = touched(log2_t, batch / n, batch), touched(log2_t, batch, batch)
+    row = ROW / 2 if wire == "bfloat16" else ROW
+    part, received, handled = (n - 1) / n, 80e3 * (n - 1) / n, 0.0
+    for size, count, union, turn in zip(sizes, own, all_, turns, strict=True):
+        whole = (1 if is_shared else 2) * part * ROW * size
+        sparse = (part if is_shared else n - 1) * (size / 8 + count * row)
+        if size < 2**14 or wire == "whole":
+            sparse = math.inf
         received += min(whole, sparse) / turn
-        scanned += size / turn if sparse < whole else 0
-    handled = 0.5e-9 * scanned * (m["take_ns"] + n * m["sum_ns"])
-    return per_sample * batch / n + adam + handled + 8 * received / (gbits * 1e9) + EXCHANGES * (n - 1) * delay
+        nanoseconds = m["update_ns"] / (n if is_shared else 1)
+        if sparse < whole:
+            nanoseconds += m["take_ns"] + m["sum_ns"] * (1 if is_shared else n)
+        if is_shared:  # values are packed by their owner and spread out by all others
+            received += part * min(ROW / 2 * size, size / 8 + union * ROW / 2) / turn
+            nanoseconds += m["take_ns"] / n + m["sum_ns"] * part
+        handled += nanoseconds * size / turn
+    handled += m["send_ns"] * received
+    hops = (EXCHANGES + is_shared) * (n - 1) * delay
+    return per_sample * batch / n + core * handled + 8 * received / (gbits * 1e9) + hops
 
 
 def gpu_seconds(n: int, batch: int, log2_t: int) -> float:
@@ -535,36 +580,64 @@ def percent(one: float, n: int, many: float) -> str:
     return f"{100 * one / (n * many):.0f} %"
 
 
+def cpu_table(counts: tuple[int, ...], sizes: tuple[int, ...], *, is_shared: bool = False) -> list[str]:
+    """Lines of a table of the efficiency of n machines with CPUs.
+
+    Args:
+        counts: Machines.
+        sizes: Logarithms of a level's most entries.
+        is_shared: As for `cpu_seconds`.
+    """
+    head = "| batch, T | network | " + " | ".join(f"{n} CPUs" for n in counts) + " |"
+    lines = [head, "|---" * (2 + len(counts)) + "|"]
+    for batch, log2_t in itertools.product((2**16, 2**18, 2**20), sizes):
+        for gbits, delay in ((1.0, 0.5e-3), (10.0, 0.1e-3)):
+            one = cpu_seconds(1, batch, log2_t, 1, 0)
+            many = [cpu_seconds(n, batch, log2_t, gbits, delay, is_shared=is_shared) for n in counts]
+            row = [percent(one, n, seconds) for n, seconds in zip(counts, many, strict=True)]
+            lines.append(f"| 2^{round(math.log2(batch))}, 2^{log2_t} | {gbits:g} Gbit/s | " + " | ".join(row) + " |")
+    return lines
+
+
 def tables() -> str:
-    """The efficiency of n machines, the time of one over n times theirs: two tables in Markdown."""
-    counts = (2, 4, 8, 16, 32, 64)
-    lines = [
-        "| batch, T | network | " + " | ".join(f"{n} CPUs" for n in counts) + " |",
-        "|---" * (2 + len(counts)) + "|",
-    ]
-    for batch in (2**16, 2**18, 2**20):
-        for log2_t in (17, 19):
-            for gbits, delay in ((1.0, 0.5e-3), (10.0, 0.1e-3)):
-                one = cpu_seconds(1, batch, log2_t, 1, 0)
-                row = [percent(one, n, cpu_seconds(n, batch, log2_t, gbits, delay)) for n in counts]
-                place = f"2^{round(math.log2(batch))}, 2^{log2_t} | {gbits:g} Gbit/s"
-                lines.append(f"| {place} | " + " | ".join(row) + " |")
+    """The efficiency of n machines, the time of one over n times theirs: three tables in Markdown."""
     counts = (8, 64, 256, 1024)
-    lines += ["", "| batch, T | " + " | ".join(f"{n} GPUs" for n in counts) + " |", "|---" * (1 + len(counts)) + "|"]
+    lines = [*cpu_table((2, 4, 8, 16, 32, 64), (17, 19)), "", "| batch, T | " + " | ".join(f"{n} GPUs" for n in counts)]
+    lines[-1] += " |"
+    lines.append("|---" * (1 + len(counts)) + "|")
     for batch in (2**20, 2**23, 2**26):
         for log2_t in (19, 21):
             one = gpu_seconds(1, batch, log2_t)
             row = [percent(one, n, gpu_seconds(n, batch, log2_t)) for n in counts]
             lines.append(f"| 2^{round(math.log2(batch))}, 2^{log2_t} | " + " | ".join(row) + " |")
+    lines += ["", "If each CPU updated its share of the entries only:", ""]
+    lines += cpu_table((2, 4, 8, 16, 32, 64), (19,), is_shared=True)
     return "\n".join(lines) + "\n"
 
 
+def measured_cases() -> str:
+    """Milliseconds of a step of two machines of one core each, as the reckoning has them: what can be measured here."""
+    found = []
+    for batch, gbits, delay, wire in (
+        (2**16, 1e6, 0.0, "bfloat16"), (2**18, 1e6, 0.0, "bfloat16"), (2**20, 1e6, 0.0, "bfloat16"),
+        (2**16, 1.0, 5e-4, "bfloat16"), (2**16, 1.0, 5e-4, "float32"), (2**16, 1.0, 5e-4, "whole"),
+    ):  # fmt: skip
+        plain, shared = (
+            1e3 * cpu_seconds(2, batch, 19, gbits, delay, cores=1, wire=wire, is_shared=is_shared)
+            for is_shared in (False, True)
+        )
+        link = "loopback" if gbits > 1e3 else f"{gbits:g} Gbit/s"
+        found.append(f"2^{round(math.log2(batch))} {wire} {link}: {plain:.1f} ms, shared update {shared:.1f} ms")
+    return "\n".join(found) + "\n"
+
+
 def table(a: argparse.Namespace) -> None:
-    """Print the tables, and put them into docs/many_machines.md."""
+    """Print the tables, put them into docs/many_machines.md, and print what they can be checked by."""
     page = Path(__file__).resolve().parents[1] / "docs" / "many_machines.md"
     before, _, rest = page.read_text().partition("<!-- table -->\n")
     after = rest.partition("<!-- end of table -->\n")[2]
     print(tables())
+    print(measured_cases())
     page.write_text(f"{before}<!-- table -->\n{tables()}<!-- end of table -->\n{after}")
 
 
@@ -582,6 +655,8 @@ def main() -> None:
         own.add_argument("--seed", type=int, default=0)
         own.add_argument("--only", nargs="*", default=[])
         own.add_argument("--no-judge", action="store_true")
+        if name == "train":
+            own.add_argument("--seeds", nargs="*", type=int, default=[])
         if name == "worker":
             own.add_argument("--wire", default="bfloat16")
             own.add_argument("--whole", action="store_true")

@@ -33,7 +33,7 @@ from hashfield.geometry.cameras import Camera, camera_table, project
 from hashfield.geometry.focus import focus_point
 from hashfield.geometry.spaces import Spaces
 from hashfield.steps.refinement import PARTS, rotation_of, summary
-from hashfield.tasks.align import as_refined, evaluate_aligned
+from hashfield.tasks.align import as_known, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf import NerfTask
 from hashfield.tasks.nerf_config import PRESETS, preset_for
@@ -228,9 +228,10 @@ def judged(task: NerfTask, scene: Scene, parts: list[str], n_views: int) -> dict
         n_views: How many views are judged, evenly spread.
     """
     model = task.model()
-    views = as_refined(scene.splits["test"], model.cameras["test"])
+    views = as_known(scene.splits["test"], model, "test")
     some = sorted({round(k) for k in np.linspace(0, len(views) - 1, min(n_views, len(views)))})
-    views = PosedImages(*(tuple(x[k] for k in some) for x in (views.cameras, views.images, views.names)))
+    gains = None if views.gains is None else views.gains[some]
+    views = PosedImages(*(tuple(x[k] for k in some) for x in (views.cameras, views.images, views.names)), gains=gains)
     plain = evaluate_views(model, views)
     aligned = evaluate_aligned(model, views, [part for part in PARTS if part in parts])
     moved = [view["degrees"] for view in aligned["views"]]

@@ -46,11 +46,26 @@ def started(n: int, words: list[str]) -> list["subprocess.Popen[str]"]:
     ]  # fmt: skip
 
 
-def test_torchrun_trains_renders_and_says_everything_once(photos: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = ["-m", "hashfield", "train", "nerf", str(photos), "--n-steps", "6", "--out", str(run), *TRAIN]
+ENDS_AT_FIRST = """
+import os, sys
+from hashfield.cli.main import run
+from hashfield.steps.joining import joined
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    with joined() as ranks:
+        ranks.gather([0.0])
+        os._exit(1)  # as if all had been killed
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_torchrun_starts_ranks_again_and_everything_is_said_once(photos: Path, tmp_path: Path) -> None:
+    run, script = tmp_path / "run", tmp_path / "ends_at_first.py"
+    script.write_text(ENDS_AT_FIRST)
+    words = [str(script), "train", "nerf", str(photos), "--n-steps", "6", "--out", str(run), *TRAIN]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    found = subprocess.run([*command, *words], capture_output=True, text=True, env=environment(), check=False)
+    found = subprocess.run(
+        [*command, "--max-restarts=1", *words], capture_output=True, text=True, env=environment(), check=False
+    )
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("2 ranks of 1 threads each: rank 0 (") == 1
     assert found.stdout.count("trained 6 steps") == found.stdout.count("held-out: 2 views") == 1
@@ -91,7 +106,7 @@ def wait_for(path: Path) -> None:
 
 def test_an_environment_that_makes_no_sense_ends_in_one_line() -> None:
     from hashfield.errors import ConfigError
-    from hashfield.steps.ranks import joined
+    from hashfield.steps.joining import joined
 
     def told(**more: str) -> str:
         with pytest.MonkeyPatch.context() as patch:
@@ -109,6 +124,20 @@ def test_an_environment_that_makes_no_sense_ends_in_one_line() -> None:
     assert "expected a rank below the number of ranks, got '2' and '2'" in told(
         WORLD_SIZE="2", RANK="2", MASTER_ADDR="x", MASTER_PORT="1"
     )
+
+
+def test_of_a_meeting_point_that_does_not_answer_one_line_is_said() -> None:
+    port = str(free_port())
+    own = environment(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    code = (
+        "from hashfield.cli import main; main._among_ranks('train')\n"
+        "from hashfield.steps.joining import joined\n"
+        "try:\n  joined(patience=0.5).__enter__()\n"
+        "except main.HashfieldError as error:\n  main._fail(str(error))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=own, check=False)
+    assert found.stderr.startswith(f"hashfield: rank 1 cannot reach 127.0.0.1:{port}, where the ranks meet: ")
+    assert found.stderr.count("\n") == 1 and not found.stdout
 
 
 def test_verbs_that_are_not_shared_say_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hashfield.cli.main import run
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
+from hashfield.steps.occupancy import Upkeep
 from hashfield.tasks.image import ImageTask
 from hashfield.tasks.nerf_config import PRESETS
 from hashfield.train.task import StepResult
@@ -98,6 +99,8 @@ def test_encodings_study_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     # Usual margins would leave nearly all cells of so small a scene alive, for deep networks to be asked about.
     occupancy = replace(fast.occupancy, carve_margin_px=1, pixel_margin_px=3)
     monkeypatch.setitem(PRESETS, "fast", replace(fast, occupancy=occupancy))
+    # A sweep over all living cells, as at the start of other trainings, would take most of the time.
+    monkeypatch.setattr(Upkeep, "cells_at", lambda upkeep, n_refreshes, n_living: upkeep.max_cells)
     folder = tmp_path / "toy"
     save_nerf_synthetic(make_demo_scene(size=32, n_train=8, n_test=3)[0], folder)
     out = tmp_path / "out"

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numba.core.codegen import JITCodeLibrary
 
 import hashfield
 from hashfield.errors import ConfigError
@@ -210,6 +212,39 @@ def test_only_long_unused_folders_of_other_versions_go(tmp_path: Path) -> None:
 
 def _double(x, thread, threads):
     x[thread] = 2 * x[thread]
+
+
+@common.inline
+def _twice(x):
+    return 2 * x
+
+
+@common.part
+def _added(x, y):
+    return _twice(x) + y
+
+
+@common.overloaded
+def _half(x):
+    return lambda x: 0.5 * x
+
+
+def _of_three_kinds(x, thread, threads):
+    x[thread] = _half(_added(x[thread], 1.0))
+
+
+def test_machine_code_is_made_of_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what they call, it would never run, and making it took as long again as everything else."""
+    made = []
+    finalize = JITCodeLibrary._finalize_specific
+    monkeypatch.setattr(
+        JITCodeLibrary, "_finalize_specific", lambda library: (made.append(library.name), finalize(library))
+    )
+    compiled = common.njit(_of_three_kinds, nogil=True, error_model="numpy")  # as `kernel`, but never from the cache
+    x = np.array([3.0, 5.0])
+    compiled(x, 1, 2)
+    assert x.tolist() == [3.0, 5.5]
+    assert made == ["_of_three_kinds"]
 
 
 @pytest.mark.skipif(not common._CACHE_USABLE, reason="no folder for compiled kernels can be written here")

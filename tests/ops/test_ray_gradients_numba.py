@@ -95,7 +95,7 @@ def test_rounded_networks_stay_near() -> None:
     parameters = field(LAYOUTS["L8F4"], 64)
     given, bits = make(PLAIN, "random", n=65)
     _, _, right = run(parameters, given, bits, PLAIN, "numba")
-    rounded = replace(parameters, precision="bfloat16")
+    rounded = replace(parameters, precision="bfloat16", table_bf16=parameters.table.to(torch.bfloat16))
     if reason := rounded.limit("numba"):
         pytest.skip(reason)
     _, _, own = run(rounded, given, bits, PLAIN, "numba")

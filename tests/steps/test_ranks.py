@@ -3,6 +3,7 @@ they tell each other, share out, and say when one of them fails.
 """
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from hashfield.errors import ConfigError, RanksError
 from hashfield.ops.touched_rows import summed_rows
 from hashfield.steps import gradient_mean, rays_host
 from hashfield.steps import ranks as ranks_module
-from hashfield.steps.ranks import Ranks, Turns, _roll_call
+from hashfield.steps.joining import _roll_call, joined
+from hashfield.steps.ranks import Ranks, Turns
 from hashfield.tasks.image import ImageTask
 from hashfield.tasks.image_config import PRESETS as IMAGE_PRESETS
 from hashfield.tasks.nerf import NerfTask
@@ -42,8 +44,16 @@ SMALL_LEVEL = 2**10
 class Trained:
     """What some steps of a task led to."""
 
-    def __init__(self, task: Task, n_steps: int) -> None:
-        task.begin()
+    def __init__(self, task: Task, n_steps: int, saved: "Trained | None" = None) -> None:
+        """Args:
+        task: Is trained.
+        n_steps: So often.
+        saved: What the task goes on from; None: it begins.
+        """
+        if saved is None:
+            task.begin()
+        else:
+            task.restore(saved.tensors, saved.values)
         steps = [task.step(k, k / 100) for k in range(n_steps)]
         self.figures = [(s.loss, s.squared_error, s.n_rays, s.n_samples) for s in steps]
         tensors, self.values = task.state()
@@ -106,6 +116,14 @@ def test_ranks_stay_equal_over_refreshes_of_the_grid(monkeypatch: pytest.MonkeyP
     assert alone.values["n_refreshes"] == held[0].values["n_refreshes"] >= 2
     losses = torch.tensor([[step[0] for step in run.figures] for run in (alone, held[0])])
     torch.testing.assert_close(losses[1], losses[0], rtol=0.01, atol=0.0)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_three_or_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient_mean, "LEAST_SPARSE", SMALL_LEVEL)
+    saved = as_ranks(2, lambda ranks: Trained(nerf(), 3))[0]
+    alone = Trained(nerf(), 1, saved)
+    compare(alone, as_ranks(3, lambda ranks: Trained(nerf(), 1, saved)), ROUNDED)
+    assert any(not torch.equal(alone.tensors[name], value) for name, value in saved.tensors.items())
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -282,7 +300,7 @@ def met(n: int, numbers: list[int], versions: list[str], claimed: list[int]) -> 
         thread.start()
     for thread in threads:
         thread.join()
-    return [text.replace(ranks_module.socket.gethostname(), "host") for text in found]
+    return [text.replace(socket.gethostname(), "host") for text in found]
 
 
 def test_ranks_that_do_not_fit_together_say_why() -> None:
@@ -295,6 +313,18 @@ def test_ranks_that_do_not_fit_together_say_why() -> None:
         2, [2, 2], ["1", "2"], [0, 1]
     )
     assert "two processes call themselves rank 0: each needs a RANK of its own" in met(2, [2, 2], ["1", "1"], [0, 0])
+
+
+def test_ranks_that_are_started_again_meet_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun keeps its store, and with it what ranks noted before they were lost."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    own = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port)}
+    for name, value in {**own, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    for n_restarts in range(3):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(n_restarts))
+        with joined(patience=5.0) as ranks:
+            assert ranks.gather([3.0]).tolist() == [[3.0]]
 
 
 def test_work_is_dealt_out_and_comes_back_in_order() -> None:

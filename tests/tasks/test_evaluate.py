@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hashfield.errors import ConfigError
+from hashfield.errors import ConfigError, ShapeError
 from hashfield.tasks.evaluate import BAND_ROWS, affordable_pixels, evaluate_views, parts_in_time
 from hashfield.tasks.frames import Frame, Region
 
@@ -50,6 +50,29 @@ class OffByRows:
             color = color[region.top : region.top + region.height, region.left : region.left + region.width]
         self.n_pixels += color.shape[0] * color.shape[1]
         return {"color": color}
+
+
+def test_renderings_are_as_bright_as_the_views_gains_say():
+    views = small_scene().splits["test"]
+
+    class Half:
+        """Shows half of the photos' light, before whatever lies behind."""
+
+        background = (1.0, 1.0, 1.0)
+
+        def frame(self, camera, outputs=(), background=None, region: Region | None = None) -> Frame:
+            image = views.images[views.cameras.index(camera)].astype(np.float32) / 255
+            scene, opacity = 0.5 * image[..., :3] * image[..., 3:], image[..., 3]
+            if background is not None:
+                scene = scene + (1 - opacity)[..., None] * np.array(background, np.float32)
+            return {"color": scene, "opacity": opacity}
+
+    dim = evaluate_views(Half(), views)  # type: ignore[arg-type]
+    bright = evaluate_views(Half(), replace(views, gains=np.full((len(views), 3), 2.0)))  # type: ignore[arg-type]
+    assert dim["psnr"] < 30 and bright["psnr"] > 100
+    assert dim["exposure"] == "as rendered" != bright["exposure"]
+    with pytest.raises(ShapeError, match="gains"):
+        replace(views, gains=np.ones((1, 3)))
 
 
 def tall_views():

@@ -73,9 +73,12 @@ def surface() -> Surface:
     )  # fmt: skip
 
 
-def baked(ball: Mesh, cameras: list[Camera], hidden_from: Camera | None = None) -> tuple[np.ndarray, np.ndarray, str]:
+def baked(
+    ball: Mesh, cameras: list[Camera], hidden_from: Camera | None = None, gains: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, str]:
     """(places of the texels, their colours in 0..1, the note)."""
-    photos = PosedImages(tuple(cameras), tuple(map(photo, cameras)), tuple(map(str, range(len(cameras)))))
+    names = tuple(map(str, range(len(cameras))))
+    photos = PosedImages(tuple(cameras), tuple(map(photo, cameras)), names, gains=gains)
     atlas = make_atlas(ball, SIZE)
     texture, notes = bake_texture(Ball(hidden_from), surface(), ball, atlas, SIZE, 2 / 24, photos if cameras else None)
     texels = rasterize(atlas, SIZE)
@@ -94,6 +97,17 @@ def test_colors_come_from_the_photos_where_they_see_and_from_the_field_elsewhere
     assert not is_field[facing > 0.65].any() and is_field[facing < -0.2].all()
     assert np.abs(color - pattern(place))[facing > 0.65].mean() < 0.02
     assert "from 3 photos" in note
+
+
+def test_how_bright_a_photo_was_taken_does_not_color_the_surface(ball: Mesh):
+    cameras = [camera_at(2.5, 0, 0.1), camera_at(0, 2.5, 0.1)]
+    _, plain, _ = baked(ball, cameras)
+    place, color, _ = baked(ball, cameras, gains=np.array([[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]))
+    from_first = (place[:, 0] > 0.9 * RADIUS) & (np.abs(plain - [0, 1, 0]).max(1) > 0.01)
+    from_second = (place[:, 1] > 0.9 * RADIUS) & (np.abs(plain - [0, 1, 0]).max(1) > 0.01)
+    assert from_first.any() and from_second.any()
+    np.testing.assert_allclose(color[from_first], plain[from_first] / 2, atol=0.01)
+    np.testing.assert_allclose(color[from_second], plain[from_second], atol=0.01)
 
 
 def test_what_is_hidden_from_a_photo_gets_no_color_of_it(ball: Mesh):

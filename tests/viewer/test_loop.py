@@ -171,6 +171,34 @@ def test_who_has_left_is_not_drawn_for() -> None:
     assert not loop.work() and not looker.pictures and not loop.is_needed
 
 
+@pytest.mark.parametrize("leaves", ["at rest", "while the quick picture is drawn", "while the finished one is drawn"])
+def test_who_has_left_holds_no_pictures(leaves: str) -> None:
+    loop, clock, scene = make_loop(1e-5)
+    looker = Looker(loop)
+    looker.ask()
+    render = scene.render
+
+    def leave(*arguments):
+        loop.remove(looker.watcher)
+        return render(*arguments)
+
+    if leaves == "while the quick picture is drawn":
+        scene.render = leave  # type: ignore[method-assign]
+    assert loop.work() and bool(looker.pictures) == (leaves != "while the quick picture is drawn")
+    if leaves == "while the finished one is drawn":
+        clock.now += 0.2
+        assert loop.work() and looker.watcher.refining is not None
+        scene.render = leave  # type: ignore[method-assign]
+        assert loop.work()
+    elif leaves == "at rest":
+        rest(loop, clock)
+        assert looker.watcher.picture is not None and looker.watcher.canvas is not None
+        loop.remove(looker.watcher)
+    watcher = looker.watcher
+    assert watcher.picture is None and watcher.canvas is None and watcher.refining is None and not looker.lines
+    assert not loop.work() and not loop.is_needed
+
+
 def test_a_model_that_changes_is_drawn_again_without_a_step_back() -> None:
     loop, clock, scene = make_loop(1e-5)
     looker = Looker(loop)

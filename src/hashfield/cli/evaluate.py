@@ -17,7 +17,7 @@ from hashfield.data.dataset import PosedImages, stored_reading
 from hashfield.data.demo_scene import make_demo_scene
 from hashfield.errors import DataError
 from hashfield.steps.ranks import current
-from hashfield.tasks.align import as_refined, evaluate_aligned
+from hashfield.tasks.align import as_known, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.frames import DEFAULT_QUALITY, Quality
 from hashfield.tasks.nerf_model import NerfModel
@@ -85,7 +85,7 @@ def evaluate_nerf(arguments: list[str]) -> int:
         say(f"{view['name']}: PSNR {view['psnr']:.2f} dB, SSIM {view['ssim']:.4f}, {view['seconds']:.2f} s")
     say(
         f"mean of {figures['n_views']} views, {figures['pixels']} of their pixels, quality {figures['quality']}: PSNR "
-        f"{figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}"
+        f"{figures['psnr']:.3f} dB, SSIM {figures['ssim']:.4f}; exposure {figures['exposure']}"
     )
     if "poses" in refined or "exposure" in refined:
         figures["aligned"] = evaluate_aligned(model, views, refined, background, max_seconds=options.max_seconds)
@@ -129,7 +129,7 @@ def views_of(model: NerfModel, options: Evaluate) -> PosedImages:
     """The photos to compare with, seen by the cameras as training refined them, where it did."""
     stored = model.info.get("scene", {})
     if options.data is None and stored.get("path") == "demo" and stored.get("name") == "demo":
-        return demo_views(model, options)
+        return as_known(demo_views(model, options), model, options.split)
     path = options.data or Path(stored.get("path", ""))
     if not path.exists():
         raise DataError(f"{path}: the photos of this run are not there any more; name them with --data")
@@ -146,4 +146,4 @@ def views_of(model: NerfModel, options: Evaluate) -> PosedImages:
     if options.split not in scene.splits:
         raise DataError(f"{path}: has no split {options.split!r}")
     views = scene.splits[options.split]
-    return as_refined(views, model.cameras.get(options.split, [])) if "refinement" in model.info else views
+    return as_known(views, model, options.split)

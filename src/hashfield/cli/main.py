@@ -146,8 +146,11 @@ def _among_ranks(verb: str) -> AbstractContextManager[object]:
     """Within the block this process is one of those that torchrun has started, if it has."""
     if os.environ.get("WORLD_SIZE", "1").strip() in ("", "0", "1"):
         return nullcontext()
+    # Of a host that does not answer, torch prints a page at each of many tries, and then raises what we say. It reads
+    # this when it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from hashfield.errors import ConfigError
-    from hashfield.steps.ranks import joined
+    from hashfield.steps.joining import joined
 
     if verb not in RANKS_SHARE:
         if os.environ.get("RANK", "0") != "0":

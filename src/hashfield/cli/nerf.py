@@ -34,7 +34,7 @@ from hashfield.geometry.paths import orbit_path
 from hashfield.nn.config import RadianceFieldConfig
 from hashfield.steps.ranks import current, working_alone
 from hashfield.steps.refinement import summary
-from hashfield.tasks.align import as_refined, evaluate_aligned
+from hashfield.tasks.align import as_known, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.frames import HasFrames
 from hashfield.tasks.nerf import NerfTask, gpu_memory
@@ -124,6 +124,8 @@ def prepare_nerf(
     if device.type == "cuda" and plan.config.trains_on_device and not knows_depth:
         say_memory(gpu_memory(plan.config, scene), device, options.max_gpu_memory, SMALLER)
     task = NerfTask(plan.config, scene, seed=options.seed, background=options.background, device=device)
+    if plan.config.refine is None and task.refinement is not None:
+        say("light: how bright each photo was taken is learned with the scene (--refine alone: it is not)")
     if task.depth_note is not None:
         say(task.depth_note)
     elif task.teacher is not None:
@@ -230,7 +232,7 @@ def finish(
     figures: dict[str, Any] = {}
     sheets: list[tuple[str, np.ndarray]] = []
     if "test" in scene.splits and len(scene.splits["test"]):
-        views = as_refined(scene.splits["test"], model.cameras["test"])
+        views = as_known(scene.splits["test"], model, "test")
         chosen = set(np.linspace(0, len(views) - 1, min(SHEETS, len(views))).round().astype(int).tolist())
 
         renderings: dict[int, np.ndarray] = {}
@@ -246,8 +248,10 @@ def finish(
         )  # fmt: skip
         pace = seconds_a_frame(figures, views)
         say(f"held-out: {held_out_text(figures, views)}, {pace:.2f} s a frame; views not aligned")
+        if views.gains is not None:
+            say("held-out views are rendered as bright as the training photos near them; nothing was fitted to them")
         if fits_views(task):
-            figures["aligned"] = evaluate_aligned(model, views, task.config.refine, max_seconds=seconds)
+            figures["aligned"] = evaluate_aligned(model, views, task.config.refine or (), max_seconds=seconds / 2)
             say(aligned_line(figures["aligned"]))
         for k in counted(sorted(chosen), len(chosen), "pictures for the report"):
             sheet = comparison(model, views, k, renderings.get(k))
@@ -327,7 +331,7 @@ def held_out_on_the_way(task: NerfTask, run: RunFolder) -> Callable[[Progress], 
     def show(progress: Progress) -> None:
         if progress.phase == "saving" and len(task.scene.splits.get("test", ())):
             model = task.model()
-            views = as_refined(task.scene.splits["test"], model.cameras["test"])
+            views = as_known(task.scene.splits["test"], model, "test")
             with working_alone():  # only the first rank shows anything
                 figures = evaluate_views(model, views, max_seconds=SECONDS_ON_THE_WAY)
             say(f"held-out so far: {held_out_text(figures, views)}")
@@ -379,7 +383,7 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 def fits_views(task: NerfTask) -> bool:
     """Whether a run refined what held-out views differ in too, so that they are judged aligned as well."""
-    return any(part in task.config.refine for part in ("poses", "exposure"))
+    return any(part in (task.config.refine or ()) for part in ("poses", "exposure"))
 
 
 def aligned_line(aligned: dict[str, Any]) -> str:
@@ -595,7 +599,8 @@ def prepare_sweep(options: SweepNerf) -> Iterator[Subject]:
         return sizes.n_grid_parameters, sum(a * b for shapes in sizes.network_shapes() for a, b in shapes)
 
     def judge(task: NerfTask) -> dict[str, float]:
-        found = evaluate_views(task.model(), views)
+        model = task.model()
+        found = evaluate_views(model, as_known(views, model, "test"))
         return {k: found[k] for k in ("psnr", "ssim")}
 
     about = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+from jaxtyping import Float64
 
 from hashfield.data.depth import DepthSource, PhotoDepth
 from hashfield.data.foreign import foreign_hint
@@ -40,6 +41,8 @@ class PosedImages:
     """Where images are not in memory: the file of each one's bytes, see `hashfield.steps.stored_photos`."""
     depths: tuple[PhotoDepth, ...] | None = None
     """What is known of depth in each view, where it was asked for and anything is known."""
+    gains: Float64[np.ndarray, "n_views 3"] | None = None
+    """What renderings' channels (sRGB) are multiplied by to be as bright as the photos; None: 1."""
 
     def __post_init__(self) -> None:
         if not len(self.cameras) == len(self.images) == len(self.names):
@@ -49,6 +52,8 @@ class PosedImages:
             raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, {len(self.masks)} masks")
         if self.depths is not None and len(self.depths) != len(self.cameras):
             raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, {len(self.depths)} depths")
+        if self.gains is not None and self.gains.shape != (len(self.cameras), 3):
+            raise ShapeError(f"PosedImages: {len(self.cameras)} cameras, gains {self.gains.shape}")
         # those in files have the size that they were read with
         in_memory = self.images if self.files is None else ()
         for camera, image, name in zip(self.cameras, in_memory, self.names, strict=self.files is None):

@@ -17,6 +17,9 @@ A longer focal length and cameras that stand as much farther away make the same 
 cameras follow the focal length, away from the point that they look at or towards it, and the scene that is being
 learned stays as large as it is; else all of it would have to be learned anew for every change of the focal length.
 
+A file that is nearly right is trusted more than one that is off: what pulls corrections back is a prior, whose width is
+learned from all of them together (empirical Bayes).
+
 Source: preconditioning from CamP (Park et al. 2023), section 4; waiting levels from BARF (Lin et al. 2021), where
 frequencies wait.
 """
@@ -63,6 +66,13 @@ PHOTOS_PER_WAY: Final = 8
 LEAST_VARIATION: Final = 0.2
 """Where such a function varies by less than this over the photos, by its spread over the whole sphere, a field could
 hardly follow it either, and gains may."""
+EXPECTED_POSE: Final = 0.0133
+"""Errors of poses, root mean square in radians by which rays move, that `RefineOptions.pose_pull` is meant for: half a
+degree and a hundredth of the distance."""
+EXPECTED_FOCAL: Final = 0.01
+"""A focal length that is off by less than this share is doubted."""
+MOST_TRUST: Final = 100.0
+"""What a pull is multiplied by at most where corrections turn out to be small."""
 COARSE_RESOLUTION: Final = 64
 """Vertices per scene unit of the levels that learn from the start; see `RefineOptions.coarse_until`."""
 
@@ -79,7 +89,9 @@ class RefineOptions:
     """What the learning rate is multiplied by for exposures: a step of the logarithms of gains."""
     pose_pull: float = 10.0
     """Weight in the loss of half the squared distance of each pose from the file's, in radians by which rays move, mean
-    over photos. It keeps poses of which the photos say little from following chance; photos with detail outweigh it."""
+    over photos. It keeps poses of which the photos say little from following chance; photos with detail outweigh it.
+    From `every_step_until` on it is the stronger, the smaller all corrections have turned out to be, and holds
+    lenses that are hardly off as well."""
     rays_per_update: int = 128
     """Rays of each photo, on average, whose gradients are gathered before poses and lenses take a step. With fewer, a
     step would follow chance: a capture's batch has some ten rays of each photo."""
@@ -188,6 +200,9 @@ class Refinement(nn.Module):
         lens_unit = torch.zeros_like(effects)
         lens_unit[:, :3, :3], lens_unit[:, 3:, 3:] = inverse_root(effects[:, :3, :3]), inverse_root(effects[:, 3:, 3:])
         self.register_buffer("lens_unit", lens_unit, persistent=False)
+        off = torch.linalg.inv(lens_unit)[:, :, 0] * EXPECTED_FOCAL
+        self._expected_lens = float(off.square().sum(1).mean().sqrt())
+        """What EXPECTED_FOCAL is, in radians by which rays move."""
         gauge = pose_gauge(position / self.reach, torch.linalg.inv(pose_unit))
         self.register_buffer("gauge", gauge.float(), persistent=False)
         outward = -given[:, [2, 6, 10]] if self.focus is None else position - self.focus
@@ -230,7 +245,6 @@ class Refinement(nn.Module):
                 name=name,
                 tensors=[parameter],
                 rate=rates.get(name, self.options.exposure_rate),
-                l2=self.options.pose_pull / len(self.cameras) if name == "poses" else 0.0,
             )
             for name, parameter in self.named_parameters()
         ]
@@ -412,9 +426,29 @@ class Refinement(nn.Module):
         moved = [(name, p) for name, p in self.named_parameters() if name != "exposure"]
         grads = torch.autograd.grad(self.table(), [p for _, p in moved], gradient, retain_graph=True)
         found = {name: [grad] for (name, _), grad in zip(moved, grads, strict=True)}
+        pull = self.options.pose_pull
+        if self.poses is not None:
+            found["poses"][0] += pull * self._trust(self.poses, EXPECTED_POSE) / len(self.cameras) * self.poses.detach()
+        if self.lens is not None:  # says something of all its photos, and is pulled only where it is hardly off
+            more = pull * (self._trust(self.lens[:, :3], self._expected_lens) - 1)
+            share = torch.bincount(self.lens_number, minlength=len(self.lens)) / len(self.cameras)
+            found["lens"][0] += more * share[:, None] * self.lens.detach()
         if "lens" in found and self.fraction < self.options.distortion_start:
             found["lens"][0][:, 3:] = 0.0
         return found
+
+    def _trust(self, corrections: Tensor, expected: float) -> float:
+        """By how much more the file is trusted than at first: once a run has had time to find out, the more, the
+        smaller corrections have turned out to be. Where the file is right they vanish.
+
+        Args:
+            corrections: [n, k], in radians by which rays move.
+            expected: The root mean square of their lengths from which on the file is trusted no more than at first.
+        """
+        if self.fraction < self.options.every_step_until:
+            return 1.0
+        squared = float(corrections.detach().double().square().sum(1).mean())
+        return min(max(expected**2 / max(squared, 1e-30), 1.0), MOST_TRUST)
 
     @torch.no_grad()
     def hold(self, changed: Collection[str] = PARTS) -> None:

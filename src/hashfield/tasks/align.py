@@ -32,6 +32,8 @@ from hashfield.train.metrics import psnr, ssim
 
 GOLDEN: Final = 0.6180339887
 """Views are judged in the order of the fractions of its multiples, so that the first few are spread over all."""
+N_NEAR: Final = 4
+"""Photos whose gains tell how bright a view should be."""
 N_RAYS: Final = 4096
 """Rays of the left half that a view is fitted on."""
 N_STEPS: Final = 20
@@ -127,6 +129,68 @@ def as_refined(views: PosedImages, cameras: Sequence[Camera]) -> PosedImages:
         return views
     sized = (_at_size_of(own, known) for known, own in zip(cameras, views.cameras, strict=True))
     return replace(views, cameras=tuple(sized))
+
+
+def as_known(views: PosedImages, model: NerfModel, split: str) -> PosedImages:
+    """Views as a model that has refined its photos knows them: with its cameras, and, where it learned exposures, to be
+    rendered as bright as the training photos nearest to each, whose exposure is the best guess at a view's own that
+    does not look at the view. Of other models the views stay as they are.
+
+    Args:
+        views: Photos as they were read now, at any size.
+        model: What they are compared with.
+        split: Which of the model's splits they are.
+    """
+    report = model.info.get("refinement")
+    if report is None:
+        return views
+    views = as_refined(views, model.cameras.get(split, []))
+    photos, gains = model.cameras.get("train", []), np.array(report.get("gains", ()))
+    if split == "train" or gains.shape != (len(photos), 3):
+        return views if gains.shape != (len(views), 3) else replace(views, gains=gains)
+    return replace(views, gains=gains_nearby(views.cameras, photos, gains))
+
+
+def gains_nearby(
+    views: Sequence[Camera], photos: Sequence[Camera], gains: Float64[np.ndarray, "n_photos 3"]
+) -> Float64[np.ndarray, "n_views 3"]:
+    """The gains that views should have by those of the `N_NEAR` photos that were taken most like each.
+
+    How much the neighbours' mean tells is learned from the photos, each of which has neighbours too: its logarithm is
+    multiplied by the slope with which it predicts theirs. So where exposure jumps from photo to photo, gains are 1.
+
+    Args:
+        views: Cameras of the views, world.
+        photos: Cameras of the photos, world.
+        gains: Gains of the photos.
+    """
+    own = np.log(gains)
+    among = _mean_of_near(_apart(photos, photos) + np.diag(np.full(len(photos), np.inf)), own)
+    slope = float((among * own).sum() / max(float((among * among).sum()), 1e-30))
+    return np.exp(min(max(slope, 0.0), 1.0) * _mean_of_near(_apart(views, photos), own))
+
+
+def _apart(views: Sequence[Camera], photos: Sequence[Camera]) -> Float64[np.ndarray, "n_views n_photos"]:
+    """How differently views and photos were taken: their distance by that of photos from their middle, and the angle
+    between their directions in radians."""
+    (place, gaze), (known, known_gaze) = (
+        (np.stack([camera.position.numpy() for camera in cameras]),
+         np.stack([camera.camera_to_world[:, 2].numpy() for camera in cameras]))
+        for cameras in (views, photos)
+    )  # fmt: skip
+    reach = np.median(np.linalg.norm(known - known.mean(0), axis=1))
+    apart = np.linalg.norm(place[:, None] - known, axis=2) / max(float(reach), 1e-12)
+    return apart + np.arccos(np.clip(gaze @ known_gaze.T, -1.0, 1.0))
+
+
+def _mean_of_near(
+    apart: Float64[np.ndarray, "n_views n_photos"], values: Float64[np.ndarray, "n_photos 3"]
+) -> Float64[np.ndarray, "n_views 3"]:
+    """The mean of the nearest photos' values, the nearer the more."""
+    nearest = np.argsort(apart, axis=1, kind="stable")[:, :N_NEAR]
+    weight = 1 / np.maximum(np.take_along_axis(apart, nearest, 1), 1e-3) ** 2
+    weight /= weight.sum(1, keepdims=True)
+    return (values[nearest] * weight[:, :, None]).sum(1)
 
 
 def _at_size_of(own: Camera, known: Camera) -> Camera:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Float32
 
 from hashfield.data.dataset import PosedImages
 from hashfield.errors import ConfigError, DataError
@@ -53,7 +54,8 @@ def evaluate_views(
 
     Args:
         model: What is judged.
-        views: Photos it is compared with: every pixel, or those that their masks hold.
+        views: Photos it is compared with: every pixel, or those that their masks hold; with gains, renderings are made
+            as bright.
         background: Behind photo and rendering alike; the model's own if None.
         on_view: Called with the number, the rendering and the photo, both float32 [h, w, 3], of each view that is
             judged whole; not for several ranks.
@@ -81,7 +83,7 @@ def evaluate_views(
         k, region = parts[part].view, parts[part].region
         rows = slice(None) if region is None else slice(region.top, region.top + region.height)
         before = time.perf_counter()
-        rendering = np.clip(model.frame(views.cameras[k], ("color",), behind, region)["color"], 0.0, 1.0)
+        rendering = np.clip(_as_bright(model, views, k, behind, region), 0.0, 1.0)
         seconds = time.perf_counter() - before
         photo = over(views.images[k][rows], behind)
         mask = None if views.masks is None else views.masks[k][rows]
@@ -108,6 +110,18 @@ def evaluate_views(
     return _summary(found, views, is_whole, getattr(model, "quality", "exact"), behind)
 
 
+def _as_bright(
+    model: HasFrames, views: PosedImages, k: int, background: tuple[float, float, float], region: Region | None
+) -> Float32[np.ndarray, "h w 3"]:
+    """What the model shows in a view, or in a part of it, as bright as `PosedImages.gains` say."""
+    if views.gains is None:
+        return model.frame(views.cameras[k], ("color",), background, region)["color"]
+    # The scene alone, without a background, which no camera's exposure changes.
+    found = model.frame(views.cameras[k], ("color", "opacity"), None, region)
+    behind = (1.0 - found["opacity"])[..., None] * np.array(background, dtype=np.float32)
+    return found["color"] * views.gains[k].astype(np.float32) + behind
+
+
 def _summary(
     found: dict[int, list[dict[str, float]]],
     views: PosedImages,
@@ -132,6 +146,7 @@ def _summary(
         "psnr": float(np.mean([f["psnr"] for f in figures])),
         "ssim": float(np.nanmean([f["ssim"] for f in figures])),
         "n_views": len(figures),
+        "exposure": "as rendered" if views.gains is None else "as learned of each photo, or of those near it",
         "pixels": "all" if is_whole else f"{100 * share:.2g} %",
         "quality": quality,
         "background": list(background),

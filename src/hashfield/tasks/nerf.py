@@ -5,6 +5,7 @@ Its configuration is `nerf_config`, what comes out of it `nerf_model`.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from hashfield.steps.pixel_source import flat_masks, masked_pool, pixel_pool
 from hashfield.steps.protocol import StepResult
 from hashfield.steps.ranks import current
 from hashfield.steps.recipes import RayRecipe, update_parts
-from hashfield.steps.refinement import Refinement
+from hashfield.steps.refinement import Part, Refinement
 from hashfield.steps.streamed_pool import StreamedPool, overview
 from hashfield.tasks.nerf_config import LONGEST_INTERVAL, NerfConfig
 from hashfield.tasks.nerf_model import NerfModel, expected_shapes
@@ -39,6 +40,10 @@ HORIZON = 0.8
 
 DEPTH_TOLERANCE = 0.01
 """Relative error of depth maps and points that is not held against a ray: as long as the march's steps at first."""
+
+FEWEST_EXPOSURES = 32
+"""Photos from which on each one's exposure is learned unasked: enough to leave to the scene what changes smoothly with
+where they were taken from, see `hashfield.steps.refinement.smooth_ways`."""
 
 RESIDENT_BYTES = 2**30
 """Bytes of photos in memory at a time, where they lie in files and nothing says how many."""
@@ -74,11 +79,13 @@ class NerfTask:
             ConfigError: the background is not a colour, the seed is negative, or photos are to be refined where that
                 is not possible.
         """
-        self.config, self.scene, self.seed, self.device = config, scene, check_seed(seed), device
+        self.scene, self.seed, self.device = scene, check_seed(seed), device
         self.background = parse_background(background)
         self.spaces = scene.spaces
         self.is_carved = config.occupancy.use_alpha and scene.has_alpha
-        self._check_refinement()
+        config = replace(config, refine=self._refined_parts(config))
+        self.config = config
+        """What is trained and how; what is refined is named."""
         self.density_bias = self._density_bias()
         views: PosedImages = scene.splits["train"]
         cameras = self.spaces.camera_table_to_scene(camera_table(views.cameras))
@@ -111,14 +118,26 @@ class NerfTask:
         pool = self.pool if self.streamed is None else self.streamed.pool(device)
         self.steps = ray_steps(self.field, self._recipe(), config.precision, pool, self.refinement, self.teacher)
 
-    def _check_refinement(self) -> None:
-        """Raise where what is refined of the photos could not be told from photo to photo, or from rank to rank."""
-        if not self.config.refine:
-            return
+    def _refined_parts(self, config: NerfConfig) -> tuple[Part, ...]:
+        """What is learned of the photos besides the scene.
+
+        Photos whose light differs make sheets in front of their cameras, which then are as bright as each photo likes;
+        where few photos were taken, a gain could as well be how surfaces shine.
+
+        Raises:
+            ConfigError: what is asked for could not be told from photo to photo, or from rank to rank.
+        """
+        views = self.scene.splits["train"]
+        if config.refine is None:
+            is_possible = self.device.type == "cpu" and current().n == 1 and views.files is None
+            return ("exposure",) if is_possible and not self.is_carved and len(views) >= FEWEST_EXPOSURES else ()
+        if not config.refine:
+            return ()
         if self.scene.splits["train"].files is not None:
             raise ConfigError("--refine needs the photos in memory: give more --max-image-memory, or a --downscale")
         if current().n > 1:
             raise ConfigError("--refine works in one process only: leave it out, or train without torchrun")
+        return config.refine
 
     def _teacher(self, views: PosedImages) -> DepthTeacher | None:
         """What the scene knows of depth, in scene units; sets `depth_note`."""

@@ -182,14 +182,16 @@ class NerfConfig:
     """Batches, loss and schedules."""
     occupancy: OccupancyConfig = OccupancyConfig()
     """How empty space is skipped."""
-    refine: tuple[Part, ...] = ()
+    refine: tuple[Part, ...] | None = None
     """What is learned of the photos besides the scene: poses (turn and shift of each), lens (focal length, principal
-    point and first distortion terms, shared), exposure (a gain of each photo and channel). Default: nothing."""
+    point and first distortion terms, shared), exposure (a gain of each photo and channel). Default: exposure, where the
+    scene is not carved from silhouettes, at least 32 photos are in memory, and one process trains on a CPU; else
+    nothing. Named alone: nothing."""
     refinement: RefineOptions = RefineOptions()
     """How fast poses, lens and exposure are learned, and when."""
 
     def __post_init__(self) -> None:
-        check_parts(self.refine)
+        check_parts(self.refine or ())
         object.__setattr__(self, "encoding", EncodingConfig.of(self.encoding))  # a GridConfig will do
         check_precision(self.precision)
         check_n_neurons(self.n_neurons)
@@ -249,6 +251,7 @@ PRESETS: dict[str, NerfConfig] = {
     # The paper's encoding, loss and step, for comparisons; not the fastest on a CPU.
     "paper": NerfConfig(
         preset="paper",
+        refine=(),
         encoding=EncodingConfig(n_levels=16, n_features_per_level=2, log2_hashmap_size=19),
         train=NerfTrainConfig(
             batch=2**16,
@@ -270,6 +273,7 @@ PRESETS: dict[str, NerfConfig] = {
         finest_resolution=512,
         density_activation="relu",
         color_sees_density=False,
+        refine=(),
         train=NerfTrainConfig(
             batch=2**15,
             touches_per_update=0.0,

@@ -50,7 +50,8 @@ def bake_texture(
         atlas: The mesh's atlas.
         size: Texels along each side.
         cell: Side of a cell that the mesh was made with, world units: how exact its surface is.
-        photos: To take colours from; None takes all from the field.
+        photos: To take colours from, without what `PosedImages.gains` say of their exposure; None takes all from the
+            field.
     """
     assert surface.colors is not None and mesh.normals is not None
     texels = rasterize(atlas, size)
@@ -65,7 +66,8 @@ def bake_texture(
         n_photos = len(chosen)
         for k in chosen.tolist():
             mask = None if photos.masks is None else photos.masks[k]
-            add_photo(model, photos.cameras[k], photos.images[k], mask, points, normals, cell, total, weight)
+            gain = None if photos.gains is None else photos.gains[k]
+            add_photo(model, photos.cameras[k], photos.images[k], mask, gain, points, normals, cell, total, weight)
     color = total / weight.clamp(min=1e-12)[:, None]
     unseen = (weight <= 1e-9).nonzero()[:, 0].numpy()
     if len(unseen):
@@ -84,6 +86,7 @@ def bake_texture(
 
 def add_photo(
     model: DepthModel, camera: Camera, image: UInt8[np.ndarray, "h w 4"], mask: np.ndarray | None,
+    gain: Float64[np.ndarray, " 3"] | None,
     points: Float64[Tensor, "n 3"], normals: Float[Tensor, "n 3"], cell: float,
     total: Float[Tensor, "n 3"], weight: Float[Tensor, " n"],
 ) -> None:  # fmt: skip
@@ -94,6 +97,7 @@ def add_photo(
         camera: Camera of the photo, in the world.
         image: The photo, straight alpha.
         mask: Which of its pixels show the scene; None: all.
+        gain: By how much its channels are brighter than the scene; None: not at all.
         points: World.
         normals: Outward unit normals there.
         cell: How far behind the depth a point may lie, about, world units.
@@ -109,6 +113,8 @@ def add_photo(
     picture = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     if mask is not None:
         picture[0, 3] *= torch.from_numpy(mask).float()
+    if gain is not None:
+        picture[0, :3] /= torch.from_numpy(gain).float()[:, None, None]
     for begin in range(0, len(points), POINTS_AT_ONCE):
         place, normal = points[begin : begin + POINTS_AT_ONCE], normals[begin : begin + POINTS_AT_ONCE]
         toward = camera.position - place

@@ -281,6 +281,9 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
     allowed = arguments if arguments else (hint,)
     if value is None and type(None) in allowed:
         return None
+    lists = [kind for kind in allowed if typing.get_origin(kind) is tuple]
+    if lists:  # or None
+        return _converted(lists[0], value, where)
     for kind in (bool, int, float, str):
         if kind in allowed and isinstance(value, int if kind is float and type(value) is int else kind):
             if kind in (int, float) and isinstance(value, bool):

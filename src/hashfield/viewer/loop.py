@@ -125,6 +125,13 @@ class Watcher:
         self.failed_at = -1
         """Number of the model that could not be drawn."""
 
+    def forget(self) -> None:
+        """Let go of the pictures. The objects of a page that was closed refer to each other in circles and stay until
+        Python looks for such circles, which it seldom does where there are as many objects as here; some megabytes of
+        pictures need not wait for that."""
+        self.wish = self.canvas = self.picture = self.refining = None
+        self.is_waiting = False
+
 
 class RenderLoop:
     """Draws for all watchers, one small unit of work after another. `ask`, `add`, `remove`, `start` and `cancel` may be
@@ -162,6 +169,7 @@ class RenderLoop:
         """Draw for this one no more."""
         with self._lock, suppress(ValueError):
             self._watchers.remove(watcher)
+            watcher.forget()
 
     @property
     def n_watchers(self) -> int:
@@ -268,7 +276,8 @@ class RenderLoop:
     def _quick(self, watcher: Watcher, model: HasFrames, version: int, watchers: list[Watcher]) -> None:
         with self._lock:
             wish, watcher.is_waiting = watcher.wish, False
-        assert wish is not None
+        if wish is None:  # who has left meanwhile
+            return
         now = self.clock()
         n_moving = max(1, sum(w.asked >= now - 2 * REST_SECONDS for w in watchers))
         time_for_it = TIME_FOR_QUICK / PICTURES_PER_S / n_moving * (SHARE_MOVING if self.has_resting_limit else 1.0)
@@ -286,18 +295,20 @@ class RenderLoop:
         watcher.served = self.clock()
 
     def _refine(self, watcher: Watcher, version: int) -> None:
-        with self._guarded(watcher, version):
-            if watcher.refining is None:
+        with self._lock:
+            wish, refining = watcher.wish, watcher.refining
+            if wish is None or watcher not in self._watchers:  # who has left meanwhile
+                return
+            if refining is None:
                 watcher.version, watcher.is_finished = version, False
-                watcher.refining = self._refinement(watcher)
-            if next(watcher.refining, "ended") == "ended":
+                refining = watcher.refining = self._refinement(watcher, wish)
+        with self._guarded(watcher, version):
+            if next(refining, "ended") == "ended":
                 watcher.refining, watcher.is_finished = None, True
         watcher.served = self.clock()
 
-    def _refinement(self, watcher: Watcher) -> Job:
+    def _refinement(self, watcher: Watcher, wish: Wish) -> Job:
         """The finished picture, drawn over the quick one."""
-        wish = watcher.wish
-        assert wish is not None
         heights = [wish.rows]
         full_seconds = watcher.cost * wish.rows**2 * wish.aspect
         if full_seconds > COARSE_FIRST_SECONDS:
@@ -390,7 +401,10 @@ class RenderLoop:
     def _show(
         self, watcher: Watcher, wish: Wish, canvas: Canvas, picture: np.ndarray, is_final: bool, seconds: float
     ) -> None:
-        watcher.canvas, watcher.picture = canvas, picture
+        with self._lock:
+            if watcher not in self._watchers:
+                return
+            watcher.canvas, watcher.picture = canvas, picture
         note = Shown(canvas.width, canvas.height, is_final, seconds, canvas.note)
         watcher.show(fitted(picture, wish.aspect), note)
 

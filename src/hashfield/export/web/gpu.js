@@ -223,7 +223,7 @@ void main() { found = shown(vec2(gl_FragCoord.x, view[2].y - gl_FragCoord.y)); }
       gl.drawArrays(gl.TRIANGLES, 0, 3);
       gl.disable(gl.BLEND);
       gl.disable(gl.SCISSOR_TEST);
-await ended();
+      await ended();
     },
     async read(picture) {
       const n = 4 * picture.width * picture.height, found = isFloat ? new Float32Array(n) : new Uint8Array(n);

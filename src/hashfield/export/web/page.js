@@ -87,7 +87,9 @@ function pictureControls({ width, height }) {
   return {
     n: 1, photo: whole, turn: move, move,
     zoom(factor, [left, top] = [wide() / 2, high() / 2]) {  // the point under the pointer stays
-      const least = 1 / 256, most = 4 * Math.max(width / wide(), height / high()), before = s;
+      // float32 tells a picture's place to a part in 2^24 of its side
+      const least = Math.max(1 / 256, Math.max(width, height) / 2 ** 22);
+      const most = 4 * Math.max(width / wide(), height / high()), before = s;
       s = Math.max(least, Math.min(most, s * factor));
       x += (left - wide() / 2) * (before - s);
       y += (top - high() / 2) * (before - s);
@@ -127,8 +129,8 @@ async function start() {
       try {
         gpu = await way(canvas, facts, part);
       } catch (error) {
-        if (way === ways[ways.length - 1]) throw error;
         root.dataset.refused = error.message;  // the next way may do
+        if (way === ways[ways.length - 1]) fail(`This cannot be drawn here, a still picture is shown: ${error.message}.`);
       }
       if (gpu) break;
     }
@@ -300,6 +302,11 @@ async function start() {
       return await draw(probe, { camera }) * camera.width * camera.height;
     },
     lose: () => gpu.lose(),
+    seen() {  // the numbers of what the window shows now
+      const numbers = new Float32Array(32);
+      view.fill(numbers, canvas.width, canvas.height);
+      return Array.from(numbers);
+    },
     async read() { return Array.from(await gpu.read(probe)); },
   };
   const ways = location.hash === "#webgl2" ? [webgl2] : [webgpu, webgl2];

@@ -3,9 +3,8 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 
-from hashfield.kernels.numba_cpu.common import inline, overloaded, part, sigmoid
+from hashfield.kernels.numba_cpu.common import inline, part, sigmoid
 from hashfield.kernels.numba_cpu.simd import LANES, load, peek, poke, store
 
 # Sums that each thread reports.
@@ -22,11 +21,11 @@ class Wanted(NamedTuple):
     background: Any
     """[n, 3]"""
     weight: Any
-    """[n]: how much each ray counts, or None for 1 each."""
+    """[n]: how much each ray counts."""
     log_distance: Any
-    """[n]: the logarithm of the distance at which something is known to be, or None where nothing is known."""
+    """[n]: the logarithm of the distance at which something is known to be; empty where nothing is known of any ray."""
     trust: Any
-    """[n]: weight of the loss that draws the ray there; None with it."""
+    """[n]: weight of the loss that draws the ray there; empty with it."""
 
 
 class Settings(NamedTuple):
@@ -100,28 +99,12 @@ def pull(depth_sums, at, w, m):
     return np.float32(2.0) * ((m * before - moment_before) + (moment_behind - m * behind))
 
 
-@overloaded
-def weight_of(weight, ray):
-    """How much a ray counts."""
-    if weight == types.none:
-        return lambda weight, ray: np.float32(1.0)
-    return lambda weight, ray: weight[ray]
-
-
-@overloaded
-def knows_distances(log_distance):
-    """Whether the batch says of any ray where something is."""
-    return (lambda log_distance: False) if log_distance == types.none else (lambda log_distance: True)
-
-
-@overloaded
+@inline
 def way_to_known(log_distance, trust, ray, m, tolerance):
     """What a unit of weight at log t = m costs for lying elsewhere than where something is known to be."""
-    if log_distance == types.none:
-        return lambda log_distance, trust, ray, m, tolerance: np.float32(0.0)
-    return lambda log_distance, trust, ray, m, tolerance: (
-        trust[ray] * max(np.float32(0.0), abs(m - log_distance[ray]) - tolerance)
-    )
+    if log_distance.size == 0:
+        return np.float32(0.0)
+    return trust[ray] * max(np.float32(0.0), abs(m - log_distance[ray]) - tolerance)
 
 
 @part
@@ -153,7 +136,7 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
                 pixel[3 * r + c] = behind[3 * r + c] = zero
             continue
         sums[S_RAYS] += 1.0
-        opacity, counts = target[ray, 3], weight_of(wanted.weight, ray)
+        opacity, counts = target[ray, 3], wanted.weight[ray]
         for c in range(3):
             color = pixel[3 * r + c]
             if not is_cut[r]:
@@ -170,16 +153,16 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
         for r in range(n_chunk):
             entropy_behind[r] = left[r] * entropy_slope(left[r])
             if not is_dropped[r]:
-                counts = weight_of(wanted.weight, first_ray + r)
+                counts = wanted.weight[first_ray + r]
                 sums[S_LOSS] += counts * (sparsity * (entropy_behind[r] + left[r]))
         for i in range(kept):
             r, w = peek(rays, i), peek(weights, i)
             entropy_behind[r] += w * entropy_slope(w)
             if not is_dropped[r]:
-                counts = weight_of(wanted.weight, first_ray + r)
+                counts = wanted.weight[first_ray + r]
                 sums[S_LOSS] += counts * (sparsity * (w * entropy_slope(w) + w))
     distortion, nearness, log_horizon = settings.distortion, settings.nearness, settings.log_horizon
-    has_depth = distortion > zero or nearness > zero or knows_distances(wanted.log_distance)
+    has_depth = distortion > zero or nearness > zero or wanted.log_distance.size > 0
     log_distance, trust, tolerance, depth_sums = wanted.log_distance, wanted.trust, settings.tolerance, loss.depth_sums
     if has_depth:
         depth_sums[: DEPTH_SUMS * n_chunk] = zero
@@ -197,7 +180,7 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
             poke(depth_sums, at + 4, peek(depth_sums, at + 4) + w * (force + near))
             if not is_dropped[r]:
                 # Every pair's share is counted from both of its ends.
-                counts = weight_of(wanted.weight, first_ray + r)
+                counts = wanted.weight[first_ray + r]
                 sums[S_LOSS] += counts * w * (np.float32(0.5) * force + near)
         for r in range(n_chunk):
             depth_sums[DEPTH_SUMS * r + 2] = depth_sums[DEPTH_SUMS * r + 3] = zero
@@ -215,7 +198,7 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
             rest = entropy_behind[r] - w * entropy_slope(w)
             entropy_behind[r] = rest
             if not is_dropped[r]:
-                counts = weight_of(wanted.weight, first_ray + r)
+                counts = wanted.weight[first_ray + r]
                 slope += counts * (sparsity * ray_scale * (peek(transmittances, i) * entropy_slope(w) - rest))
         if has_depth:
             r, m = peek(rays, i), peek(chunk.depth, i)
@@ -224,6 +207,6 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
             rest = peek(depth_sums, DEPTH_SUMS * r + 4) - w * force
             poke(depth_sums, DEPTH_SUMS * r + 4, rest)
             if not is_dropped[r]:
-                counts = weight_of(wanted.weight, first_ray + r)
+                counts = wanted.weight[first_ray + r]
                 slope += counts * (ray_scale * (peek(transmittances, i) * force - rest))
         poke(chunk.d_raw, i, peek(chunk.slope, i) * slope)

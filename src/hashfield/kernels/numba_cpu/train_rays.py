@@ -68,7 +68,6 @@ from hashfield.kernels.numba_cpu.ray_loss import (
     Settings,
     Wanted,
     composite_chunk,
-    weight_of,
 )
 from hashfield.kernels.numba_cpu.simd import LANES, cycles, load, peek, poke, store
 from hashfield.kernels.numba_cpu.spherical_harmonics import harmonics, harmonics_gradient
@@ -340,7 +339,7 @@ def _train(rays, wanted, march, density, color, encoder, settings, own, tracked,
             ray = first_ray + r
             state.transmittance[r] = np.float32(1.0)
             state.ended[r] = loss.is_cut[r] = False
-            loss.is_dropped[r] = weight_of(wanted.weight, ray) == np.float32(0.0)
+            loss.is_dropped[r] = wanted.weight[ray] == np.float32(0.0)
             harmonics(direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, scratch.sums, 0)
             put(scratch.sums, 0, state.harmonics, r * N_DIRECTION, N_DIRECTION)
             if rays.t_max[ray] > rays.t_min[ray] and not loss.is_dropped[r]:
@@ -485,8 +484,9 @@ def train_rays(
         min(CHUNK_SAMPLES, buffers.capacity),
     )  # fmt: skip
     target, background = as_array(batch.target.contiguous()), as_array(batch.background.contiguous())
-    weight = None if batch.weight is None else as_array(batch.weight.contiguous())
-    log_distance = trust = None
+    # Arrays in any case, not None: a kernel of its own would be compiled for that.
+    weight = np.ones(n_rays, np.float32) if batch.weight is None else as_array(batch.weight.contiguous())
+    log_distance = trust = np.zeros(0, np.float32)
     if batch.distance is not None:
         log_distance = as_array(batch.distance.clamp(min=float(NEAREST)).log().contiguous())
         trust = as_array(batch.trust.contiguous())
