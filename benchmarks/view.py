@@ -5,6 +5,7 @@ python benchmarks/view.py RUN [RUN ...]                      pictures of these r
 python benchmarks/view.py --train PATH                       a training on these photos
 python benchmarks/view.py RUN --browsers 10 --seconds 60     open pages, which move all the time
 python benchmarks/view.py RUN --cycles 100                   pages that are opened and closed
+python benchmarks/view.py RUN --pictures DIR                 screenshots of every mode and tab, in Chromium
 
 Browsers are stood in for by what a page is sent: encoded pictures over a socket, without drawing them on a screen.
 """
@@ -298,6 +299,87 @@ def cycles(run: Path, n: int) -> dict:
     }  # fmt: skip
 
 
+def screenshots(run: Path, folder: Path, rows: int = 360) -> None:
+    """Every mode of a run's page and its tabs, in Chromium.
+
+    Args:
+        run: The run's folder; its photos are read from where they lay.
+        folder: Gets the pictures.
+        rows: Of a finished picture.
+    """
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    from hashfield.cli.evaluate import Evaluate, views_of
+    from hashfield.cli.nerf import photos_of
+    from hashfield.tasks.nerf_model import NerfModel
+    from hashfield.viewer.page import Page
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = load(run)
+    read = None
+    if isinstance(model, NerfModel):
+        read = lambda: photos_of([views_of(model, Evaluate(run, None, split)) for split in ("train", "test")])  # noqa: E731
+    session = Session(FixedSource(model), Path(tempfile.mkdtemp()), title=run.name, read_reference=read)
+    page = Page(session, port=18500)
+    threading.Thread(target=session.loop.run, daemon=True).start()
+    with sync_playwright() as driver:
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = driver.chromium.launch(executable_path=chromium, args=["--headless=new", "--no-sandbox"])
+        window = browser.new_page(viewport={"width": 1000, "height": 600})
+        said: list[str] = []
+        window.on("pageerror", lambda error: said.append(str(error)))
+        window.goto(f"http://127.0.0.1:{page.port}")
+        while not page.visitors:
+            window.wait_for_timeout(50)
+        (visitor,) = page.visitors.values()
+
+        def shot(name: str) -> None:
+            window.wait_for_timeout(600)
+            begun = time.perf_counter()
+            while not visitor.watcher.is_finished or visitor.watcher.is_waiting or session._is_reading:
+                window.wait_for_timeout(100)
+            window.wait_for_timeout(700)  # it is sent, and the browser shows it
+            window.screenshot(path=folder / f"{run.name}_{name}.png")
+            print(f"{run.name}: {name} after {time.perf_counter() - begun:.1f} s", flush=True)
+
+        def put(label: str, value: object) -> None:
+            handles = visitor.client.gui._gui_input_handle_from_uuid.values()
+            next(h for h in handles if getattr(h, "label", None) == label).value = value
+
+        while not visitor._is_built:
+            window.wait_for_timeout(50)
+        put("Rows at rest", rows)
+        for output in visitor.outputs:
+            put("Show", output)
+            shot(output)
+        put("Show", visitor.outputs[0])
+        if not is_picture(model):
+            put("Only what lies in the box", True)
+            visitor.crop_sliders[0].value = (20.0, 70.0)
+            put("Occupied cells", True) if hasattr(model, "occupied_cells") else None
+            shot("crop_and_cells")
+            put("Only what lies in the box", False)
+            put("Occupied cells", False) if hasattr(model, "occupied_cells") else None
+            window.get_by_role("tab", name="Path").click()
+            for camera in cameras_of(model)[:: max(1, len(cameras_of(model)) // 3)][:3]:
+                visitor.go(eye_of(camera))
+                window.wait_for_timeout(600)
+                window.get_by_role("button", name="Add here").click()
+            position, target = visitor.client.camera.position, visitor.client.camera.look_at
+            visitor._place(target + 2.2 * (position - target), target)
+            shot("path")
+            window.get_by_role("tab", name="Cameras").click()
+            put("Show cameras", True)
+            window.wait_for_timeout(8000)  # for the thumbnails
+            shot("cameras")
+        print(f"{run.name}: {said or 'no errors in the page'}")
+        browser.close()
+    page.stop()
+    session.loop.stop()
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -305,6 +387,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path)
     parser.add_argument("--browsers", type=int)
     parser.add_argument("--cycles", type=int)
+    parser.add_argument("--pictures", type=Path)
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--write", action="store_true", help="append to results/view.csv")
@@ -319,6 +402,8 @@ def main() -> None:
             rows.append(browsers(run, options.browsers, options.seconds))
         elif options.cycles:
             rows.append(cycles(run, options.cycles))
+        elif options.pictures:
+            screenshots(run, options.pictures)
         else:
             rows.append(pictures(run, options.seconds))
     for row in rows:
