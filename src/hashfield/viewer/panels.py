@@ -16,6 +16,7 @@ import viser.transforms as tf
 from viser import uplot
 
 from hashfield.errors import ConfigError
+from hashfield.export.images import over, to_uint8
 from hashfield.geometry.cameras import Camera
 from hashfield.viewer.loop import Job
 from hashfield.viewer.path_editor import PathEditor
@@ -149,7 +150,8 @@ class CamerasTab(Panel):
             width, height = max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
             found: list[np.ndarray] = []
             if photos is not None and camera in known:
-                found.append(photos.scaled(known[camera], width, height)[..., :3])
+                photo = photos.scaled(known[camera], width, height)
+                found.append(to_uint8(over(photo, self.visitor.look().background)))
                 yield
             else:
                 wish = Wish(eye_of(camera), Look(background=self.visitor.look().background), width / height, height)
