@@ -128,7 +128,7 @@ def _pixels_of_file(
 
     Args:
         path: The file.
-        image: The same, opened.
+        image: That file, opened.
         downscale: See `decode_rgba`.
         warn: Likewise.
         n_channels: 3 to leave out alpha.
