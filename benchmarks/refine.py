@@ -32,7 +32,8 @@ from hashfield.export.images import over, to_uint8
 from hashfield.geometry.cameras import Camera, camera_table, project
 from hashfield.geometry.focus import focus_point
 from hashfield.geometry.spaces import Spaces
-from hashfield.steps.refinement import PARTS, rotation_of, summary
+from hashfield.steps.correction_units import rotation_of
+from hashfield.steps.refinement import PARTS, summary
 from hashfield.tasks.align import as_known, evaluate_aligned
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf import NerfTask

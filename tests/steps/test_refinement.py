@@ -16,16 +16,9 @@ from hashfield.geometry.cameras import Camera, camera_rays, camera_table, look_a
 from hashfield.geometry.rays import RayBatch, Rays
 from hashfield.geometry.spaces import Spaces
 from hashfield.ops.train_rays import RayGradients
+from hashfield.steps.correction_units import lens_numbers, rotation_of, smooth_ways
 from hashfield.steps.optimizers import Group, HostOptimizer
-from hashfield.steps.refinement import (
-    EXPECTED_POSE,
-    Refinement,
-    RefineOptions,
-    lens_numbers,
-    rotation_of,
-    smooth_ways,
-    summary,
-)
+from hashfield.steps.refinement import EXPECTED_POSE, Refinement, RefineOptions, summary
 from hashfield.tasks.align import Fit, as_known, as_refined, evaluate_aligned, gains_nearby
 from hashfield.tasks.evaluate import evaluate_views
 from hashfield.tasks.nerf import NerfTask

@@ -24,8 +24,9 @@ from hashfield.geometry.rays import PixelPool, RayBatch
 from hashfield.ops.render_rays import MarchOptions
 from hashfield.ops.train_rays import RayGradients, TrainWorkspace, train_rays
 from hashfield.ops.training_rays import training_rays
+from hashfield.steps.correction_units import inverse_root, pose_effects, rotation_of
 from hashfield.steps.pixel_source import flat_masks, masked_pool, pixel_pool
-from hashfield.steps.refinement import SATURATED, Part, inverse_root, pose_effects, rotation_of
+from hashfield.steps.refinement import SATURATED, Part
 from hashfield.tasks.frames import Region
 from hashfield.tasks.nerf_model import NerfModel
 from hashfield.train.metrics import psnr, ssim

@@ -43,7 +43,7 @@ DEPTH_TOLERANCE = 0.01
 
 FEWEST_EXPOSURES = 32
 """Photos from which on each one's exposure is learned unasked: enough to leave to the scene what changes smoothly with
-where they were taken from, see `hashfield.steps.refinement.smooth_ways`."""
+where they were taken from, see `hashfield.steps.correction_units.smooth_ways`."""
 
 RESIDENT_BYTES = 2**30
 """Bytes of photos in memory at a time, where they lie in files and nothing says how many."""
