@@ -414,7 +414,7 @@ def test_photos_whose_light_differs_are_learned_from_as_they_are() -> None:
     gains = np.ones(36)
     gains[order] = np.exp(0.15 * np.sin(4 * np.arange(36) / 36 * 2 * math.pi))
     bad = spoilt(scene, 0.0, gains)
-    task = ran(bad, 300, refine=("exposure",))
+    task = ran(bad, 300, refine=("exposure",), refinement=RefineOptions(interval=1))
     report = task.model().info["refinement"]
     found = np.log(np.array(report["gains"]).mean(1))
     assert np.corrcoef(found, np.log(gains))[0, 1] > 0.7
