@@ -125,7 +125,7 @@ def prepare_nerf(
         say_memory(gpu_memory(plan.config, scene), device, options.max_gpu_memory, SMALLER)
     task = NerfTask(plan.config, scene, seed=options.seed, background=options.background, device=device)
     if plan.config.refine is None and task.refinement is not None:
-        say("light: how bright each photo was taken is learned with the scene (--refine alone: it is not)")
+        say("light: how bright each photo was taken is learned with the scene (--refine without a name: it is not)")
     if task.depth_note is not None:
         say(task.depth_note)
     elif task.teacher is not None:
