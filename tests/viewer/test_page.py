@@ -178,6 +178,28 @@ def test_photos_cameras_and_differences(tmp_path: Path) -> None:
         tab.close()
 
 
+def test_thumbnails_show_clear_photos_before_the_background(tmp_path: Path) -> None:
+    scene = SlowScene()
+    photos = photos_of(scene)
+    for image in photos.images:
+        image[: len(image) // 2] = (255, 0, 0, 0)  # the upper half is clear; its red must not be seen
+    with page_of(scene, tmp_path, read_reference=lambda: photos) as page:
+        tab = Tab(page.port)
+        tab.move(HERE)
+        final_shown(tab)
+        tab.set("Background", [0, 255, 0])
+        tab.set("Show", "photo")
+        tab.wait(lambda: "photo " in str(tab.controls))  # photos are read
+        tab.set("Show cameras", True)
+        (visitor,) = page.visitors.values()
+        frusta = tab.wait(lambda: [f for f in visitor.nodes.get("frusta", ()) if f.image is not None])
+        height, width, _ = frusta[0].image.shape
+        assert (width, height) == (64, 48)
+        assert frusta[0].image[height // 4, width // 2].tolist() == [0, 255, 0]
+        assert frusta[0].image[3 * height // 4, width // 2].tolist() == [0, 0, 255]
+        tab.close()
+
+
 def test_photos_that_are_gone_are_said(tmp_path: Path) -> None:
     def read() -> Photos:
         raise DataError("photos/: not there any more")
