@@ -1,6 +1,7 @@
 """The doctor finds planted faults, and says nothing of a good capture."""
 
 import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,16 @@ def test_a_good_capture_gives_no_finding(good: Scene):
 )
 def test_pixels_and_poses_alone_show(good: Scene, fault: Callable[..., None], kind: str, names: set[str]):
     assert said(examine(changed(good, fault))) == {kind: names}
+
+
+def test_one_stray_camera_does_not_change_what_is_said_of_all(good: Scene):
+    def told(scene: Scene) -> list[float]:
+        text = dict(examine(scene).facts)["cameras"]
+        found = re.search(r"centre, (\S+) scene units .* a point (\S+) units", text)
+        assert found, text
+        return [float(value) for value in found.groups()]
+
+    assert told(changed(good, throw_away)) == pytest.approx(told(good), abs=0.1)
 
 
 def test_inverted_matrices_of_a_walk_around_something_show_in_the_poses_alone(good: Scene):

@@ -24,6 +24,7 @@ from hashfield.data.photo_checks import measure
 from hashfield.data.pose_checks import agreement
 from hashfield.data.prepare import WORK
 from hashfield.data.structure_from_motion import Report, connected, has_pycolmap
+from hashfield.data.training_box import stray_cameras
 from hashfield.errors import DataError
 from hashfield.geometry.cameras import Camera, camera_table, project
 from hashfield.geometry.paths import focus_point, up_axis
@@ -265,7 +266,8 @@ def _facts(case: Case) -> list[tuple[str, str]]:
     center, half = spaces.box_center_world.numpy(), 0.5 * spaces.aabb_scale / spaces.scale
     distance = np.linalg.norm(position - center, axis=1)
     inside = float((np.abs(position - center).max(axis=1) <= half).mean())
-    focus = focus_point(cameras).numpy()
+    strays = set(stray_cameras(cameras)[0])
+    focus = focus_point([camera for k, camera in enumerate(cameras) if k not in strays]).numpy()
     few = seen_by(cameras, _lattice(spaces))
     facts = [
         ("photos", ", ".join(f"{case.splits.count(s)} {s}" for s in dict.fromkeys(case.splits))),
@@ -278,7 +280,7 @@ def _facts(case: Case) -> list[tuple[str, str]]:
         (
             "cameras",
             f"{distance.min():.3g} to {distance.max():.3g} units from the box's centre, "
-            f"{distance.mean() * spaces.scale:.2f} scene units on average (1.32 is usual); "
+            f"{np.median(distance) * spaces.scale:.2f} scene units in the median (1.32 is usual); "
             f"{100 * inside:.0f} % inside the box; they look at a point "
             f"{max(0.0, np.linalg.norm(focus - center) - 1e-9):.3g} units from its centre",
         ),

@@ -34,7 +34,7 @@ ul.findings span { color: var(--soft); display: block; }
 .photo dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .bad-value, .why { color: var(--bad); font-weight: 600; }
 .why { margin: .3rem 0 0; }
-.plan { max-width: 640px; }
+.plan { max-width: 640px; overflow: visible; }
 .plan .box { fill: none; stroke: var(--soft); stroke-dasharray: 6 4; stroke-width: 1.5; }
 .plan .point { fill: var(--soft); opacity: .35; }
 .plan .camera { stroke: var(--mark); stroke-width: 1.6; fill: var(--mark); fill-opacity: .25; }
