@@ -198,7 +198,7 @@ def counts(run: Path) -> list[dict[str, Any]]:
         }  # fmt: skip
         height, width = model.cameras["test"][0].height, model.cameras["test"][0].width
         for peak in TERAFLOPS:
-            per_second = peak * 1e12 * SHARE_OF_PEAK / np.mean(waited) / np.mean(asked)
+            per_second = peak * 1e12 * SHARE_OF_PEAK / float(np.mean(waited)) / float(np.mean(asked))
             if what == "whole":
                 row[f"{width}x{height}_s_at_{peak}"] = round(width * height / per_second, 3)
             else:
