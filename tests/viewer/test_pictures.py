@@ -102,6 +102,15 @@ def test_a_slice_shows_the_distance_in_bands() -> None:
         canvas_of(ball, wish_of(eye, Look(crop=((5.0,) * 3, (6.0,) * 3))), 20)
 
 
+@pytest.mark.parametrize("aside", [0.0, 6.0, 20.0])
+def test_the_line_where_a_distance_is_0_has_no_gaps(aside: float) -> None:
+    eye = Eye(look_at((aside, -6.0, 0.0), (0.0, 0.0, 0.0)), 2 * math.atan(2.0 / math.hypot(aside, 6.0)))
+    picture = whole(canvas_of(Ball(), wish_of(eye, Look("slice", slice_axis=1), 1.0, 101), 101))
+    rows = (picture[30:71] == 0).all(-1)  # the circle of radius 1 is 51 rows high
+    assert rows[:, :51].any(1).all() and rows[:, 50:].any(1).all()
+    assert rows.sum(1).max() <= 8  # and is a thin line
+
+
 def test_a_picture_is_shown_pixel_by_pixel() -> None:
     model = Gradient()
     pan = Pan((20.5, 10.5), 4.0)  # four rows of the picture fill the window

@@ -290,10 +290,7 @@ class _CameraCanvas(Canvas):
         model, box, axis = self.whole, self.box, self.look.slice_axis
         assert isinstance(model, HasBox)
         diagonal = float((model.box_world[1] - model.box_world[0]).norm())
-        origin, direction = _rays(self.camera, region)
-        speed = direction[..., axis]
-        t = (self.plane - float(origin[axis])) / torch.where(speed.abs() > 1e-12, speed, torch.full_like(speed, 1e-12))
-        point = origin + t[..., None] * direction
+        point, t = self._on_plane(region)
         others = [k for k in range(3) if k != axis]
         inside = ((point >= box[0]) & (point <= box[1]))[..., others].all(-1) & (t > 0)
         # where a surface is cut open, the cut lies in the plane
@@ -301,9 +298,25 @@ class _CameraCanvas(Canvas):
         shown = (inside & ~behind).numpy()
         picture = to_uint8(found["color"])
         if shown.any():
+            beside = [self._on_plane(region, *shift)[0] for shift in ((1, 0), (0, 1))]
+            points = torch.stack([point, *beside])[:, torch.from_numpy(shown)].float()
             with torch.no_grad():
-                picture[shown] = _slice_colors(model, point[torch.from_numpy(shown)].float(), diagonal)
+                picture[shown] = _slice_colors(model, points, diagonal)
         return picture
+
+    def _on_plane(self, region: Region, across: int = 0, down: int = 0) -> tuple[Tensor, Tensor]:
+        """Where the rays of pixels meet the plane, in the world, and how far along them.
+
+        Args:
+            region: The pixels.
+            across: So many pixels to the right of them.
+            down: So many pixels below them.
+        """
+        axis, moved = self.look.slice_axis, replace(region, left=region.left + across, top=region.top + down)
+        origin, direction = _rays(self.camera, moved)
+        speed = direction[..., axis]
+        t = (self.plane - float(origin[axis])) / torch.where(speed.abs() > 1e-12, speed, torch.full_like(speed, 1e-12))
+        return origin + t[..., None] * direction, t
 
 
 def _beyond(box: Float64[Tensor, "2 3"], axis: int, plane: float, eye: Float64[Tensor, " 3"]) -> Corners:
@@ -335,23 +348,27 @@ def _rays(camera: Camera, region: Region) -> tuple[Float64[Tensor, " 3"], Float6
     return camera.position, local @ camera.camera_to_world[:, :3].T
 
 
-def _slice_colors(model: Any, points: Float[Tensor, "n 3"], diagonal: float) -> UInt8[np.ndarray, "n 3"]:
+def _slice_colors(model: Any, points: Float[Tensor, "3 n 3"], diagonal: float) -> UInt8[np.ndarray, "n 3"]:
     """Colours of a model's values: a signed distance as bands, blue inside and orange outside, with a black line where
-    it is 0; a density from dark (nothing) to light (solid).
+    it is 0; a density from dark (nothing) to light (solid). Lines are a pixel wide or more, however the plane is seen.
 
     Args:
         model: Has a distance, or a density.
-        points: In the world.
+        points: In the world: of the pixels, and of those to the right of and below them.
         diagonal: Length of the diagonal of the model's box, in world units.
     """
     if isinstance(model, HasDistance):
-        share = model.distance(points).cpu().numpy() / diagonal
+        share, *beside = (model.distance(part).cpu().numpy() / diagonal for part in points)
+        change = np.hypot(*(other - share for other in beside))  # from a pixel to the next one
         fade = np.clip(np.abs(share) / 0.25, 0.0, 1.0)[:, None] ** 0.5
         near, far = np.array([0.95, 0.97, 1.0]), np.where((share < 0)[:, None], [0.10, 0.25, 0.65], [0.80, 0.35, 0.10])
         color = near * (1 - fade) + far * fade
-        band = np.abs(share / 0.02 - np.round(share / 0.02)) < 0.04
+        band = np.abs(share - 0.02 * np.round(share / 0.02)) < np.maximum(8e-4, 0.5 * change)
+        band &= change < 8e-3  # from far, bands would be all there is
         color = np.where(band[:, None], 0.75 * color, color)
-        return to_uint8(np.where((np.abs(share) < 1.2e-3)[:, None], 0.0, color))
+        is_zero = np.abs(share) < np.clip(0.6 * change, 1.2e-3, 0.02)
+        return to_uint8(np.where(is_zero[:, None], 0.0, color))
+    points = points[0]
     density = model.density(points.to(_device_of(model))).float().cpu().numpy()
     # How opaque a layer of a hundredth of the box is: what counts for a picture.
     solid = 1 - np.exp(-np.clip(density, 0, 1e9) * 0.01 * diagonal)
