@@ -1,9 +1,11 @@
 """The page: what visitors get and may do, over viser's protocol, and once in a real browser."""
 
 import contextlib
+import gc
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -366,6 +368,24 @@ def test_tabs_that_close_at_once_leave_nothing_behind(tmp_path: Path) -> None:
             time.sleep(0.02)
             quiet = 0 if page.visitors or page.server.get_clients() or page.session.loop.is_needed else quiet + 1
         assert quiet == 20
+
+
+def test_those_who_have_left_are_let_go_of(tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()  # what is let go of, the page has let go of
+    try:
+        with page_of(SlowScene(), tmp_path) as page:
+            known = []
+            for _ in range(3):
+                tab = Tab(page.port)
+                tab.move(HERE)
+                final_shown(tab)
+                known += [weakref.ref(visitor) for visitor in page.visitors.values()]
+                tab.close()
+            tab.wait(lambda: all(visitor() is None for visitor in known), 10.0)
+            assert len(known) >= 3
+    finally:
+        gc.enable()
 
 
 def test_edges_of_a_box() -> None:

@@ -6,11 +6,13 @@ hands the newest wish to the loop that draws.
 """
 
 import contextlib
+import gc
 import io
 import itertools
 import re
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -27,6 +29,10 @@ from hashfield.viewer.session import Session
 from hashfield.viewer.visitor import Visitor, page_camera
 
 TICK_SECONDS: Final = 0.25
+MOST_GONE: Final = 10
+"""So many who have left are kept in memory, at most, while others look."""
+GONE_SECONDS: Final = 1.0
+"""So long after the last one has left are all let go of; viser needs some of it."""
 
 
 # --- who may connect
@@ -107,6 +113,8 @@ class Page:
         self.visitors: dict[int, Visitor] = {}
         self._left: set[int] = set()
         """Those who have left before they were let in."""
+        self._n_gone, self._gone_at = 0, 0.0
+        """Those who have left and are still in memory, and when the last of them left."""
         self._lock = threading.Lock()
         self._is_stopped = threading.Event()
         # A visitor who leaves while something is sent to them is no news.
@@ -180,11 +188,25 @@ class Page:
                 self._left.add(client.client_id)
         if visitor is not None:
             visitor.end()
+            with self._lock:
+                self._n_gone, self._gone_at = self._n_gone + 1, time.monotonic()
 
     def _tick(self) -> None:
         for count in itertools.count():
             if self._is_stopped.wait(TICK_SECONDS):
                 return
             self._set_up()
-            for visitor in list(self.visitors.values()):
-                visitor.tick(is_second=count % 4 == 0)
+            self._tick_visitors(is_second=count % 4 == 0)
+            with self._lock:
+                is_time = not self.visitors and time.monotonic() > self._gone_at + GONE_SECONDS
+                forgets = self._n_gone >= MOST_GONE or (self._n_gone > 0 and is_time)
+                if forgets:
+                    self._n_gone = 0
+            if forgets:
+                # viser's handles refer to each other, and Python lets hundreds of them gather before it looks. That
+                # takes it a tenth of a second: hence not for each who leaves while others look.
+                gc.collect()
+
+    def _tick_visitors(self, *, is_second: bool) -> None:
+        for visitor in list(self.visitors.values()):
+            visitor.tick(is_second=is_second)
