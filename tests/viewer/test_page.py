@@ -263,6 +263,20 @@ def test_a_picture_is_panned_and_zoomed(tmp_path: Path) -> None:
         tab.close()
 
 
+def test_a_picture_is_whole_at_first_wherever_the_browsers_camera_stood(tmp_path: Path) -> None:
+    with page_of(Gradient(), tmp_path) as page:
+        stage = page.session.stage
+        tab = Tab(page.port)
+        tab.move((3.0, 3.0, 3.0))  # before a browser has read where it is to stand
+        final_shown(tab)
+        time.sleep(0.8)
+        assert "SetCameraPositionMessage" not in tab.camera  # it is left alone until it has got there
+        tab.move(*stage.place(stage.whole), fov=stage.fov_y)
+        (visitor,) = page.visitors.values()
+        tab.wait(lambda: visitor.seen == stage.whole)
+        tab.close()
+
+
 def test_other_pages_may_not_connect(tmp_path: Path) -> None:
     with page_of(SlowScene(), tmp_path) as page:
         with pytest.raises(InvalidStatus):

@@ -74,6 +74,8 @@ class Visitor:
         self.aspect = 1.5
         """Width of the visitor's window over its height."""
         self._is_built = self._is_flying = False
+        self._has_stood_straight = False
+        """Of a picture: whether the page has got to where it begins, from wherever a browser's camera stands before."""
         self._moved, self._sent = 0.0, ""
         self.nodes: dict[str, list[Any]] = {}
         """What was put into the page's scene, by what it is."""
@@ -180,6 +182,8 @@ class Visitor:
             if view is None or (_is_same(view, self.seen) and abs(aspect - self.aspect) < 1e-3 * aspect):
                 return
             self.seen, self.aspect, self._moved = view, min(max(aspect, 0.1), 10.0), time.monotonic()
+            if isinstance(view, Pan):
+                self._has_stood_straight |= self._straightened(view) is None
         self.ask()
 
     def view_now(self) -> View | None:
@@ -231,17 +235,22 @@ class Visitor:
         stage, camera = self.session.stage, self.client.camera
         if isinstance(stage, PictureStage):
             with self.lock:
-                seen = self.seen
-            if isinstance(seen, Pan):
-                position, target = stage.place(seen)
-                size = abs(position[1])
-                if np.abs(np.array([*position, *target]) - [*camera.position, *camera.look_at]).max() > 1e-3 * size:
-                    self._place(np.array(position), np.array(target))
+                place = self._straightened(self.seen) if isinstance(self.seen, Pan) else None
+            if place is not None and self._has_stood_straight:
+                self._place(*place)
         elif self._is_flying:
             ahead = camera.look_at - camera.position
             distance = float(np.linalg.norm(ahead))
             if distance > 1.5 * FLY_REACH:
                 camera.look_at = camera.position + ahead * (FLY_REACH / distance)
+
+    def _straightened(self, seen: Pan) -> tuple[np.ndarray, np.ndarray] | None:
+        """Position and target of a camera that looks straight at a part of the picture; None where it does already."""
+        stage, camera = self.session.stage, self.client.camera
+        assert isinstance(stage, PictureStage)
+        position, target = (np.array(place) for place in stage.place(seen))
+        off = np.abs(np.concatenate([position - camera.position, target - camera.look_at])).max()
+        return (position, target) if off > 1e-3 * abs(position[1]) else None
 
     def _place(self, position: np.ndarray, target: np.ndarray) -> None:
         with self.client.atomic():
