@@ -70,7 +70,7 @@ def worker(a: argparse.Namespace) -> None:
         if ranks is not None:
             ranks.wire = a.wire
         config = PRESETS[a.preset]
-        config = replace(config, train=replace(config.train, batch=a.batch))
+        config = replace(config, train=replace(config.train, batch=a.batch), refine=())  # ranks learn no exposures
         task = NerfTask(config, load_scene(a.scene, ReadOptions(downscale=a.downscale)), seed=a.seed)
         task.warm_up()
         task.begin()
