@@ -12,6 +12,10 @@ from typing import Any
 # cores from the other's, which made some trainings two and a half times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Processes that tests start find the package compiled by the one before, whatever the shell says: to compile it anew costs
+# each of them half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A shell starts jobs in the background deaf to Ctrl-C, and so would be all that tests start to try it on.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

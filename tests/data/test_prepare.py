@@ -161,8 +161,12 @@ def test_a_second_run_finds_all_done_and_another_photo_reuses_the_work(
 def test_ctrl_c_ends_within_seconds_and_loses_nothing(photos: Path, tmp_path: Path):
     if importlib.util.find_spec("pycolmap") is None:
         pytest.skip("pycolmap is not installed (pip install 'hashfield[photos]')")
-    out = tmp_path / "stopped"
-    command = [sys.executable, "-m", "hashfield", "prepare", str(photos), "--out", str(out), "--threads", "1"]
+    few, out, options = tmp_path / "few photos", tmp_path / "stopped", PrepareOptions(features=1000, threads=1)
+    few.mkdir()
+    for k in range(4, 9):
+        shutil.copy(photos / f"p{k}.jpg", few)
+    command = [sys.executable, "-m", "hashfield", "prepare", str(few), "--out", str(out)]
+    command += ["--features", str(options.features), "--threads", str(options.threads)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (out / ".prepare" / "database.db").exists() and time.monotonic() < deadline:
@@ -173,7 +177,7 @@ def test_ctrl_c_ends_within_seconds_and_loses_nothing(photos: Path, tmp_path: Pa
     assert process.returncode == 130 and time.monotonic() - began < 10
     assert "interrupted" in errors and "Traceback" not in errors
     assert not (out / "transforms.json").exists()
-    assert prepare(photos, out, PrepareOptions(), lambda stage, done, total: None).n_placed == 10
+    assert prepare(few, out, options, lambda stage, done, total: None).n_placed == 5
 
 
 @pytest.mark.parametrize(("counts", "features", "octave"), [((900, 999, 5000), 4096, -1), ((1200, 900, 1001), 4096, 0),

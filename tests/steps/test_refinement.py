@@ -414,14 +414,15 @@ def test_photos_whose_light_differs_are_learned_from_as_they_are() -> None:
     gains = np.ones(36)
     gains[order] = np.exp(0.15 * np.sin(4 * np.arange(36) / 36 * 2 * math.pi))
     bad = spoilt(scene, 0.0, gains)
-    task = ran(bad, 300, refine=("exposure",), refinement=RefineOptions(interval=1))
+    occupancy = replace(tiny_config().occupancy, max_cells=2**19)
+    task = ran(bad, 300, refine=("exposure",), refinement=RefineOptions(interval=1), occupancy=occupancy)
     report = task.model().info["refinement"]
     found = np.log(np.array(report["gains"]).mean(1))
     assert np.corrcoef(found, np.log(gains))[0, 1] > 0.7
     views = as_known(bad.splits["train"], task.model(), "train")
     assert views.gains is not None and np.allclose(views.gains, report["gains"])
     ours = evaluate_views(task.model(), views)
-    plain = ran(bad, 300, refine=())
+    plain = ran(bad, 300, refine=(), occupancy=occupancy)
     theirs = evaluate_views(plain.model(), as_known(bad.splits["train"], plain.model(), "train"))
     assert ours["psnr"] > theirs["psnr"] + 1.0
     assert (ours["exposure"], theirs["exposure"]) == ("as learned of each photo, or of those near it", "as rendered")
