@@ -1,5 +1,6 @@
 """What all tests share: shape checks at run time, poisoned buffers, seeds, the backends, real data."""
 
+import gc
 import importlib.util
 import os
 import signal
@@ -12,13 +13,17 @@ from typing import Any
 # cores from the other's, which made some trainings two and a half times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Processes that tests start find the package compiled by the one before, whatever the shell says: to compile it anew costs
-# each of them half a second.
+# Processes that tests start find the package compiled by the one before, whatever the shell says: to compile it anew
+# costs each of them half a second.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A shell starts jobs in the background deaf to Ctrl-C, and so would be all that tests start to try it on.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What torch, Numba and pytest keep are millions of objects: to look through them for garbage as often as usual takes an
+# eighth of the suite's time.
+gc.set_threshold(50_000, 20, 20)
 
 import hypothesis
 import numpy as np
