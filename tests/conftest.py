@@ -21,10 +21,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What torch, Numba and pytest keep are millions of objects: to look through them for garbage as often as usual takes an
-# eighth of the suite's time.
-gc.set_threshold(50_000, 20, 20)
-
 import hypothesis
 import numpy as np
 import pytest
@@ -32,6 +28,10 @@ import torch
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  the hook finds it as an attribute of `tests`
+
+# What torch, Numba and pytest keep are millions of objects: to look through them for garbage as often as usual takes an
+# eighth of the suite's time.
+gc.set_threshold(50_000, 20, 20)
 
 # No test asserts on time: where others use the machine, any example may take long.
 hypothesis.settings.register_profile("unhurried", deadline=None)
