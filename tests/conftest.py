@@ -1,10 +1,12 @@
 """What all tests share: shape checks at run time, poisoned buffers, seeds, the backends, real data."""
 
 import gc
+import hashlib
 import importlib.util
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ install_import_hook(
     "tests.typecheck.checked",
 )
 
-from hashfield.ops.backend import BACKENDS, ENVIRONMENT_VARIABLE, Backend, why_not  # noqa: E402
+from hashfield.ops.backend import BACKENDS, ENVIRONMENT_VARIABLE, Backend, requested_backend, why_not  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -99,6 +101,35 @@ def poisoned_empty() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         patch.setattr(owner, name, _poisoned(getattr(owner, name)))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def carved_once() -> Iterator[None]:
+    """Let radiance fields that are trained on the same photos share their carved cells.
+
+    To carve takes as long as a hundred of their steps, and dozens of tests train on one small scene.
+    """
+    from hashfield.tasks import nerf
+
+    kept: dict[str, torch.Tensor] = {}
+    lock = threading.Lock()
+    real = nerf.carve
+
+    def carve(*tensors: torch.Tensor | None, **options: Any) -> torch.Tensor:
+        given = [*tensors, options.get("near")]
+        key = hashlib.sha256(f"{requested_backend()} {options.get('aabb_scale')} {options.get('fewest')}".encode())
+        for tensor in given:
+            key.update(b"None" if tensor is None else f"{tensor.device} {tensor.shape}".encode())
+            key.update(b"" if tensor is None else tensor.cpu().numpy().tobytes())
+        with lock:
+            if key.hexdigest() not in kept:
+                kept[key.hexdigest()] = real(*tensors, **options)
+            return kept[key.hexdigest()].clone()
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(nerf, "carve", carve)
     yield
     patch.undo()
 

@@ -1,4 +1,4 @@
-"""The command line in processes of its own that need not import torch: each is forked from one that has done so.
+"""Processes that need not import torch: each is forked from one that has done so.
 
 That takes two seconds of processor time, more than what most tests want of the process. Of what happens while modules
 are imported nothing can be seen this way; tests of that start Python themselves.
@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,15 +21,16 @@ AT_IMPORT = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
 
 
 class Forked:
-    """`hashfield WORDS` in a process of its own."""
+    """A process of its own."""
 
-    def __init__(self, words: list[str], folder: Path, **environment: str) -> None:
+    def __init__(self, function: Callable[..., object], arguments: tuple[Any, ...], folder: Path, **more: str) -> None:
         """Start it.
 
         Args:
-            words: What follows the command's name.
+            function: What it does, of some module.
+            arguments: Given to the function.
             folder: Where its output is kept.
-            environment: Variables besides those of this process.
+            more: Environment variables besides those of this process.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["hashfield.cli.train", "hashfield.cli.nerf", "hashfield.steps.joining"])
@@ -36,8 +39,8 @@ class Forked:
                 patch.setenv(name, value)
             forkserver.ensure_running()
         self._files = [folder / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
-        own = {**os.environ, **AT_IMPORT, **environment}
-        self._process = context.Process(target=_run, args=(words, self._files, own))
+        own = {**os.environ, **AT_IMPORT, **more}
+        self._process = context.Process(target=_run, args=(function, arguments, self._files, own))
         self._process.start()
 
     @property
@@ -49,6 +52,10 @@ class Forked:
         """Send it a signal."""
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
+
+    def said(self) -> str:
+        """What it has written to standard output so far."""
+        return self._files[0].read_text() if self._files[0].exists() else ""
 
     def communicate(self, timeout: float) -> tuple[str, str]:
         """Wait for its end; what it wrote to standard output and standard error.
@@ -64,11 +71,31 @@ class Forked:
         return out, err
 
 
-def _run(words: list[str], files: list[Path], environment: dict[str, str]) -> None:
+def command(words: list[str], folder: Path, **more: str) -> Forked:
+    """`hashfield WORDS`; see `Forked`."""
+    return Forked(_command, (words,), folder, **more)
+
+
+def script(code: str, folder: Path, *paths: Path, **more: str) -> Forked:
+    """A Python script, which runs in the folder and sees modules there, and in the paths; see `Forked`."""
+    return Forked(_script, (code, [str(folder), *map(str, paths)]), folder, **more)
+
+
+def _run(function: Callable[..., object], arguments: tuple[Any, ...], files: list[Path], own: dict[str, str]) -> None:
     for file, number in zip(files, (1, 2), strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(own)
+    sys.exit(function(*arguments))
+
+
+def _command(words: list[str]) -> int:
     from hashfield.cli.main import run
 
-    sys.exit(run(words))
+    return run(words)
+
+
+def _script(code: str, paths: list[str]) -> None:
+    os.chdir(paths[0])
+    sys.path[:0] = paths
+    exec(compile(code, "<script>", "exec"), {"__name__": "__main__"})

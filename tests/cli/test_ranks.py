@@ -11,7 +11,7 @@ import pytest
 
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.train.checkpoint import read_metadata
-from tests.forked import Forked
+from tests.forked import Forked, command, script
 
 TRAIN = ("--preset", "fast", "--train.batch", "4096", "--encoding.log2-hashmap-size", "13", "--seed", "3")
 TRAIN += ("--occupancy.max-cells", "65536")
@@ -39,7 +39,7 @@ def free_port() -> int:
 def started(n: int, words: list[str], folder: Path) -> list[Forked]:
     """n ranks, without torchrun between them and the test."""
     meeting = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [Forked(words, folder, RANK=str(k), **meeting) for k in range(n)]
+    return [command(words, folder, RANK=str(k), **meeting) for k in range(n)]
 
 
 ENDS_AT_FIRST = """
@@ -55,16 +55,15 @@ sys.exit(run(sys.argv[1:]))
 
 
 def test_torchrun_starts_ranks_again_and_everything_is_said_once(photos: Path, tmp_path: Path) -> None:
-    run, script = tmp_path / "run", tmp_path / "ends_at_first.py"
-    script.write_text(ENDS_AT_FIRST)
-    words = [str(script), "train", "nerf", str(photos), "--n-steps", "6", "--out", str(run), *TRAIN]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    found = subprocess.run(
-        [*command, "--max-restarts=1", *words], capture_output=True, text=True, env=environment(), check=False
-    )
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.count("2 ranks of 1 threads each: rank 0 (") == 1
-    assert found.stdout.count("trained 6 steps") == found.stdout.count("held-out: 2 views") == 1
+    run, file = tmp_path / "run", tmp_path / "ends_at_first.py"
+    file.write_text(ENDS_AT_FIRST)
+    words = [str(file), "train", "nerf", str(photos), "--n-steps", "6", "--out", str(run), *TRAIN]
+    torchrun = ["--nproc-per-node=2", f"--master-port={free_port()}", "--max-restarts=1", *words]
+    found = script(f"from torch.distributed.run import main\nmain({torchrun!r})", tmp_path)
+    out, err = found.communicate(timeout=300)
+    assert found.returncode == 0, err
+    assert out.count("2 ranks of 1 threads each: rank 0 (") == 1
+    assert out.count("trained 6 steps") == out.count("held-out: 2 views") == 1
     metadata = read_metadata(run / "checkpoint.safetensors")
     assert metadata["loop"]["step"] == 6 and len((run / "metrics.jsonl").read_text().splitlines()) >= 1
 
