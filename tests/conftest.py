@@ -1,9 +1,11 @@
 """What all tests share: shape checks at run time, poisoned buffers, seeds, the backends, real data."""
 
+import ctypes
 import gc
 import hashlib
 import importlib.util
 import os
+import platform
 import signal
 import sys
 import threading
@@ -34,6 +36,12 @@ import tests.typecheck  # noqa: F401  the hook finds it as an attribute of `test
 # What torch, Numba and pytest keep are millions of objects: to look through them for garbage as often as usual takes an
 # eighth of the suite's time.
 gc.set_threshold(50_000, 20, 20)
+
+# Let glibc keep what is freed: it gives large arrays back to the system, which clears every page of the next one, and
+# that took as long as to compute with them. Its numbers are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+if platform.libc_ver()[0] == "glibc":
+    for option, size in ((-3, 2**30), (-1, 2**31 - 1)):
+        ctypes.CDLL(None).mallopt(option, size)
 
 # No test asserts on time: where others use the machine, any example may take long.
 hypothesis.settings.register_profile("unhurried", deadline=None)
