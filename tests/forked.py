@@ -33,7 +33,9 @@ class Forked:
             more: Environment variables besides those of this process.
         """
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["hashfield.cli.train", "hashfield.cli.nerf", "hashfield.steps.joining"])
+        context.set_forkserver_preload(
+            ["hashfield.cli.train", "hashfield.cli.nerf", "hashfield.steps.joining", __name__]
+        )
         with pytest.MonkeyPatch.context() as patch:
             for name, value in AT_IMPORT.items():
                 patch.setenv(name, value)
