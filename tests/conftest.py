@@ -1,9 +1,14 @@
 """What all tests share: shape checks at run time, poisoned buffers, seeds, the backends, real data."""
 
+import ctypes
+import gc
+import hashlib
 import importlib.util
 import os
+import platform
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,10 @@ from typing import Any
 # Before torch is imported: threads of its loops that wait then sleep. Spinning, those of one test process take the
 # cores from the other's, which made some trainings two and a half times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Processes that tests start find the package compiled by the one before, whatever the shell says: to compile it anew
+# costs each of them half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A shell starts jobs in the background deaf to Ctrl-C, and so would be all that tests start to try it on.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -23,6 +32,16 @@ import torch
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  the hook finds it as an attribute of `tests`
+
+# What torch, Numba and pytest keep are millions of objects: to look through them for garbage as often as usual takes an
+# eighth of the suite's time.
+gc.set_threshold(50_000, 20, 20)
+
+# Let glibc keep what is freed: it gives large arrays back to the system, which clears every page of the next one, and
+# that took as long as to compute with them. Its numbers are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+if platform.libc_ver()[0] == "glibc":
+    for option, size in ((-3, 2**30), (-1, 2**31 - 1)):
+        ctypes.CDLL(None).mallopt(option, size)
 
 # No test asserts on time: where others use the machine, any example may take long.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -48,7 +67,7 @@ install_import_hook(
     "tests.typecheck.checked",
 )
 
-from hashfield.ops.backend import BACKENDS, ENVIRONMENT_VARIABLE, Backend, why_not  # noqa: E402
+from hashfield.ops.backend import BACKENDS, ENVIRONMENT_VARIABLE, Backend, requested_backend, why_not  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -90,6 +109,35 @@ def poisoned_empty() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         patch.setattr(owner, name, _poisoned(getattr(owner, name)))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def carved_once() -> Iterator[None]:
+    """Let radiance fields that are trained on the same photos share their carved cells.
+
+    To carve takes as long as a hundred of their steps, and dozens of tests train on one small scene.
+    """
+    from hashfield.tasks import nerf
+
+    kept: dict[str, torch.Tensor] = {}
+    lock = threading.Lock()
+    real = nerf.carve
+
+    def carve(*tensors: torch.Tensor | None, **options: Any) -> torch.Tensor:
+        given = [*tensors, options.get("near")]
+        key = hashlib.sha256(f"{requested_backend()} {options.get('aabb_scale')} {options.get('fewest')}".encode())
+        for tensor in given:
+            key.update(b"None" if tensor is None else f"{tensor.device} {tensor.shape}".encode())
+            key.update(b"" if tensor is None else tensor.cpu().numpy().tobytes())
+        with lock:
+            if key.hexdigest() not in kept:
+                kept[key.hexdigest()] = real(*tensors, **options)
+            return kept[key.hexdigest()].clone()
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(nerf, "carve", carve)
     yield
     patch.undo()
 

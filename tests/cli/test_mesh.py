@@ -7,24 +7,11 @@ import numpy as np
 import pytest
 
 from hashfield.cli.main import run
-from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 
-from .test_cli import QUICK, fails
+from .test_cli import fails
 
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("skimage")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 200 steps on the demo scene at 48x48."""
-    folder = tmp_path_factory.mktemp("mesh")
-    save_nerf_synthetic(make_demo_scene(size=48, n_train=10, n_test=2)[0], folder / "toy")
-    out = folder / "run"
-    assert (
-        run(["train", "nerf", str(folder / "toy"), "--out", str(out), "--n-steps", "200", "--seed", "3", *QUICK]) == 0
-    )
-    return out
 
 
 def test_every_format_from_one_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -11,8 +11,10 @@ import pytest
 
 from hashfield.data.demo_scene import make_demo_scene, save_nerf_synthetic
 from hashfield.train.checkpoint import read_metadata
+from tests.forked import Forked, command, script
 
 TRAIN = ("--preset", "fast", "--train.batch", "4096", "--encoding.log2-hashmap-size", "13", "--seed", "3")
+TRAIN += ("--occupancy.max-cells", "65536")
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +36,10 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def started(n: int, words: list[str]) -> list["subprocess.Popen[str]"]:
+def started(n: int, words: list[str], folder: Path) -> list[Forked]:
     """n ranks, without torchrun between them and the test."""
-    port = str(free_port())
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "hashfield", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment(RANK=str(k), WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-        )
-        for k in range(n)
-    ]  # fmt: skip
+    meeting = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [command(words, folder, RANK=str(k), **meeting) for k in range(n)]
 
 
 ENDS_AT_FIRST = """
@@ -59,23 +55,22 @@ sys.exit(run(sys.argv[1:]))
 
 
 def test_torchrun_starts_ranks_again_and_everything_is_said_once(photos: Path, tmp_path: Path) -> None:
-    run, script = tmp_path / "run", tmp_path / "ends_at_first.py"
-    script.write_text(ENDS_AT_FIRST)
-    words = [str(script), "train", "nerf", str(photos), "--n-steps", "6", "--out", str(run), *TRAIN]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    found = subprocess.run(
-        [*command, "--max-restarts=1", *words], capture_output=True, text=True, env=environment(), check=False
-    )
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.count("2 ranks of 1 threads each: rank 0 (") == 1
-    assert found.stdout.count("trained 6 steps") == found.stdout.count("held-out: 2 views") == 1
+    run, file = tmp_path / "run", tmp_path / "ends_at_first.py"
+    file.write_text(ENDS_AT_FIRST)
+    words = [str(file), "train", "nerf", str(photos), "--n-steps", "6", "--out", str(run), *TRAIN]
+    torchrun = ["--nproc-per-node=2", f"--master-port={free_port()}", "--max-restarts=1", *words]
+    found = script(f"from torch.distributed.run import main\nmain({torchrun!r})", tmp_path)
+    out, err = found.communicate(timeout=300)
+    assert found.returncode == 0, err
+    assert out.count("2 ranks of 1 threads each: rank 0 (") == 1
+    assert out.count("trained 6 steps") == out.count("held-out: 2 views") == 1
     metadata = read_metadata(run / "checkpoint.safetensors")
     assert metadata["loop"]["step"] == 6 and len((run / "metrics.jsonl").read_text().splitlines()) >= 1
 
 
 def test_a_killed_rank_is_named_in_one_line_and_an_interrupt_of_one_saves_for_all(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    ranks = started(2, ["train", "nerf", str(photos), "--max-seconds", "100", "--out", str(run), *TRAIN])
+    ranks = started(2, ["train", "nerf", str(photos), "--max-seconds", "100", "--out", str(run), *TRAIN], tmp_path)
     wait_for(run / "metrics.jsonl")
     ranks[1].send_signal(signal.SIGINT)  # to the one that writes nothing
     texts = [p.communicate(timeout=60) for p in ranks]
@@ -84,12 +79,12 @@ def test_a_killed_rank_is_named_in_one_line_and_an_interrupt_of_one_saves_for_al
     step = read_metadata(run / "checkpoint.safetensors")["loop"]["step"]
     assert f"interrupted after step {step}, saved" in texts[0][0]
 
-    ranks = started(2, ["train", "nerf", str(photos), "--out", str(run), "--resume", *TRAIN])
+    ranks = started(2, ["train", "nerf", str(photos), "--out", str(run), "--resume", *TRAIN], tmp_path)
     before = run.joinpath("metrics.jsonl").stat().st_size
     deadline = time.monotonic() + 60
     while run.joinpath("metrics.jsonl").stat().st_size == before and time.monotonic() < deadline:
         time.sleep(0.1)
-    ranks[1].kill()
+    ranks[1].send_signal(signal.SIGKILL)
     ranks[1].communicate(timeout=60)
     text = ranks[0].communicate(timeout=60)[1]
     assert ranks[0].returncode == 2

@@ -97,7 +97,7 @@ def test_a_sweep_that_is_stopped_goes_on_in_the_middle_of_a_cell(
 def test_encodings_study_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = PRESETS["fast"]
     # Usual margins would leave nearly all cells of so small a scene alive, for deep networks to be asked about.
-    occupancy = replace(fast.occupancy, carve_margin_px=1, pixel_margin_px=3)
+    occupancy = replace(fast.occupancy, carve_margin_px=1, pixel_margin_px=3, max_cells=2**14)
     monkeypatch.setitem(PRESETS, "fast", replace(fast, occupancy=occupancy))
     # A sweep over all living cells, as at the start of other trainings, would take most of the time.
     monkeypatch.setattr(Upkeep, "cells_at", lambda upkeep, n_refreshes, n_living: upkeep.max_cells)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hashfield.data import load_scene
@@ -88,6 +88,9 @@ FIELDS = (
         st.tuples(st.sampled_from([None, 0, 1, 3]), st.sampled_from(FIELDS), ODD_VALUES), min_size=1, max_size=2
     )
 )
+@example(changes=[(None, "x_fov", 1e-320)])
+@example(changes=[(None, "camera_angle_x", 5e-324)])
+@example(changes=[(None, "fl_x", 1e308), (None, "fl_y", 1e-320)])
 def test_odd_values_end_in_one_line(small_folder: Path, changes: list[tuple[int | None, str, object]]) -> None:
     values = document(4)
     for place, name, value in changes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hashfield.kernels.numba_cpu.target import LANES, available_paths
+from tests.forked import script
 
 SCRIPT = """
 import os
@@ -83,9 +84,10 @@ def test_emulation_must_be_spelled_right(tmp_path: Path):
     assert done.returncode != 0 and "ConfigError: HASHFIELD_AMX=yes: expected 'emulated'" in done.stderr
 
 
-def test_two_python_threads_at_once_and_a_forked_child():
+def test_two_python_threads_at_once_and_a_forked_child(tmp_path: Path):
     code = """
-import os, threading, torch
+import os, threading, torch, warnings
+warnings.simplefilter("ignore")  # of a fork beside threads
 from hashfield.ops.mlp import mlp
 torch.set_num_threads(2)
 x, w = torch.randn(5000, 32), [torch.randn(64, 32), torch.randn(16, 64)]
@@ -101,5 +103,6 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     if not hasattr(os, "fork"):
         pytest.skip("no fork on this platform")
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = script(code, tmp_path)
+    _, errors = done.communicate(timeout=120)
+    assert done.returncode == 0, errors[-2000:]

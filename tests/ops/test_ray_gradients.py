@@ -146,7 +146,7 @@ def test_reference_agrees_with_finite_differences(aabb_scale: int, weights: str 
 
 
 WEIGHTS = {
-    # For another type of table, and for rays without weights, a kernel of its own is compiled: each is asked for once.
+    # For another type of table other kernels are compiled: they are asked for once.
     case: ("random",) if case == "bf16 table" else (None, "zeros", "ones", "some", "random")
     for case in CASES
 }

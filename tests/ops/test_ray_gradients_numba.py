@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hashfield.kernels.numba_cpu import train_rays as cpu
+from hashfield.kernels.numba_cpu.gradients import _add_to_table
 from hashfield.ops.backend import why_not
 from hashfield.ops.render_rays import MarchOptions
 from hashfield.ops.train_rays import TrainWorkspace, train_rays
@@ -102,3 +104,21 @@ def test_rounded_networks_stay_near() -> None:
     for a, b in zip(own, right, strict=True):
         cosine = torch.nn.functional.cosine_similarity(a.reshape(1, -1), b.reshape(1, -1))
         assert float(cosine) > 0.98 and 0.9 < float(a.norm() / b.norm()) < 1.1
+
+
+def test_steps_of_one_precision_share_their_kernels() -> None:
+    """Gradients of rays, and one thread, need no other kernel; nor do rounded tables to add to their gradients."""
+    given, bits = make(PLAIN, "random", n=33)
+    kernels = (cpu._train, _add_to_table)
+    with threads(2):
+        run(field(LAYOUTS["L8F4"], 64), given, bits, PLAIN, "numba")
+        run(field(LAYOUTS["L8F4"], 64, bf16=True), given, bits, PLAIN, "numba")
+    before = [len(kernel.signatures) for kernel in kernels]
+    for bf16 in (False, True):
+        for n_threads in (1, 2):
+            parameters = field(LAYOUTS["L5F2"], 32, bf16=bf16)
+            with threads(n_threads):
+                train_rays(parameters, given, bits, PLAIN, TrainWorkspace(parameters, 2**13, "numba"))
+    assert before == [len(kernel.signatures) for kernel in kernels]
+    encoders = {str(signature[0]) for signature in _add_to_table.signatures}
+    assert not any("uint16" in kind for kind in encoders), encoders

@@ -32,13 +32,65 @@ NO_SPILLS = re.compile(
 )
 
 
-def compiled(target: str, only: str, kernel: str = "") -> list[dict[str, Any]]:
-    """The records of `tests.ops.triton_kernels`, from a process in which Triton compiles."""
-    command = [sys.executable, "-m", "tests.ops.triton_kernels", "--target", target, "--only", only, "--kernel", kernel]
+# What one process compiles for the tests below: importing torch and Triton takes longer than most of the kernels.
+REPRESENTATIVE = [
+    ("cuda:90", "^field-l8f4-float16(-half_gradients)?$", ""),
+    ("cuda:80", "^field-l8f4-float16-half_gradients$", "backward|scatter"),
+    ("cuda:120", "^field-l16f2-float16$", "backward|scatter"),
+    ("cuda:120", "^points-picture-float16$|^pixels-uint8$", ""),
+    ("cuda:89", "^mlp-color-bfloat16$|^grid-image$|^trace-distance-float16$", ""),
+    ("hip:gfx942", "^grid-l8f4$|^mlp-density-bfloat16$", ""),
+]
+PLANTED = {
+    "scalar_atomics": ("cuda:80", "planted-scalar_atomics-float16", "scatter"),
+    "repetition": ("cuda:90", "planted-repetition", "scatter"),
+    "spill": ("cuda:80", "planted-spill-float16", "color_backward"),
+    "scalar_floats": ("cuda:90", "planted-scalar_floats", "scatter"),
+}
+SPECIALISED = "^(train|render|march|composite|rays|adam|pixels)"
+
+SCRIPT = """
+import json, sys
+from tests.ops import triton_kernels as kernels
+requests, specialised = json.load(sys.stdin)
+answers = {"records": [list(kernels.resources(*request)) for request in requests]}
+if specialised:
+    answers["page"] = kernels.table_of(kernels.read_budget())
+    answers["differences"] = list(kernels.differences("cuda:90", specialised))
+    right = kernels.source_of
+    def wrong(kernel, arguments):
+        source = right(kernel, arguments)
+        source.attrs = {}
+        return source
+    kernels.source_of = wrong
+    answers["planted differences"] = list(kernels.differences("cuda:90", specialised))
+json.dump(answers, sys.stdout)
+"""
+
+
+def asked(requests: list[tuple[str, str, str]], specialised: str = "") -> dict[str, Any]:
+    """What a process in which Triton compiles finds.
+
+    Args:
+        requests: Arguments of `tests.ops.triton_kernels.resources`, each answered with a list of records.
+        specialised: Configurations whose specialisation is compared with a launch's, "": none.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], input=json.dumps([requests, specialised]), capture_output=True, text=True,
+        cwd=ROOT, env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """All that the unit suite asks."""
+    answers = asked([*REPRESENTATIVE, *PLANTED.values()], SPECIALISED)
+    records = answers.pop("records")
+    named = dict(zip([*REPRESENTATIVE, *PLANTED], records, strict=True))
+    return answers | named
 
 
 def check_budget(record: dict[str, Any]) -> None:
@@ -76,72 +128,42 @@ def check(record: dict[str, Any]) -> None:
     check_budget(record)
 
 
-REPRESENTATIVE = [
-    ("cuda:90", "^field-l8f4-float16(-half_gradients)?$", ""),
-    ("cuda:80", "^field-l8f4-float16-half_gradients$", "backward|scatter"),
-    ("cuda:120", "^field-l16f2-float16$", "backward|scatter"),
-    ("cuda:120", "^points-picture-float16$|^pixels-uint8$", ""),
-    ("cuda:89", "^mlp-color-bfloat16$|^grid-image$|^trace-distance-float16$", ""),
-    ("hip:gfx942", "^grid-l8f4$|^mlp-density-bfloat16$", ""),
-]
-
-
-@pytest.mark.parametrize(("target", "only", "kernel"), REPRESENTATIVE, ids=[case[0] for case in REPRESENTATIVE])
-def test_representative_kernels(target: str, only: str, kernel: str) -> None:
-    records = compiled(target, only, kernel)
-    assert len(records) >= 3
-    for record in records:
+@pytest.mark.parametrize("case", REPRESENTATIVE, ids=[case[0] for case in REPRESENTATIVE])
+def test_representative_kernels(found: dict[Any, Any], case: tuple[str, str, str]) -> None:
+    assert len(found[case]) >= 3
+    for record in found[case]:
         check(record)
 
 
-CHECK_OF_SPECIALISATION = """
-import sys
-from tests.ops import triton_kernels as kernels
-only = sys.argv[1]
-found = list(kernels.differences("cuda:90", only))
-right = kernels.source_of
-def wrong(kernel, arguments):
-    source = right(kernel, arguments)
-    source.attrs = {}
-    return source
-kernels.source_of = wrong
-assert list(kernels.differences("cuda:90", only)), "what differs is not found"
-print(*found, sep="\\n")
-"""
-
-
-def test_kernels_are_compiled_as_a_launch_would_specialise_them() -> None:
+def test_kernels_are_compiled_as_a_launch_would_specialise_them(found: dict[Any, Any]) -> None:
     """The records among their arguments above all: Triton takes them apart, and what is None is a constant."""
-    command = [sys.executable, "-c", CHECK_OF_SPECIALISATION, "^(train|render|march|composite|rays|adam|pixels)"]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert not done.stdout.strip(), f"specialised otherwise: {done.stdout}"
+    assert found["differences"] == []
+    assert found["planted differences"], "what differs is not found"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_kernel(target: str) -> None:
-    records = compiled(target, "")
+    (records,) = asked([(target, "", "")])["records"]
     for record in records:
         check(record)
     assert {r["key"] for r in records} == {key for key in BUDGET if key.endswith(target)}, "budget out of date"
 
 
-def test_scalar_atomics_are_found() -> None:
-    (record,) = compiled("cuda:80", "planted-scalar_atomics-float16", "scatter")
+def test_scalar_atomics_are_found(found: dict[Any, Any]) -> None:
+    (record,) = found["scalar_atomics"]
     with pytest.raises(AssertionError, match="scalar halves"):
         check_atomics(record | {"key": record["key"].replace("planted-scalar_atomics", "field")})
 
 
-def test_additions_made_twice_are_found() -> None:
-    (record,) = compiled("cuda:90", "planted-repetition", "scatter")
+def test_additions_made_twice_are_found(found: dict[Any, Any]) -> None:
+    (record,) = found["repetition"]
     with pytest.raises(AssertionError, match="made twice"):
         check_atomics(record | {"key": record["key"].replace("planted-repetition", "grid-l8f4")})
 
 
-def test_spills_are_found() -> None:
-    (record,) = compiled("cuda:80", "planted-spill-float16", "color_backward")
+def test_spills_are_found(found: dict[Any, Any]) -> None:
+    (record,) = found["spill"]
     with pytest.raises(AssertionError, match="bytes spilled"):
         check_spills(record | {"key": record["key"].replace("planted-spill", "field-l8f4")})
 
@@ -160,8 +182,8 @@ def test_a_kernel_without_a_record_is_found() -> None:
         check_budget({"key": "field-new field._forward cuda:90", "registers": 1, "stack": 0, "shared": 0})
 
 
-def test_scalar_floats_are_found_where_a_vector_form_exists() -> None:
-    (record,) = compiled("cuda:90", "planted-scalar_floats", "scatter")
+def test_scalar_floats_are_found_where_a_vector_form_exists(found: dict[Any, Any]) -> None:
+    (record,) = found["scalar_floats"]
     with pytest.raises(AssertionError, match=r"add\.f32'\] beside"):
         check_atomics(record | {"key": record["key"].replace("planted-scalar_floats", "grid-l8f4")})
 
@@ -180,10 +202,6 @@ def test_every_kernel_is_in_the_matrix() -> None:
         assert launched <= recorded, f"{target}: no configuration launches {sorted(launched - recorded)}"
 
 
-def test_the_page_shows_what_was_recorded() -> None:
+def test_the_page_shows_what_was_recorded(found: dict[Any, Any]) -> None:
     """docs/gpu_budget.md is the budget: no row of it was forgotten, or written by hand."""
-    command = [sys.executable, "-m", "tests.ops.triton_kernels", "--table"]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == (ROOT / "docs" / "gpu_budget.md").read_text()
+    assert found["page"] == (ROOT / "docs" / "gpu_budget.md").read_text()

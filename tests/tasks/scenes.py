@@ -23,5 +23,7 @@ def tiny_config(**changes: object) -> NerfConfig:
         n_neurons=64,
         train=NerfTrainConfig(batch=4096, step_scales=(8.0, 4.0), step_until=(0.2, 1.0)),
     )
-    config = replace(config, occupancy=replace(config.occupancy, carve_margin_px=1, pixel_margin_px=3))
+    # To ask half a million cells, as usual, would take several times as long as the steps in between.
+    occupancy = replace(config.occupancy, carve_margin_px=1, pixel_margin_px=3, max_cells=2**16)
+    config = replace(config, occupancy=occupancy)
     return replace(config, **changes)  # type: ignore[arg-type]

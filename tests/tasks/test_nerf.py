@@ -27,13 +27,8 @@ from .scenes import small_scene, tiny_config
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[NerfTask, RunFolder]:
-    """250 steps on the small scene."""
-    task = NerfTask(tiny_config(), small_scene(), seed=1)
-    run = RunFolder.create(tmp_path_factory.mktemp("run") / "a", "demo", overwrite=False)
-    result = train(task, run, TrainOptions(n_steps=250))
-    assert result.stopped_by == "done" and result.step == 250
-    return task, run
+def trained(trained_nerf: tuple[NerfTask, RunFolder]) -> tuple[NerfTask, RunFolder]:
+    return trained_nerf
 
 
 def blurred_baseline(views) -> float:
@@ -361,7 +356,7 @@ def test_encodings_without_a_table_learn_resume_and_load(otype, tmp_path: Path):
         n_neurons=32, color_layers=1,
     )  # fmt: skip
     assert not config.is_fused
-    task, run = small_run(config, 60, tmp_path)
+    task, run = small_run(config, 40, tmp_path)
     model = hashfield.load(run.path)
     assert isinstance(model, NerfModel)
     camera = small_scene().splits["test"].cameras[0]
@@ -373,9 +368,9 @@ def test_encodings_without_a_table_learn_resume_and_load(otype, tmp_path: Path):
     # The same run in two parts gives the same bits.
     halves = NerfTask(config, small_scene(), seed=1)
     again = RunFolder.create(tmp_path / "halves", "demo", overwrite=False)
-    assert train(halves, again, TrainOptions(n_steps=60, stop_after=30)).stopped_by == "interrupted"
+    assert train(halves, again, TrainOptions(n_steps=40, stop_after=20)).stopped_by == "interrupted"
     resumed = NerfTask(config, small_scene(), seed=1)
-    train(resumed, again, TrainOptions(n_steps=60), resume=True)
+    train(resumed, again, TrainOptions(n_steps=40), resume=True)
     for a, b in zip(task.field.parameters(), resumed.field.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -28,8 +28,9 @@ from hashfield.tasks.nerf_surface import (
     render_depths,
     seen_by_some,
 )
+from hashfield.train.run_folder import RunFolder
 
-from .scenes import small_scene, tiny_config
+from .scenes import small_scene
 
 SPACES = Spaces(scale=0.5, offset=(0.5, 0.5, 0.5), aabb_scale=1)  # the box is [-1, 1]^3 in the world
 STEEPNESS = 30.0
@@ -200,14 +201,8 @@ def test_nothing_seen_is_said():
 
 
 @pytest.fixture(scope="module")
-def trained() -> NerfTask:
-    """300 steps on the small scene."""
-    task = NerfTask(tiny_config(), small_scene(), seed=1)
-    task.warm_up()
-    task.begin()
-    for step in range(300):
-        task.step(step, step / 300)
-    return task
+def trained(trained_nerf: tuple[NerfTask, RunFolder]) -> NerfTask:
+    return trained_nerf[0]
 
 
 def test_the_trained_scene_becomes_a_mesh_near_its_rendered_depth(trained: NerfTask):

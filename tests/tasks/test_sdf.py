@@ -215,7 +215,9 @@ def test_presets():
 SMALL = ["--encoding.n-levels", "4", "--encoding.log2-hashmap-size", "12", "--finest-resolution", "128"]
 
 
-def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hashfield.cli.sdf.SHEET_SIDE", 120)
+    monkeypatch.setattr("hashfield.cli.sdf.MESHED", 96)
     mesh, run = write_obj(tmp_path / "ball.obj", *sphere(24)), tmp_path / "run"
     command = ["train", "sdf", str(mesh), "--out", str(run), "--n-steps", "600", "--train.batch", "2048", *SMALL]
     assert main.run(command) == 0
@@ -249,12 +251,12 @@ def test_broken_input_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("otype", "n_steps"), [("Frequency", 900), ("OneBlob", 1200)])
-def test_encodings_without_a_table_learn_and_load(otype: str, n_steps: int, tmp_path: Path):
+@pytest.mark.parametrize(("otype", "learning_rate", "n_steps"), [("Frequency", 5e-3, 600), ("OneBlob", 3e-3, 900)])
+def test_encodings_without_a_table_learn_and_load(otype: str, learning_rate: float, n_steps: int, tmp_path: Path):
     config = tiny_config()
     config = replace(
-        config, encoding=EncodingConfig(otype=otype, n_frequencies=4, n_bins=8), n_hidden_layers=3,
-        train=replace(config.train, learning_rate=3e-3),
+        config, encoding=EncodingConfig(otype=otype, n_frequencies=2, n_bins=8), n_hidden_layers=3,
+        train=replace(config.train, learning_rate=learning_rate, batch=1024),
     )  # fmt: skip
     task = SdfTask(config, torus_mesh(), seed=1)
     run = RunFolder.create(tmp_path / "a", "torus")

@@ -26,7 +26,7 @@ from hashfield.tasks.sdf_model import SdfModel
 from hashfield.tasks.web import camera_row, image_scene, nerf_scene, sdf_scene, web_page
 from tests.tasks.web_tools import FLAGS, NO_GPU_FLAGS, PLAIN_FLAGS, OpenPage, Way, chromium_path, drawn, vulkan
 
-SIZE = 64
+SIZE = 48
 
 
 def toy(n_features: int, aabb_scale: int, *, activation: str = "exp", n_neurons: int = 32) -> NerfModel:
@@ -59,7 +59,7 @@ def toy(n_features: int, aabb_scale: int, *, activation: str = "exp", n_neurons:
     bits = pack_bits(torch.cat([_in_morton_order(v) for v in values]).float(), torch.tensor(0.5))
     half = 0.5 * aabb_scale
     pose = look_at([1.3, 0.4, 0.7], [0.02, 0.01, 0.0])
-    camera = Camera(pose, SIZE, SIZE, 70.0, 75.0, 30.0, 33.0)
+    camera = Camera(pose, 64, 64, 70.0, 75.0, 30.0, 33.0).resized(SIZE, SIZE)
     return NerfModel(
         module, spaces, bits, torch.tensor([0.5 - half] * 3 + [0.5 + half] * 3, dtype=torch.float64),
         cameras={"test": [camera]}, step_scale=2.0, precision="float32", quality="exact",
@@ -130,10 +130,10 @@ def test_the_shader_draws_a_picture(n_channels: int):
     scene, shown, _ = image_scene(toy_picture(n_channels), "large")
     found = drawn(scene, crop_row())
     wanted = shown.frame(shown.view(CROP, SIZE, SIZE), ("color", "opacity"))
-    color = np.broadcast_to(wanted["color"], (64, 64, 3))
+    color = np.broadcast_to(wanted["color"], (SIZE, SIZE, 3))
     assert np.abs(found[..., :3] - color).max() < 1e-3 * max(1.0, np.abs(color).max())
     assert np.abs(found[..., 3] - wanted["opacity"]).max() < 1e-3
-    outside = drawn(scene, [-70.0, 5.0, 1.0, 1.0, *[0.0] * 12, 64, 64])
+    outside = drawn(scene, [-70.0, 5.0, 1.0, 1.0, *[0.0] * 12, SIZE, SIZE])
     assert not outside.any()
 
 
@@ -154,7 +154,7 @@ def toy_ball() -> SdfModel:
         last.zero_()
         first[0, 0], first[1, 0], last[0, 0], last[0, 1] = 1.0, -1.0, 1.0, -1.0
     box = torch.tensor([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]], dtype=torch.float64)
-    camera = Camera(look_at([1.3, 0.4, 0.7], [0.0, 0.0, 0.0]), SIZE, SIZE, 70.0, 75.0, 30.0, 33.0)
+    camera = Camera(look_at([1.3, 0.4, 0.7], [0.0, 0.0, 0.0]), 64, 64, 70.0, 75.0, 30.0, 33.0).resized(SIZE, SIZE)
     return SdfModel(module, Spaces(scale=0.5), box, cameras={"orbit": [camera]})
 
 

@@ -1,5 +1,6 @@
 """What draws a web page for tests and benchmarks: its compute shader alone through wgpu, or Chromium."""
 
+import importlib.util
 import shutil
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,9 @@ FULL: Final = (1e-4, 1e-5)
 @cache
 def vulkan() -> Any:
     """A device, or the reason why there is none."""
+    if importlib.util.find_spec("triton") is not None:
+        # Before the driver, which brings another LLVM: imported after that, Triton's crashes the process.
+        importlib.import_module("triton")
     try:
         import wgpu
     except ImportError as error:

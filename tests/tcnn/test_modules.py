@@ -2,10 +2,7 @@
 
 import copy
 import io
-import os
 import pickle
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 from hashfield import tcnn
 from hashfield.ops.backend import use_backend
 from hashfield.tcnn.coverage import coverage
+from tests.forked import script
 from tests.tcnn.callers import HARMONICS, grid, mlp
 
 GRID = grid(4, 10, 8, 1.5)
@@ -478,7 +476,7 @@ def test_native_calls_forward_and_back(generator: torch.Generator) -> None:
 
 
 def test_install_gives_the_name(tmp_path: Path) -> None:
-    script = (
+    code = (
         "import sys, hashfield.tcnn\n"
         "hashfield.tcnn.install()\n"
         "import tinycudann as tcnn\n"
@@ -488,12 +486,12 @@ def test_install_gives_the_name(tmp_path: Path) -> None:
         "hashfield.tcnn.install()\n"
         "print('fine')\n"
     )
-    assert run_python(script, tmp_path).stdout == "fine\n"
+    assert run_python(code, tmp_path) == "fine\n"
 
 
 def test_install_refuses_beside_the_real_one(tmp_path: Path) -> None:
     (tmp_path / "tinycudann.py").write_text("REAL = True\n")
-    script = (
+    code = (
         "import hashfield.tcnn\n"
         "try:\n"
         "    hashfield.tcnn.install()\n"
@@ -505,51 +503,44 @@ def test_install_refuses_beside_the_real_one(tmp_path: Path) -> None:
         "import tinycudann\n"
         "assert tinycudann.Encoding\n"
     )
-    done = run_python(script, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "is there already" in done.stdout
+    assert "is there already" in run_python(code, tmp_path)
 
 
 def test_the_distribution_of_the_name(tmp_path: Path) -> None:
-    script = (
+    code = (
         "import tinycudann as tcnn, tinycudann.modules, hashfield.tcnn\n"
         "assert tcnn.Network is hashfield.tcnn.Network and tcnn.modules is hashfield.tcnn.modules\n"
         "assert tinycudann.modules._C.has_networks()\n"
     )
     source = Path(__file__).parents[2] / "compat" / "tinycudann" / "src"
-    done = run_python(script, tmp_path, str(source))
-    assert done.returncode == 0, done.stderr
+    run_python(code, tmp_path, source)
 
 
-def run_python(script: str, folder: Path, *paths: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own, in a folder that its imports see."""
-    path = os.pathsep.join([str(folder), *paths, os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+def run_python(code: str, folder: Path, *paths: Path) -> str:
+    """What a script writes, in a process of its own that sees the modules of a folder; it must succeed."""
+    process = script(code, folder, *paths)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
 
 
 def test_two_processes_share_gradients(tmp_path: Path) -> None:
-    script = f"""
-import sys, torch
+    code = f"""
+import torch
 import torch.distributed as dist
 from hashfield import tcnn
-rank = int(sys.argv[1])
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
+dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=RANK, world_size=2)
 model = tcnn.NetworkWithInputEncoding(3, 2, {GRID!r}, {mlp(16, 1)!r})
 parallel = torch.nn.parallel.DistributedDataParallel(model)
 x = torch.rand(64, 3, generator=torch.Generator().manual_seed(0))
-parallel(x[rank * 32 : rank * 32 + 32]).mean().backward()
+parallel(x[RANK * 32 : RANK * 32 + 32]).mean().backward()
 alone = tcnn.NetworkWithInputEncoding(3, 2, {GRID!r}, {mlp(16, 1)!r})
 alone(x).mean().backward()
 torch.testing.assert_close(model.params.grad, alone.params.grad)
 dist.destroy_process_group()
 """
-    file = tmp_path / "process.py"
-    file.write_text(script)
-    running = [subprocess.Popen([sys.executable, str(file), str(rank)], stderr=subprocess.PIPE) for rank in range(2)]
+    running = [script(code.replace("RANK", str(rank)), tmp_path) for rank in range(2)]
     for process in running:
         _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()[-2000:]
+        assert process.returncode == 0, errors[-2000:]

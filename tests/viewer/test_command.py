@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from PIL import Image
 from hashfield.cli import main, view
 from hashfield.train.loop import StepResult, TrainOptions, train
 from hashfield.train.run_folder import RunFolder
+from tests.forked import command
 
 PORT = 18400
 
@@ -64,13 +64,12 @@ def test_a_picture_is_watched_while_it_is_learned_and_afterwards(
     said = capsys.readouterr().out
     assert f"http://127.0.0.1:{PORT}" in said and "at most 33%" in said and "warning" not in said
 
-    command = [sys.executable, "-m", "hashfield", "view", str(run), "--port", str(PORT)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    server = command(["view", str(run), "--port", str(PORT)], tmp_path)
     try:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-        assert found is not None, line
+        end = time.monotonic() + 60
+        while (found := re.search(r"http://127\.0\.0\.1:(\d+)", server.said())) is None and time.monotonic() < end:
+            time.sleep(0.05)
+        assert found is not None, server.said()
         tab = Tab(int(found[1]))
         tab.move((0.0, -2.5, 0.0), fov=0.87)
         tab.wait(lambda: "drawn in" in str(tab.controls), 60.0)
@@ -80,7 +79,8 @@ def test_a_picture_is_watched_while_it_is_learned_and_afterwards(
         server.send_signal(signal.SIGINT)
         _, err = server.communicate(timeout=20)
     finally:
-        server.kill()
+        if server.returncode is None:
+            server.send_signal(signal.SIGKILL)
     assert server.returncode == 0 and "Traceback" not in err, err
 
 

@@ -32,7 +32,7 @@ def rest(loop: RenderLoop, clock: Clock, seconds: float = 1000.0) -> None:
 def test_whoever_moves_gets_five_pictures_a_second_whatever_a_pixel_costs(seconds_per_pixel: float) -> None:
     loop, clock, _ = make_loop(seconds_per_pixel)
     looker = Looker(loop)
-    for k in range(40):
+    for k in range(25):
         looker.ask(0.05 * k, rows=720)
         loop.work()
         clock.now += 0.01  # the way to the browser
@@ -305,7 +305,7 @@ def test_a_training_can_be_paused_and_saved() -> None:
     steps.loop.has_resting_limit = False
     before = steps.version
     steps.clock.now += 1.0
-    for _ in range(50):
+    for _ in range(20):
         assert steps.share.between_steps() == "wait"
     assert steps.version == before and looker.shown[-1].is_final
     steps.share.wants_save, steps.share.is_paused = True, False

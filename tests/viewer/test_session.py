@@ -227,14 +227,14 @@ def nerf_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A radiance field that was trained for a few steps."""
     from hashfield.data.demo_scene import make_demo_scene
     from hashfield.tasks.nerf import NerfTask
-    from hashfield.tasks.nerf_config import PRESETS
     from hashfield.train.loop import TrainOptions, train
     from hashfield.train.run_folder import RunFolder
+    from tests.tasks.scenes import tiny_config
 
     folder = tmp_path_factory.mktemp("nerf")
     scene, _ = make_demo_scene(0, size=48, n_train=8, n_test=2)
     run = RunFolder.create(folder / "run", "demo")
-    train(NerfTask(PRESETS["fast"], scene, seed=0), run, TrainOptions(n_steps=30))
+    train(NerfTask(tiny_config(), scene, seed=0), run, TrainOptions(n_steps=30))
     return run.path
 
 

@@ -99,6 +99,9 @@ def _check_same_mesh(run: RunFolder, metadata: dict[str, Any], mesh: SourceMesh)
 
 # --- what follows a run
 
+SHEET_SIDE = 480  # pixels of the sides of the pictures that are written
+MESHED = 256  # resolution at which the surface is extracted for its figures
+
 
 def finish_sdf(
     task: SdfTask, run: RunFolder, result: TrainResult, *, video_frames: int = 0, by_clock: bool = False
@@ -113,11 +116,11 @@ def finish_sdf(
         by_clock: Whether the schedule followed the clock.
     """
     model = task.model()
-    figures = evaluate_distance(model, task.truth, n_points=2**18, n_surface=2**16, surface=extracted(model, 256))
+    figures = evaluate_distance(model, task.truth, n_points=2**18, n_surface=2**16, surface=extracted(model, MESHED))
     say("; ".join(f"{name} {value}" for name, value in table_rows(figures)))
     sheets = []
     for k in (0, 3):
-        camera = task.cameras["orbit"][k].resized(480, 480)
+        camera = task.cameras["orbit"][k].resized(SHEET_SIDE, SHEET_SIDE)
         found = model.frame(camera, ("color", "normals", "opacity"), model.background)
         exact = task.truth.normals_seen(camera)
         row = [

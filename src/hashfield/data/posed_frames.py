@@ -368,6 +368,7 @@ def _stated_size(first: Fields, second: Fields) -> tuple[float | None, float | N
 
 
 _SAME_FOCAL: Final = 0.01  # focal lengths that differ by less say the same with other rounding
+_NARROWEST: Final = 1e-9  # of fields of view, in any unit: what is below makes no finite focal length
 _SQUARE: Final = 0.1  # of fx and fy of any real lens and sensor; instant-ngp's fox has 0.0007
 
 
@@ -379,9 +380,9 @@ def _focal(
     size = _stated_size(scope, other)
     found = []
     for axis, pixels, stated in (("x", header.width, size[0]), ("y", header.height, size[1])):
-        degrees = scope.number(f"{axis}_fov", above=0, below=180)
+        degrees = scope.number(f"{axis}_fov", above=_NARROWEST, below=180)
         in_pixels = scope.number(f"fl_{axis}", above=0)
-        radians = scope.number(f"camera_angle_{axis}", above=0, below=math.pi)
+        radians = scope.number(f"camera_angle_{axis}", above=_NARROWEST, below=math.pi)
         ways = {
             f"{axis}_fov": None if degrees is None else 0.5 * pixels / math.tan(math.radians(degrees) / 2),
             f"fl_{axis}": None if in_pixels is None else in_pixels * _ratio(pixels, stated),
@@ -397,7 +398,7 @@ def _focal(
     fx, fy = found
     if fx is None:
         return None if fy is None else (fy, fy)
-    if fy is not None and abs(math.log(fy / fx)) > _SQUARE:
+    if fy is not None and abs(math.log(fy) - math.log(fx)) > _SQUARE:
         shape = header.width / header.height
         is_slip = shape != 1 and min(abs(fy / fx / shape - 1), abs(fy / fx * shape - 1)) < _SAME_FOCAL
         told = "the focal lengths along x and y mean pixels that are not square"

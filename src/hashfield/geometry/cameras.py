@@ -498,7 +498,8 @@ def project(
         points: in the space of the table's poses.
     """
     table = _checked_table(table)
-    rows = lens_rows(table[camera_index.long()])
+    # One camera's numbers are not copied for every point.
+    rows = lens_rows(table.expand(len(points), -1) if len(table) == 1 else table[camera_index.long()])
     local = (rows.rotation.mT @ (points.to(table.dtype) - rows.position)[:, :, None])[:, :, 0]
     x, y, z = local.unbind(1)
     is_opencv, is_fisheye, is_panorama = (rows.lens == number for number in (1, 2, 3))

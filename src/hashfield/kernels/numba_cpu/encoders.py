@@ -1,8 +1,9 @@
 """What the fused kernels ask of an encoding: four functions over an encoder, chosen by the encoder's type.
 
-An encoder is a NamedTuple with at least the fields `n_levels` and `n_features` (features to a level). Its file registers
-the functions below with `implements`, as `grid_encode.py` does for grids; the kernels then compile for it as they are.
-Points are planes, one per axis in one flat array, which go on for two blocks beyond the last point.
+An encoder is a NamedTuple with at least the fields `table` (what its features are read from, one flat array),
+`n_levels` and `n_features` (features to a level). Its file registers the functions below with `implements`, as
+`grid_encode.py` does for grids; the kernels then compile for it as they are. Points are planes, one per axis in one
+flat array, which go on for two blocks beyond the last point.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def encode_range(encoder, positions, begin, end, out, row, scratch):
 def add_gradient(encoder, positions, n, grad, level, piece, parts, cotangent, start, row, scratch):
     """Add what n points contribute to the table's gradient of one level, or of one of `parts` equal pieces of it.
 
-    The gradient of point i's features of that level begins at cotangent[start + i*row].
+    The gradient of point i's features of that level begins at cotangent[start + i*row]. The encoder's table is not read.
     """
     return _IMPLEMENTATIONS["add_gradient", encoder.instance_class]
 

@@ -66,7 +66,7 @@ def _add_to_table(encoder, positions, features, counts, grad, parts, taking, spe
             )  # fmt: skip
         if taking is not None:
             take_part(grad, n_features, taking, level)
-    spent[thread] += cycles() - clock
+    spent[thread, spent.shape[1] - 1] += cycles() - clock
     restore_denormals(mode)
 
 
@@ -98,14 +98,16 @@ class Gradients:
             encoder: Whose table it is.
             positions: [segment, D * plane]: planes of the points.
             grad_table: Tensor that is added to.
-            spent: [thread]: time stamps, added to.
+            spent: [thread, stage]: time stamps, of which the last stage's are added to.
             plan: `ops.touched_rows.Plan` of what is then taken out of it again, level by level; None: nothing.
         """
         parts = -(-self.threads // encoder.n_levels)
         taking = None if plan is None or parts > 1 else taking_of(plan.room, plan.numbers, plan.scale)
+        grad = as_array(grad_table).reshape(-1)
+        # In place of the table, which is not read, so that no second kernel is compiled for tables in bfloat16.
+        encoder = encoder._replace(table=grad)
         launch(
-            _add_to_table, encoder, positions, self.features, self.counts, as_array(grad_table).reshape(-1), parts,
-            taking, spent,
+            _add_to_table, encoder, positions, self.features, self.counts, grad, parts, taking, spent,
             threads=self.threads,
         )  # fmt: skip
         if plan is not None and taking is not None:

@@ -43,7 +43,7 @@ from hashfield.kernels.numba_cpu.grid_corners import (
     nearest,
     slope,
 )
-from hashfield.kernels.numba_cpu.grid_inputs import bf16_words, level_table, lookup_table, to_planes
+from hashfield.kernels.numba_cpu.grid_inputs import bf16_words, level_scales, level_table, lookup_table, to_planes
 from hashfield.kernels.numba_cpu.simd import (
     FEATURES,
     LANES,
@@ -406,7 +406,7 @@ def _backward_nearest(encoder, positions, n, grad, cotangent, parts, thread, thr
 def grid_encoder(layout: GridLayout, table: np.ndarray, interpolation: str) -> GridEncoder:
     """Encoder of any grid, over a flat table."""
     return GridEncoder(
-        table, layout.n_features_per_level, layout.n_levels, level_table(layout), layout.scales, layout.n_dims,
+        table, layout.n_features_per_level, layout.n_levels, level_table(layout), level_scales(layout), layout.n_dims,
         interpolation == "smoothstep",
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ from hashfield.kernels.numba_cpu.grid_corners import (
     slope,
 )
 from hashfield.kernels.numba_cpu.grid_encode import read_block
-from hashfield.kernels.numba_cpu.grid_inputs import level_table, to_planes
+from hashfield.kernels.numba_cpu.grid_inputs import level_scales, level_table, to_planes
 from hashfield.kernels.numba_cpu.simd import (
     FEATURES,
     LANES,
@@ -267,7 +267,7 @@ def grid_encode_second(
     if n:
         launch(
             _points, planes, turn, n_dims, n, as_array(values).reshape(-1), layout.n_features_per_level, levels,
-            layout.scales, smoothstep, u, as_array(to_cotangent).reshape(-1), planes_grad, needs_positions,
+            level_scales(layout), smoothstep, u, as_array(to_cotangent).reshape(-1), planes_grad, needs_positions,
         )  # fmt: skip
     to_positions = to_table = None
     if needs_positions:
@@ -276,6 +276,6 @@ def grid_encode_second(
         to_table = torch.from_numpy(recycled("grid_encode_second", table.numel())).view(table.shape)
         launch(
             _table, planes, turn, n_dims, n, as_array(to_table).reshape(-1), layout.n_features_per_level, levels,
-            layout.scales, smoothstep, u, -(-n_threads() // layout.n_levels),
+            level_scales(layout), smoothstep, u, -(-n_threads() // layout.n_levels),
         )  # fmt: skip
     return to_cotangent, to_positions, to_table

@@ -15,6 +15,12 @@ def level_table(layout: GridLayout) -> np.ndarray:
     return np.stack([np.asarray(c).astype(np.int64) for c in columns], axis=1)
 
 
+def level_scales(layout: GridLayout) -> np.ndarray:
+    """The layout's scales, in an array that may be written to. That of a layout may not be, but that of its copy may, as
+    a model has one; to the compiler these are two types, and every kernel would be compiled for both."""
+    return np.array(layout.scales)
+
+
 def plane_length(n: int) -> int:
     """Points for which a plane of n positions has room: kernels read whole blocks, and one block ahead."""
     return round_up(n, BLOCK) + 2 * BLOCK

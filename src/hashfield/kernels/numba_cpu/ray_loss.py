@@ -147,7 +147,7 @@ def composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settin
             sums[S_ERROR] += counts * ((color - wish) * (color - wish))
             pixel[3 * r + c] = counts * (slope * ray_scale)  # from here on the gradient of the pixel
             behind[3 * r + c] = color
-            if tracked is not None:
+            if tracked.is_wanted:
                 tracked.color[ray, c], tracked.grad_color[ray, c] = color, pixel[3 * r + c]
     if sparsity > zero:
         for r in range(n_chunk):

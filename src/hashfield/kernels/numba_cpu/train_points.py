@@ -220,7 +220,7 @@ def train_points(network, positions_unit, target, workspace, loss: str, huber_de
         threads=buffers.threads,
     )  # fmt: skip
     gradients.counts[0] = n
-    gradients.add_to_table(encoder, planes[None], workspace.grad_table, buffers.sums[:, -1])
+    gradients.add_to_table(encoder, planes[None], workspace.grad_table, buffers.sums)
     sums = buffers.sums.sum(axis=0)
     return {
         "loss": float(sums[S_LOSS] / n_values), "squared_error": float(sums[S_ERROR] / n_values),

@@ -4,7 +4,7 @@ Each thread walks its share of the rays in chunks: march and density in waves, c
 composite, loss, and both networks' backward pass, while everything the chunk needs is still in L2. What crosses
 to the second kernel is, for each kept sample, its position and the gradient of its features; there every level
 of the table is added to by one thread. Nothing depends on timing: same seed, same threads, same bits. Where the gradients
-of rays are wanted, each chunk ends with a pass over its samples that sums what they say about origin and direction.
+of rays are wanted, a kernel of its own sums over the samples what they say about origin and direction.
 """
 
 from typing import Any, NamedTuple
@@ -125,25 +125,25 @@ class Backward(NamedTuple):
 
 
 class Tracked(NamedTuple):
-    """What a step keeps of its rays only if their gradients are wanted; elsewhere None, and no code is compiled for it.
+    """What a step keeps of its rays only if their gradients are wanted; else the arrays are empty.
 
-    The first four are written by all threads, each ray by one.
+    Not None then: a training kernel of its own would be compiled for that. The first three arrays are written by all
+    threads, each ray by one.
     """
 
+    is_wanted: bool
     color: Any
     """[n, 3]: rendered colour, background included."""
     grad_color: Any
     """[n, 3]"""
-    grad_origin: Any
-    """[n, 3]"""
-    grad_direction: Any
-    """[n, 3]"""
-    g_harmonics: Any
-    """[ROWS, 16]: gradient to a block's harmonics."""
     harmonics: Any
-    """[rays, 16]: the same, summed over the samples of each ray of the chunk."""
-    positions: Any
-    """Planes: gradients to the unit positions of all kept samples."""
+    """[n, 16]: gradient to the harmonics of each ray's direction."""
+    g_harmonics: Any
+    """[ROWS, 16]: the same of a block's samples."""
+    ray: Any
+    """[samples]: number of each kept sample's ray."""
+    distance: Any
+    """[samples]: t along that ray."""
 
 
 class Own(NamedTuple):
@@ -216,7 +216,7 @@ def compact(state, loss, wave, chunk, n_alive, kept, settings, positions, base, 
 
 
 @part
-def backward_blocks(kept, density, color, encoder, chunk, scratch, backward, own, d_features, base, tracked):
+def backward_blocks(first_ray, kept, density, color, encoder, chunk, scratch, backward, own, d_features, base, tracked):
     """Both networks' backward pass for a chunk: adds to the thread's weight gradients `own` and writes the
     gradient of the features, level by level, to d_features [level, sample, feature] from sample `base` on."""
     features, color_in, hidden1, hidden2 = chunk.features, chunk.color_in, chunk.hidden1, chunk.hidden2
@@ -251,13 +251,13 @@ def backward_blocks(kept, density, color, encoder, chunk, scratch, backward, own
         weight_gradient(
             g_hidden2, 0, width, color_in, begin * N_COLOR_IN, N_COLOR_IN, own, o3, width, n, grad_pairs, x_pairs
         )
-        if tracked is not None:
+        if tracked.is_wanted:
             product_store(
                 g_hidden2, 0, width, p, color.w1, p * N_GEOMETRY, p * N_COLOR_IN,
                 tracked.g_harmonics, 0, N_DIRECTION, n, N_DIRECTION, width // p, own, 0,
             )  # fmt: skip
             for s in range(n):
-                to = peek(chunk.ray, begin + s) * N_DIRECTION
+                to = (first_ray + peek(chunk.ray, begin + s)) * N_DIRECTION
                 for c in range(0, N_DIRECTION, LANES):
                     term = load(tracked.g_harmonics, s * N_DIRECTION + c)
                     store(tracked.harmonics, to + c, load(tracked.harmonics, to + c) + term)
@@ -283,35 +283,6 @@ def backward_blocks(kept, density, color, encoder, chunk, scratch, backward, own
             g_hidden, 0, n_width, p, density.w1, 0, p * row, g_features, 0, row, n, row, n_width // p, own, 0
         )
         by_level(g_features, row, n, encoder, d_features, base + begin)
-
-
-@part
-def gather_ray_gradients(first_ray, n_chunk, kept, rays, march, encoder, chunk, own, base, scratch, tracked):
-    """Sum the gradients to a chunk's positions, and to its harmonics, over the samples of each ray."""
-    positions, grad, direction = own.positions, tracked.positions, rays.direction
-    grad_origin, grad_direction = tracked.grad_origin, tracked.grad_direction
-    stride, inverse_side = positions.size // 3, np.float32(march.inverse_side)
-    for axis in range(3):
-        for i in range(base, base + kept + BLOCK):  # whole blocks are added to
-            poke(grad, axis * stride + i, np.float32(0.0))
-    step = own.features.size // encoder.n_levels
-    add_position_gradient(
-        encoder, positions, base, base + kept, own.features, 0, step, encoder.n_features, grad, scratch.encoder
-    )
-    for i in range(kept):
-        ray, t = first_ray + peek(chunk.ray, i), peek(chunk.distance, i)
-        for axis in range(3):
-            slope = peek(grad, axis * stride + base + i) * inverse_side
-            grad_origin[ray, axis] += slope
-            grad_direction[ray, axis] += t * slope
-    for r in range(n_chunk):
-        ray = first_ray + r
-        x, y, z = harmonics_gradient(
-            direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, tracked.harmonics, r * N_DIRECTION
-        )
-        grad_direction[ray, 0] += x
-        grad_direction[ray, 1] += y
-        grad_direction[ray, 2] += z
 
 
 @kernel
@@ -373,13 +344,14 @@ def _train(rays, wanted, march, density, color, encoder, settings, own, tracked,
         clock1 = cycles()
         composite_chunk(first_ray, n_chunk, kept, chunk, state, loss, wanted, settings, sums, tracked)
         clock2 = cycles()
-        if tracked is not None:
-            tracked.harmonics[: n_chunk * N_DIRECTION] = np.float32(0.0)
         backward_blocks(
-            kept, density, color, encoder, chunk, scratch, own.backward, own.weights, own.features, used, tracked
-        )
-        if tracked is not None:
-            gather_ray_gradients(first_ray, n_chunk, kept, rays, march, encoder, chunk, own, used, scratch, tracked)
+            first_ray, kept, density, color, encoder, chunk, scratch, own.backward, own.weights, own.features, used,
+            tracked,
+        )  # fmt: skip
+        if tracked.is_wanted:
+            for i in range(kept):
+                poke(tracked.ray, used + i, first_ray + peek(chunk.ray, i))
+                poke(tracked.distance, used + i, peek(chunk.distance, i))
         sums[S_STAGES + 3] += clock1 - clock0
         sums[S_STAGES + 4] += clock2 - clock1
         sums[S_STAGES + 5] += cycles() - clock2
@@ -392,11 +364,70 @@ def _train(rays, wanted, march, density, color, encoder, settings, own, tracked,
     restore_denormals(mode)
 
 
+class Gathered(NamedTuple):
+    """What a thread of the kernel below reads and writes."""
+
+    tracked: Tracked
+    positions: Any
+    """See `Own`."""
+    features: Any
+    count: Any
+    grad: Any
+    """Planes: gradients to the unit positions of all kept samples."""
+    sums: Any
+    grad_origin: Any
+    """[n, 3]: written by all threads, each ray by one."""
+    grad_direction: Any
+    """[n, 3]"""
+
+
+@kernel
+def _gather_ray_gradients(direction, inverse_side, encoder, gathered, thread, threads):
+    """Sum the gradients to the samples' positions, and those to the harmonics, over the samples of each ray."""
+    tracked, positions, features, grad = gathered.tracked, gathered.positions, gathered.features, gathered.grad
+    grad_origin, grad_direction = gathered.grad_origin, gathered.grad_direction
+    stride, step, kept = positions.size // 3, features.size // encoder.n_levels, gathered.count[0]
+    n_rays, side = direction.shape[0], np.float32(inverse_side)
+    mode = flush_denormals()
+    clock = cycles()
+    scratch = encoder_scratch(encoder)
+    for axis in range(3):
+        for i in range(kept + BLOCK):  # whole blocks are added to
+            poke(grad, axis * stride + i, np.float32(0.0))
+    for begin in range(0, kept, GATHERED):
+        end = min(kept, begin + GATHERED)
+        add_position_gradient(
+            encoder, positions, begin, end, features, 0, step, encoder.n_features, grad, scratch
+        )
+        for i in range(begin, end):
+            ray, t = peek(tracked.ray, i), peek(tracked.distance, i)
+            for axis in range(3):
+                slope = peek(grad, axis * stride + i) * side
+                grad_origin[ray, axis] += slope
+                grad_direction[ray, axis] += t * slope
+    for ray in range(share(n_rays, thread, threads), share(n_rays, thread + 1, threads)):
+        x, y, z = harmonics_gradient(
+            direction[ray, 0], direction[ray, 1], direction[ray, 2], 4, tracked.harmonics, ray * N_DIRECTION
+        )
+        grad_direction[ray, 0] += x
+        grad_direction[ray, 1] += y
+        grad_direction[ray, 2] += z
+    gathered.sums[S_STAGES + 5] += cycles() - clock
+    restore_denormals(mode)
+
+
 # --- entry point -------------------------------------------------------------------------------------------
 
 CHUNK_RAYS = 1024  # rays that a chunk has room for
 CHUNK_SAMPLES = 12288  # kept samples a chunk has room for
 CHUNK_TARGET = 1536  # and is meant to have
+GATHERED = 12 * BLOCK  # samples whose gradients are gathered at a time, while they are in cache
+
+
+UNTRACKED = Tracked(
+    False, np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32),
+    np.zeros(0, np.int64), np.zeros(0, np.float32),
+)  # fmt: skip
 
 
 class Buffers:
@@ -411,19 +442,20 @@ class Buffers:
         self.gradients = Gradients(threads, n_weights, field.layout.n_output, threads, length)
         self.positions = np.zeros((threads, 3 * length), np.float32)
         self.sums = np.zeros((threads, S_STAGES + len(STAGES)))
-        self._tracked: list | None = None  # made when first asked for
+        self._kept_of_rays: list[tuple] = []  # made when first asked for
         self.own = PerThread(self._own(k, density, color, storage(field.precision)) for k in range(threads))
 
-    def tracked(self, rays: tuple) -> PerThread:
-        """What keeps the gradients of rays, given the four arrays [n, 3] that they go to."""
-        if self._tracked is None:
-            self._tracked = [
-                (
-                    np.zeros(ROWS * N_DIRECTION, np.float32), np.zeros(CHUNK_RAYS * N_DIRECTION, np.float32), np.zeros_like(positions),
-                )
-                for positions in self.positions
-            ]  # fmt: skip
-        return PerThread(Tracked(*rays, *memory) for memory in self._tracked)
+    def tracked(self, color: np.ndarray, grad_color: np.ndarray) -> PerThread:
+        """What keeps the rays of a step, given the arrays [n, 3] that their colours and those's gradients go to."""
+        if not self._kept_of_rays:
+            length = self.positions.shape[1] // 3
+            self._kept_of_rays = [
+                (np.zeros(ROWS * N_DIRECTION, np.float32), np.zeros(length, np.int64), np.zeros(length, np.float32))
+                for _ in range(self.threads)
+            ]
+            self.grad_positions = np.zeros_like(self.positions)
+        harmonic = np.zeros(len(color) * N_DIRECTION, np.float32)
+        return PerThread(Tracked(True, color, grad_color, harmonic, *memory) for memory in self._kept_of_rays)
 
     def _own(self, thread: int, density, color, kind: type) -> Own:
         n, width = round_up(CHUNK_SAMPLES, ROWS), max(density.width, color.width)
@@ -491,15 +523,25 @@ def train_rays(
         log_distance = as_array(batch.distance.clamp(min=float(NEAREST)).log().contiguous())
         trust = as_array(batch.trust.contiguous())
     found = tuple(torch.zeros(n_rays, 3) for _ in range(4)) if wants_ray_gradients else None
+    tracked = UNTRACKED if found is None else buffers.tracked(as_array(found[0]), as_array(found[1]))
+    arrays, marched = ray_arrays(rays, batch.jitter), march_of(bits, options.aabb_scale, options.cone_angle, options.step_scale)
     launch(
-        _train, ray_arrays(rays, batch.jitter), Wanted(target, background, weight, log_distance, trust),
-        march_of(bits, options.aabb_scale, options.cone_angle, options.step_scale),
-        density, color, encoder, settings, buffers.own,
-        None if found is None else buffers.tracked(tuple(map(as_array, found))),
+        _train, arrays, Wanted(target, background, weight, log_distance, trust), marched, density, color, encoder,
+        settings, buffers.own, tracked,
         threads=buffers.threads,
     )  # fmt: skip
+    if found is not None:
+        own = zip(tracked, buffers.own, buffers.grad_positions, strict=True)
+        launch(
+            _gather_ray_gradients, arrays.direction, marched.inverse_side, encoder,
+            PerThread(
+                Gathered(kept, mine.positions, mine.features, mine.count, grad, mine.sums, *map(as_array, found[2:]))
+                for kept, mine, grad in own
+            ),
+            threads=buffers.threads,
+        )  # fmt: skip
     gradients.add_to_table(
-        encoder, buffers.positions, workspace.grad_table, buffers.sums[:, -1], workspace.plan
+        encoder, buffers.positions, workspace.grad_table, buffers.sums, workspace.plan
     )  # fmt: skip
     sums = buffers.sums.sum(axis=0)
     used = max(sums[S_RAYS], 1.0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,8 +17,17 @@ from hashfield.kernels.reference.render_rays import POINTS_AT_ONCE, small_refere
 def cell_points(cells: Tensor, offset: Tensor) -> Tensor:
     """Scene positions of points within cells; offset in [0, 1]^3."""
     side = torch.exp2((cells // CELLS_PER_CASCADE).to(offset.dtype))[:, None]
-    corner = morton3_inverse(cells % CELLS_PER_CASCADE).to(offset.dtype)
+    return _points(morton3_inverse(cells % CELLS_PER_CASCADE).to(offset.dtype), side, offset)
+
+
+def _points(corner: Tensor, side: Tensor, offset: Tensor) -> Tensor:
     return ((corner + offset) / GRID_SIZE - 0.5) * side + 0.5
+
+
+@cache
+def _corners_of_a_cascade() -> Tensor:
+    """The cells of one cascade [n, 3], uint8."""
+    return morton3_inverse(torch.arange(CELLS_PER_CASCADE)).to(torch.uint8)
 
 
 def refresh_cells(values: Tensor, cells: Tensor, noise: Tensor, field: Any, aabb_scale: int) -> None:
@@ -61,6 +71,10 @@ def carve(
     """Camera by camera over all cells."""
     device = starts.device
     cells = torch.arange(n_cells_of(aabb_scale), device=device)
+    n_cascades = len(cells) // CELLS_PER_CASCADE
+    corner = _corners_of_a_cascade().to(device, torch.float64).repeat(n_cascades, 1)
+    side = torch.exp2(torch.arange(n_cascades, dtype=torch.float64, device=device))
+    side = side.repeat_interleave(CELLS_PER_CASCADE)[:, None]
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)] * 3)
     centre = torch.full((3,), 0.5, dtype=torch.float64, device=device)
     offsets = [centre] + ([] if masks is not None else list(corners))
@@ -68,7 +82,7 @@ def carve(
     outside = torch.zeros(len(cells), dtype=torch.bool, device=device)
     for k in range(len(table)):
         if float(near[k]) > 0:
-            way = cell_points(cells, centre.expand(len(cells), 3)) - table[k, [3, 7, 11]].to(device)
+            way = _points(corner, side, centre) - table[k, [3, 7, 11]].to(device)
             outside |= way.norm(dim=1) < float(near[k])
     for k in range(len(table)):
         seen = torch.zeros_like(outside)
@@ -76,7 +90,8 @@ def carve(
         asked = cells[~outside if masks is not None else ~outside & (n_seen < fewest)]
         for offset in offsets:
             rest = asked[~seen[asked]]
-            pixel, valid = project(table, torch.full_like(rest, k), cell_points(rest, offset.expand(len(rest), 3)))
+            points = _points(corner[rest], side[rest], offset)
+            pixel, valid = project(table[k : k + 1], torch.zeros_like(rest), points)
             w, h = int(widths[k]), int(heights[k])
             inside = valid & (pixel >= 0).all(1) & (pixel[:, 0] < w) & (pixel[:, 1] < h)
             seen[rest[inside]] = True
