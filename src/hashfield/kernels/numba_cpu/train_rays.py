@@ -446,7 +446,7 @@ class Buffers:
         self.own = PerThread(self._own(k, density, color, storage(field.precision)) for k in range(threads))
 
     def tracked(self, color: np.ndarray, grad_color: np.ndarray) -> PerThread:
-        """What keeps the rays of a step, given the arrays [n, 3] that their colours and those's gradients go to."""
+        """What keeps the rays of a step, given the arrays [n, 3] that their colours and the gradients of these go to."""
         if not self._kept_of_rays:
             length = self.positions.shape[1] // 3
             self._kept_of_rays = [
